@@ -1,0 +1,50 @@
+# Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit((3, 11) > sys.version_info[:2] or sys.version_info[:2] > (3, 12))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -qq --prefer-binary --no-compile -c constraints.txt
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+
+.PHONY: quickstart test lint clean
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/installed
+	$(BIN)/megatron-rl train quickstart $(ARGS)
+
+test: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# Without a GPU the CPU build of torch, wherever pip is configured to look and else from PyTorch's own list: the
+# default build brings several gigabytes of CUDA.
+$(VENV)/torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "megatron_rl needs Python 3.11 or 3.12; install one, or run make PYTHON=/path/to/python"; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version): torch $(TORCH) (a minute or two) …"
+	@$(PYTHON) -m venv $(VENV)
+	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then $(INSTALL) torch==$(TORCH); \
+	else $(INSTALL) torch==$(TORCH)+cpu 2>/dev/null || $(INSTALL) --index-url $(CPU_WHEELS) torch==$(TORCH)+cpu; fi
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch setup.py
+	@echo "Installing megatron_rl and its requirements (a minute or two) …"
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing what the tests need …"
+	@$(INSTALL) -e '.[dev]'
+	@touch $@

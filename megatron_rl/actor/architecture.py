@@ -1,0 +1,110 @@
+"""What a Hugging Face config.json says, in one typed object (no torch)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_rl.errors import InputError
+
+QK_NORM = {"qwen3", "qwen3_moe"}
+QKV_BIAS = {"qwen2"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a decoder of the Qwen2/2.5, Qwen3, Qwen3-MoE or Llama 3.x family."""
+
+    family: str
+    layers: int
+    hidden: int
+    mlp_hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    norm_eps: float
+    tied: bool
+    qk_norm: bool
+    qkv_bias: bool
+    rope_theta: float
+    rope_scaling: dict[str, Any]
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_hidden: int = 0
+    norm_topk: bool = True
+
+    def padded_vocab(self, tensor_parallel: int) -> int:
+        """Rows of the embedding: the smallest multiple of the tensor-parallel size."""
+        return -(-self.vocab // tensor_parallel) * tensor_parallel
+
+    def inverse_frequencies(self) -> np.ndarray:
+        """float32 [head_dim / 2] rotary frequencies; Llama 3.1's scaling follows transformers' modeling_rope_utils."""
+        exponent = np.arange(0, self.head_dim, 2, dtype=np.int64).astype(np.float32) / np.float32(self.head_dim)
+        frequencies = (np.float32(1.0) / np.power(np.float32(self.rope_theta), exponent)).astype(np.float32)
+        if self.rope_scaling.get("rope_type", "default") != "llama3":
+            return frequencies
+        factor, low, high = (float(self.rope_scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+        length = float(self.rope_scaling["original_max_position_embeddings"])
+        wavelength = 2 * math.pi / frequencies
+        smooth = (length / wavelength - low) / (high - low)
+        blended = (1 - smooth) * frequencies / factor + smooth * frequencies
+        scaled = np.where(wavelength > length / low, frequencies / factor, frequencies)
+        medium = (wavelength >= length / high) & (wavelength <= length / low)
+        return np.where(medium, blended, scaled).astype(np.float32)
+
+
+def read_architecture(config: dict[str, Any]) -> Architecture:
+    """From the content of config.json, in transformers 4's or 5's spelling.
+
+    Raises InputError for a family or an option that the actor does not compute.
+    """
+    from megatron_rl.resharding.families import family
+
+    family(config)  # an unknown family is an error that lists the known ones
+    name = config["model_type"]
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = rope.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
+    rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type", "default")
+    if rope["rope_type"] not in ("default", "llama3"):
+        raise InputError(f"config.json asks for rope_type={rope['rope_type']!r}; default and llama3 are supported.")
+    for key, value in (("hidden_act", "silu"), ("use_sliding_window", False), ("mlp_bias", False)):
+        if config.get(key, value) != value:
+            raise InputError(f"config.json has {key}={config[key]!r}; only {value!r} is supported.")
+    if config.get("attention_bias", name in QKV_BIAS) != (name in QKV_BIAS):
+        raise InputError(
+            f"config.json has attention_bias={config['attention_bias']!r}, which {name} is not built with."
+        )
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise InputError(
+            "config.json mixes dense and expert layers (mlp_only_layers, decoder_sparse_step): unsupported."
+        )
+    heads = config["num_attention_heads"]
+    moe: dict[str, Any] = {}
+    if experts := config.get("num_experts") or config.get("num_local_experts"):  # transformers 4's name, 5's name
+        moe = dict(
+            experts=experts,
+            experts_per_token=config["num_experts_per_tok"],
+            expert_hidden=config["moe_intermediate_size"],
+            norm_topk=config.get("norm_topk_prob", False),
+        )
+    return Architecture(
+        family=name,
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        mlp_hidden=config["intermediate_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab=config["vocab_size"],
+        max_positions=config.get("max_position_embeddings", 2048),
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        tied=config.get("tie_word_embeddings", False),
+        qk_norm=name in QK_NORM,
+        qkv_bias=name in QKV_BIAS,
+        rope_theta=float(theta),
+        rope_scaling=rope,
+        **moe,
+    )

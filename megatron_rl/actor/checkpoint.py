@@ -1,0 +1,148 @@
+"""Checkpoints of the actor in Megatron's torch_dist format: weights, optimiser, random state and position.
+
+A checkpoint loads at any sharding; at the same one training continues bit-identically. It is written into a
+hidden folder and renamed when complete, so a folder named step-* is always whole.
+"""
+
+import json
+import multiprocessing
+import shutil
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.optimizer import distrib_optimizer
+
+from megatron_rl.actor import platform
+from megatron_rl.actor.actor import Actor, parallel_sizes
+from megatron_rl.processes import die_with_parent
+
+STATE = "state.json"
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a run's checkpoint folder."""
+    return max(folder.glob("step-*"), default=None, key=lambda p: p.name)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What was passed to ``save``: the position of the run."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["state"]
+    return state
+
+
+def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int) -> Path:
+    """Write folder/step-{name} and delete all but the ``keep`` newest; collective."""
+    platform.adapt()
+    if filesystem_async._results_queue is None:
+        # As Megatron's own, but it dies with this process; without CUDA it can fork instead of importing the trainer
+        # again, which takes seconds.
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn" if platform.on_gpu() else "fork"))
+        manager.start(initializer=die_with_parent)
+        filesystem_async._results_queue = manager.Queue()
+    target, partial = folder / f"step-{name}", folder / f".step-{name}"
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
+    if dist.get_rank() == 0:
+        content = {"state": state, "sizes": vars(parallel_sizes(actor.config))}
+        (partial / STATE).write_text(json.dumps(content, indent=2))
+        shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
+        partial.rename(target)
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return target
+
+
+@torch.no_grad()
+def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
+    """Restore weights, optimiser and, at the same sharding, random state; returns the saved position. Collective.
+
+    The actor has the optimiser of the stage that the checkpoint was written in.
+    """
+    platform.adapt()
+    same = json.loads((checkpoint / STATE).read_text())["sizes"] == vars(parallel_sizes(actor.config))
+    content = _state_dict(actor, loading=True)
+    if not same:
+        del content["rng"]
+    loaded = dist_checkpointing.load(content, str(checkpoint))
+    for i, chunk in enumerate(actor.chunks):
+        chunk.load_state_dict(loaded[f"model{i}"])
+    actor.optimizer.load_state_dict(loaded["optimizer"])
+    for optimizer in _torch_optimizers(actor):
+        for entry in optimizer.optimizer.state.values():
+            entry["step"] = entry["step"].clone()  # loading leaves all parameters with one shared tensor
+    if same:
+        rng = loaded["rng"]
+        torch.set_rng_state(rng["cpu"])
+        torch.cuda.set_rng_state(rng["device"])
+        tensor_parallel.get_cuda_rng_tracker().set_states(rng["tracker"])
+    return read_state(checkpoint)
+
+
+def _state_dict(actor: Actor, *, loading: bool) -> dict[str, Any]:
+    for optimizer in _torch_optimizers(actor):
+        _complete(optimizer)
+    metadata = {
+        "distrib_optim_sharding_type": "fully_reshardable",  # the type that loads at any sharding
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    content: dict[str, Any] = {
+        f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(actor.chunks)
+    }
+    content["optimizer"] = actor.optimizer.sharded_state_dict(dict(content), is_loading=loading, metadata=metadata)
+    rng = {
+        "cpu": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    places = [
+        (parallel_state.get_pipeline_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_rank()),
+        (parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()),
+        (
+            parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+            parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        ),
+    ]
+    content["rng"] = ShardedObject("rng", rng, tuple(p[0] for p in places), tuple(p[1] for p in places))
+    return content
+
+
+def _torch_optimizers(actor: Actor) -> list[Any]:
+    """The distributed optimisers that step with torch's AdamW (no Transformer Engine, no apex)."""
+    return [] if distrib_optimizer.HAVE_APEX_OR_TE else list(actor.optimizer.chained_optimizers)
+
+
+def _complete(optimizer: Any) -> None:
+    """Let Megatron save and load torch's AdamW exactly.
+
+    Megatron asserts one ``step`` for all parameters and expects every state to exist. States are created as AdamW
+    would have before its first step, and ``step`` (kept in the parameter groups) is left out of the tensor states.
+    """
+    for group in optimizer.optimizer.param_groups:
+        for p in group["params"]:
+            if not optimizer.optimizer.state[p]:
+                optimizer.optimizer.state[p] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(p.data),
+                    "exp_avg_sq": torch.zeros_like(p.data),
+                }
+
+    def set_states(self: Any, model_param: Any, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        main = self.optimizer.param_groups[group]["params"][order]
+        for name, destination in (("param", main), *self.optimizer.state[main].items()):
+            if name != "step":
+                destination.copy_(tensors[name])
+
+    optimizer._set_main_param_and_optimizer_states = MethodType(set_states, optimizer)

@@ -1,0 +1,48 @@
+"""Options of the policy that is trained: its model, its sharding and its optimiser."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """Which model. Either ``path`` or ``architecture`` is given."""
+
+    path: str = ""  # Hugging Face folder: config.json, *.safetensors, tokenizer files
+    architecture: dict[str, Any] = field(default_factory=dict)  # a config.json's content: start from random weights
+    dtype: str = "bfloat16"  # weights and activations in actor and engine: bfloat16 | float32
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule (steps are optimiser steps)."""
+
+    lr: float = 1e-6  # peak learning rate
+    beta1: float = 0.9  # decay of the first moment
+    beta2: float = 0.999  # decay of the second moment
+    eps: float = 1e-8  # added to the square root of the second moment
+    weight_decay: float = 0.0  # decoupled; norms and biases are never decayed
+    clip_grad: float = 1.0  # global gradient norm; 0 turns clipping off
+    warmup_steps: int = 0  # linear warm-up from 0
+    decay: str = "constant"  # constant | linear | cosine, down to min_lr_ratio at the last step
+    min_lr_ratio: float = 0.0  # final learning rate as a fraction of the peak
+
+
+@dataclass
+class ActorConfig:
+    """The trainer ranks: world size = tensor x pipeline x context x data parallel."""
+
+    tensor_parallel: int = 1  # ranks that share every weight matrix
+    pipeline_parallel: int = 1  # ranks that share the layers
+    virtual_pipeline: int = 1  # interleaved model chunks per pipeline rank
+    context_parallel: int = 1  # ranks that share every sequence
+    expert_parallel: int = 1  # ranks that share the experts (inside data x context parallel)
+    data_parallel: int = 1  # replicas
+    sequence_parallel: bool = False  # shard activations between tensor-parallel regions
+    micro_batch_tokens: int = 16384  # at most this many tokens in one forward pass of one rank
+    packing: bool = True  # several sequences per forward pass (THD); false: one by one
+    logprob_chunk: int = 2048  # tokens whose logits exist at the same time
+    recompute: str = "none"  # activation recomputation: none | selective | full
+    fp8: str = "none"  # Transformer Engine FP8 recipe: none | delayed | tensorwise | blockwise
+    threads: int = 1  # CPU threads per rank
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -1,0 +1,194 @@
+"""Megatron-Core GPT models from a Hugging Face config.json."""
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer import TransformerConfig, attention
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from megatron_rl.actor import platform
+from megatron_rl.actor.architecture import Architecture
+from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.layers import PackedAttention, PackedRotary, RMSNorm, apply_packed_rotary
+from megatron_rl.actor.logprobs import token_logprobs
+from megatron_rl.actor.micro_batch import MicroBatch
+
+
+def transformer_engine() -> bool:
+    """True when Transformer Engine's layers are used: it imports and there is a GPU."""
+    if not platform.on_gpu():
+        return False
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class PolicyModel(GPTModel):
+    """A GPT model whose last stage returns final hidden states [t, 1, h]: logits are made chunk by chunk later."""
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if isinstance(self.rotary_pos_emb, PackedRotary):
+            self.rotary_pos_emb.positions = position_ids
+        return super().forward(input_ids, position_ids, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+    def logprobs(
+        self, hidden: torch.Tensor, batch: MicroBatch, *, temperature: float, vocab_size: int, chunk: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob and entropy (float32 [n]) of the trained positions, from this stage's output [t, 1, h]."""
+        from megatron.core.tensor_parallel import mappings
+
+        weight = self.output_layer.weight
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden = mappings.gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=True, group=group
+            )
+        else:
+            hidden = mappings.copy_to_tensor_model_parallel_region(hidden, group=group)
+        return token_logprobs(
+            hidden.squeeze(1).index_select(0, batch.trained),
+            weight,
+            batch.targets.index_select(0, batch.trained),
+            vocab_size=vocab_size,
+            temperature=temperature,
+            rank=group.rank(),
+            group=group if group.size() > 1 else None,
+            chunk=chunk,
+        )
+
+
+def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's configuration of this architecture and sharding."""
+    gpu = platform.on_gpu()
+    te = transformer_engine()
+    moe: dict[str, Any] = {}
+    if arch.experts:
+        moe = dict(
+            num_moe_experts=arch.experts,
+            moe_ffn_hidden_size=arch.expert_hidden,
+            moe_router_topk=arch.experts_per_token,
+            moe_router_pre_softmax=not arch.norm_topk,  # softmax over the chosen k = softmax over all, renormalised
+            moe_router_load_balancing_type="none",
+            moe_aux_loss_coeff=0.0,
+            moe_grouped_gemm=te,
+            moe_permute_fusion=te,
+        )
+    fp8: dict[str, Any] = {}
+    if config.fp8 != "none":
+        fp8 = dict(fp8="e4m3" if config.fp8 == "blockwise" else "hybrid", fp8_recipe=config.fp8)
+    recompute: dict[str, Any] = {}
+    if config.recompute == "full":
+        recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    elif config.recompute == "selective":
+        recompute = dict(recompute_granularity="selective")
+    virtual = config.virtual_pipeline if config.virtual_pipeline > 1 else None
+    return TransformerConfig(
+        num_layers=arch.layers,
+        hidden_size=arch.hidden,
+        ffn_hidden_size=arch.mlp_hidden,
+        num_attention_heads=arch.heads,
+        num_query_groups=arch.kv_heads,
+        kv_channels=arch.head_dim,
+        qk_layernorm=arch.qk_norm,
+        add_qkv_bias=arch.qkv_bias,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        normalization="RMSNorm",
+        layernorm_epsilon=arch.norm_eps,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=config.tensor_parallel,
+        pipeline_model_parallel_size=config.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=virtual,
+        context_parallel_size=config.context_parallel,
+        expert_model_parallel_size=config.expert_parallel,
+        expert_tensor_parallel_size=1,
+        sequence_parallel=config.sequence_parallel,
+        variable_seq_lengths=virtual is None,  # packed micro-batches differ in length
+        moe_token_dispatcher_type="alltoall",  # the one that allows them
+        # interleaved, two stages are each other's both neighbours: only the unbatched exchange keeps them apart
+        overlap_p2p_comm=virtual is not None,
+        batch_p2p_comm=virtual is None,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        calculate_per_token_loss=True,  # gradients are summed: losses come normalised over the global batch
+        use_cpu_initialization=not gpu,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        bias_activation_fusion=gpu,
+        bias_dropout_fusion=gpu,
+        masked_softmax_fusion=gpu,
+        apply_rope_fusion=te,
+        **moe,
+        **fp8,
+        **recompute,
+    )
+
+
+def _layer_spec(arch: Architecture) -> ModuleSpec:
+    if transformer_engine():
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=arch.experts or None, moe_grouped_gemm=bool(arch.experts), qk_layernorm=arch.qk_norm
+        )
+    spec = get_gpt_layer_local_spec(
+        num_experts=arch.experts or None, moe_grouped_gemm=False, qk_layernorm=arch.qk_norm, normalization="RMSNorm"
+    )
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
+    inner = spec.submodules.self_attention.submodules
+    inner.core_attention = PackedAttention
+    if arch.qk_norm:
+        inner.q_layernorm = inner.k_layernorm = RMSNorm
+    return spec
+
+
+def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> list[PolicyModel]:
+    """This rank's model chunks (one, or one per virtual pipeline stage), on its device, without weights."""
+    platform.adapt()
+    megatron = transformer_config(arch, config, dtype)
+    spec = _layer_spec(arch)
+    chunks = []
+    for chunk in range(config.virtual_pipeline):
+        vp_stage = chunk if config.virtual_pipeline > 1 else None
+        first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        block: Any = spec
+        if not transformer_engine():
+            layers = get_num_layers_to_build(megatron, vp_stage=vp_stage)
+            block = TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)
+        model = PolicyModel(
+            config=megatron,
+            transformer_layer_spec=block,
+            vocab_size=arch.padded_vocab(config.tensor_parallel),
+            max_sequence_length=arch.max_positions,
+            pre_process=first,
+            post_process=last,
+            share_embeddings_and_output_weights=arch.tied,
+            position_embedding_type="rope",
+            rotary_base=int(arch.rope_theta),
+            vp_stage=vp_stage,
+        )
+        frequencies = torch.tensor(arch.inverse_frequencies(), device=platform.device())
+        if transformer_engine():
+            model.rotary_pos_emb.inv_freq = frequencies
+        else:
+            model.rotary_pos_emb = PackedRotary(frequencies, dtype)
+            attention.apply_rotary_pos_emb = apply_packed_rotary
+        model.to(device=platform.device(), dtype=dtype)
+        chunks.append(model)
+    return chunks

@@ -1,0 +1,71 @@
+"""The trainer's half of a weight swap: every rank offers its live weights, the engine takes what it needs."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_rl.actor import platform
+from megatron_rl.actor.actor import Actor, parallel_sizes
+from megatron_rl.resharding.export import export_hf
+from megatron_rl.resharding.plan import make_plan
+from megatron_rl.resharding.proof import prove
+from megatron_rl.resharding.shared_memory import publish
+from megatron_rl.resharding.swap import SwapSource, merge_hashes, owned_hashes
+from megatron_rl.resharding.transformers import transformers_layout
+from megatron_rl.rollout.protocol import Engine, SwapError
+
+
+class Swap:
+    """Collective: all ranks build and call it; ``engine`` is given on rank 0 only."""
+
+    def __init__(self, actor: Actor, engine: Engine | None) -> None:
+        self.actor, self.engine = actor, engine
+        # On a GPU the engine reads a copy in host memory that every swap refreshes; on a CPU the live weights.
+        self.offered = {n: p.cpu() for n, p in actor.parameters().items()} if platform.on_gpu() else actor.parameters()
+        memories: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(publish(self.offered), memories)
+        sizes = parallel_sizes(actor.config)
+        self.source = SwapSource(actor.hf_config, sizes, actor.fused, actor.fused, memories or [])
+        layout, destination = self.source.layout(), transformers_layout(actor.hf_config)
+        self.plan = make_plan(layout, destination)
+        if engine is not None:
+            prove(self.plan, layout, destination)
+            theirs = engine.attach(self.source)
+            if theirs != self.plan.hash:
+                raise SwapError(f"The engine made plan {theirs}, the trainer {self.plan.hash}: their versions differ.")
+
+    def offer(self) -> None:
+        """Let every rank's memory show its present weights."""
+        if platform.on_gpu():
+            for name, p in self.actor.parameters().items():
+                self.offered[name].copy_(p)
+        dist.barrier()
+
+    def __call__(self, version: int) -> dict[str, float]:
+        """Bring the engine to the actor's weights, called ``version``, and prove it; metrics on rank 0.
+
+        Returns only when the engine has copied everything, so the weights may change afterwards.
+        """
+        started = time.perf_counter()
+        self.offer()
+        if self.engine is not None:
+            self.engine.begin_swap(version)
+        mine = owned_hashes(self.plan, dist.get_rank(), self.offered)
+        hashes: list[Any] | None = [None] * dist.get_world_size() if self.engine is not None else None
+        dist.gather_object(mine, hashes)
+        metrics: dict[str, float] = {}
+        if self.engine is not None:
+            assert hashes is not None
+            report = self.engine.finish_swap(version, merge_hashes(self.plan, hashes))
+            metrics = {"time/swap": time.perf_counter() - started, "swap_bytes": float(report.bytes)}
+        dist.barrier()
+        return metrics | {"weight_version": float(version)}
+
+    def export(self, target: Path, model_folder: Path) -> None:
+        """Write the present weights as a Hugging Face folder, with the tokenizer of ``model_folder``."""
+        self.offer()
+        if dist.get_rank() == 0:
+            export_hf(target, self.source, carry_from=model_folder)
+        dist.barrier()

@@ -1,0 +1,45 @@
+"""The typed configuration tree: one dataclass per room, composed here.
+
+A recipe is a function that returns a ``Config``. This module imports no torch.
+"""
+
+from dataclasses import dataclass, field
+
+from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
+from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
+from megatron_rl.data.config import DataConfig
+from megatron_rl.evaluation.config import EvaluationConfig
+from megatron_rl.rewards.config import RewardsConfig
+from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.tracking.config import TrackingConfig
+
+
+@dataclass
+class RunConfig:
+    """One run and its folder."""
+
+    name: str = "run"  # the run's folder is {folder}/{name}
+    folder: str = "runs"  # where runs are kept
+    seed: int = 0  # data order, sampling, initial weights
+    steps: int = 100  # RL steps
+    resume: str = "auto"  # auto: continue the run in the folder | never: always a new, numbered folder
+    save_every: int = 0  # steps between checkpoints; 0: only the last
+    keep: int = 2  # checkpoints kept
+    export: bool = True  # write the final policy as a Hugging Face folder
+
+
+@dataclass
+class Config:
+    """Everything a run depends on."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

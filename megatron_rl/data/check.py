@@ -1,0 +1,62 @@
+"""Violations of the options of the data. Imports no torch; the rows are checked when the task is made."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from megatron_rl.config import Config
+from megatron_rl.data import false_belief
+from megatron_rl.data.config import DataConfig
+from megatron_rl.data.files import FORMATS, is_local
+from megatron_rl.data.multiple_choice import COLUMNS, OPTION_COLUMNS
+from megatron_rl.data.registry import find_task
+from megatron_rl.errors import InputError
+
+PROMPTS = ("auto", "chat", "plain")
+
+
+def check_data(config: Config) -> list[str]:
+    """Every violation, one sentence each; empty when there is none."""
+    data = config.data
+    found = []
+    try:
+        find_task(data.task)
+    except InputError as error:
+        found.append(str(error))
+    if data.prompt not in PROMPTS:
+        found.append(f"data.prompt is {data.prompt!r}; it must be {', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}.")
+    if data.limit < 0:
+        found.append(f"data.limit is {data.limit}; it must be 0 (all rows) or more.")
+    least = false_belief.LONGEST_PROMPT if data.task == "false_belief" else 1
+    if data.max_prompt_tokens < least:
+        found.append(
+            f"data.max_prompt_tokens is {data.max_prompt_tokens}; data.task={data.task} needs {least} or more."
+        )
+    if data.task == "multiple_choice":
+        found += _check_files(data) + _check_columns(data)
+    return found
+
+
+def _check_files(data: DataConfig) -> list[str]:
+    found = []
+    if not data.path:
+        found.append("data.path is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
+    for key in ("path", "eval_path"):
+        path = getattr(data, key)
+        if path and is_local(path) and not Path(path).is_file():
+            found.append(f"data.{key}: the file {path} does not exist.")
+        elif path and is_local(path) and Path(path).suffix not in FORMATS:
+            found.append(f"data.{key}: {path} must end in {', '.join(FORMATS)}.")
+    return found
+
+
+def _check_columns(data: DataConfig) -> list[str]:
+    known = (*COLUMNS, *OPTION_COLUMNS)
+    found = []
+    for name in data.columns:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            found.append(
+                f"data.columns.{name} is no column of ours{f'; did you mean {near[0]}?' if near else '.'} They are "
+                f"{', '.join(COLUMNS)} and {OPTION_COLUMNS[0]}, {OPTION_COLUMNS[1]}, ….",
+            )
+    return found

@@ -1,0 +1,32 @@
+"""Where questions come from: the interface between a task and the loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+UNBOUNDED = 2**62  # length of the training sequence of a generator
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question. ``prompt`` is the exact text that is tokenised (special tokens included)."""
+
+    id: str  # unique inside its task
+    prompt: str
+    answer: Any  # ground truth, handed to the rewards
+    target: str = ""  # a completion to imitate (SFT); empty: none
+    data_source: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)  # handed to the rewards
+
+
+class Task(Protocol):
+    """A source of examples; both sequences are deterministic and cheap to index."""
+
+    train: Sequence[Example]
+    heldout: Sequence[Example]
+
+    def fingerprint(self) -> str:
+        """Hash of the data (xxh3-128, hex), written to the manifest."""
+
+    def report(self, example: Example, response: str) -> dict[str, float]:
+        """Task-specific evaluation metrics of one held-out completion, each 0..1 (``correct`` first)."""

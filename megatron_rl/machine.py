@@ -1,0 +1,76 @@
+"""What this machine has. Imports no torch."""
+
+import functools
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from megatron_rl.errors import InputError
+
+SUPPORTED = {"torch": ">=2.11,<2.14", "megatron-core": ">=0.16.1,<0.17", "transformers": ">=5.12,<6"}
+RECORDED = (*SUPPORTED, "omegaconf", "datasets", "safetensors", "numpy", "xxhash", "transformer-engine", "sglang")
+
+
+@functools.cache
+def gpus() -> tuple[int, ...]:
+    """Memory in bytes of each GPU that a process started here computes on; empty without one or with a CPU torch."""
+    if "+cpu" in (installed("torch") or "+cpu") or not shutil.which("nvidia-smi"):
+        return ()
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True)
+    found = [line.split(", ") for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        chosen = [name.strip() for name in visible.split(",") if name.strip()]
+        found = [gpu for i, gpu in enumerate(found) if str(i) in chosen or gpu[0].startswith(tuple(chosen))]
+    return tuple(int(memory) * 2**20 for _, memory in found)
+
+
+def installed(package: str) -> str | None:
+    """The installed version of a package; None without one."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def package_problems() -> list[str]:
+    """One message per package that is missing or of a version that does not work, with what to install."""
+    found = []
+    for name, specifier in SUPPORTED.items():
+        present = installed(name)
+        if present is None:
+            found.append(f'The package {name} is not installed: pip install "{name}{specifier}".')
+        elif not SpecifierSet(specifier).contains(present, prereleases=True):
+            found.append(f'{name} {present} is installed, which is not supported: pip install "{name}{specifier}".')
+    return found
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on; raises InputError when there is none."""
+    try:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return int(listener.getsockname()[1])
+    except OSError as error:
+        raise InputError(
+            f"There is no free port on 127.0.0.1 for the ranks to meet at ({error.strerror}): end processes that hold "
+            "ports, or widen net.ipv4.ip_local_port_range."
+        ) from None
+
+
+def facts() -> dict[str, Any]:
+    """For the manifest: versions and hardware; no names."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: found for name in RECORDED if (found := installed(name))},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": len(gpus()),
+    }

@@ -1,0 +1,48 @@
+"""What every process that ``megatron-rl train`` starts does first and last.
+
+``python -m megatron_rl.processes PID COMMAND…`` becomes COMMAND after asking the kernel to kill it when its
+parent, process PID, dies: so even a SIGKILL of the parent leaves no orphan, whatever COMMAND is.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from megatron_rl.errors import InputError
+
+BAD_INPUT = 2  # exit code of a process that ended with an InputError
+ERROR_PREFIX = "error: "  # such a process's last line starts with it
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when the thread that started it ends; Linux only.
+
+    A ``parent`` (process id) that has died already ends this process here.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if parent is not None and os.getppid() != parent:
+        sys.exit(1)
+
+
+def tied_to_this_process(command: Sequence[str]) -> list[str]:
+    """``command``, such that its process dies with the calling one."""
+    return [sys.executable, "-m", "megatron_rl.processes", str(os.getpid()), *command]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a process's main function; an ``InputError`` becomes one paragraph and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr, flush=True)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

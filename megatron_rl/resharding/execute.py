@@ -1,0 +1,133 @@
+"""Executing copies between flat tensors, and hashing what they carry.
+
+A hash is xxh3-64 of the box's elements in canonical (row-major) order, in the destination's dtype. The owner of
+a box and its receiver compute it each from its own memory, so it also sees permutations, which sums cannot.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import numpy as np
+import torch
+import xxhash
+
+from megatron_rl.resharding.layout import row_major
+from megatron_rl.resharding.plan import Copy, Ints
+
+BAND = 1 << 20  # bytes moved or hashed at a time: they stay in the processor's cache between copy and hash
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor as 1-D, without copying; ValueError when it is not contiguous."""
+    if not tensor.is_contiguous():
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not contiguous")
+    return tensor.detach().view(-1)
+
+
+def _box(tensor: torch.Tensor, shape: Ints, strides: Ints, offset: int) -> torch.Tensor:
+    # as_strided counts from the storage's start, and parameters may lie anywhere in a shared one.
+    return tensor.as_strided(shape, strides, int(tensor.storage_offset()) + offset)
+
+
+def merged(shape: Ints, *strides: Ints) -> tuple[Ints, tuple[Ints, ...]]:
+    """The same box with as few dimensions as possible: those that are contiguous on every side become one."""
+    extents: list[int] = []
+    steps: list[list[int]] = [[] for _ in strides]
+    for extent, *step in zip(shape, *strides, strict=True):
+        if extent == 1:
+            continue
+        if extents and all(mine[-1] == extent * s for mine, s in zip(steps, step, strict=True)):
+            extents[-1] *= extent
+            for mine, s in zip(steps, step, strict=True):
+                mine[-1] = s
+        else:
+            extents.append(extent)
+            for mine, s in zip(steps, step, strict=True):
+                mine.append(s)
+    if not extents:
+        return (1,), tuple((1,) for _ in strides)
+    return tuple(extents), tuple(tuple(mine) for mine in steps)
+
+
+def _bands(shape: Ints, itemsize: int) -> Iterator[tuple[int | slice, ...]]:
+    """Indices that cut a box, in row-major order, into pieces of at most BAND bytes."""
+    row = itemsize * prod(shape[1:])
+    if row > BAND:
+        for i in range(shape[0]):
+            for rest in _bands(shape[1:], itemsize):
+                yield (i, *rest)
+    else:
+        step = BAND // row
+        for begin in range(0, shape[0], step):
+            yield (slice(begin, min(begin + step, shape[0])),)
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, shared where it lies in host memory."""
+    return tensor.cpu().view(-1).view(torch.uint8).numpy().data
+
+
+def _update(state: xxhash.xxh3_64, box: torch.Tensor, dtype: torch.dtype) -> None:
+    if box.dtype == dtype and box.is_contiguous():
+        state.update(_memory(box))
+    else:
+        state.update(_memory(box.to(dtype).contiguous()))
+
+
+def _copy(source: torch.Tensor, destination: torch.Tensor) -> int:
+    state = xxhash.xxh3_64()
+    for piece in _bands(tuple(source.shape), destination.element_size()):
+        landed = destination[piece]
+        landed.copy_(source[piece])
+        _update(state, landed, landed.dtype)
+    return state.intdigest()
+
+
+def pull(
+    copies: Sequence[Copy],
+    sources: Mapping[tuple[int, str], torch.Tensor],
+    destinations: Mapping[str, torch.Tensor],
+) -> np.ndarray:
+    """Execute copies; returns the uint64 hash of what landed, read back from the destination, for each of them.
+
+    ``sources`` by (rank, local name) and ``destinations`` by local name are 1-D; dtypes may differ, the destination's
+    holds. Needs at most about 1 MiB of extra memory.
+    """
+    hashes = np.empty(len(copies), dtype=np.uint64)
+    with torch.no_grad():
+        for i, c in enumerate(copies):
+            shape, (read, write) = merged(c.shape, c.source_strides, c.destination_strides)
+            source = _box(sources[c.source_rank, c.source], shape, read, c.source_offset)
+            hashes[i] = _copy(source, _box(destinations[c.destination], shape, write, c.destination_offset))
+    return hashes
+
+
+def source_hashes(
+    copies: Sequence[Copy], sources: Mapping[str, torch.Tensor], dtypes: Mapping[str, torch.dtype] | torch.dtype | None
+) -> np.ndarray:
+    """The uint64 hash of each copy from its owner's side.
+
+    ``sources`` by local name are 1-D and of one rank. ``dtypes`` is what the destination holds: one dtype, one per
+    destination tensor, or None for the source's own.
+    """
+    hashes = np.empty(len(copies), dtype=np.uint64)
+    with torch.no_grad():
+        for i, c in enumerate(copies):
+            tensor = sources[c.source]
+            dtype = dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes or tensor.dtype
+            shape, (steps,) = merged(c.shape, c.source_strides)
+            box = _box(tensor, shape, steps, c.source_offset)
+            state = xxhash.xxh3_64()
+            if box.dtype == dtype and box.is_contiguous():
+                state.update(_memory(box))
+            else:
+                for piece in _bands(shape, dtype.itemsize):
+                    _update(state, box[piece], dtype)
+            hashes[i] = state.intdigest()
+    return hashes
+
+
+def contiguous(copy: Copy) -> bool:
+    """True when the copy is one run of bytes on both sides."""
+    shape, strides = merged(copy.shape, copy.source_strides, copy.destination_strides)
+    return all(steps == row_major(shape) for steps in strides)

@@ -1,0 +1,191 @@
+"""Writing a Hugging Face folder from a sharded model: a plan whose destination is a sequence of small buffers.
+
+Files are written front to back from one buffer at a time, so memory stays bounded whatever the model's size.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from math import prod
+from pathlib import Path
+
+import torch
+
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.execute import pull
+from megatron_rl.resharding.families import family
+from megatron_rl.resharding.files import DTYPES, INDEX, WEIGHTS
+from megatron_rl.resharding.layout import Layout, Segment, Shard, row_major
+from megatron_rl.resharding.plan import make_plan
+from megatron_rl.resharding.proof import prove
+from megatron_rl.resharding.space import require_space
+from megatron_rl.resharding.swap import SwapSource
+
+BUFFER = 1 << 26  # bytes assembled at a time
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CARRIED = (  # what a model folder holds besides weights and config.json
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+    "*.tiktoken",
+    "*.model",
+)
+
+
+def _bands(layout: Layout, dtypes: dict[str, torch.dtype]) -> Layout:
+    """One rank whose local tensors "{tensor}#{n}" are consecutive pieces of the tensors, of about BUFFER bytes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    segments = []
+    for name, spec in layout.tensors.items():
+        rest = spec.index[1:]
+        step = max(1, BUFFER // (prod(rest) * dtypes[name].itemsize))
+        for first in range(0, spec.index[0], step):
+            shape = (min(step, spec.index[0] - first), *rest)
+            local = f"{name}#{first}"
+            shapes[local] = shape
+            segments.append(Segment(name, (first, *(0 for _ in rest)), shape, local, 0, row_major(shape)))
+    return Layout(layout.tensors, (Shard(shapes, tuple(segments)),))
+
+
+def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Tensors by file, in order, each file at most ``limit`` bytes unless a single tensor is larger."""
+    files: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if filled and filled + size > limit:
+            files.append([])
+            filled = 0
+        files[-1].append(name)
+        filled += size
+    return files
+
+
+def _header(names: list[str], layout: Layout, dtypes: dict[str, torch.dtype], sizes: dict[str, int]) -> bytes:
+    """A safetensors header (https://github.com/huggingface/safetensors#format), padded to 8 bytes."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name in names:
+        entries[name] = {
+            "dtype": NAMES[dtypes[name]],
+            "shape": list(layout.tensors[name].shape),
+            "data_offsets": [begin, begin + sizes[name]],
+        }
+        begin += sizes[name]
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class _Source:
+    """The trainer ranks' memory, read tensor by tensor."""
+
+    def __init__(self, source: SwapSource, dtype: torch.dtype | None) -> None:
+        self.layout = source.layout()
+        maps = [memory.open() for memory in source.memories]
+        self.tensors = {(rank, name): t for rank, mapped in enumerate(maps) for name, t in mapped.tensors.items()}
+        self.dtypes = {
+            s.tensor: dtype or self.tensors[rank, s.local].dtype
+            for rank, shard in enumerate(self.layout.ranks)
+            for s in shard.segments
+        }
+        bands = _bands(self.layout, self.dtypes)
+        self.plan = make_plan(self.layout, bands)
+        prove(self.plan, self.layout, bands)
+
+    def read(self, names: list[str]) -> Iterator[memoryview]:
+        """The bytes of these tensors, band after band; a view is valid until the next one is asked for."""
+        wanted = set(names)
+        copies = [c for c in self.plan.copies if c.tensor in wanted]
+        begin = 0
+        while begin < len(copies):
+            end = begin
+            while end < len(copies) and copies[end].destination == copies[begin].destination:
+                end += 1
+            count = sum(c.elements for c in copies[begin:end])
+            band = torch.empty(count, dtype=self.dtypes[copies[begin].tensor])
+            pull(copies[begin:end], self.tensors, {copies[begin].destination: band})
+            yield band.view(torch.uint8).numpy().data
+            begin = end
+
+
+def export_hf(
+    path: str | Path,
+    source: SwapSource,
+    *,
+    dtype: torch.dtype | None = None,
+    carry_from: str | Path | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write the model that the trainer's ranks hold as a Hugging Face folder that transformers loads.
+
+    ``path`` must not exist; it appears complete or not at all. ``dtype`` None keeps each weight's own. Tokenizer files
+    and generation_config.json are copied from ``carry_from``. Called by one process while no rank changes its weights.
+
+    Raises InputError when the target exists or its disk has too little space.
+    """
+    target = Path(path)
+    if target.exists():
+        raise InputError(
+            f"{target} exists already; the model is written to a new folder only. Move it away or name another."
+        )
+    reader = _Source(source, dtype)
+    sizes = {name: spec.elements * reader.dtypes[name].itemsize for name, spec in reader.layout.tensors.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    require_space(target.parent, sum(sizes.values()), "the model", "Free some, or write elsewhere.")
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _write_weights(beside, reader, sizes, max_shard_bytes)
+        _write_config(beside, source, reader)
+        _carry(beside, carry_from)
+        beside.chmod(0o755)  # mkdtemp's folders are private
+        _sync(beside)
+        beside.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _write_weights(folder: Path, reader: _Source, sizes: dict[str, int], limit: int) -> None:
+    files = _shards(sizes, limit)
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(files, 1):
+        file = WEIGHTS if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
+        weight_map |= dict.fromkeys(names, file)
+        with (folder / file).open("wb") as out:
+            out.write(_header(names, reader.layout, reader.dtypes, sizes))
+            for band in reader.read(names):
+                out.write(band)
+            out.flush()
+            os.fsync(out.fileno())
+    if len(files) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_config(folder: Path, source: SwapSource, reader: _Source) -> None:
+    config = {"architectures": [family(source.hf_config).architecture], **source.hf_config}
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"  # transformers 4 and 5
+    config[key] = str(next(iter(reader.dtypes.values()))).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _carry(folder: Path, origin: str | Path | None) -> None:
+    for file in sorted(Path(origin).iterdir()) if origin is not None else ():
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in CARRIED):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's small files and its list of names to the disk."""
+    for path in (*(p for p in folder.iterdir() if p.is_file() and p.suffix != ".safetensors"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

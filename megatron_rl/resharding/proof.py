@@ -1,0 +1,169 @@
+"""Proof that a plan is right, by boxes and intervals: no element is sampled, none is enumerated.
+
+The proof knows nothing of how plans are made. It shows that (1) in both layouts the segments and the padding of
+every local tensor tile it exactly, (2) every copy lies inside one source and one destination segment of its
+tensor, at the places and strides that these give its box, and (3) the boxes written into a destination segment
+are disjoint and add up to it. So every destination element is written exactly once, with the source's element of
+the same canonical index.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from megatron_rl.resharding.layout import Layout, Segment, Shard
+from megatron_rl.resharding.plan import Copy, Ints, Plan, check_same_tensors, position
+
+Strided = tuple[int, Ints, Ints]  # offset, shape, strides: a box in flat coordinates
+
+
+class ProofError(RuntimeError):
+    """A plan or a layout that would not move every element to its place exactly once; names the tensor."""
+
+
+def _intervals(first: int, dims: list[tuple[int, int]]) -> np.ndarray:
+    """int64 [n, 2]: the [low, high) runs of {first + sum k_i * step_i : 0 <= k_i < extent_i}."""
+    runs = np.array([[first, first + 1]], dtype=np.int64)
+    for step, extent in sorted(dims):
+        if len(runs) == 1 and step == runs[0, 1] - runs[0, 0]:
+            runs[0, 1] += step * (extent - 1)
+        else:
+            runs = (runs[None] + step * np.arange(extent, dtype=np.int64)[:, None, None]).reshape(-1, 2)
+    return runs
+
+
+def _rectangles(width: int, box: Strided) -> np.ndarray | None:
+    """int64 [n, 4]: the box in rows of ``width`` elements as (top, bottom, left, right); None when it is ragged."""
+    offset, shape, strides = box
+    top, left = divmod(offset, width)
+    dims = [(step, extent) for step, extent in zip(strides, shape, strict=True) if extent > 1]
+    if any(step >= width and step % width for step, _ in dims):
+        return None
+    rows = _intervals(top, [(step // width, extent) for step, extent in dims if step >= width])
+    columns = _intervals(left, [(step, extent) for step, extent in dims if step < width])
+    if columns.max() > width:
+        return None
+    return np.hstack([np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))])
+
+
+@lru_cache(maxsize=1 << 14)
+def tiles(shape: Ints, boxes: tuple[Strided, ...]) -> bool:
+    """True when every element of a contiguous tensor of this shape lies in exactly one of the strided boxes."""
+    width = shape[-1] if shape else 1
+    found = [_rectangles(width, box) for box in boxes]
+    if any(r is None for r in found) or not found:
+        return False
+    rectangles = np.vstack([r for r in found if r is not None])
+    rows, columns = np.unique(rectangles[:, :2]), np.unique(rectangles[:, 2:])
+    if (rows[0], columns[0]) != (0, 0) or (rows[-1], columns[-1]) != (prod(shape) // width, width):
+        return False
+    top, bottom = np.searchsorted(rows, rectangles[:, :2]).T
+    left, right = np.searchsorted(columns, rectangles[:, 2:]).T
+    corners = np.zeros((len(rows), len(columns)), dtype=np.int64)  # cumulative sums give how often a cell is covered
+    for sign, i, j in ((1, top, left), (-1, bottom, left), (-1, top, right), (1, bottom, right)):
+        np.add.at(corners, (i, j), sign)
+    return bool((corners.cumsum(0).cumsum(1)[:-1, :-1] == 1).all())
+
+
+def _check_shard(layout: Layout, rank: int, shard: Shard) -> None:
+    boxes: dict[str, list[Strided]] = {name: [] for name in shard.locals}
+    for s in shard.segments:
+        spec = layout.tensors.get(s.tensor)
+        if spec is None or s.local not in boxes:
+            raise ProofError(f"Rank {rank} places tensor {s.tensor} in {s.local}, and one of them is unknown.")
+        inside = all(a >= 0 and n > 0 and a + n <= m for a, n, m in zip(s.start, s.shape, spec.index, strict=True))
+        if not inside:
+            raise ProofError(f"Rank {rank} holds in {s.local} a box of {s.tensor} that reaches beyond the tensor.")
+        boxes[s.local].append((s.offset, s.shape, s.strides))
+    for pad in shard.padding:
+        width = shard.locals[pad.local][-1]
+        rows = (pad.size // width, width) if pad.size % width == 0 else (1, pad.size)
+        boxes[pad.local].append((pad.offset, rows, (width, 1)))
+    for name, shape in shard.locals.items():
+        if not tiles(shape, tuple(boxes[name])):
+            raise ProofError(f"The segments and padding of {name} {list(shape)} on rank {rank} do not tile it exactly.")
+
+
+def check_parameters(shard: Shard, shapes: Mapping[str, Ints], where: str) -> None:
+    """Raises ProofError naming a parameter of ``where`` that is missing, unknown, or not of the shape in ``shard``."""
+    for name in sorted(shard.locals.keys() | shapes.keys()):
+        expected, found = shard.locals.get(name), shapes.get(name)
+        if expected != found:
+            raise ProofError(
+                f"Parameter {name} of {where} {_described(found)}; in the family's layout it {_described(expected)}."
+            )
+
+
+def _described(shape: Ints | None) -> str:
+    return "does not exist" if shape is None else f"has shape {list(shape)}"
+
+
+def check_layout(layout: Layout) -> None:
+    """Raises ProofError naming a local tensor that segments and padding do not cover exactly once."""
+    checked: set[int] = set()
+    for rank, shard in enumerate(layout.ranks):
+        if id(shard) not in checked:
+            _check_shard(layout, rank, shard)
+            checked.add(id(shard))
+
+
+def _by_tensor(shard: Shard) -> dict[tuple[str, str], list[Segment]]:
+    found = defaultdict(list)
+    for segment in shard.segments:
+        found[segment.local, segment.tensor].append(segment)
+    return found
+
+
+def _containing(segments: list[Segment], copy: Copy, offset: int, strides: Ints) -> int | None:
+    """Which of the segments holds the copy's box at this place; None: none does."""
+    for i, s in enumerate(segments):
+        inside = all(
+            a <= b and b + n <= a + m for a, m, b, n in zip(s.start, s.shape, copy.start, copy.shape, strict=True)
+        )
+        if inside and strides == s.strides and offset == position(s, copy.start):
+            return i
+    return None
+
+
+def _disjoint(boxes: list[tuple[Ints, Ints]]) -> bool:
+    low = np.array([start for start, _ in boxes], dtype=np.int64)
+    high = low + np.array([shape for _, shape in boxes], dtype=np.int64)
+    return not any(
+        ((low[i] < high[i + 1 :]) & (low[i + 1 :] < high[i])).all(axis=1).any() for i in range(len(boxes) - 1)
+    )
+
+
+def prove(plan: Plan, source: Layout, destination: Layout) -> None:
+    """Raises ProofError (InputError for a tensor that one side lacks) naming the tensor unless the plan is right."""
+    check_same_tensors(source, destination)
+    check_layout(source)
+    check_layout(destination)
+    if (plan.sources, plan.destinations) != (len(source.ranks), len(destination.ranks)):
+        raise ProofError(f"The plan is for {plan.sources} -> {plan.destinations} ranks, not for these layouts.")
+    held = [_by_tensor(shard) for shard in source.ranks]
+    wanted = [_by_tensor(shard) for shard in destination.ranks]
+    written: dict[tuple[int, str, str, int], list[tuple[Ints, Ints]]] = defaultdict(list)
+    for c in plan.copies:
+        what = f"the copy of {c.tensor} from {c.source} of rank {c.source_rank} to {c.destination}"
+        if min(c.shape) < 1 or not 0 <= c.source_rank < len(held) or not 0 <= c.destination_rank < len(wanted):
+            raise ProofError(f"There is nothing at an end of {what} of rank {c.destination_rank}.")
+        owners = held[c.source_rank].get((c.source, c.tensor), [])
+        if _containing(owners, c, c.source_offset, c.source_strides) is None:
+            raise ProofError(f"The source does not hold what {what} reads.")
+        targets = wanted[c.destination_rank].get((c.destination, c.tensor), [])
+        index = _containing(targets, c, c.destination_offset, c.destination_strides)
+        if index is None:
+            raise ProofError(f"The destination has no place where {what} of rank {c.destination_rank} writes.")
+        written[c.destination_rank, c.destination, c.tensor, index].append((c.start, c.shape))
+    for rank, segments in enumerate(wanted):
+        for (local, tensor), targets in segments.items():
+            for index, s in enumerate(targets):
+                boxes = written.get((rank, local, tensor, index), [])
+                if sum(prod(shape) for _, shape in boxes) != prod(s.shape) or not _disjoint(boxes):
+                    raise ProofError(f"Tensor {tensor} is not written exactly once into {local} of rank {rank}.")
+    unused = plan.tensors.keys() - {c.tensor for c in plan.copies}
+    if unused:
+        raise ProofError(f"Tensor {min(unused)} of the source is not used.")

@@ -1,0 +1,119 @@
+"""The pool's end of one reward worker."""
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_rl.rewards.config import RewardsConfig
+from megatron_rl.rewards.sample import Sample
+from megatron_rl.rewards.worker import PREFIX
+
+START_SECONDS = 120.0  # importing the rewards' modules, on a busy machine
+SEND_SECONDS = 5  # handing a batch to a process that reads nothing; it then counts as ended or overdue
+END_SECONDS = 1.0  # from closing the channel to SIGKILL
+READ_BYTES = 1 << 16
+
+
+class WorkerProcess:
+    """A process that scores one batch at a time; a group of its own, so that what a reward starts dies with it.
+
+    ``waiting`` holds the sample numbers of its batch that have no score yet, the running one first.
+    ``since`` is when the pool last saw it advance or gave it work (``time.monotonic``).
+    """
+
+    def __init__(self, config: RewardsConfig) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
+        self.results, their_results = os.pipe()
+        os.set_blocking(self.results, False)
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        with theirs:
+            inherited = (theirs.fileno(), their_results)
+            numbers = map(str, (*inherited, os.getpid()))
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "megatron_rl.rewards.worker", *numbers],
+                env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+                pass_fds=inherited,
+                process_group=0,
+            )
+        os.close(their_results)
+        self.ready = False
+        self.begun = False  # it has read its batch
+        self.ended = False
+        self.waiting: list[int] = []
+        self.since = time.monotonic()
+        self._received = b""  # the beginning of a message
+        self._send(config)
+
+    def fileno(self) -> int:
+        """For ``select``: readable when there is something to receive, or the worker has ended."""
+        return self.channel.fileno()
+
+    def give(self, numbers: list[int], samples: Sequence[Sample]) -> None:
+        """Start scoring a batch; ``numbers`` says which samples of ``score`` these are."""
+        self.waiting, self.begun, self.since = numbers, False, time.monotonic()
+        self._send(samples)
+
+    def receive(self) -> list[Any]:
+        """The messages that have come in, without waiting; sets ``ended`` after the last."""
+        with contextlib.suppress(BlockingIOError):
+            self.ended = not self._bell()
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.results, READ_BYTES):
+                self._received += data
+        messages, at = [], 0
+        while len(self._received) - at >= PREFIX.size:
+            end = at + PREFIX.size + PREFIX.unpack_from(self._received, at)[0]
+            if end > len(self._received):
+                break
+            messages.append(pickle.loads(self._received[at + PREFIX.size : end]))
+            at = end
+        self._received = self._received[at:]
+        if messages:
+            self.since = time.monotonic()
+        return messages
+
+    def allowance(self, deadline: float) -> float:
+        """Seconds until the worker is overdue; infinite while it has nothing to do."""
+        if self.ready and not self.waiting:
+            return float("inf")
+        return self.since + (deadline if self.ready else START_SECONDS) - time.monotonic()
+
+    def kill(self) -> None:
+        """End the process and what it started, at once; what it wrote can still be received."""
+        if self.process.returncode is None:  # not waited for yet, so the number is still the worker's
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def end(self) -> None:
+        """End the process: gently when it is idle, then by force."""
+        if self.ready and not self.waiting:
+            self.channel.settimeout(END_SECONDS)
+            with contextlib.suppress(OSError):
+                self.channel.shutdown(socket.SHUT_WR)
+                while self.channel.recv(64):
+                    pass
+        self.kill()
+        self.channel.close()
+        os.close(self.results)
+
+    def _bell(self) -> bytes:
+        try:
+            return self.channel.recv(64, socket.MSG_DONTWAIT)
+        except ConnectionResetError:  # it ended before it read all that it was sent
+            return b""
+
+    def _send(self, message: object) -> None:
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        with contextlib.suppress(OSError):  # it ended or hangs: receive() and allowance() will say so
+            self.channel.sendall(data)

@@ -1,0 +1,24 @@
+"""Violations of the rollout's options. Imports no torch."""
+
+from megatron_rl.rollout.config import RolloutConfig
+
+ENGINES = ("embedded",)
+AT_LEAST_ONE = ("engines", "prompts_per_step", "group_size", "max_new_tokens", "max_running", "threads")
+
+
+def check_rollout(config: RolloutConfig) -> list[str]:
+    """Every violation, one sentence each with the allowed values; empty when there is none."""
+    found = []
+    if config.engine not in ENGINES:
+        found.append(f"rollout.engine is {config.engine!r}; it must be {' or '.join(ENGINES)}.")
+    for key in AT_LEAST_ONE:
+        if getattr(config, key) < 1:
+            found.append(f"rollout.{key} is {getattr(config, key)!r}; it must be at least 1.")
+    # log-probs are those of the scaled distribution: at 0 it has one token, and its gradient is nothing
+    if not 0 < config.temperature < float("inf"):
+        found.append(f"rollout.temperature is {config.temperature}; it must be above 0.")
+    if not 0 < config.top_p <= 1:
+        found.append(f"rollout.top_p is {config.top_p}; it must be above 0 and at most 1.")
+    if config.top_k < 0:
+        found.append(f"rollout.top_k is {config.top_k}; it must be 0 (all tokens) or more.")
+    return found

@@ -1,0 +1,100 @@
+"""The model inside of the embedded engine's process, and the state of its weights."""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from megatron_rl.resharding.files import read_hf_config
+from megatron_rl.resharding.swap import Receiver, SwapSource
+from megatron_rl.resharding.transformers import transformers_layout
+from megatron_rl.rollout.attention import ATTENTION
+from megatron_rl.rollout.generate import generate
+from megatron_rl.rollout.protocol import Completion, Request, Sampling, SwapError, SwapReport
+
+
+class TransformersEngine:
+    """A ``protocol.Engine`` over transformers' modules, built from a folder's config.json with weights undefined.
+
+    Poisoned (it raises ``SwapError`` instead of generating) until a swap has been verified, and after one that
+    began until it has.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, max_running: int) -> None:
+        self.layout = transformers_layout(read_hf_config(folder))
+        config = AutoConfig.from_pretrained(folder)
+        with no_init_weights():
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
+        self.model.tie_weights()
+        self.max_running = max_running
+        self.receiver: Receiver | None = None
+        self.copying: Future[float] | None = None
+        self.copier = ThreadPoolExecutor(1)
+        self.version = -1  # of the weights; negative: poisoned
+        self.poisoned = "no complete swap yet"
+
+    def attach(self, sources: SwapSource) -> str:
+        """Plan the way from the ranks' memory into the model."""
+        if self.copying is not None:
+            raise SwapError("a swap is running: finish it before the engine is attached again")
+        self._poison("no complete swap since the engine was attached")
+        if self.receiver is not None:
+            self.receiver.close()
+        self.receiver = Receiver(self.layout, dict(self.model.named_parameters()), sources)
+        return self.receiver.plan_hash
+
+    def begin_swap(self, version: int) -> None:
+        """Start copying in a thread."""
+        if self.receiver is None:
+            raise SwapError("the engine is not attached to a trainer")
+        if self.copying is not None:
+            raise SwapError(f"swap {version} began before the last one was finished")
+        self._poison(f"swap {version} is not finished")
+        self.copying = self.copier.submit(self._pull, self.receiver, version)
+
+    def finish_swap(self, version: int, hashes: np.ndarray) -> SwapReport:
+        """Wait for the copy and have it verified."""
+        receiver, copying, self.copying = self.receiver, self.copying, None
+        if receiver is None or copying is None:
+            raise SwapError(f"swap {version} was not begun")
+        self._poison(f"swap {version} failed")
+        seconds = copying.result()
+        receiver.verify(version, hashes)
+        self.version = version
+        tensors = len({copy.tensor for copy in receiver.copies})
+        return SwapReport(version, receiver.plan_hash, tensors, receiver.bytes, seconds)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Completions by the weights of the last swap."""
+        if self.version < 0:
+            raise SwapError(f"the engine serves nothing: {self.poisoned}")
+        return generate(self.model, requests, sampling, version=self.version, max_running=self.max_running)
+
+    def health(self) -> dict[str, Any]:
+        """Process id, weight version (-1: poisoned) and resident memory in bytes."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident = pages * os.sysconf("SC_PAGE_SIZE")
+        return {"pid": os.getpid(), "weight_version": self.version, "resident_bytes": resident}
+
+    def stop(self) -> None:
+        """Let go of the ranks' memory."""
+        self._poison("the engine was stopped")
+        self.copier.shutdown()
+        if self.receiver is not None:
+            self.receiver.close()
+
+    def _poison(self, reason: str) -> None:
+        self.version, self.poisoned = -1, reason
+
+    @staticmethod
+    def _pull(receiver: Receiver, version: int) -> float:
+        started = time.perf_counter()
+        receiver.pull(version)
+        return time.perf_counter() - started

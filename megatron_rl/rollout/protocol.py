@@ -1,0 +1,82 @@
+"""What the trainer and a rollout engine say to each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. ``temperature`` 0 is greedy decoding."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_tokens: tuple[int, ...] = ()  # generation ends after one of these, which is kept
+    ignore_stop: bool = False  # never end early
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and one completion for each of ``seeds``.
+
+    A completion depends on the weights, the prompt, the sampling parameters and its own seed: not on
+    the other requests that are decoded with it.
+    """
+
+    tokens: Sequence[int]
+    seeds: Sequence[int]  # each in [0, 2**63)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation; ``tokens`` and ``logprobs`` have the same length."""
+
+    tokens: list[int]  # a stop token, when one was drawn, is the last
+    logprobs: list[float]  # natural log, of the temperature-scaled distribution before top-p / top-k
+    finish_reason: str  # "stop" | "length"
+    weight_version: int  # version of the weights that drew every token
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What an engine says after a swap."""
+
+    version: int
+    plan_hash: str
+    tensors: int
+    bytes: int
+    seconds: float
+
+
+class Engine(Protocol):
+    """A rollout engine, as rank 0 sees it."""
+
+    def attach(self, sources: Any) -> str:
+        """Learn where the trainer's ranks keep their weights; returns the hash of the plan made from it."""
+
+    def begin_swap(self, version: int) -> None:
+        """Start copying the ranks' weights into the engine; returns at once."""
+
+    def finish_swap(self, version: int, hashes: np.ndarray) -> SwapReport:
+        """Wait for the copy and compare what landed with the owners' hashes (uint64, one per copy of the plan).
+
+        Raises ``SwapError`` naming the first tensor that differs; the engine then serves nothing
+        until a swap succeeds.
+        """
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Completions in the order of the requests and of their seeds."""
+
+    def health(self) -> dict[str, Any]:
+        """Process id, weight version, resident memory in bytes."""
+
+    def stop(self) -> None:
+        """End the engine's process."""
+
+
+class SwapError(RuntimeError):
+    """The weights in an engine are not the weights that were trained."""

@@ -1,0 +1,258 @@
+"""From a recipe and overrides to a ``Config``: every problem found is reported, not only the first."""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict[str, float]: "names with numbers",
+    dict[str, str]: "names with text",
+    dict[str, Any]: "keys with values",
+    dict[str, dict[str, Any]]: "names with keyword arguments",
+}
+
+
+@functools.cache
+def options(cls: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Every option: full dotted key -> declared type. A dictionary-valued option takes any entry below its key."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        found |= options(hint, f"{key}.") if dataclasses.is_dataclass(hint) else {key: hint}  # type: ignore[arg-type]
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option as its room's config.py declares it."""
+
+    key: str
+    default: str
+    text: str  # the comment beside it
+
+
+def documented(cls: type = Config, prefix: str = "") -> list[Option]:
+    """Every option with its default and its comment, in the order of the tree."""
+    source = inspect.getsource(cls)
+    hints = typing.get_type_hints(cls)
+    found = []
+    for name, value in vars(cls()).items():
+        if dataclasses.is_dataclass(hints[name]):
+            found += documented(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            comment = re.search(rf"^    {name}: .*?  # (.*)$", source, re.MULTILINE)
+            default = str(value).lower() if isinstance(value, bool) else str(value)
+            found.append(Option(f"{prefix}{name}", default, comment[1] if comment else ""))
+    return found
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """The configuration of ``recipe`` (``module.function`` or a YAML file) with ``key=value`` overrides.
+
+    Returns it with one message per problem; what is wrong is left as the recipe had it, so that the
+    rest can still be checked. Raises ``InputError`` when there is no such recipe or the file cannot be read.
+    """
+    problems: list[str] = []
+    tree, settings = _base(recipe)
+    for key, value in settings:
+        _assign(tree, key, value, f"{recipe}: {key}", problems)
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            problems.append(f"{item!r} is no override: write key=value, for example run.steps=10.")
+            continue
+        try:
+            value = text if options().get(key) is str else _parse(text)
+        except yaml.YAMLError:
+            problems.append(f"{item}: the value is not valid YAML; quote it.")
+            continue
+        _assign(tree, key, value, item, problems)
+    return _to_object(tree), problems
+
+
+def to_yaml(config: Config) -> str:
+    """The whole tree as YAML, which ``from_yaml`` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(path: Path) -> Config:
+    """The configuration in a YAML file; raises ``InputError`` naming every problem."""
+    config, problems = load(str(path))
+    if problems:
+        raise InputError(" ".join(problems))
+    return config
+
+
+def _base(recipe: str) -> tuple[DictConfig, list[tuple[str, Any]]]:
+    """The recipe's own tree, and what a YAML file sets on top of it."""
+    if not recipe.endswith((".yaml", ".yml")):
+        return _call(recipe), []
+    content = _read(Path(recipe))
+    name = content.pop("recipe", None)
+    if name is not None and (not isinstance(name, str) or name.endswith((".yaml", ".yml"))):
+        raise InputError(f"{recipe}: recipe: {name!r} must name a recipe function; `megatron-rl recipes` lists them.")
+    return (_call(name) if name else OmegaConf.structured(Config)), list(_leaves("", content))
+
+
+def _call(name: str) -> DictConfig:
+    from recipes import find
+
+    config = find(name)()
+    try:
+        return OmegaConf.structured(config)
+    except OmegaConfBaseException as error:
+        raise InputError(f"recipe {name}: {_first_line(error)}.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"There is no configuration file {path}.")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a configuration file: {_first_line(error)}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}; a configuration is a mapping of rooms to options.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _parse(text: str) -> Any:
+    """A command line value as YAML reads it; nothing after the equals sign is an empty text."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"] if text else ""  # type: ignore
+
+
+def _leaves(prefix: str, tree: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """A nested mapping as dotted keys, as deep as the rooms go."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and _has_options(key):
+            yield from _leaves(f"{key}.", value)
+        else:
+            yield key, value
+
+
+def _has_options(key: str) -> bool:
+    return any(option.startswith(f"{key}.") for option in options())
+
+
+def _assign(tree: DictConfig, key: str, value: Any, said: str, problems: list[str]) -> None:
+    """Set one option, or one entry of a dictionary-valued one; ``said`` is how the user wrote it."""
+    if _has_options(key):
+        if isinstance(value, dict):
+            for name, below in _leaves(f"{key}.", value):
+                _assign(tree, name, below, said, problems)
+        else:
+            problems.append(f"{said}: {key} holds several options; set one of them: {_siblings(f'{key}.')}.")
+        return
+    option = next((o for o in options() if key == o or (_is_dict(options()[o]) and key.startswith(f"{o}."))), None)
+    if option is None:
+        problems.append(_unknown(key, said))
+        return
+    if "${" in str(value):
+        problems.append(f"{said}: references to other options (${{…}}) are not resolved; write the value itself.")
+        return
+    hint = options()[option]
+    try:
+        if _is_dict(hint):
+            entry = key[len(option) + 1 :]
+            _assign_entries(tree, option, hint, _entry(hint, entry, value) if entry else value)
+        else:
+            OmegaConf.update(tree, option, value)
+    except (OmegaConfBaseException, TypeError):
+        problems.append(f"{said}: {option} takes {_TYPE_NAMES[hint]}, not {value!r}.")
+
+
+def _assign_entries(tree: DictConfig, option: str, hint: Any, entries: Any) -> None:
+    """Merge ``entries`` into a dictionary-valued option; a null removes a name. TypeError for a wrong type."""
+    if not isinstance(entries, dict):
+        raise TypeError
+    held: dict[str, Any] = OmegaConf.to_container(OmegaConf.select(tree, option))  # type: ignore[assignment]
+    inner = typing.get_args(hint)[1]
+    for name, value in entries.items():
+        name = str(name)
+        if inner is Any:
+            _merge(held, {name: value})
+        elif value is None:
+            held.pop(name, None)
+        elif inner is float and isinstance(value, int | float) and not isinstance(value, bool):
+            held[name] = float(value)
+        elif inner is str and isinstance(value, str):
+            held[name] = value
+        elif _is_dict(inner) and isinstance(value, dict):
+            held[name] = {**held.get(name, {}), **value}
+        else:
+            raise TypeError
+    OmegaConf.update(tree, option, held, merge=False)
+
+
+def _entry(hint: Any, path: str, value: Any) -> dict[str, Any]:
+    """What a dotted key below a dictionary-valued option means. A reward's name may itself be a dotted path."""
+    inner = typing.get_args(hint)[1]
+    if inner is Any:
+        first, _, rest = path.partition(".")
+        return {first: _entry(hint, rest, value) if rest else value}
+    if _is_dict(inner) and not isinstance(value, dict) and value is not None:
+        name, _, argument = path.rpartition(".")
+        return {name: {argument: value}} if name else {path: value}
+    return {path: value}
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _is_dict(hint: Any) -> bool:
+    return typing.get_origin(hint) is dict
+
+
+def _unknown(key: str, said: str) -> str:
+    last = key.rpartition(".")[2]
+    same_name = [option for option in options() if option.rpartition(".")[2] == last]
+    count = 3 if same_name and key == last else 1  # a bare name may mean any of its namesakes
+    nearest = " or ".join(difflib.get_close_matches(key, same_name or options(), count, 0.0))
+    group = key
+    while group and not _has_options(group):
+        group = group.rpartition(".")[0]
+    if group:
+        return f"{said}: there is no option {key}; did you mean {nearest}? {group} has {_siblings(f'{group}.')}."
+    rooms = dict.fromkeys(option.partition(".")[0] for option in options())
+    return f"{said}: there is no option {key}; did you mean {nearest}? Options are grouped as {', '.join(rooms)}."
+
+
+def _siblings(prefix: str) -> str:
+    return ", ".join(option[len(prefix) :] for option in options() if option.startswith(prefix))
+
+
+def _to_object(tree: DictConfig) -> Config:
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

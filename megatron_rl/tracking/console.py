@@ -1,0 +1,106 @@
+"""What a person sees while a run goes on: one aligned line per step, and a table at the end."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from megatron_rl.tracking.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of the progress lines."""
+
+    title: str
+    key: str  # of the step's metrics
+    form: str = ".3f"  # format specification
+    scale: float = 1.0
+
+
+SFT_COLUMNS = (
+    Column("loss", "loss"),
+    Column("lr", "learning_rate", ".1e"),
+    Column("tokens/s", "tokens_per_second", ",.0f"),
+)
+RL_COLUMNS = (
+    Column("reward", "reward"),
+    Column("accuracy", "accuracy"),
+    Column("length", "length", ".1f"),
+    Column("tokens/s", "tokens_per_second", ",.0f"),
+    Column("swap ms", "time/swap", ".1f", 1000.0),
+)
+
+
+class Progress:
+    """Prints the steps of one stage, at most about ``lines`` of them, each with the time that is left."""
+
+    def __init__(
+        self, stage: str, total: int, columns: Sequence[Column], lines: int = 1000, out: TextIO = sys.stdout
+    ) -> None:
+        self.stage, self.total, self.columns, self.out = stage, total, columns, out
+        self.every = max(1, total // lines)
+        self.first: tuple[float, int] | None = None  # when the first step was done, and which
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report that ``step`` (counted from 0) is done."""
+        done, now = step + 1, time.monotonic()
+        if self.first is None:
+            self.first = now, done
+            titles = "".join(f"{column.title:>10}" for column in self.columns)
+            print(f"{self.stage:<4}{'step':>10}{titles}{'left':>14}", file=self.out)
+        elif done % self.every and done != self.total:
+            return
+        since, before = self.first
+        left = duration((now - since) / (done - before) * (self.total - done)) if done > before else "-"
+        numbers = "".join(f"{_number(column, metrics):>10}" for column in self.columns)
+        print(f"{self.stage:<4}{f'{done}/{self.total}':>10}{numbers}{left:>14}", file=self.out, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def summary_table(rows: Mapping[str, Mapping[str, str]], columns: Sequence[str], title: str = "") -> str:
+    """A small table: row name -> column -> text; what is missing stays empty."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, cells in rows.items():
+        table.add_row(name, *(cells.get(column, "") for column in columns))
+    console = Console(width=120, color_system=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+
+
+def where_next(run: RunFolder) -> str:
+    """The last lines of a run: what to open now."""
+    places = {
+        "numbers of every step": run.metrics_file,
+        "completions with their rewards": run.completions_file,
+        "how the run was made": run.manifest_file,
+        "checkpoints": run.checkpoints,
+        "the policy (transformers reads it)": run.export,
+    }
+    lines = [f"  {what:<36}{path}" for what, path in places.items() if path.exists()]
+    if run.tensorboard.exists():
+        lines.append(f"  {'curves':<36}tensorboard --logdir {run.tensorboard}")
+    return "\n".join(["Where to look next:", *lines])
+
+
+def _number(column: Column, metrics: Mapping[str, float]) -> str:
+    value = metrics.get(column.key)
+    return "-" if value is None else format(value * column.scale, column.form)

@@ -1,0 +1,160 @@
+"""The folder of one run: what lies where, and the manifest that says how it was made."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_rl.atomic import write_text
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+from megatron_rl.settings import from_yaml, to_yaml
+
+
+class RunFolder:
+    """Paths and records of a run; every file is whole at any time."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"  # the resolved configuration
+        self.manifest_file = self.path / "manifest.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.completions_file = self.path / "completions.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.initial_model = self.path / "initial_model"  # made when the model starts from random weights
+        self.warm_start = self.path / "warm_start"  # the policy after supervised training: RL's reference
+        self.export = self.path / "hf"  # the final policy as a Hugging Face folder
+        self.tensorboard = self.path / "tensorboard"
+
+    def config(self) -> Config:
+        """The run's configuration; raises InputError when config.yaml is missing or no longer fits."""
+        return from_yaml(self.config_file)
+
+    def write_config(self, config: Config) -> None:
+        """Record the resolved configuration."""
+        write_text(self.config_file, to_yaml(config))
+
+    def manifest(self) -> dict[str, Any]:
+        """What was recorded about the run so far."""
+        content: dict[str, Any] = json.loads(self.manifest_file.read_text()) if self.manifest_file.exists() else {}
+        return content
+
+    def update_manifest(self, **values: Any) -> None:
+        """Set top-level entries of the manifest; one process at a time does."""
+        write_text(self.manifest_file, json.dumps(self.manifest() | values, indent=2) + "\n")
+
+    def attempt(self) -> int:
+        """The number of the present attempt, from 1; an interrupted run that is continued has several."""
+        return len(self.manifest().get("attempts", []))
+
+    def logs(self) -> Path:
+        """Where the processes of the present attempt keep what they print."""
+        return self.path / "logs" / str(self.attempt())
+
+    def model_folder(self) -> Path:
+        """The Hugging Face folder that the policy starts from."""
+        path = self.config().model.path
+        return Path(path) if path else self.initial_model
+
+    def hf_config(self) -> dict[str, Any]:
+        """The model's config.json; raises InputError when it is missing."""
+        file = self.model_folder() / "config.json"
+        if not file.is_file():
+            raise InputError(f"{file} does not exist: the model of {self.path} has been moved or deleted.")
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+
+    def started(self) -> bool:
+        """Whether there is a checkpoint to continue from."""
+        return any(self.checkpoints.glob("step-*"))
+
+    def lock(self) -> None:
+        """Reserve the folder until ``unlock`` or the end of this process; InputError when another process has it."""
+        self._lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.unlock()
+            raise InputError(
+                f"Another process is running in {self.path}: wait for it, end it, or choose another run.name."
+            ) from None
+
+    def unlock(self) -> None:
+        """Let other processes have the folder."""
+        self._lock.close()
+
+
+def open_run(config: Config) -> RunFolder:
+    """The folder that ``config.run`` asks for, locked, with ``latest`` beside it pointing to it.
+
+    resume=auto continues the run in {folder}/{name}; resume=never takes the first free of {name}, {name}-2, ….
+    Raises InputError for a folder in use, one that holds something else, or a run of another model, data or seed.
+    """
+    base = Path(config.run.folder) / config.run.name
+    base.parent.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(_new_sibling(base) if config.run.resume == "never" else base)
+    run.path.mkdir(exist_ok=True)
+    run.lock()
+    _require_same_run(run, config)
+    _link_latest(run.path)
+    return run
+
+
+def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Full key -> (old, new) of every option that differs."""
+    before, after = _flat(old), _flat(new)
+    keys = dict.fromkeys([*before, *after])
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _new_sibling(base: Path) -> Path:
+    number = 1
+    while True:
+        path = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _require_same_run(run: RunFolder, config: Config) -> None:
+    if run.started():
+        _require_same_settings(run, config)
+    elif not run.config_file.exists():
+        foreign = [entry.name for entry in run.path.iterdir() if not entry.name.startswith(".")]
+        if foreign:
+            raise InputError(f"{run.path} exists and is not a run ({foreign[0]} is in it): choose another run.name.")
+
+
+def _require_same_settings(run: RunFolder, config: Config) -> None:
+    fixed = [
+        f"{key} {old!r} -> {new!r}"
+        for key, (old, new) in changes(run.config(), config).items()
+        if key == "run.seed" or key.startswith(("model.", "data."))
+    ]
+    if fixed:
+        raise InputError(
+            f"{run.path} is a run with other settings ({'; '.join(fixed)}), which cannot be continued: "
+            "start a new one with run.resume=never or another run.name."
+        )
+
+
+def _link_latest(path: Path) -> None:
+    beside = path.with_name(f".latest.{os.getpid()}")
+    beside.symlink_to(path.name)
+    beside.replace(path.with_name("latest"))
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    from megatron_rl.settings import options
+
+    flat: dict[str, Any] = {}
+    for key in options():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        flat[key] = value
+    return flat

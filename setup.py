@@ -1,0 +1,39 @@
+"""The package. Versions come from constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+LINES = (HERE / "constraints.txt").read_text().splitlines()
+PINS = {m[1]: m[2] for line in LINES if (m := re.match(r"([A-Za-z][\w.-]*?)\s*([=<>~].*)", line))}
+
+
+def pinned(*requirements: str) -> list[str]:
+    """Each requirement at the version that constraints.txt gives its name."""
+    return [requirement + PINS[requirement.partition("[")[0]] for requirement in requirements]
+
+
+setup(
+    name="megatron-rl",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "megatron_rl/__init__.py").read_text())[1],
+    description="RL post-training of language models: a sharded Megatron-Core actor, hot-swapped rollout engines",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["megatron_rl", "megatron_rl.*", "recipes", "recipes.*"]),
+    install_requires=[
+        "torch>=2.11,<2.14",  # a GPU machine often brings its own
+        *pinned("megatron-core", "transformers", "datasets", "safetensors", "numpy", "xxhash", "psutil"),
+        *pinned("omegaconf", "PyYAML", "packaging", "rich", "tensorboard", "wandb"),
+    ],
+    extras_require={
+        "dev": pinned("pytest", "hypothesis", "scipy", "ruff", "mypy"),
+        "sglang": pinned("sglang"),
+        "te": pinned("transformer-engine[pytorch]"),
+        "nemo": pinned("nemo-run", "leptonai"),
+    },
+    entry_points={"console_scripts": ["megatron-rl = megatron_rl.cli:main"]},
+)

@@ -1,0 +1,69 @@
+"""One rank of the parity tests: for every case, log-probs, logits, loss and gradients of a sharded actor."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_rl.actor import parallel, platform
+from megatron_rl.actor.actor import Actor
+from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor.config import ActorConfig, OptimizerConfig
+
+
+def run(case: dict, out: Path) -> None:
+    from megatron.core import parallel_state
+    from megatron.core.distributed import finalize_model_grads
+
+    config = ActorConfig(**case["actor"])
+    parallel.initialize(config, seed=0)
+    folder = Path(case["model"])
+    actor = Actor(json.loads((folder / "config.json").read_text()), config, "float32", str(folder))
+    for chunk in actor.chunks:  # every rank keeps the whole gradient, to be compared
+        chunk.config.finalize_model_grads_func = lambda model, tokens=None, **kw: partial(
+            finalize_model_grads, model, None
+        )(**(kw | {"force_all_reduce": True}))
+    actor.new_optimizer(OptimizerConfig(lr=0.0, clip_grad=0.0))
+    sequences = [
+        Sequence(
+            np.array(s["tokens"]), {"weight": np.array(s["weight"], np.float32), "id": np.array(s["id"], np.float32)}
+        )
+        for s in case["sequences"]
+    ]
+    batches = actor.pack(sequences)
+    actor.score(batches, "logprobs", case["temperature"])
+    scored = {}
+    if actor.last_stage:
+        for batch in batches:
+            for i, value in zip(batch.columns["id"].long().tolist(), batch.columns["logprobs"].tolist(), strict=True):
+                scored[i] = value
+
+    def objective(logprobs, entropy, columns):
+        loss = -(columns["weight"] * (logprobs + 0.3 * entropy)).sum()
+        return loss, {
+            "loss": loss,
+            "entropy": (columns["weight"] * entropy).sum(),
+            "max_logprob": logprobs.max() if len(logprobs) else loss * 0 - 99,
+        }
+
+    metrics = actor.update(batches, objective, lr=0.0, temperature=case["temperature"])
+    gradients = {
+        f"{i}/{n}": p.main_grad.clone() for i, chunk in enumerate(actor.chunks) for n, p in chunk.named_parameters()
+    }
+    torch.save(
+        {"scored": scored, "metrics": metrics, "gradients": gradients}, out / f"{case['name']}-{dist.get_rank()}.pt"
+    )
+    parallel_state.destroy_model_parallel()
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    platform.adapt()
+    cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    for case in cases:
+        run(case, out)
+    dist.destroy_process_group()

@@ -1,0 +1,58 @@
+"""Packing into tensors: what each rank holds, and how attention blocks map it."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor.micro_batch import build
+
+
+def sequence(length: int, first: int) -> Sequence:
+    tokens = np.arange(first, first + length)
+    return Sequence(tokens, {"weight": (np.arange(length) >= 2).astype(np.float32), "x": tokens.astype(np.float32)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 20), max_size=7),
+    cp=st.sampled_from([1, 2, 3]),
+    multiple=st.sampled_from([1, 2, 3, 4]),
+)
+def test_every_trained_token_is_on_one_rank(lengths: list[int], cp: int, multiple: int) -> None:
+    sequences = [sequence(n, 1 + 100 * i) for i, n in enumerate(lengths)]
+    parts = [build(sequences, columns=["weight", "x"], cp_rank=r, cp_size=cp, multiple=multiple) for r in range(cp)]
+    assert len({p.inputs.shape for p in parts}) == 1
+    assert parts[0].inputs.shape[1] % multiple == 0 and parts[0].inputs.shape[1] > 0
+    seen = torch.cat([p.columns["x"] for p in parts]).tolist()
+    assert sorted(seen) == sorted(float(t) for s in sequences for t in s.tokens[2:])
+    for part in parts:
+        targets = part.targets[part.trained]
+        assert targets.tolist() == part.columns["x"].tolist()
+        assert part.inputs[0][part.trained].tolist() == (targets - 1).tolist()  # the token before
+        assert part.positions[0][part.trained].tolist() == ((targets - 1) % 100 - 1).tolist()
+        assert part.packed.cu_seqlens_q[-1] == part.inputs.shape[1] * cp
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(2, 24), min_size=1, max_size=6), cp=st.sampled_from([1, 2]))
+def test_blocks_are_causal_attention_inside_each_sequence(lengths: list[int], cp: int) -> None:
+    """Attend with one-hot values: the output says which positions every query saw."""
+    sequences = [sequence(n, 1 + 100 * i) for i, n in enumerate(lengths)]
+    parts = [build(sequences, columns=["weight"], cp_rank=r, cp_size=cp) for r in range(cp)]
+    tokens = torch.cat([p.inputs[0] for p in parts]).float()  # keys as context parallelism gathers them: rank by rank
+    for part in parts:
+        rows = []
+        for block in part.packed.blocks:
+            keys = block.rows(tokens.view(-1, 1, 1), block.keys)  # [count, 1, longest, 1]
+            queries = block.rows(part.inputs[0].float().view(-1, 1, 1), block.queries)
+            length = keys.shape[2]
+            mask = block.mask if block.mask is not None else torch.ones(length, length, dtype=torch.bool).tril()
+            allowed = mask.expand(queries.shape[0], 1, queries.shape[2], length)
+            seen = (keys.transpose(2, 3) * allowed).sum(-1, keepdim=True)
+            rows.append(block.flat(seen))
+        got = torch.cat(rows).view(-1)
+        for position, token, value in zip(part.positions[0], part.inputs[0], got, strict=True):
+            if token > 0:  # not padding
+                assert value == sum(range(int(token - position), int(token) + 1))

@@ -1,0 +1,142 @@
+"""The sharded actor against transformers: log-probs, entropies, loss and gradients at every kind of sharding."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.transformers import transformers_layout
+from tests.actor.models import CONFIGS, write_model
+
+TEMPERATURE = 0.7
+RANKS = Path(__file__).parent / "parity_ranks.py"
+# Four ranks run every case of the list, data parallelism filling up; (model, options of the actor).
+FOUR = [
+    ("qwen3", dict(tensor_parallel=2, data_parallel=2)),
+    ("qwen3", dict(tensor_parallel=2, pipeline_parallel=2)),
+    ("qwen3", dict(pipeline_parallel=2, virtual_pipeline=2, data_parallel=2, micro_batch_tokens=40)),
+    ("qwen3", dict(context_parallel=2, data_parallel=2)),
+    ("qwen3", dict(tensor_parallel=2, context_parallel=2, sequence_parallel=True)),
+    ("qwen3", dict(data_parallel=4, packing=False)),
+    ("qwen3_untied", dict(tensor_parallel=2, pipeline_parallel=2, sequence_parallel=True)),
+    ("qwen2", dict(tensor_parallel=2, pipeline_parallel=2, recompute="full")),
+    ("llama", dict(tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
+    ("llama", dict(context_parallel=2, pipeline_parallel=2, micro_batch_tokens=40)),
+    ("qwen3_moe", dict(expert_parallel=2, data_parallel=4)),
+    ("qwen3_moe", dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
+]
+ONE = [
+    ("qwen3", dict()),
+    ("qwen3", dict(micro_batch_tokens=40, logprob_chunk=7)),
+    ("qwen3", dict(packing=False)),
+    ("qwen2", dict()),
+    ("llama", dict()),
+    ("qwen3_moe", dict()),
+]
+
+
+def sequences() -> list[dict[str, list]]:
+    """Prompts without weight, completions with weights of different sizes that add up to about 1."""
+    rng = np.random.default_rng(3)
+    result, count = [], 0
+    for length in (9, 17, 23, 23, 30, 12, 5, 39):
+        tokens = rng.integers(0, 99, length)
+        weight = np.where(np.arange(length) < 3, 0.0, rng.uniform(0.2, 1.0, length) / 100)
+        result.append({"tokens": tokens.tolist(), "weight": weight.tolist(), "id": list(range(count, count + length))})
+        count += length
+    return result
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """transformers' answer for every model: folder, log-probs by token id, loss and gradients."""
+    answers = {}
+    for name in CONFIGS:
+        folder = tmp_path_factory.mktemp(name)
+        model = write_model(name, folder)
+        logprobs, loss, mean_entropy = {}, torch.zeros(()), torch.zeros(())
+        for s in sequences():
+            tokens, weight = torch.tensor([s["tokens"]]), torch.tensor(s["weight"])[1:]
+            log_p = (model(tokens).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
+            chosen = log_p.gather(1, tokens[0, 1:, None]).squeeze(1)
+            entropy = -(log_p.exp() * log_p).sum(-1)
+            loss = loss - (weight * (chosen + 0.3 * entropy)).sum()
+            mean_entropy = mean_entropy + (weight * entropy).sum()
+            logprobs |= {i: v for i, v, w in zip(s["id"][1:], chosen.tolist(), weight.tolist(), strict=True) if w}
+        loss.backward()
+        answers[name] = {
+            "folder": folder,
+            "logprobs": logprobs,
+            "loss": loss.item(),
+            "entropy": mean_entropy.item(),
+            "gradients": {n: p.grad for n, p in model.named_parameters()},
+        }
+    return answers
+
+
+@pytest.fixture(scope="module")
+def results(reference, run_ranks, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("parity")
+    for world, cases in ((4, FOUR), (1, ONE)):
+        listing = [
+            {
+                "name": f"{world}-{i}",
+                "actor": actor,
+                "model": str(reference[model]["folder"]),
+                "sequences": sequences(),
+                "temperature": TEMPERATURE,
+            }
+            for i, (model, actor) in enumerate(cases)
+        ]
+        (out / f"{world}.json").write_text(json.dumps(listing))
+        run_ranks(RANKS, world, out / f"{world}.json", out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("world", "index"),
+    [(4, i) for i in range(len(FOUR))] + [(1, i) for i in range(len(ONE))],
+    ids=[f"{m}-" + "-".join(f"{k}={v}" for k, v in a.items()) for m, a in FOUR + ONE],
+)
+def test_equals_transformers(world: int, index: int, reference, results: Path) -> None:
+    model, actor = (FOUR if world == 4 else ONE)[index]
+    expected = reference[model]
+    ranks = [torch.load(results / f"{world}-{index}-{r}.pt", weights_only=False) for r in range(world)]
+
+    scored: dict[int, float] = {}
+    for rank in ranks:
+        scored |= rank["scored"]
+    assert scored.keys() == expected["logprobs"].keys()
+    assert max(abs(scored[i] - v) for i, v in expected["logprobs"].items()) < 5e-6
+    for rank in ranks:
+        assert rank["metrics"]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+        assert rank["metrics"]["entropy"] == pytest.approx(expected["entropy"], abs=1e-6)
+        assert rank["metrics"]["max_logprob"] == pytest.approx(max(expected["logprobs"].values()), abs=5e-6)
+
+    hf_config = json.loads((expected["folder"] / "config.json").read_text())
+    sizes = ParallelSizes(
+        tensor=actor.get("tensor_parallel", 1),
+        pipeline=actor.get("pipeline_parallel", 1),
+        virtual=actor.get("virtual_pipeline", 1),
+        context=actor.get("context_parallel", 1),
+        expert=actor.get("expert_parallel", 1),
+        data=actor.get("data_parallel", 1),
+    )
+    engine = {s.tensor: s for s in transformers_layout(hf_config).ranks[0].segments}
+    checked = 0
+    for rank, shard in enumerate(megatron_layout(hf_config, sizes).ranks):
+        gradients = ranks[rank]["gradients"]
+        assert {n: tuple(g.shape) for n, g in gradients.items()} == shard.locals
+        for segment in shard.segments:
+            local = gradients[segment.local].flatten().as_strided(segment.shape, segment.strides, segment.offset)
+            full = expected["gradients"][engine[segment.tensor].local].flatten()
+            there = engine[segment.tensor]
+            offset = there.offset + sum(a * b for a, b in zip(segment.start, there.strides, strict=True))
+            wanted = full.as_strided(segment.shape, there.strides, offset)
+            assert (local - wanted).abs().max() < 1e-6, segment
+            checked += 1
+    assert checked >= len(expected["gradients"])

@@ -1,0 +1,93 @@
+import subprocess
+import sys
+from math import inf, nan
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_rl.algorithms.advantages import group_advantages
+from megatron_rl.algorithms.aggregation import token_weights
+from megatron_rl.algorithms.check import CHOICES, check_algorithm, check_sft
+from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
+from megatron_rl.algorithms.kl import token_kl
+from megatron_rl.rollout.config import RolloutConfig
+
+
+def test_the_defaults_are_valid() -> None:
+    assert check_algorithm(AlgorithmConfig(), RolloutConfig()) == []
+    assert check_sft(SFTConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rollout", "sentence"),
+    [
+        ({"advantage": "gae"}, {}, "algorithm.advantage is 'gae'; it must be grpo."),
+        ({"std": "n"}, {}, "algorithm.std is 'n'; it must be sample or population."),
+        (
+            {"aggregation": "token_mean"},
+            {},
+            "algorithm.aggregation is 'token_mean'; it must be token-mean or seq-mean-token-mean.",
+        ),
+        ({"kl_estimator": "k4"}, {}, "algorithm.kl_estimator is 'k4'; it must be k1 or k2 or k3."),
+        ({"std_eps": -1e-6}, {}, "algorithm.std_eps is -1e-06; it must be above 0."),
+        ({"std_eps": 0.0}, {}, "algorithm.std_eps is 0.0; it must be above 0."),
+        ({"clip_low": 1.5}, {}, "algorithm.clip_low is 1.5; it must be between 0 and 1."),
+        ({"clip_high": -0.1}, {}, "algorithm.clip_high is -0.1; it must be 0 or more."),
+        ({"kl_coef": -0.04}, {}, "algorithm.kl_coef is -0.04; it must be 0 or more."),
+        ({"kl_coef": nan}, {}, "algorithm.kl_coef is nan; it must be 0 or more."),
+        ({"entropy_coef": inf}, {}, "algorithm.entropy_coef is inf; it must be a finite number."),
+        ({"epochs": 0}, {}, "algorithm.epochs is 0; it must be 1 or more."),
+        ({"minibatches": 0}, {}, "algorithm.minibatches is 0; it must be 1 or more."),
+        (
+            {"minibatches": 5},
+            {"prompts_per_step": 16},
+            "algorithm.minibatches is 5, which does not divide rollout.prompts_per_step (16); "
+            "it can be 1, 2, 4, 8, 16.",
+        ),
+        (
+            {},
+            {"group_size": 1},
+            "rollout.group_size is 1; algorithm.advantage=grpo compares the completions of one prompt "
+            "and needs at least 2.",
+        ),
+    ],
+)
+def test_one_violation_is_one_sentence(algorithm: dict, rollout: dict, sentence: str) -> None:
+    assert check_algorithm(AlgorithmConfig(**algorithm), RolloutConfig(**rollout)) == [sentence]
+
+
+def test_all_violations_are_listed_at_once() -> None:
+    found = check_algorithm(AlgorithmConfig(std="n", kl_coef=-1.0, epochs=0), RolloutConfig(group_size=1))
+    assert [sentence.split(" is ")[0] for sentence in found] == [
+        "algorithm.std",
+        "algorithm.kl_coef",
+        "algorithm.epochs",
+        "rollout.group_size",
+    ]
+
+
+def test_an_entropy_penalty_is_allowed() -> None:
+    assert check_algorithm(AlgorithmConfig(entropy_coef=-0.001), RolloutConfig()) == []
+
+
+def test_the_warm_start() -> None:
+    assert check_sft(SFTConfig(steps=-1, batch_size=0, prompt_weight=-0.1)) == [
+        "sft.steps is -1; it must be 0 or more.",
+        "sft.batch_size is 0; it must be 1 or more.",
+        "sft.prompt_weight is -0.1; it must be 0 or more.",
+    ]
+
+
+def test_every_allowed_name_is_implemented() -> None:
+    for std in CHOICES["std"]:
+        assert group_advantages(np.array([[1.0, 0.0]]), std)[0, 0] > 0
+    for mode in CHOICES["aggregation"]:
+        assert token_weights([2], mode).tolist() == [0.5]
+    for estimator in CHOICES["kl_estimator"]:
+        assert token_kl(torch.ones(1), torch.zeros(1), estimator).item() > 0
+
+
+def test_checking_imports_no_torch() -> None:
+    code = "import sys, megatron_rl.algorithms.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

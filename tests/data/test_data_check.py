@@ -1,0 +1,45 @@
+"""Options of the data that cannot work."""
+
+import pytest
+
+from megatron_rl.config import Config
+from megatron_rl.data.check import check_data
+from megatron_rl.data.config import DataConfig
+
+
+def found(**options) -> list[str]:
+    return check_data(Config(data=DataConfig(**options)))
+
+
+def test_nothing_to_say(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}")
+    assert found(task="false_belief") == []
+    assert found(path=str(path), eval_path=str(path), columns={"story": "context", "option_c": "c"}) == []
+    assert found(path="someone/questions") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "false_beleif"}, "did you mean false_belief?"),
+        (
+            {"task": "false_belief", "max_prompt_tokens": 37},
+            "data.max_prompt_tokens is 37; data.task=false_belief needs 38 or more.",
+        ),
+        ({"task": "false_belief", "prompt": "caht"}, "data.prompt is 'caht'; it must be auto, chat or plain."),
+        ({"task": "false_belief", "limit": -1}, "data.limit is -1"),
+        ({"path": ""}, "data.path is empty"),
+        ({"path": "rows.jsonl"}, "data.path: the file rows.jsonl does not exist."),
+        ({"path": "a/b", "eval_path": "rows.csv"}, "data.eval_path: the file rows.csv does not exist."),
+        ({"path": __file__}, "must end in .parquet, .jsonl, .json, .csv."),
+        ({"path": "a/b", "columns": {"storry": "x"}}, "data.columns.storry is no column of ours; did you mean story?"),
+    ],
+)
+def test_violations(options, message):
+    (said,) = found(**options)
+    assert message in said
+
+
+def test_every_violation_is_found_at_once():
+    assert len(found(prompt="x", limit=-1, max_prompt_tokens=0, columns={"x": "y"})) == 5  # data.path is empty too

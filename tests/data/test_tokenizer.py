@@ -1,0 +1,69 @@
+"""Tokenizers of model folders, and the tool that writes a small model."""
+
+import json
+import shutil
+
+import pytest
+
+from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer, make_encoder
+from megatron_rl.errors import InputError
+
+
+def test_missing_folder_and_missing_files(tmp_path):
+    with pytest.raises(InputError, match="nowhere' is not a folder"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"has no tokenizer: none of tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_tool_writes_a_model_that_fits_its_tokenizer(tiny_model, chat_tokenizer):
+    config = json.loads((tiny_model / "config.json").read_text())
+    assert (config["model_type"], config["vocab_size"], config["hidden_size"]) == ("qwen3", 400, 64)
+    assert len(chat_tokenizer) <= 400
+    check_vocabulary(chat_tokenizer, config)
+    text = "Zoe moved the coin. Ünï — 你好\n<think>"
+    assert chat_tokenizer.decode(chat_tokenizer.encode(text, add_special_tokens=False)) == text
+    assert sorted(p.name for p in tiny_model.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert config["eos_token_id"] == chat_tokenizer.eos_token_id == chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_bad_input_to_the_tool(tmp_path, make_tiny_model, capsys):
+    for arguments, message in (
+        ([str(tmp_path / "no.txt"), str(tmp_path / "m")], "no.txt does not exist"),
+        ([str(tmp_path / "no.txt"), str(tmp_path)], "exists; name a new folder"),
+        ([str(tmp_path / "no.txt"), str(tmp_path / "m"), "--heads", "3"], "--heads must divide --hidden"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            make_tiny_model(arguments)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_larger_than_the_model(word_tokenizer):
+    check_vocabulary(word_tokenizer, {"vocab_size": 77})
+    with pytest.raises(InputError, match=r"token ids up to 76, but config.json has vocab_size=76"):
+        check_vocabulary(word_tokenizer, {"vocab_size": 76})
+
+
+def test_a_tokenizer_without_an_end_token(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="has no eos_token"):
+        check_vocabulary(load_tokenizer(folder), {"vocab_size": 400})
+
+
+def test_the_encoder_remembers(word_tokenizer):
+    encode = make_encoder(word_tokenizer)
+    first = encode("<bos> Sally puts")
+    assert list(first) == word_tokenizer.encode("<bos> Sally puts", add_special_tokens=False)
+    assert encode("<bos> Sally puts") is first

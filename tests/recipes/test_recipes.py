@@ -1,0 +1,85 @@
+"""Recipes by name, and their numbers."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from megatron_rl.config import Config
+from megatron_rl.data.check import check_data
+from megatron_rl.errors import InputError
+from megatron_rl.evaluation.check import check_evaluation
+from recipes import all_recipes, find
+
+NAMES = ["quickstart", "social_r1.qwen3_4b", "social_r1.qwen3_8b", "social_r1.tiny"]
+
+
+def test_all_are_listed_with_one_line():
+    listed = all_recipes()
+    assert set(NAMES) <= set(listed)
+    for line in listed.values():
+        assert 20 < len(line) < 120 and "\n" not in line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_gives_a_whole_new_configuration(name):
+    config = find(name)()
+    assert isinstance(config, Config)
+    assert OmegaConf.to_object(OmegaConf.structured(config)) == config == find(name)()
+    assert find(name)() is not config
+    assert config.rollout.prompts_per_step % config.algorithm.minibatches == 0
+    assert config.actor.micro_batch_tokens >= config.data.max_prompt_tokens + config.rollout.max_new_tokens
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match=r"no recipe 'social_r1.qwen_4b'; did you mean social_r1.qwen3_4b\?"):
+        find("social_r1.qwen_4b")
+    with pytest.raises(InputError, match=r"Recipes are quickstart, social_r1.qwen3_4b"):
+        find("social_r1._card")
+
+
+def test_quickstart():
+    config = find("quickstart")()
+    assert check_data(config) == check_evaluation(config) == []
+    assert (config.run.steps, config.rollout.prompts_per_step, config.rollout.group_size) == (40, 16, 8)
+    assert (config.sft.steps, config.sft.batch_size, config.sft.prompt_weight) == (600, 32, 0.1)
+    assert config.actor.tensor_parallel == 2 and config.model.dtype == "float32"
+    assert config.algorithm.minibatches * config.algorithm.epochs == 2
+    assert config.rewards.terms == {"answer_in_format": 1.0, "format": 0.2}
+    assert config.rollout.max_new_tokens >= 44
+
+
+@pytest.mark.parametrize("name", ["social_r1.qwen3_4b", "social_r1.qwen3_8b"])
+def test_social_r1_follows_the_model_card(name):
+    config = find(name)()
+    assert config.run.steps == 600
+    assert config.actor.optimizer.lr == 5e-7
+    assert (config.algorithm.kl_coef, config.algorithm.kl_estimator, config.algorithm.entropy_coef) == (0.04, "k3", 0.0)
+    assert config.rollout.group_size == 5
+    assert config.rollout.prompts_per_step == 64
+    assert config.rollout.prompts_per_step // config.algorithm.minibatches == 16
+    assert (config.data.max_prompt_tokens, config.rollout.max_new_tokens) == (1024, 3072)
+    assert config.rewards.terms == {"social_r1": 1.0}
+    actor = config.actor
+    world = actor.tensor_parallel * actor.pipeline_parallel * actor.context_parallel * actor.data_parallel
+    assert world == 8
+    assert 8 % actor.tensor_parallel == 0  # Qwen3-4B and 8B have 32 heads and 8 KV heads
+
+
+def test_tiny_needs_only_the_two_paths(tmp_path):
+    config = find("social_r1.tiny")()
+    assert config.model.path == config.data.path == ""
+    (tmp_path / "rows.jsonl").write_text("{}")
+    config.data.path = str(tmp_path / "rows.jsonl")
+    assert check_data(config) == check_evaluation(config) == []
+    assert config.rewards.terms == {"social_r1": 1.0} and config.model.dtype == "float32"
+
+
+def test_recipes_and_checks_import_no_torch():
+    code = (
+        "import sys, recipes, megatron_rl.data.check, megatron_rl.evaluation.check\n"
+        "recipes.all_recipes()\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=__file__.rsplit("/tests/", 1)[0])

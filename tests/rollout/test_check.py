@@ -1,0 +1,51 @@
+"""Violations of the rollout's options, and what the trainer's side may import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_rl.rollout.check import check_rollout
+from megatron_rl.rollout.config import RolloutConfig
+
+
+def test_the_defaults_are_valid():
+    assert check_rollout(RolloutConfig()) == []
+    assert check_rollout(RolloutConfig(top_k=20, top_p=0.5, temperature=2.0, group_size=1, max_running=1)) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("engine", "sglang"),
+        ("engines", 0),
+        ("prompts_per_step", 0),
+        ("group_size", -1),
+        ("max_new_tokens", 0),
+        ("max_running", 0),
+        ("threads", 0),
+        ("temperature", 0.0),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("top_k", -1),
+    ],
+)
+def test_a_violation_names_its_key_and_value(key, value):
+    (found,) = check_rollout(RolloutConfig(**{key: value}))
+    assert found.startswith(f"rollout.{key} is {value!r}; it must be ")
+
+
+def test_all_violations_are_found_at_once():
+    broken = RolloutConfig(engine="", engines=0, group_size=0, temperature=-1, top_p=2, top_k=-5, threads=-1)
+    assert len(check_rollout(broken)) == 7
+
+
+def test_the_trainers_side_needs_no_torch():
+    code = (
+        "import sys, megatron_rl.rollout.check, megatron_rl.rollout.client, megatron_rl.rollout.server\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

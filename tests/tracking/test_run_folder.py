@@ -1,0 +1,113 @@
+"""The run's folder: which one a run gets, what it refuses, and what it keeps."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+from megatron_rl.tracking.run_folder import RunFolder, changes, open_run
+
+
+def configured(folder: Path, **run: object) -> Config:
+    config = Config()
+    config.run.folder, config.run.name = str(folder), "mine"
+    for key, value in run.items():
+        setattr(config.run, key, value)
+    return config
+
+
+def started(config: Config) -> RunFolder:
+    """A run with a checkpoint, whose process has ended."""
+    run = open_run(config)
+    run.write_config(config)
+    (run.checkpoints / "step-000010").mkdir(parents=True)
+    run.unlock()
+    return run
+
+
+def test_never_takes_the_next_number(tmp_path: Path) -> None:
+    names = [open_run(configured(tmp_path / "runs", resume="never")).path.name for _ in range(3)]
+    assert names == ["mine", "mine-2", "mine-3"]
+    assert os.readlink(tmp_path / "runs/latest") == "mine-3"
+
+
+def test_auto_continues_in_the_same_folder(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    first = started(config)
+    config.run.steps += 5  # may change
+    second = open_run(config)
+    assert second.path == first.path == tmp_path / "mine"
+    assert (tmp_path / "latest").resolve() == first.path
+    assert changes(first.config(), config) == {"run.steps": (100, 105)}
+
+
+@pytest.mark.parametrize(
+    ("room", "key", "value", "said"),
+    [("model", "dtype", "float32", "model.dtype 'bfloat16' -> 'float32'"), ("run", "seed", 1, "run.seed 0 -> 1")],
+)
+def test_another_model_or_seed_is_refused_once_there_is_a_checkpoint(
+    tmp_path: Path, room: str, key: str, value: object, said: str
+) -> None:
+    config = configured(tmp_path)
+    before = started(config).config_file.read_text()
+    setattr(getattr(config, room), key, value)
+    with pytest.raises(InputError, match=said):
+        open_run(config)
+    assert (tmp_path / "mine/config.yaml").read_text() == before
+
+
+def test_without_a_checkpoint_anything_may_change(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run = open_run(config)
+    run.write_config(config)
+    run.unlock()
+    config.model.dtype = "float32"
+    assert open_run(config).path == run.path
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    with pytest.raises(InputError, match=r"not a run \(thesis.tex"):
+        open_run(configured(tmp_path))
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    run = open_run(configured(tmp_path))
+    with pytest.raises(InputError, match="Another process is running"):
+        open_run(configured(tmp_path))
+    run.unlock()
+    open_run(configured(tmp_path)).unlock()
+
+
+def test_config_and_manifest_are_kept_whole(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    config = configured(tmp_path)
+    config.rewards.terms = {"my.reward": 0.5}
+    run.write_config(config)
+    assert run.config() == config
+    assert run.manifest() == {} and run.attempt() == 0
+    run.update_manifest(seed=3, attempts=[{}])
+    run.update_manifest(plan_hash="abc", attempts=[{}, {}])
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {
+        "seed": 3,
+        "attempts": [{}, {}],
+        "plan_hash": "abc",
+    }
+    assert run.logs() == tmp_path / "logs/2"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "manifest.json"]  # nothing left beside them
+
+
+def test_the_model_is_the_given_one_or_the_initial_one(tmp_path: Path) -> None:
+    run, config = RunFolder(tmp_path), configured(tmp_path)
+    run.write_config(config)
+    assert run.model_folder() == tmp_path / "initial_model"
+    config.model.path = str(tmp_path / "given")
+    run.write_config(config)
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/config.json").write_text('{"model_type": "qwen3"}')
+    assert run.model_folder() == tmp_path / "given"
+    assert run.hf_config() == {"model_type": "qwen3"}
