@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from megatron_rl.position import Position
 
 
-
 @dataclass
 class Batch:
     """One rollout, ready for training: mini-batches of sequences, one optimiser step each per epoch."""
@@ -125,7 +124,10 @@ class Driver:
         requests = [
             Request(
                 self.encode(example.prompt),
-                [xxhash.xxh3_64_intdigest(f"{self.config.run.seed}/{label}/{i}/{j}".encode()) >> 1 for j in range(samples)],
+                [
+                    xxhash.xxh3_64_intdigest(f"{self.config.run.seed}/{label}/{i}/{j}".encode()) >> 1
+                    for j in range(samples)
+                ],
             )
             for i, example in enumerate(examples)
         ]
@@ -258,6 +260,10 @@ class Driver:
             }
             for i in np.linspace(0, len(completions) - 1, count).round().astype(int)
         ]
+
+
+def _seed(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode()) >> 1  # fits int64
 
 
 def _sequence(prompt: tuple[int, ...], completion: Completion, *, weight: float, advantage: float) -> Sequence:

@@ -51,11 +51,11 @@ def train(run: RunFolder, config: Config) -> None:
         finish_warm_start(run, config, actor, swap, at, driver)
 
     for step in range(at.step, config.run.steps):
-        rollout = driver and driver.collect(step)
+        rollout = driver.collect(step) if driver else None
         minibatches: list[list[Sequence]] = share(rollout and rollout.minibatches)
         at.step, at.version = step + 1, at.version + 1
         metrics = learn(actor, minibatches, config, step) | swap(at.version)
-        if driver:
+        if driver and rollout:
             driver.record(at, rollout.metrics | metrics, rollout.rows)
         if at.step == config.run.steps or (config.evaluation.every and at.step % config.evaluation.every == 0):
             evaluate(driver, at, "after RL" if at.step == config.run.steps else f"step {at.step}")

@@ -163,10 +163,9 @@ class Actor:
 
     def reduce(self, shares: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Combine per-micro-batch metrics over micro-batches, data and context parallel ranks and pipeline stages."""
-        result: list[dict[str, float] | None] = [None]
+        combined: dict[str, float] = {}
         if self.last_stage:
             group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-            result = [{}]
             for maximum in (False, True):
                 names = [n for n in shares[0] if n.startswith("max_") == maximum]
                 if not names:
@@ -174,12 +173,13 @@ class Actor:
                 values = torch.stack([torch.stack([s[n].detach().float() for n in names]) for s in shares])
                 total = values.amax(0) if maximum else values.sum(0)
                 dist.all_reduce(total, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=group)
-                result[0].update(zip(names, total.tolist(), strict=True))
+                combined.update(zip(names, total.tolist(), strict=True))
         if self.config.pipeline_parallel > 1:
             stages = parallel_state.get_pipeline_model_parallel_group()
-            dist.broadcast_object_list(result, src=dist.get_process_group_ranks(stages)[-1], group=stages)
-        assert result[0] is not None
-        return result[0]
+            box = [combined]
+            dist.broadcast_object_list(box, src=dist.get_process_group_ranks(stages)[-1], group=stages)
+            combined = box[0]
+        return combined
 
     @torch.no_grad()
     def freeze_reference(self) -> None:

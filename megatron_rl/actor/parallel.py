@@ -11,7 +11,7 @@ from megatron_rl.actor.config import ActorConfig
 
 
 def initialize(config: ActorConfig, seed: int) -> None:
-    """Join the job (torchrun's environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and build the groups.
+    """Join the job and build its groups; RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torchrun sets them.
 
     Order of ranks: tensor, context, expert, data, pipeline, fastest first.
     """

@@ -111,7 +111,7 @@ def adapt() -> None:
     if on_gpu():
         return
     import megatron.core.optimizer
-    import megatron.core.pipeline_parallel.schedules
+    import megatron.core.pipeline_parallel.schedules  # noqa: F401 (so that the loop below finds it)
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
