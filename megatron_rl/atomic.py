@@ -12,3 +12,11 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the files right inside a folder, and its list of names, to the disk: before it is renamed, and after."""
+    for path in (*(p for p in folder.iterdir() if p.is_file()), folder):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

@@ -1,7 +1,7 @@
 """Checkpoints of the actor in Megatron's torch_dist format: weights, optimiser, random state and position.
 
 A checkpoint loads at any sharding; at the same one training continues bit-identically. It is written into a
-hidden folder and renamed when complete, so a folder named step-* is always whole.
+hidden folder, flushed and renamed when complete, so a folder named step-* is always whole.
 """
 
 import json
@@ -21,6 +21,7 @@ from megatron.core.optimizer import distrib_optimizer
 
 from megatron_rl.actor import platform
 from megatron_rl.actor.actor import Actor, parallel_sizes
+from megatron_rl.atomic import flush_folder
 from megatron_rl.processes import die_with_parent
 
 STATE = "state.json"
@@ -55,6 +56,7 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
     if dist.get_rank() == 0:
         content = {"state": state, "sizes": vars(parallel_sizes(actor.config))}
         (partial / STATE).write_text(json.dumps(content, indent=2))
+        flush_folder(partial)
         shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
         partial.rename(target)
         for old in sorted(folder.glob("step-*"))[:-keep]:
