@@ -30,7 +30,7 @@ setup(
         *pinned("omegaconf", "PyYAML", "packaging", "rich", "tensorboard", "wandb"),
     ],
     extras_require={
-        "dev": pinned("pytest", "hypothesis", "scipy", "ruff", "mypy"),
+        "dev": pinned("pytest", "hypothesis", "scipy", "ruff", "mypy", "mbridge", "einops"),
         "sglang": pinned("sglang"),
         "te": pinned("transformer-engine[pytorch]"),
         "nemo": pinned("nemo-run", "leptonai"),

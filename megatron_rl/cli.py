@@ -1,4 +1,4 @@
-"""The command line: megatron-rl train | check | recipes | options."""
+"""The command line: megatron-rl train | check | plan | recipes | options | convert."""
 
 import argparse
 import sys
@@ -17,6 +17,7 @@ examples:
   megatron-rl train quickstart                        watch a small model learn, in minutes, on a laptop
   megatron-rl train quickstart run.steps=20 run.seed=1
   megatron-rl check social_r1.qwen3_4b actor.tensor_parallel=4
+  megatron-rl plan quickstart                         how weights travel to the engines, and what it costs
   megatron-rl options rollout                         what can be set, with defaults
   megatron-rl train runs/quickstart/config.yaml       the same run again
 
@@ -27,7 +28,8 @@ Ctrl-C stops it; the same command continues it from the last checkpoint where th
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 a process failed, 2 bad input, 128 + signal."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
         return int(options.run(options))
     except InputError as error:
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """All commands, with the options of the chosen one: those of some need imports that would slow down the others."""
     parser = argparse.ArgumentParser(
         prog="megatron-rl",
         description="Train language models to reason, by reinforcement learning: a sharded Megatron-Core actor, "
@@ -56,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or a .yaml file")
         command.add_argument("overrides", metavar="key=value", nargs="*", help="options to change")
         command.set_defaults(run=run)
+    text = "print how weights travel from the trainer to the engines, what it costs, and the proof; needs no weights"
+    plan = commands.add_parser("plan", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    if chosen == "plan":
+        from megatron_rl.plan import add_arguments
+
+        add_arguments(plan)
     recipes = commands.add_parser("recipes", help="list the recipes", description="List the recipes.")
     recipes.set_defaults(run=_recipes)
     listing = commands.add_parser(
@@ -63,6 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("group", nargs="?", default="", help="only those that start so: actor, run.save …")
     listing.set_defaults(run=_options)
+    convert = commands.add_parser(
+        "convert",
+        help="convert checkpoints between Hugging Face and Megatron, compare and list them",
+        description="Convert checkpoints between Hugging Face folders and Megatron's torch_dist, by streaming.",
+    )
+    if chosen == "convert":
+        from megatron_rl.resharding.convert.options import add_commands
+
+        add_commands(convert)
     return parser
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from megatron_rl.errors import InputError
 
+TRAINED = {"llama", "qwen2", "qwen3", "qwen3_moe"}  # resharding knows more families than the actor computes
 QK_NORM = {"qwen3", "qwen3_moe"}
 QKV_BIAS = {"qwen2"}
 
@@ -61,10 +62,16 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
 
     Raises InputError for a family or an option that the actor does not compute.
     """
-    from megatron_rl.resharding.families import family
+    from megatron_rl.resharding.families import FAMILIES, family
 
-    family(config)  # an unknown family is an error that lists the known ones
-    name = config["model_type"]
+    name = config.get("model_type")
+    if name not in TRAINED:
+        known = f" {name} is known to megatron-rl plan and convert only." if name in FAMILIES else ""
+        raise InputError(
+            f"config.json has model_type={name!r}, which the actor does not train; it trains "
+            f"{', '.join(sorted(TRAINED))}.{known}"
+        )
+    family(config)  # an option that the family's table does not have is an error
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type", "default")

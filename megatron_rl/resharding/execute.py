@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xxhash
 
-from megatron_rl.resharding.layout import row_major
+from megatron_rl.resharding.layout import merged, row_major
 from megatron_rl.resharding.plan import Copy, Ints
 
 BAND = 1 << 20  # bytes moved or hashed at a time: they stay in the processor's cache between copy and hash
@@ -27,26 +27,6 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
 def _box(tensor: torch.Tensor, shape: Ints, strides: Ints, offset: int) -> torch.Tensor:
     # as_strided counts from the storage's start, and parameters may lie anywhere in a shared one.
     return tensor.as_strided(shape, strides, int(tensor.storage_offset()) + offset)
-
-
-def merged(shape: Ints, *strides: Ints) -> tuple[Ints, tuple[Ints, ...]]:
-    """The same box with as few dimensions as possible: those that are contiguous on every side become one."""
-    extents: list[int] = []
-    steps: list[list[int]] = [[] for _ in strides]
-    for extent, *step in zip(shape, *strides, strict=True):
-        if extent == 1:
-            continue
-        if extents and all(mine[-1] == extent * s for mine, s in zip(steps, step, strict=True)):
-            extents[-1] *= extent
-            for mine, s in zip(steps, step, strict=True):
-                mine[-1] = s
-        else:
-            extents.append(extent)
-            for mine, s in zip(steps, step, strict=True):
-                mine.append(s)
-    if not extents:
-        return (1,), tuple((1,) for _ in strides)
-    return tuple(extents), tuple(tuple(mine) for mine in steps)
 
 
 def _bands(shape: Ints, itemsize: int) -> Iterator[tuple[int | slice, ...]]:

@@ -3,21 +3,20 @@
 Files are written front to back from one buffer at a time, so memory stays bounded whatever the model's size.
 """
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
 
 import torch
 
+from megatron_rl.atomic import flush_folder
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.execute import pull
-from megatron_rl.resharding.families import family
-from megatron_rl.resharding.files import DTYPES, INDEX, WEIGHTS
+from megatron_rl.resharding.files import DTYPES
+from megatron_rl.resharding.hf_folder import INDEX, divide, file_name, header_bytes, index_file, small_files
 from megatron_rl.resharding.layout import Layout, Segment, Shard, row_major
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
@@ -26,17 +25,6 @@ from megatron_rl.resharding.swap import SwapSource
 
 BUFFER = 1 << 26  # bytes assembled at a time
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-CARRIED = (  # what a model folder holds besides weights and config.json
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-    "*.tiktoken",
-    "*.model",
-)
 
 
 def _bands(layout: Layout, dtypes: dict[str, torch.dtype]) -> Layout:
@@ -52,35 +40,6 @@ def _bands(layout: Layout, dtypes: dict[str, torch.dtype]) -> Layout:
             shapes[local] = shape
             segments.append(Segment(name, (first, *(0 for _ in rest)), shape, local, 0, row_major(shape)))
     return Layout(layout.tensors, (Shard(shapes, tuple(segments)),))
-
-
-def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
-    """Tensors by file, in order, each file at most ``limit`` bytes unless a single tensor is larger."""
-    files: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if filled and filled + size > limit:
-            files.append([])
-            filled = 0
-        files[-1].append(name)
-        filled += size
-    return files
-
-
-def _header(names: list[str], layout: Layout, dtypes: dict[str, torch.dtype], sizes: dict[str, int]) -> bytes:
-    """A safetensors header (https://github.com/huggingface/safetensors#format), padded to 8 bytes."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for name in names:
-        entries[name] = {
-            "dtype": NAMES[dtypes[name]],
-            "shape": list(layout.tensors[name].shape),
-            "data_offsets": [begin, begin + sizes[name]],
-        }
-        begin += sizes[name]
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 class _Source:
@@ -142,50 +101,29 @@ def export_hf(
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _write_weights(beside, reader, sizes, max_shard_bytes)
-        _write_config(beside, source, reader)
-        _carry(beside, carry_from)
+        main = NAMES[next(iter(reader.dtypes.values()))]
+        origin = None if carry_from is None else Path(carry_from)
+        for name, content in small_files(source.hf_config, main, origin).items():
+            (beside / name).write_bytes(content)
         beside.chmod(0o755)  # mkdtemp's folders are private
-        _sync(beside)
+        flush_folder(beside)
         beside.rename(target)
-        _sync(target.parent)
+        flush_folder(target.parent)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
 def _write_weights(folder: Path, reader: _Source, sizes: dict[str, int], limit: int) -> None:
-    files = _shards(sizes, limit)
-    weight_map: dict[str, str] = {}
-    for i, names in enumerate(files, 1):
-        file = WEIGHTS if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
-        weight_map |= dict.fromkeys(names, file)
+    groups = divide(sizes, limit)
+    files = {file_name(i, len(groups)): names for i, names in enumerate(groups, 1)}
+    for file, names in files.items():
+        described = ((name, NAMES[reader.dtypes[name]], reader.layout.tensors[name].shape) for name in names)
         with (folder / file).open("wb") as out:
-            out.write(_header(names, reader.layout, reader.dtypes, sizes))
+            out.write(header_bytes(described)[0])
             for band in reader.read(names):
                 out.write(band)
             out.flush()
             os.fsync(out.fileno())
     if len(files) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_config(folder: Path, source: SwapSource, reader: _Source) -> None:
-    config = {"architectures": [family(source.hf_config).architecture], **source.hf_config}
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"  # transformers 4 and 5
-    config[key] = str(next(iter(reader.dtypes.values()))).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _carry(folder: Path, origin: str | Path | None) -> None:
-    for file in sorted(Path(origin).iterdir()) if origin is not None else ():
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in CARRIED):
-            shutil.copyfile(file, folder / file.name)
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder's small files and its list of names to the disk."""
-    for path in (*(p for p in folder.iterdir() if p.is_file() and p.suffix != ".safetensors"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        (folder / INDEX).write_bytes(index_file(files, sum(sizes.values())))

@@ -17,10 +17,11 @@ from math import prod
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A canonical tensor: its Hugging Face shape, and the index space that segments use."""
+    """A canonical tensor: its Hugging Face shape, the index space that segments use, and its dtype."""
 
     shape: tuple[int, ...]
     index: tuple[int, ...] = ()  # row-major refinement of the shape; the shape itself when left out
+    dtype: str = ""  # torch's name of it; the model's when left out
 
     def __post_init__(self) -> None:
         if not self.index:
@@ -69,6 +70,7 @@ class Layout:
 
     tensors: dict[str, TensorSpec]
     ranks: tuple[Shard, ...]
+    unused: frozenset[str] = frozenset()  # tensors that this side knows and does without
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class ParallelSizes:
     expert: int = 1
     data: int = 1
     expert_tensor: int = 1  # ranks that share one expert's matrices
+    first_stage: int = 0  # layers of the first pipeline stage; 0: as many as the others
+    last_stage: int = 0  # layers of the last pipeline stage; 0: as many as the others
 
     @property
     def stage(self) -> int:
@@ -104,3 +108,23 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= extent
     return tuple(reversed(strides))
+
+
+def merged(shape: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The same box with as few dimensions as possible: those that are contiguous on every side become one."""
+    extents: list[int] = []
+    steps: list[list[int]] = [[] for _ in strides]
+    for extent, *step in zip(shape, *strides, strict=True):
+        if extent == 1:
+            continue
+        if extents and all(mine[-1] == extent * s for mine, s in zip(steps, step, strict=True)):
+            extents[-1] *= extent
+            for mine, s in zip(steps, step, strict=True):
+                mine[-1] = s
+        else:
+            extents.append(extent)
+            for mine, s in zip(steps, step, strict=True):
+                mine.append(s)
+    if not extents:
+        return (1,), tuple((1,) for _ in strides)
+    return tuple(extents), tuple(tuple(mine) for mine in steps)

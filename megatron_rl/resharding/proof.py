@@ -1,14 +1,14 @@
 """Proof that a plan is right, by boxes and intervals: no element is sampled, none is enumerated.
 
 The proof knows nothing of how plans are made. It shows that (1) in both layouts the segments and the padding of
-every local tensor tile it exactly, (2) every copy lies inside one source and one destination segment of its
-tensor, at the places and strides that these give its box, and (3) the boxes written into a destination segment
-are disjoint and add up to it. So every destination element is written exactly once, with the source's element of
-the same canonical index.
+every local tensor tile it exactly, (2) every copy, box by box, lies inside one source and one destination segment of
+its tensor, at the places and strides that these give the box, (3) the boxes written into a destination segment are
+disjoint and add up to it, and (4) every tensor is copied or declared unused by the destination. So every destination
+element is written exactly once, with the source's element of the same canonical index.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from math import prod
 
@@ -117,22 +117,50 @@ def _by_tensor(shard: Shard) -> dict[tuple[str, str], list[Segment]]:
     return found
 
 
+@lru_cache(maxsize=1 << 16)
+def _inside(start: Ints, shape: Ints, box: Ints, extent: Ints) -> bool:
+    """True when the second box lies inside the first."""
+    return all(a <= b and b + n <= a + m for a, m, b, n in zip(start, shape, box, extent, strict=True))
+
+
 def _containing(segments: list[Segment], copy: Copy, offset: int, strides: Ints) -> int | None:
     """Which of the segments holds the copy's box at this place; None: none does."""
     for i, s in enumerate(segments):
-        inside = all(
-            a <= b and b + n <= a + m for a, m, b, n in zip(s.start, s.shape, copy.start, copy.shape, strict=True)
-        )
-        if inside and strides == s.strides and offset == position(s, copy.start):
+        if (
+            strides == s.strides
+            and _inside(s.start, s.shape, copy.start, copy.shape)
+            and offset == position(s, copy.start)
+        ):
             return i
     return None
 
 
-def _disjoint(boxes: list[tuple[Ints, Ints]]) -> bool:
-    low = np.array([start for start, _ in boxes], dtype=np.int64)
-    high = low + np.array([shape for _, shape in boxes], dtype=np.int64)
+@lru_cache(maxsize=1 << 14)
+def _fills(start: Ints, shape: Ints, boxes: tuple[tuple[Ints, Ints], ...]) -> bool:
+    """True when boxes inside a segment's box are disjoint and add up to it."""
+    if sum(prod(extent) for _, extent in boxes) != prod(shape):
+        return False
+    low = np.array([first for first, _ in boxes], dtype=np.int64)
+    high = low + np.array([extent for _, extent in boxes], dtype=np.int64)
     return not any(
         ((low[i] < high[i + 1 :]) & (low[i + 1 :] < high[i])).all(axis=1).any() for i in range(len(boxes) - 1)
+    )
+
+
+def _boxes(plan: Plan) -> Iterator[Copy]:
+    """The single boxes of all copies. A copy of several is right when they fill it along its axis."""
+    for c in plan.copies:
+        if c.parts:
+            extents = [part.extent for part in c.parts]
+            if sum(extents) != c.shape[c.axis] or min(extents) < 1 or c.tensor != c.parts[0].tensor:
+                raise ProofError(f"The copy of {', '.join(c.tensors)} to {c.destination} is not the sum of its parts.")
+        yield from c.boxes()
+
+
+def _described_copy(c: Copy) -> str:
+    return (
+        f"the copy of {c.tensor} from {c.source} of rank {c.source_rank} to {c.destination} of rank "
+        f"{c.destination_rank}"
     )
 
 
@@ -144,26 +172,31 @@ def prove(plan: Plan, source: Layout, destination: Layout) -> None:
     if (plan.sources, plan.destinations) != (len(source.ranks), len(destination.ranks)):
         raise ProofError(f"The plan is for {plan.sources} -> {plan.destinations} ranks, not for these layouts.")
     held = [_by_tensor(shard) for shard in source.ranks]
-    wanted = [_by_tensor(shard) for shard in destination.ranks]
+    by_shard = {id(shard): _by_tensor(shard) for shard in destination.ranks}
+    wanted = [by_shard[id(shard)] for shard in destination.ranks]
     written: dict[tuple[int, str, str, int], list[tuple[Ints, Ints]]] = defaultdict(list)
-    for c in plan.copies:
-        what = f"the copy of {c.tensor} from {c.source} of rank {c.source_rank} to {c.destination}"
+    copied: set[str] = set()
+    for c in _boxes(plan):
         if min(c.shape) < 1 or not 0 <= c.source_rank < len(held) or not 0 <= c.destination_rank < len(wanted):
-            raise ProofError(f"There is nothing at an end of {what} of rank {c.destination_rank}.")
+            raise ProofError(f"There is nothing at an end of {_described_copy(c)}.")
         owners = held[c.source_rank].get((c.source, c.tensor), [])
         if _containing(owners, c, c.source_offset, c.source_strides) is None:
-            raise ProofError(f"The source does not hold what {what} reads.")
+            raise ProofError(f"The source does not hold what {_described_copy(c)} reads.")
         targets = wanted[c.destination_rank].get((c.destination, c.tensor), [])
         index = _containing(targets, c, c.destination_offset, c.destination_strides)
         if index is None:
-            raise ProofError(f"The destination has no place where {what} of rank {c.destination_rank} writes.")
+            raise ProofError(f"The destination has no place where {_described_copy(c)} writes.")
         written[c.destination_rank, c.destination, c.tensor, index].append((c.start, c.shape))
+        copied.add(c.tensor)
     for rank, segments in enumerate(wanted):
         for (local, tensor), targets in segments.items():
             for index, s in enumerate(targets):
                 boxes = written.get((rank, local, tensor, index), [])
-                if sum(prod(shape) for _, shape in boxes) != prod(s.shape) or not _disjoint(boxes):
+                whole = len(boxes) == 1 and boxes[0] == (s.start, s.shape)
+                if not whole and not _fills(s.start, s.shape, tuple(boxes)):
                     raise ProofError(f"Tensor {tensor} is not written exactly once into {local} of rank {rank}.")
-    unused = plan.tensors.keys() - {c.tensor for c in plan.copies}
-    if unused:
-        raise ProofError(f"Tensor {min(unused)} of the source is not used.")
+    if plan.unused != destination.unused or copied & plan.unused:
+        raise ProofError("The plan leaves other tensors unused than the destination declares.")
+    forgotten = (source.tensors.keys() | destination.tensors.keys()) - copied - plan.unused
+    if forgotten:
+        raise ProofError(f"Tensor {min(forgotten)} of the source is not used.")

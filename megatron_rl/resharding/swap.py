@@ -105,8 +105,8 @@ class Receiver:
             if len(wrong):
                 c = self.copies[wrong[0]]
                 raise SwapError(
-                    f"Tensor {c.tensor} did not arrive in version {version}: what landed in {c.destination} is not "
-                    f"what trainer rank {c.source_rank} holds in {c.source} "
+                    f"Tensor {' and '.join(c.tensors)} did not arrive in version {version}: what landed in "
+                    f"{c.destination} is not what trainer rank {c.source_rank} holds in {c.source} "
                     f"({len(wrong)} of {len(self.copies)} copies differ)."
                 )
         except SwapError:

@@ -22,16 +22,22 @@ def files_layout(hf_config: Mapping[str, Any]) -> Layout:
 
 
 def transformers_layout(hf_config: Mapping[str, Any]) -> Layout:
-    """One rank that holds the parameters of transformers' (version 5) AutoModelForCausalLM, by named_parameters().
+    """One rank that holds transformers' (version 5) AutoModelForCausalLM, by named_parameters() and named_buffers().
 
     Experts are stacked into one parameter per layer and projection: gate_up_proj [experts, 2 x expert_mlp, hidden],
-    down_proj [experts, hidden, expert_mlp]. A tied head is no parameter of its own.
+    down_proj [experts, hidden, expert_mlp]. A tied head is no parameter of its own. Multi-token prediction layers are
+    no part of these modules and declared unused.
     """
     found = family(hf_config)
-    experts = dimensions(found, hf_config)["experts"]
+    numbers = dimensions(found, hf_config)
+    layers, experts = numbers["layers"], numbers["experts"]
     shapes: dict[str, tuple[int, ...]] = {}
     segments: list[Segment] = []
+    unused: set[str] = set()
     for instance in instances(found, hf_config):
+        if instance.layer >= layers:
+            unused.update(instance.parts)
+            continue
         if not instance.row.stacked:
             segments += (whole(name, spec) for name, spec in instance.parts.items())
             shapes |= {name: spec.shape for name, spec in instance.parts.items()}
@@ -43,4 +49,4 @@ def transformers_layout(hf_config: Mapping[str, Any]) -> Layout:
         for name, spec in instance.parts.items():
             segments.append(Segment(name, (0,) * len(spec.index), spec.index, local, offset, row_major(spec.index)))
             offset += spec.elements
-    return Layout(canonical_tensors(hf_config), (Shard(shapes, tuple(segments)),))
+    return Layout(canonical_tensors(hf_config), (Shard(shapes, tuple(segments)),), frozenset(unused))

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from megatron_rl.resharding.files import read_hf_config
+from megatron_rl.resharding.hf_folder import read_hf_config
 from megatron_rl.resharding.swap import Receiver, SwapSource
 from megatron_rl.resharding.transformers import transformers_layout
 from megatron_rl.rollout.attention import ATTENTION

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from megatron_rl.errors import InputError
 from megatron_rl.resharding import export
 from megatron_rl.resharding.export import export_hf
-from megatron_rl.resharding.files import load_hf, open_hf_folder, read_hf_config
+from megatron_rl.resharding.files import load_hf, open_hf_folder
+from megatron_rl.resharding.hf_folder import read_hf_config
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.proof import ProofError

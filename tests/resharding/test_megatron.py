@@ -146,7 +146,10 @@ def test_every_violation_at_once() -> None:
 
 def test_families() -> None:
     assert family(LLAMA).architecture == "LlamaForCausalLM"
-    with pytest.raises(InputError, match=r"model_type='mamba'.*known are llama, qwen2, qwen3, qwen3_moe"):
+    with pytest.raises(
+        InputError,
+        match=r"model_type='mamba'.*known are deepseek_v3, glm4_moe, llama, mistral, qwen2, qwen3, qwen3_moe",
+    ):
         family({"model_type": "mamba"})
     with pytest.raises(InputError, match="attention_bias=True; qwen3 is supported with False only"):
         family(DENSE | {"attention_bias": True})

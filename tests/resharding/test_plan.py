@@ -18,8 +18,11 @@ from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, Segmen
 from megatron_rl.resharding.megatron import layout_violations, megatron_layout
 from megatron_rl.resharding.plan import Copy, Plan, make_plan
 from megatron_rl.resharding.proof import ProofError, check_layout, prove, tiles
+from megatron_rl.resharding.sglang import engine_violations, sglang_layout
 from megatron_rl.resharding.transformers import files_layout, transformers_layout
 from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards, transformers_parameters
+from tests.resharding.sglang_reference import sglang_shards
+from tests.resharding.test_families import GLM4_MOE
 
 QWEN3: dict[str, Any] = {
     "model_type": "qwen3",
@@ -59,12 +62,14 @@ def assert_equal(found: list[Tensors], expected: list[Tensors]) -> None:
             assert torch.equal(found[rank][name], tensor), (rank, name)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cases())
-def test_megatron_to_megatron_and_to_transformers(case: Case) -> None:
+def test_megatron_to_megatron_to_transformers_and_to_sglang(case: Case) -> None:
     hf = hf_tensors(case.config)
     assert layout_violations(case.config, case.a) == layout_violations(case.config, case.b) == []
-    files, engine = files_layout(case.config), transformers_layout(case.config)
+    assert engine_violations(case.config, case.engine) == []
+    files, module = files_layout(case.config), transformers_layout(case.config)
+    engine = sglang_layout(case.config, case.engine)
     a, b = (megatron_layout(case.config, sizes, **case.names) for sizes in (case.a, case.b))
     shards_a, shards_b = (
         megatron_shards(hf, case.config, sizes, case.fused_norms, case.grouped_experts) for sizes in (case.a, case.b)
@@ -72,7 +77,8 @@ def test_megatron_to_megatron_and_to_transformers(case: Case) -> None:
     for source, held, destination, expected in (
         (files, [hf], a, shards_a),
         (a, shards_a, b, shards_b),
-        (b, shards_b, engine, [transformers_parameters(hf, case.config)]),
+        (b, shards_b, module, [transformers_parameters(hf, case.config)]),
+        (b, shards_b, engine, sglang_shards(hf, case.config, case.engine)),
         (a, shards_a, files, [hf]),
     ):
         plan = make_plan(source, destination)
@@ -130,6 +136,23 @@ def test_one_copy_per_box() -> None:
     assert plan.hash in plan.summary()
 
 
+def test_what_adjoins_on_both_sides_travels_together() -> None:
+    """Between equal shardings a layer's q, k, v and its gate, up are one copy each."""
+    layout = megatron_layout(LARGE, ParallelSizes(tensor=2))
+    plan = make_plan(layout, layout)
+    assert len(plan.copies) == 2 * (28 * 8 + 2)
+    qkv = next(c for c in plan.copies if "qkv.weight" in c.destination)
+    assert qkv.tensors == tuple(f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv")
+    assert (qkv.axis, [p.extent for p in qkv.parts], qkv.shape) == (1, [256, 128, 128], (4, 512, 1024))
+    assert [c.shape for c in qkv.boxes()] == [(4, 256, 1024), (4, 128, 1024), (4, 128, 1024)]
+    assert [c.source_offset // 1024 for c in qkv.boxes()] == [0, 256, 384]
+    with pytest.raises(ProofError, match=r"q_proj\.weight, .*k_proj\.weight to .* is not the sum of its parts"):
+        broken = qkv._replace(parts=qkv.parts[:2])
+        prove(dataclasses.replace(plan, copies=tuple(broken if c is qkv else c for c in plan.copies)), layout, layout)
+    half = make_plan(layout, megatron_layout(LARGE, ParallelSizes(tensor=1)))
+    assert not any("fc1" in c.source and c.parts for c in half.copies)  # gate and up come from two ranks, interleaved
+
+
 def test_replicas_share_the_load() -> None:
     source, destination = megatron_layout(LARGE, ParallelSizes(data=4)), transformers_layout(LARGE)
     sent = make_plan(source, destination).bytes(1)
@@ -143,9 +166,12 @@ def test_replicas_share_the_load() -> None:
 def test_the_nearest_replica_is_read() -> None:
     source = megatron_layout(QWEN3, ParallelSizes(data=4))
     destination = Layout(source.tensors, source.ranks[:2])
-    plan = make_plan(source, destination, source_hosts="abab", destination_hosts="ba")
+    plan = make_plan(source, destination, source_places=[("a",), ("b",)] * 2, destination_places=[("b",), ("a",)])
     assert {(c.destination_rank, c.source_rank % 2) for c in plan.copies} == {(0, 1), (1, 0)}
     assert {c.source_rank for c in plan.copies} == {0, 1, 2, 3}
+    devices = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    plan = make_plan(source, destination, source_places=devices, destination_places=[(1, 0), (0, 1)])
+    assert {(c.destination_rank, c.source_rank) for c in plan.copies} == {(0, 2), (1, 1)}
 
 
 HASH = """
@@ -184,6 +210,32 @@ def test_the_hash_depends_on_every_number(case: Case, data: st.DataObject) -> No
         changed = copy._replace(**{field: other})
         hashes.add(dataclasses.replace(plan, copies=(*plan.copies[:i], changed, *plan.copies[i + 1 :])).hash)
     assert len(hashes) == 9
+
+
+def test_what_an_engine_does_without_is_declared() -> None:
+    config = GLM4_MOE | {"num_hidden_layers": 2}
+    source, destination = megatron_layout(config, ParallelSizes(tensor=2)), transformers_layout(config)
+    plan = make_plan(source, destination)
+    prove(plan, source, destination)
+    assert plan.unused == {name for name in source.tensors if name.startswith("model.layers.2.")}
+    assert plan.tensors.keys() == source.tensors.keys() - plan.unused
+    silent = dataclasses.replace(destination, unused=frozenset())
+    with pytest.raises(ProofError, match="leaves other tensors unused than the destination declares"):
+        prove(plan, source, silent)
+    with pytest.raises(ProofError, match=r"Tensor model\.layers\.2\..* is not used"):
+        prove(dataclasses.replace(plan, unused=frozenset()), source, silent)
+    without = megatron_layout(config | {"num_nextn_predict_layers": 0}, ParallelSizes(tensor=2))
+    prove(make_plan(without, destination), without, destination)  # a trainer that has none of it either
+    with pytest.raises(InputError, match=r"asks for tensor model\.layers\.2\..*, which the source does not have"):
+        make_plan(without, silent)
+
+
+def test_bytes_are_those_of_each_tensors_dtype() -> None:
+    config = GLM4_MOE | {"num_hidden_layers": 2}
+    plan = make_plan(files_layout(config), transformers_layout(config))
+    elements = {name: spec.elements for name, spec in plan.tensors.items()}
+    biases = sum(n for name, n in elements.items() if name.endswith("e_score_correction_bias"))
+    assert biases == 4 and plan.bytes(2) == {(0, 0): 2 * sum(elements.values()) + 2 * biases}
 
 
 def test_a_tensor_that_one_side_lacks_is_named() -> None:

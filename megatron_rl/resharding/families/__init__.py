@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.families.deepseek_v3 import DEEPSEEK_V3
+from megatron_rl.resharding.families.glm4_moe import GLM4_MOE
 from megatron_rl.resharding.families.llama import LLAMA
+from megatron_rl.resharding.families.mistral import MISTRAL
 from megatron_rl.resharding.families.qwen2 import QWEN2
 from megatron_rl.resharding.families.qwen3 import QWEN3
 from megatron_rl.resharding.families.qwen3_moe import QWEN3_MOE
 from megatron_rl.resharding.families.table import Family, instances
 from megatron_rl.resharding.layout import TensorSpec
 
-FAMILIES = {f.model_type: f for f in (LLAMA, QWEN2, QWEN3, QWEN3_MOE)}
+FAMILIES = {f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, DEEPSEEK_V3, GLM4_MOE)}
 
 
 def family(hf_config: Mapping[str, Any]) -> Family:

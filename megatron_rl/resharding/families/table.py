@@ -1,6 +1,6 @@
 """What a family is: a table of rows, and the sizes that a config.json gives to their symbols."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -26,6 +26,7 @@ class Layers(Enum):
     ALL = "all"
     DENSE = "dense"
     EXPERTS = "experts"
+    PREDICTORS = "predictors"  # the multi-token prediction layers, which are numbered after the decoder's
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,13 @@ class Row:
     parts: dict[str, tuple[str, ...]]  # canonical name -> symbols of its dimensions
     fused_norm: str = ""  # Megatron's name where Transformer Engine fuses the norm into the next linear
     grouped: str = ""  # Megatron's name in TEGroupedMLP
+    te_kind: Kind | None = None  # where Transformer Engine's layers are laid out in another way
     stacked: str = ""  # transformers' parameter that stacks [expert, parts one below the other, ...]
     layers: Layers = Layers.ALL
+    needs: str = ""  # key of config.json that must be set (true, or not zero) for the row to exist
+    lacks: str = ""  # key that must not be set
+    dtype: str = ""  # where it is not the model's
+    linear: bool = False  # a matrix that FP8 checkpoints quantise
 
     @property
     def per_layer(self) -> bool:
@@ -62,10 +68,16 @@ class Family:
     rows: tuple[Row, ...]
     fixed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # key -> (value the rows assume, value if absent)
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)  # endings of stored tensors that are no weights
+    leading_dense: bool = False  # the first ``first_k_dense_replace`` layers are dense, all others have experts
 
     @property
     def experts(self) -> bool:
         return any(row.per_expert for row in self.rows)
+
+    @property
+    def predicts(self) -> bool:
+        """True when the table has multi-token prediction layers (``num_nextn_predict_layers``)."""
+        return any(row.layers is Layers.PREDICTORS for row in self.rows)
 
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -83,31 +95,71 @@ def value(config: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
     return default
 
 
+def _heads(config: Mapping[str, Any]) -> int:
+    return value(config, "num_attention_heads")  # type: ignore[no-any-return]
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    return value(config, "head_dim", default=value(config, "hidden_size") // _heads(config))  # type: ignore[no-any-return]
+
+
+def _groups(config: Mapping[str, Any]) -> int:
+    return value(config, "num_key_value_heads", default=_heads(config))  # type: ignore[no-any-return]
+
+
+_SIZES: dict[str, Callable[[Mapping[str, Any]], int]] = {  # symbol -> its size
+    "hidden": lambda c: value(c, "hidden_size"),
+    "two_hidden": lambda c: 2 * value(c, "hidden_size"),
+    "heads": _heads,
+    "groups": _groups,
+    "head_dim": _head_dim,
+    "q": lambda c: _heads(c) * _head_dim(c),
+    "kv": lambda c: _groups(c) * _head_dim(c),
+    "mlp": lambda c: value(c, "intermediate_size"),
+    "vocabulary": lambda c: value(c, "vocab_size"),
+    "layers": lambda c: value(c, "num_hidden_layers"),
+    # transformers 5 writes num_local_experts where the checkpoints on the hub say num_experts.
+    "experts": lambda c: value(c, "num_experts", "num_local_experts", "n_routed_experts"),
+    "expert_mlp": lambda c: value(c, "moe_intermediate_size"),
+    "shared_mlp": lambda c: value(c, "moe_intermediate_size") * value(c, "n_shared_experts"),
+    # multi-head latent attention: a query and key of each head has a part without and a part with positions
+    "q_lora": lambda c: value(c, "q_lora_rank"),
+    "kv_lora": lambda c: value(c, "kv_lora_rank"),
+    "kv_lora_rope": lambda c: value(c, "kv_lora_rank") + value(c, "qk_rope_head_dim"),
+    "latent_q": lambda c: _heads(c) * (value(c, "qk_nope_head_dim") + value(c, "qk_rope_head_dim")),
+    "latent_kv": lambda c: _heads(c) * (value(c, "qk_nope_head_dim") + value(c, "v_head_dim")),
+    "latent_v": lambda c: _heads(c) * value(c, "v_head_dim"),
+}
+
+
+def active_rows(family: Family, config: Mapping[str, Any]) -> list[Row]:
+    """The rows that this config.json's options call for."""
+    predictors = config.get("num_nextn_predict_layers") or 0
+    return [
+        row
+        for row in family.rows
+        if (not row.needs or config.get(row.needs))
+        and (not row.lacks or not config.get(row.lacks))
+        and (row.layers is not Layers.PREDICTORS or predictors)
+    ]
+
+
 def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
-    """Sizes of the symbols that rows use, and ``heads``, ``groups``, ``layers``, ``experts``."""
-    heads = value(config, "num_attention_heads")
-    hidden = value(config, "hidden_size")
-    head_dim = value(config, "head_dim", default=hidden // heads)
-    groups = value(config, "num_key_value_heads", default=heads)
-    sizes = {
-        "hidden": hidden,
-        "heads": heads,
-        "groups": groups,
-        "head_dim": head_dim,
-        "q": heads * head_dim,
-        "kv": groups * head_dim,
-        "mlp": value(config, "intermediate_size"),
-        "vocabulary": value(config, "vocab_size"),
-        "layers": value(config, "num_hidden_layers"),
-        "experts": 0,
-    }
-    if family.experts:
-        # transformers 5 writes num_local_experts where the checkpoints on the hub say num_experts.
-        sizes["experts"] = value(config, "num_experts", "num_local_experts")
-        sizes["expert_mlp"] = value(config, "moe_intermediate_size")
+    """Sizes of the symbols that rows use, and ``heads``, ``groups``, ``layers``, ``experts``, ``predictors``.
+
+    A family without grouped queries has as many groups as heads; one without experts has 0 of them.
+    """
+    used = {symbol for row in active_rows(family, config) for dims in row.parts.values() for symbol in dims}
+    used |= {"heads", "mlp", "layers"} | ({"groups", "head_dim"} if "kv" in used else set())
+    sizes = {symbol: size(config) for symbol, size in _SIZES.items() if symbol in used}
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < (0 if name == "experts" else 1):
+        if not isinstance(size, int) or size < 1:
             raise InputError(f"config.json gives {name} the size {size!r}; a positive whole number is needed.")
+    sizes.setdefault("groups", sizes["heads"])
+    sizes.setdefault("experts", 0)
+    if family.predicts:
+        sizes["predictors"] = config.get("num_nextn_predict_layers") or 0
+    heads, groups = sizes["heads"], sizes["groups"]
     if heads % groups:
         raise InputError(
             f"config.json has num_attention_heads={heads}, not a multiple of num_key_value_heads={groups}."
@@ -116,9 +168,14 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def expert_layer(family: Family, config: Mapping[str, Any], layer: int) -> bool:
-    """True when this decoder layer is a mixture of experts (``mlp_only_layers``, ``decoder_sparse_step``)."""
+    """True when this decoder layer is a mixture of experts.
+
+    ``first_k_dense_replace`` (DeepSeek, GLM), ``mlp_only_layers`` and ``decoder_sparse_step`` (Qwen) say which are.
+    """
     if not family.experts:
         return False
+    if family.leading_dense:
+        return bool(layer >= value(config, "first_k_dense_replace"))
     step = config.get("decoder_sparse_step") or 1
     return layer not in (config.get("mlp_only_layers") or ()) and (layer + 1) % step == 0
 
@@ -128,14 +185,28 @@ def tied(config: Mapping[str, Any]) -> bool:
     return bool(config.get("tie_word_embeddings", False))
 
 
+def aliases(family: Family, config: Mapping[str, Any]) -> dict[str, str]:
+    """Tensors that a checkpoint may store a second time -> the canonical tensor that they equal.
+
+    They are the head of a tied model, and embedding and head of every multi-token prediction layer.
+    """
+    head = EMBEDDING if tied(config) else HEAD
+    found = {HEAD: EMBEDDING} if tied(config) else {}
+    sizes = dimensions(family, config)
+    for layer in range(sizes["layers"], sizes["layers"] + sizes.get("predictors", 0)):
+        found[f"model.layers.{layer}.embed_tokens.weight"] = EMBEDDING
+        found[f"model.layers.{layer}.shared_head.head.weight"] = head
+    return found
+
+
 @cache
-def _spec(kind: Kind, shape: tuple[int, ...], groups: int) -> TensorSpec:
-    return TensorSpec(shape, (groups, shape[0] // groups, *shape[1:]) if kind is Kind.QKV else shape)
+def _spec(kind: Kind, shape: tuple[int, ...], groups: int, dtype: str) -> TensorSpec:
+    return TensorSpec(shape, (groups, shape[0] // groups, *shape[1:]) if kind is Kind.QKV else shape, dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A row at one layer (-1: outside the decoder layers) and expert (-1: none), with its canonical tensors."""
+    """A row at one layer (-1: outside the layers) and expert (-1: none), with its canonical tensors."""
 
     row: Row
     layer: int
@@ -151,19 +222,26 @@ class Instance:
 
 def instances(family: Family, config: Mapping[str, Any]) -> Iterator[Instance]:
     """Every row at every layer and expert that it applies to, in the order of the forward pass."""
-    sizes = dimensions(family, config)
-    repeated = [i for i, row in enumerate(family.rows) if row.per_layer]
-    before, after = family.rows[: repeated[0]], family.rows[repeated[-1] + 1 :]
+    sizes, rows = dimensions(family, config), active_rows(family, config)
+    repeated = [i for i, row in enumerate(rows) if row.per_layer]
+    before, after = rows[: repeated[0]], rows[repeated[-1] + 1 :]
+    decoder = {
+        experts: [row for row in rows if row.per_layer and row.layers in (Layers.ALL, which)]
+        for experts, which in ((True, Layers.EXPERTS), (False, Layers.DENSE))
+    }
 
     def repeat(rows: Iterable[Row], layer: int = -1) -> Iterator[Instance]:
         for row in rows:
-            specs = [_spec(row.kind, tuple(sizes[d] for d in dims), sizes["groups"]) for dims in row.parts.values()]
+            shapes = (tuple(sizes[d] for d in dims) for dims in row.parts.values())
+            specs = [_spec(row.kind, shape, sizes["groups"], row.dtype) for shape in shapes]
             for expert in range(sizes["experts"]) if row.per_expert else (-1,):
                 names = (name.format(layer=layer, expert=expert) for name in row.parts)
                 yield Instance(row, layer, expert, dict(zip(names, specs, strict=True)))
 
     yield from repeat(before)
-    for layer in range(sizes["layers"]):
-        here = (Layers.ALL, Layers.EXPERTS if expert_layer(family, config, layer) else Layers.DENSE)
-        yield from repeat((row for row in family.rows[repeated[0] : repeated[-1] + 1] if row.layers in here), layer)
+    layers = sizes["layers"]
+    for layer in range(layers):
+        yield from repeat(decoder[expert_layer(family, config, layer)], layer)
+    for layer in range(layers, layers + sizes.get("predictors", 0)):
+        yield from repeat((row for row in rows if row.layers is Layers.PREDICTORS), layer)
     yield from repeat(row for row in after if not (HEAD in row.parts and tied(config)))

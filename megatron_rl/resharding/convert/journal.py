@@ -1,0 +1,84 @@
+"""What a conversion has finished, on the disk, so that a killed one goes on where it was.
+
+A finished part is in the kernel's memory and survives the death of the process, though not of the machine; a
+finished file has been flushed and survives both. So after a reboot only the parts of finished files count.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_rl.errors import InputError
+
+NAME = "conversion.journal"
+
+
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+class Journal:
+    """The journal of a work folder, held by one process at a time.
+
+    ``identity`` says what is converted into what: a journal of another conversion is not ``resumed``.
+    Raises InputError when another process holds it.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.path = folder / NAME
+        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._handle)
+            raise InputError(f"Another process is converting into {folder}. Wait for it, or end it.") from None
+        self.parts: set[int] = set()
+        self.files: set[str] = set()
+        lines = self.path.read_bytes().decode(errors="replace").splitlines()
+        head = {"identity": identity, "boot": _boot()}
+        old = _json(lines[0]) if lines else {}
+        self.resumed = old.get("identity") == identity
+        if self.resumed:
+            for kind, _, rest in (line.partition(" ") for line in lines[1:] if line.endswith(".")):
+                if kind == "part":
+                    self.parts.add(int(rest[:-1]))
+                elif kind == "file":
+                    self.files.add(rest[:-1])
+        self.rebooted = self.resumed and old.get("boot") != head["boot"]
+        if old != head:
+            os.ftruncate(self._handle, 0)
+            self._write(json.dumps(head))
+            for file in self.files:
+                self.file(file)
+            for part in self.parts if not self.rebooted else ():
+                self.part(part)
+
+    def keep(self, part_files: Mapping[int, set[str]]) -> None:
+        """After a reboot: forget the parts that are not wholly in flushed files."""
+        if self.rebooted:
+            self.parts = {part for part in self.parts if part_files[part] <= self.files}
+
+    def part(self, number: int) -> None:
+        """Note that a part is written."""
+        self._write(f"part {number}.")
+
+    def file(self, name: str) -> None:
+        """Note that a file is complete and flushed."""
+        self._write(f"file {name}.")
+
+    def _write(self, line: str) -> None:
+        os.write(self._handle, f"{line}\n".encode())
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+def _json(text: str) -> dict[str, str]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,116 @@
+"""A plan between two stored layouts as work for threads: runs of bytes for the kernel, bands of rows for memory."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
+
+from megatron_rl.resharding.convert.kernel import Run
+from megatron_rl.resharding.fp8_layout import BLOCK
+from megatron_rl.resharding.layout import merged, row_major
+from megatron_rl.resharding.plan import Copy, Plan
+from megatron_rl.resharding.stored import FP8, ITEMSIZES, Stored
+
+PART = 32 << 20  # bytes between two entries of the journal
+SHORTEST_RUN = 16 << 10  # bytes; shorter ones go through memory, many in one read
+COPIES_OF_A_BAND = 8  # a cast through FP8 needs the rows in float32 and more
+
+
+class Band(NamedTuple):
+    """Rows of a tensor that go through memory."""
+
+    tensor: str
+    first: int
+    last: int
+
+
+@dataclass
+class Part:
+    """What one thread does between two entries of the journal."""
+
+    runs: list[Run] = field(default_factory=list)
+    bands: list[Band] = field(default_factory=list)
+    files: set[str] = field(default_factory=set)
+    size: int = 0
+
+
+def bands(shape: tuple[int, ...], dtypes: tuple[str, str], limit: int) -> Iterator[tuple[int, int]]:
+    """Rows that go through memory together: at most ``limit`` bytes of either dtype, and whole tiles of FP8."""
+    rows = max(limit // (prod(shape[1:]) * max(ITEMSIZES[d] for d in dtypes)), 1)
+    if FP8 in dtypes:
+        rows = max(rows // BLOCK, 1) * BLOCK
+    for first in range(0, shape[0], rows):
+        yield first, min(first + rows, shape[0])
+
+
+def make_parts(plan: Plan, source: Stored, target: Stored, *, threads: int, band_bytes: int) -> list[Part]:
+    """Every part; those of different files take turns, because the kernel lets one thread at a time write to a file."""
+    copies: dict[str, list[Copy]] = defaultdict(list)
+    for copy in plan.copies:
+        copies[copy.tensor].append(copy)
+    by_file: dict[str, list[Part]] = defaultdict(list)
+    for name, here in copies.items():
+        dtypes = source.dtypes[name], target.dtypes[name]
+        if dtypes[0] == dtypes[1] and all(_in_kernel(c, ITEMSIZES[dtypes[0]]) for c in here):
+            for copy in here:
+                for run in _runs(copy, source, target):
+                    _add_run(by_file, run)
+        else:
+            for first, last in bands(plan.tensors[name].shape, dtypes, band_bytes):
+                _add_band(by_file, Band(name, first, last), target)
+    lists = list(by_file.values())
+    groups = (lists[i : i + threads] for i in range(0, len(lists), threads))
+    turns = (part for group in groups for turn in itertools.zip_longest(*group) for part in turn)
+    return [part for part in turns if part is not None]
+
+
+def _room(by_file: dict[str, list[Part]], file: str, size: int) -> Part:
+    """The part of a file that has room for ``size`` more bytes."""
+    parts = by_file[file]
+    if not parts or parts[-1].size + size > PART:
+        parts.append(Part())
+    parts[-1].size += size
+    parts[-1].files.add(file)
+    return parts[-1]
+
+
+def _add_run(by_file: dict[str, list[Part]], run: Run) -> None:
+    _room(by_file, str(run.destination), run.size).runs.append(run)
+
+
+def _add_band(by_file: dict[str, list[Part]], band: Band, target: Stored) -> None:
+    files = {str(target.places[s.local].path) for s in target.segments[band.tensor]}
+    if band.tensor in target.scales:
+        files.add(str(target.scales[band.tensor].path))
+    width = prod(target.layout.tensors[band.tensor].shape[1:]) * ITEMSIZES[target.dtypes[band.tensor]]
+    part = _room(by_file, min(files), (band.last - band.first) * width)
+    part.bands.append(band)
+    part.files |= files
+
+
+def _inner(copy: Copy) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
+    """A copy's box with as few dimensions as possible, its strides, and how many dimensions enclose the runs."""
+    shape, strides = merged(copy.shape, copy.source_strides, copy.destination_strides)
+    depth = len(shape)
+    while depth and all(steps[depth - 1 :] == row_major(shape[depth - 1 :]) for steps in strides):
+        depth -= 1
+    return shape, strides, depth
+
+
+def _in_kernel(copy: Copy, itemsize: int) -> bool:
+    shape, _, depth = _inner(copy)
+    return depth == 0 or prod(shape[depth:]) * itemsize >= SHORTEST_RUN
+
+
+def _runs(copy: Copy, source: Stored, target: Stored) -> Iterator[Run]:
+    shape, (read, write), depth = _inner(copy)
+    here, there = source.places[copy.source], target.places[copy.destination]
+    size = prod(shape[depth:]) * here.itemsize
+    for index in itertools.product(*(range(n) for n in shape[:depth])):
+        a, b = (sum(i * step for i, step in zip(index, steps, strict=False)) for steps in (read, write))
+        begin = here.offset + (copy.source_offset + a) * here.itemsize
+        end = there.offset + (copy.destination_offset + b) * here.itemsize
+        for at in range(0, size, PART):
+            yield Run(here.path, begin + at, there.path, end + at, min(PART, size - at))

@@ -1,0 +1,216 @@
+"""A conversion: planned, proved, carried out by threads in a hidden folder that is renamed when it is whole."""
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import xxhash
+
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.convert.journal import NAME, Journal
+from megatron_rl.resharding.convert.kernel import WAYS, Files, copy_run
+from megatron_rl.resharding.convert.parts import COPIES_OF_A_BAND, Band, Part, make_parts
+from megatron_rl.resharding.fp8_layout import BLOCK
+from megatron_rl.resharding.plan import Plan, make_plan
+from megatron_rl.resharding.space import require_space
+from megatron_rl.resharding.stored import NewFile, Stored
+
+Progress = Callable[[int], None]  # told how many bytes more are written
+
+
+class Target(Protocol):
+    """A folder laid out before it is written."""
+
+    stored: Stored
+
+    @property
+    def files(self) -> list[NewFile]:
+        """Every file of weights."""
+
+    def small_files(self) -> dict[str, bytes]:
+        """What makes the folder a checkpoint, by path, in the order in which it is to be written."""
+
+
+class Conversion:
+    """From ``source`` to ``target``, in at most ``buffer`` bytes of memory above what Python and torch need.
+
+    Planned here; nothing is written before ``run``.
+    """
+
+    def __init__(self, source: Stored, target: Target, *, buffer: int, threads: int) -> None:
+        self.source, self.target, self.threads = source, target, threads
+        self.plan: Plan = make_plan(source.layout, target.stored.layout)
+        band = buffer // threads // COPIES_OF_A_BAND
+        self.parts = make_parts(self.plan, source, target.stored, threads=threads, band_bytes=band)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the files of weights."""
+        return sum(file.size for file in self.target.files)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the parts write."""
+        return sum(part.size for part in self.parts)
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes with every file of the source, every byte of the layout and every option that the result shows."""
+        state = xxhash.xxh3_128()
+        for path in sorted(self.source.files()):
+            stat = path.stat()
+            state.update(json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns]).encode())
+        for file in self.target.files:
+            state.update(json.dumps([file.path, file.size]).encode())
+            for at, content in file.frames:
+                state.update(at.to_bytes(8, "little") + content)
+        sizes = [part.size for part in self.parts]
+        state.update(json.dumps([self.plan.hash, sizes]).encode())
+        return state.hexdigest()
+
+    def prove(self) -> None:
+        """Raises ProofError unless the plan writes every byte of the target once, from the right one of the source."""
+        from megatron_rl.resharding.proof import prove  # numpy, which takes as long to import as some models to copy
+
+        prove(self.plan, self.source.layout, self.target.stored.layout)
+
+    def run(self, folder: Path, progress: Progress = lambda size: None, *, sync: bool = True) -> bool:
+        """Write ``folder``, which must not exist; it appears complete or not at all. True: a killed run was continued.
+
+        Work is done in a hidden folder beside it, which a kill leaves behind and the same conversion takes up again.
+        The proof runs beside the first copies, so it costs no time; without it the folder never appears. ``sync``
+        False does not wait for the disk: then a power cut may take what seemed complete.
+        Raises InputError when the target exists, another process writes it, or there is too little space.
+        """
+        if folder.exists():
+            raise InputError(f"{folder} exists already; a checkpoint is written to a new folder only. Name another.")
+        partial = folder.with_name(f".{folder.name}.partial")
+        present = sum(p.stat().st_blocks * 512 for p in partial.iterdir()) if partial.is_dir() else 0
+        existing = next(p for p in folder.absolute().parents if p.exists())
+        require_space(existing, self.file_bytes - present, "the checkpoint", "Free some, or write elsewhere.")
+        partial.mkdir(parents=True, exist_ok=True)
+        journal = Journal(partial, self.identity)
+        try:
+            self._clear(partial, journal)
+            resumed = bool(journal.parts)
+            self._prepare(partial)
+            small = self._carry_out(partial, journal, progress, sync)
+            self._finish(partial, folder, small, sync)
+        except (InputError, RuntimeError):
+            shutil.rmtree(partial)
+            raise
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise InputError(
+                f"{partial} has no space left. Free some and give the same command: it will go on where it was."
+            ) from error
+        finally:
+            journal.close()
+        return resumed
+
+    def _clear(self, partial: Path, journal: Journal) -> None:
+        """Remove what another conversion left, and forget what a reboot may have lost."""
+        if not journal.resumed:
+            for stale in partial.iterdir():
+                if stale.is_dir():
+                    shutil.rmtree(stale)
+                elif stale.name != NAME:
+                    stale.unlink()
+        journal.keep({number: part.files for number, part in enumerate(self.parts)})
+
+    def _prepare(self, partial: Path) -> None:
+        """Create the files with all but the weights in them; vocabulary padding is what stays empty."""
+        for file in self.target.files:
+            handle = os.open(partial / file.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.ftruncate(handle, file.size)
+            for at, content in file.frames:
+                os.pwrite(handle, content, at)
+            os.close(handle)
+
+    def _carry_out(self, partial: Path, journal: Journal, progress: Progress, sync: bool) -> dict[str, bytes]:
+        """Do every part that the journal lacks; returns the small files, made meanwhile."""
+        todo = [(number, part) for number, part in enumerate(self.parts) if number not in journal.parts]
+        progress(self.weight_bytes - sum(part.size for _, part in todo))
+        left: dict[str, int] = defaultdict(int)
+        for _, part in todo:
+            for file in part.files:
+                left[file] += 1
+        lock, busy = threading.Lock(), {file.path: threading.Lock() for file in self.target.files}
+        ways = list(WAYS)
+
+        def carry_out(number: int, part: Part) -> None:
+            with Files(partial) as files:
+                for file, runs in groupby(part.runs, key=lambda run: str(run.destination)):
+                    with busy[file]:  # where the kernel lets one thread write, a second one would spin
+                        for run in runs:
+                            copy_run(files, run, ways)
+                for band in part.bands:
+                    self._move(files, band)
+            journal.part(number)
+            with lock:
+                for file in part.files:
+                    left[file] -= 1
+                complete = [file for file in part.files if not left[file]]
+            for file in complete if sync else ():
+                flush(partial / file)
+                journal.file(file)
+            progress(part.size)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            futures = [pool.submit(carry_out, number, part) for number, part in todo]
+            try:
+                self.prove()
+                small = self.target.small_files()
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+        for new in self.target.files if sync else ():
+            if new.path not in left and new.path not in journal.files:
+                flush(partial / new.path)
+        return small
+
+    def _move(self, files: Files, band: Band) -> None:
+        """Take rows through memory, in another dtype if need be."""
+        from megatron_rl.resharding.convert.rows import rows_as, write_rows, write_scales
+
+        name, first, last = band
+        target = self.target.stored
+        rows, scales = rows_as(files, self.source, name, first, last, target.dtypes[name])
+        if scales is not None:
+            write_scales(files, target, name, first // BLOCK, scales)
+        write_rows(files, target, name, first, rows)
+
+    def _finish(self, partial: Path, folder: Path, small: dict[str, bytes], sync: bool) -> None:
+        """Make the work folder, whose weights are on the disk already, the checkpoint."""
+        for name, content in small.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_bytes(content)
+        weights = {new.path for new in self.target.files}
+        (partial / NAME).unlink()
+        if sync:
+            for path in (*sorted(partial.rglob("*"), reverse=True), partial):  # a folder's files before the folder
+                if path.name not in weights:
+                    flush(path)
+        partial.rename(folder)
+        if sync:
+            flush(folder.absolute().parent)
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

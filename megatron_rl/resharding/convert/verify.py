@@ -1,0 +1,119 @@
+"""Comparing two checkpoints of either kind tensor by tensor, by streaming, in bounded memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_rl.resharding.convert.kernel import Files
+from megatron_rl.resharding.convert.parts import COPIES_OF_A_BAND, Band, bands
+from megatron_rl.resharding.convert.rows import read_rows, read_scales, rows_as
+from megatron_rl.resharding.fp8_layout import BLOCK, SCALE, scale_shape
+from megatron_rl.resharding.plan import check_same_tensors
+from megatron_rl.resharding.stored import FP8, ITEMSIZES, Stored
+
+LARGEST_BAND = 4 << 20  # bytes compared at a time: they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first element that differs: its tensor and index, and what it is and should be."""
+
+    tensor: str
+    index: tuple[int, ...]
+    expected: float
+    found: float
+
+    def __str__(self) -> str:
+        return f"{self.tensor}{list(self.index)} is {self.expected!r} in the first and {self.found!r} in the second"
+
+
+def first_difference(
+    first: Stored, second: Stored, *, buffer: int, threads: int, progress: Callable[[int], None] = lambda size: None
+) -> Difference | None:
+    """Where ``second`` is not, bit for bit, what converting ``first`` to its dtypes gives; None when it is everywhere.
+
+    Tensors are compared in the order of the forward pass. ``progress`` is told how many bytes more of the second are
+    compared. Raises InputError when they are not of one model.
+    """
+    check_same_tensors(first.layout, second.layout)
+    limit = min(buffer // threads // COPIES_OF_A_BAND, LARGEST_BAND)
+    todo = (
+        Band(name, *rows)
+        for name, spec in second.layout.tensors.items()
+        for rows in bands(spec.shape, (first.dtypes[name], second.dtypes[name]), limit)
+    )
+    with ThreadPoolExecutor(threads) as pool:
+        for band, difference in _in_order(pool, lambda band: _compare(first, second, band), todo, 4 * threads):
+            if difference is not None:
+                pool.shutdown(cancel_futures=True)
+                return difference
+            width = prod(second.layout.tensors[band.tensor].shape[1:])
+            progress((band.last - band.first) * width * ITEMSIZES[second.dtypes[band.tensor]])
+    return None
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Band], Difference | None], todo: Iterator[Band], ahead: int
+) -> Iterator[tuple[Band, Difference | None]]:
+    """Results in the order of the work, with so many under way."""
+    waiting: deque[tuple[Band, Future[Difference | None]]] = deque()
+    for band in islice(todo, ahead):
+        waiting.append((band, pool.submit(work, band)))
+    while waiting:
+        band, future = waiting.popleft()
+        yield band, future.result()
+        for following in islice(todo, 1):
+            waiting.append((following, pool.submit(work, following)))
+
+
+def _compare(first: Stored, second: Stored, band: Band) -> Difference | None:
+    name, low, high = band
+    dtype, shape = second.dtypes[name], second.layout.tensors[name].shape
+    with Files(Path()) as files:
+        expected, scales = rows_as(files, first, name, low, high, dtype)
+        found = read_rows(files, second, name, low, high)
+        base = low * prod(shape[1:])
+        if (at := _first(expected, found)) is not None:
+            values = [_number(bits[at : at + 1], dtype) for bits in (expected, found)]
+            return Difference(name, _index(at + base, shape), *values)
+        if dtype != FP8:
+            return None
+        if scales is None:
+            scales = read_scales(files, first, name, low, high)
+        theirs = read_scales(files, second, name, low, high).reshape(-1)
+        if (at := _first(scales.reshape(-1).view(np.uint32), theirs.view(np.uint32))) is None:
+            return None
+        grid = scale_shape(shape)
+        top = _index(at + low // BLOCK * grid[1], grid)
+        return Difference(name + SCALE, top, float(scales.reshape(-1)[at]), float(theirs[at]))
+
+
+def _first(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> int | None:
+    """Position of the first of two flat arrays' elements that differ."""
+    if np.array_equal(a, b):
+        return None
+    return int(np.argmax(a != b))
+
+
+def _index(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(position, shape))
+
+
+def _number(bits: np.ndarray[Any, Any], dtype: str) -> float:
+    """The value of one element."""
+    if dtype == "BF16":
+        return float((bits.astype(np.uint32) << 16).view(np.float32)[0])
+    if dtype != FP8:
+        return float(bits.view({"F16": np.float16, "F32": np.float32}[dtype])[0])
+    sign, exponent, fraction = int(bits[0]) >> 7, int(bits[0]) >> 3 & 15, int(bits[0]) & 7
+    if (exponent, fraction) == (15, 7):
+        return float("nan")
+    magnitude = fraction / 512 if exponent == 0 else (1 + fraction / 8) * 2.0 ** (exponent - 7)
+    return -magnitude if sign else magnitude

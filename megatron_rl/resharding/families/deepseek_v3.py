@@ -1,0 +1,23 @@
+"""DeepSeek-V3 and R1: latent attention, dense layers first, shared experts, a router bias, prediction layers."""
+
+from megatron_rl.resharding.families.decoder import (
+    DENSE_MLP,
+    EMBEDDINGS,
+    EXPERTS,
+    LATENT_ATTENTION,
+    OUTPUT,
+    ROUTER_BIAS,
+    SHARED_EXPERTS,
+    predictors,
+)
+from megatron_rl.resharding.families.table import Family
+
+_LAYER = LATENT_ATTENTION + DENSE_MLP + EXPERTS + ROUTER_BIAS + SHARED_EXPERTS
+
+DEEPSEEK_V3 = Family(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    EMBEDDINGS + _LAYER + predictors(_LAYER) + OUTPUT,
+    fixed={"attention_bias": (False, False), "moe_layer_freq": (1, 1)},
+    leading_dense=True,
+)

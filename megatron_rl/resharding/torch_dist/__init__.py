@@ -1,0 +1,1 @@
+"""Megatron's distributed checkpoint format "torch_dist", read and written without torch."""

@@ -1,0 +1,247 @@
+"""Conversions that are killed, and every kind of bad input: exit code 2, one paragraph, nothing left or touched."""
+
+import json
+import pickle
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_rl.cli import main
+from megatron_rl.resharding.convert.journal import Journal
+from tests.resharding.reference import hf_tensors
+from tests.resharding.test_files import CONFIG, MOE, SECOND, cut, edit_index, write_folder
+
+# Converts in small parts, and is killed by the kernel after argument 4 seconds (0: never).
+CONVERT = """
+import os, signal, sys, threading, time
+from megatron_rl.cli import main
+from megatron_rl.resharding.convert import command, parts, run
+source, target, kind, seconds = sys.argv[1:5]
+parts.PART, parts.SHORTEST_RUN = 4096, 256
+begin = run.Conversion.run
+def die():
+    time.sleep(float(seconds))
+    os.kill(os.getpid(), signal.SIGKILL)
+def slowly(self, folder, progress, sync):
+    threading.Thread(target=die, daemon=True).start()
+    return begin(self, folder, lambda size: time.sleep(0.002), sync=sync)
+if float(seconds):
+    run.Conversion.run = slowly
+sys.exit(main(["convert", kind, source, target, *sys.argv[5:]]))
+"""
+
+
+def child(source: Path, target: Path, kind: str, seconds: float, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CONVERT, str(source), str(target), kind, str(seconds), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def small_model(folder: Path, config: dict[str, Any] = MOE, files: int = 3) -> Path:
+    return write_folder(folder, hf_tensors(config, tags=False), config, files)
+
+
+@pytest.mark.parametrize("kind", ["hf-to-megatron", "megatron-to-hf"])
+def test_killed_conversions_go_on_and_give_the_same(kind: str, tmp_path: Path) -> None:
+    config = MOE | {"hidden_size": 64, "moe_intermediate_size": 48}
+    source = small_model(tmp_path / "hf", config)
+    options = ["--tensor-parallel", "2"]
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "m"), *options]) == 0
+    if kind == "megatron-to-hf":
+        source, options = tmp_path / "m", ["--max-shard-size", "100kB"]
+    assert child(source, tmp_path / "whole", kind, 0, *options).returncode == 0
+    numbers, target = random.Random(7), tmp_path / "target"
+    partial = tmp_path / ".target.partial"
+    kills, done = 0, 0
+    for attempt in range(40):  # later and later, so that it comes to an end
+        result = child(source, target, kind, numbers.uniform(0.001, 0.04) * (attempt + 1), *options)
+        if result.returncode == 0:
+            break
+        assert result.returncode == -9, result.stderr
+        assert not target.exists() and not (partial / ".metadata").exists() and not (partial / "config.json").exists()
+        kills += 1
+        journal = partial / "conversion.journal"
+        done = max(done, journal.read_text().count("part ") if journal.exists() else 0)
+    assert kills >= 2 and done >= 2, "the process was never killed at work"
+    assert "continued where it was" in result.stdout
+    assert contents(target) == contents(tmp_path / "whole")
+    assert not partial.exists()
+
+
+def test_what_a_killed_conversion_left_is_not_mixed_with_another(tmp_path: Path) -> None:
+    source, target = small_model(tmp_path / "hf"), tmp_path / "target"
+    partial = tmp_path / ".target.partial"
+    while not (partial / "conversion.journal").exists():
+        assert child(source, target, "hf-to-megatron", 0.03).returncode == -9
+    journal = (partial / "conversion.journal").read_text().splitlines()
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "other"), "--tensor-parallel", "2"]) == 0
+    assert main(["convert", "hf-to-megatron", str(source), str(target), "--tensor-parallel", "2"]) == 0
+    assert contents(target) == contents(tmp_path / "other") and json.loads(journal[0])["identity"]
+
+
+def test_after_a_reboot_only_flushed_files_count(tmp_path: Path) -> None:
+    head = {"identity": "x", "boot": "another"}
+    lines = [json.dumps(head), "part 0.", "part 1.", "file a.", "part 2.", "par"]
+    (tmp_path / "conversion.journal").write_text("\n".join(lines))
+    journal = Journal(tmp_path, "x")
+    journal.keep({0: {"a"}, 1: {"a", "b"}, 2: {"b"}})
+    assert journal.resumed and journal.parts == {0} and journal.files == {"a"}
+    journal.close()
+    again = Journal(tmp_path, "y")
+    assert not again.resumed and not again.parts
+
+
+def break_distcp(folder: Path, size: int | None = None, at: int = 0) -> None:
+    """Cut a .distcp file, or spoil a byte of the directory at the end of its last archive."""
+    path = max(folder.glob("__0_0.distcp"))
+    content = bytearray(path.read_bytes())
+    if size is not None:
+        content = content[:size]
+    else:
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+
+
+def edit_config(folder: Path, changes: dict[str, object]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def retype(folder: Path) -> None:
+    path = folder / SECOND
+    save_file({name: t.to(torch.int16) for name, t in load_file(path).items()}, path)
+
+
+def spoil_header(folder: Path) -> None:
+    content = (folder / SECOND).read_bytes()
+    (folder / SECOND).write_bytes(content[:8] + content[8:].replace(b'"shape"', b'"shade"'))
+
+
+HF: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
+    "cut data": (lambda f: cut(f / SECOND, 3000), [], rf"{SECOND} is cut short: tensor \S+ ends at byte \d+"),
+    "header": (spoil_header, [], rf"{SECOND} is damaged: its header does not describe tensor \S+"),
+    "missing shard": (lambda f: (f / SECOND).unlink(), [], rf"says that \S+ is in {SECOND}, .*shard is missing"),
+    "index": (
+        lambda f: edit_index(f, {"model.norm.weight": "x.safetensors"}),
+        [],
+        r"says that model\.norm\.weight is in x\.safetensors",
+    ),
+    "dtype": (retype, [], r"Tensor \S+ of .* has dtype I16; only BF16, F16, F32 can be"),
+    "config": (lambda f: edit_config(f, {"hidden_size": 16}), [], r"has shape \[.*\], but config\.json makes it \["),
+    "family": (lambda f: edit_config(f, {"model_type": "mamba"}), [], r"model_type='mamba'.*known are"),
+    "scheme": (
+        lambda f: edit_config(f, {"quantization_config": {"quant_method": "awq"}}),
+        [],
+        r"quant_method='awq'; only 'fp8'",
+    ),
+    "layout": (
+        lambda f: None,
+        ["--tensor-parallel=3", "--pipeline-parallel=5", "--expert-parallel=3", "--threads=0", "--buffer-size=3kB"],
+        r"6 problems: \(1\) --threads=0 .* \(2\) --buffer-size.* \(3\) --tensor-parallel=3 does not divide "
+        r"num_attention_heads=4.*num_key_value_heads=2.*--pipeline-parallel=5 .*--expert-parallel=3 ",
+    ),
+    "space": (lambda f: None, [], r"MB free; the checkpoint needs"),
+    "no folder": (lambda f: shutil.rmtree(f), [], r"config\.json does not exist: a Hugging Face model folder"),
+}
+MEGATRON: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
+    "cut data": (
+        lambda f: break_distcp(f, 9000),
+        [],
+        r"__0_0\.distcp is cut short: the chunk of \S+ at \[.*\] ends at",
+    ),
+    "missing file": (
+        lambda f: (f / "__0_0.distcp").unlink(),
+        [],
+        r"a chunk of \S+ is in __0_0\.distcp, and there is no",
+    ),
+    "metadata": (lambda f: cut(f / ".metadata", 500), [], r"\.metadata cannot be read"),
+    "hostile": (
+        lambda f: (f / ".metadata").write_bytes(pickle.dumps(print)),
+        [],
+        r"\.metadata cannot be read \(it names builtins\.print",
+    ),
+    "archive": (lambda f: break_distcp(f, at=0), [], r"__0_0\.distcp is damaged at the chunk of \S+ at \["),
+    "no metadata": (lambda f: (f / ".metadata").unlink(), [], r"has no \.metadata: it is no torch_dist checkpoint"),
+    "no model": (lambda f: shutil.rmtree(f / "huggingface"), [], r"does not say of which model it is: .*\(--model\)"),
+    "config": (
+        lambda f: edit_config(f / "huggingface", {"moe_intermediate_size": 8}),
+        [],
+        r"Tensor decoder\.layers\.mlp\.experts\.experts\.linear_fc1\.weight of .* has shape \[2, 4, 12, 8\], but "
+        r"config\.json makes it \[2, 4, 16, 8\]",
+    ),
+    "other model": (
+        lambda f: edit_config(f / "huggingface", {"tie_word_embeddings": True}),
+        [],
+        r"holds tensor output_layer\.weight, which no qwen3_moe model",
+    ),
+    "other family": (
+        lambda f: edit_config(f / "huggingface", {"model_type": "qwen3", "intermediate_size": 12}),
+        [],
+        r"holds tensor decoder\.layers\.\S+, which no qwen3 model",
+    ),
+}
+CASES = [("hf-to-megatron", what) for what in HF] + [("megatron-to-hf", what) for what in MEGATRON]
+
+
+@pytest.mark.parametrize(("kind", "what"), CASES)
+def test_bad_input(
+    kind: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = small_model(tmp_path / "source"), tmp_path / "target"
+    damage, options, message = (HF if kind == "hf-to-megatron" else MEGATRON)[what]
+    if kind == "megatron-to-hf":
+        assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "m")]) == 0
+        source = tmp_path / "m"
+    damage(source)
+    if what == "space":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    before = sorted(p.name for p in tmp_path.iterdir())
+    capsys.readouterr()
+    assert main(["convert", kind, str(source), str(target), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert re.search(message, error), error
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_target_that_exists_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = small_model(tmp_path / "source", CONFIG)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").write_text("important")
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "there")]) == 2
+    assert "there exists already" in capsys.readouterr().err
+    assert contents(tmp_path / "there") == {"mine": b"important"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "there"]
+
+
+def test_two_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = small_model(tmp_path / "source", CONFIG)
+    (tmp_path / ".target.partial").mkdir()
+    other = Journal(tmp_path / ".target.partial", "x")
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "target")]) == 2
+    assert "Another process is converting into" in capsys.readouterr().err
+    other.close()
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "target")]) == 0
+
+
+def test_dtypes_that_megatron_cannot_keep_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hf = hf_tensors(CONFIG, tags=False)
+    hf["model.layers.1.self_attn.k_proj.weight"] = hf["model.layers.1.self_attn.k_proj.weight"].bfloat16()
+    source = write_folder(tmp_path / "source", hf, CONFIG)
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "target")]) == 2
+    error = capsys.readouterr().err
+    assert "k_proj.weight BF16" in error and "linear_qkv.weight" in error and "--dtype" in error
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "target"), "--dtype", "float32"]) == 0

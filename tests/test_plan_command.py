@@ -1,0 +1,102 @@
+"""megatron-rl plan: of a recipe, of a config.json, and what it says about what cannot be planned."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_rl.cli import main
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.plan import make_plan
+from megatron_rl.resharding.transformers import transformers_layout
+from recipes.quickstart import QWEN3_454K
+from tests.resharding.test_families import DEEPSEEK_V3
+
+FOUR_LAYERS = DEEPSEEK_V3 | {"num_hidden_layers": 4, "n_routed_experts": 16}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(FOUR_LAYERS))
+    return str(tmp_path)
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["plan", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, "quickstart", "model.dtype=bfloat16")
+    expected = make_plan(megatron_layout(QWEN3_454K, ParallelSizes(tensor=2)), transformers_layout(QWEN3_454K))
+    assert found["hash"] == expected.hash  # the one that trainer and engine compare when they meet
+    assert (found["proved"], found["tensors"], found["copies"]) == (True, 35, len(expected.copies))
+    assert found["bytes"] == 2 * 453_696 == found["bytes_by_link"]["same host"]
+    assert found["busiest_receiver"] == {"rank": 0, "bytes": 2 * 453_696}
+    assert main(["plan", "quickstart", "rollout.engines=2", "actor.data_parallel=2"]) == 0
+    out = capsys.readouterr().out
+    for part in ("qwen3, 453,696 parameters, float32", "4 ranks on host 0", "2 workers", "H100: NVLink 4", "35 moved"):
+        assert part in out
+
+
+def test_a_large_model_by_its_config(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    actor = "tensor_parallel=8,pipeline_parallel=2,first_stage=3,expert_parallel=16,data_parallel=2"
+    engine = "tensor_parallel=16,expert_parallel=16,data_parallel=2"
+    found = plan(capsys, "--model", model, "--actor", actor, "--engine", engine)
+    assert found["trainer"].startswith("32 ranks on hosts 0 to 3: tensor_parallel 8")
+    assert found["engines"].startswith("32 workers on hosts 4 to 7: tensor_parallel 16")
+    assert {name.split(".")[2] for name in found["unused_tensors"]} == {"4"}
+    assert found["bytes_by_link"]["across hosts"] == found["bytes"]
+    h100 = next(p for p in found["predictions"] if p["fabric"].startswith("H100"))
+    assert h100["limit"] == pytest.approx(found["busiest_receiver"]["bytes"] / 50e9)
+    assert h100["seconds"] >= h100["limit"]
+    near = plan(capsys, "--model", model, "--actor", actor, "--engine", engine, "--colocated")
+    assert near["bytes"] == found["bytes"] and near["bytes_by_link"]["same GPU"] > 0
+    fp8 = plan(capsys, "--model", f"{model}/config.json", "--actor", actor, "--engine", engine, "--fp8")
+    # embedding, head, norms and routers stay as they are
+    assert 0.5 < fp8["bytes"] / found["bytes"] < 0.8 and fp8["tensors"] > found["tensors"]
+    assert fp8["hash"] != found["hash"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Name a recipe"),
+        (["quickstrat"], "quickstart"),
+        (["quickstart", "actor.tensor_parallel=3"], "actor.tensor_parallel=3 does not divide num_attention_heads=4"),
+        (["quickstart", "actor.tensr_parallel=3"], "did you mean actor.tensor_parallel"),
+        (["quickstart", "--fp8"], "--fp8 needs --engine"),
+        (["quickstart", "--actor", "tensor_parallel=2"], "--actor goes with --model"),
+        (["quickstart", "--model", "x"], "exclude each other"),
+        (["quickstart", "model.path=nowhere"], "nowhere/config.json does not exist"),
+        (["quickstart", "--engine", "tp=2"], "--engine 'tp=2' is not understood; write tensor_parallel=N"),
+        (["quickstart", "--engine", "tensor_parallel=3"], "engine.tensor_parallel=3 does not divide num_attention"),
+    ],
+)
+def test_bad_input_is_one_paragraph(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
+def test_every_violation_of_both_sides_at_once(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    arguments = ["--model", model, "--actor", "tensor_parallel=3", "--engine", "tensor_parallel=6,expert_parallel=4"]
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    for part in ("actor.tensor_parallel=3", "num_attention_heads=128", "engine.expert_parallel=4 does not divide"):
+        assert part in error
+    assert main(["plan", "--model", model, "--engine", "tensor_parallel=32", "--fp8"]) == 2
+    assert "cuts its 128 x 128 FP8 tiles" in capsys.readouterr().err
+
+
+def test_planning_imports_no_torch(model: str) -> None:
+    code = (
+        "import sys; from megatron_rl.cli import main\n"
+        f"assert main(['plan', '--model', {model!r}]) == 0 and main(['plan', 'quickstart']) == 0\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
