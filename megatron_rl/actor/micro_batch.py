@@ -227,8 +227,16 @@ def _shared_blocks(rows: list[_Row], lengths: list[int], starts: np.ndarray, pro
         alike = len(np.unique(first)) == 1  # one mask for all rows
         mask = key[None] <= ((first[:1] if alike else first) + query)[:, :, None]
         valid = (query < size).reshape(-1).nonzero()[0]
-        tensors = map(torch.from_numpy, (np.minimum(queries, starts[-1] - 1), np.minimum(keys, starts[-1] - 1)))
-        blocks.append(AttentionBlock(j - i, *tensors, torch.from_numpy(mask)[:, None], torch.from_numpy(valid)))
+        last = starts[-1] - 1  # a completion of one token has no positions, and may begin where all end
+        blocks.append(
+            AttentionBlock(
+                j - i,
+                torch.from_numpy(np.minimum(queries, last)),
+                torch.from_numpy(np.minimum(keys, last)),
+                torch.from_numpy(mask)[:, None],
+                torch.from_numpy(valid),
+            )
+        )
         i = j
     return blocks
 
