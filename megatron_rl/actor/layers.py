@@ -13,23 +13,24 @@ from megatron_rl.actor.micro_batch import PackedSequences
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps) * w in fp32, with its backward by hand: torch's runs as ten separate passes."""
+    """y = x / sqrt(mean(x^2) + eps) * w in fp32, with its backward by hand, in few passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         x32 = x.float()
-        scale = (x32.square().mean(-1, keepdim=True) + eps).rsqrt_()
+        norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x32 * scale).to(x.dtype) * weight  # the product is rounded before the weight, as transformers does
+        return (x32 * scale).to(x.dtype).mul_(weight)  # rounded before the weight is applied, as transformers does
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight, scale = ctx.saved_tensors
-        normed = x.float() * scale
-        grad = grads[0].float()
-        grad_weight = (grad * normed).flatten(0, -2).sum(0)
-        grad = grad * weight.float()
-        mean = (grad * normed).mean(-1, keepdim=True)
+        normed, grad, weight32 = x.float() * scale, grads[0].float(), weight.float()
+        product = grad * normed
+        mean = (product @ weight32).div_(x.shape[-1]).unsqueeze(-1)
+        grad_weight = product.flatten(0, -2).sum(0)
+        grad = torch.mul(grad, weight32, out=product)
         return grad.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight.to(weight.dtype), None
 
 
