@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-LEAST = 1 << 21  # multiplications that make up for the detour through Python
-SLICE = 1024  # rows of a gradient and of an input that are multiplied at once
+BLOCKS = (2048, 512)  # rows multiplied at once: oneDNN compiles and keeps a kernel for every shape it meets
+LEAST = 1 << 12  # elements of the other matrix that make up for the detour through Python
 
 _library: torch.library.Library | None = None
 
@@ -34,16 +34,56 @@ def use_for_products() -> None:
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[m, k] x [k, n] -> [m, n]; by oneDNN when the matrices are fp32, dense and large enough."""
-    m, k = a.shape
-    if not (a.dtype == b.dtype == torch.float32 and m * k * b.shape[1] >= LEAST and _dense(a) and _dense(b)):
-        return torch.addmm(a.new_zeros(()), a, b, beta=0)
-    multiply = torch.ops.mkldnn._linear_pointwise
-    step = k if a.is_contiguous() else SLICE  # of a transposed matrix oneDNN makes a copy: let it fit the cache
-    out: torch.Tensor = multiply(a[:, :step], b[:step].t(), None, "none", [], "")
-    for i in range(step, k, step):
-        out += multiply(a[:, i : i + step], b[i : i + step].t(), None, "none", [], "")
+    """[m, k] x [k, n] -> [m, n]; by oneDNN when the matrices are fp32, dense and large enough.
+
+    A product of activations is made in blocks of their rows, that of a weight's gradient (``a`` is transposed) as a
+    sum over such blocks.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    if a.dtype == b.dtype == torch.float32 and _dense(b):
+        if a.is_contiguous() and m >= BLOCKS[-1] and k * n >= LEAST:
+            return _by_rows(a, b)
+        if a.t().is_contiguous() and k >= BLOCKS[-1] and m * n >= LEAST:
+            return _by_terms(a, b)
+    return _plain(a, b)
+
+
+def _blocks(rows: int) -> tuple[list[slice], int]:
+    """Slices of the sizes in BLOCKS, and where they end."""
+    found, start = [], 0
+    for size in BLOCKS:
+        while start + size <= rows:
+            found.append(slice(start, start + size))
+            start += size
+    return found, start
+
+
+def _by_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    blocks, end = _blocks(len(a))
+    if blocks[0].stop == len(a):
+        return _onednn(a, b)
+    out = a.new_empty(len(a), b.shape[1])
+    for block in blocks:
+        out[block] = _onednn(a[block], b)
+    if end < len(a):
+        torch.addmm(out.new_zeros(()), a[end:], b, beta=0, out=out[end:])
     return out
+
+
+def _by_terms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    blocks, end = _blocks(len(b))
+    out = _plain(a[:, end:], b[end:])
+    for block in blocks:
+        out += _onednn(a[:, block], b[block])
+    return out
+
+
+def _onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _plain(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(a.new_zeros(()), a, b, beta=0)
 
 
 def _dense(matrix: torch.Tensor) -> bool:

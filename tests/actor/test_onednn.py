@@ -9,7 +9,7 @@ import torch
 from megatron_rl.actor import onednn
 
 
-@pytest.mark.parametrize("size", [(3, 5, 4), (300, 96, 100), (40, 2500, 30)], ids=["small", "large", "long"])
+@pytest.mark.parametrize("size", [(3, 5, 4), (1300, 96, 100), (512, 70, 80), (70, 3000, 80)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_equals_float64(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     m, k, n = size
@@ -36,7 +36,7 @@ def test_a_process_that_uses_it_has_the_same_gradients() -> None:
 import torch
 from megatron_rl.actor import onednn
 torch.manual_seed(0)
-x, w = torch.randn(7, 64, 96, requires_grad=True), torch.randn(256, 96, requires_grad=True)
+x, w = torch.randn(9, 64, 96, requires_grad=True), torch.randn(256, 96, requires_grad=True)
 def gradients():
     x.grad = w.grad = None
     torch.nn.functional.linear(x, w).square().sum().backward()
