@@ -157,6 +157,8 @@ def _fits_model(config: Config, hf_config: dict[str, Any]) -> list[str]:
     except KeyError as error:
         where = "model.architecture" if config.model.architecture else f"{config.model.path}/config.json"
         return [f"{where} has no {error.args[0]}, which {hf_config.get('model_type')} needs."]
+    if architecture.experts and config.actor.tensor_parallel > 1 and not config.actor.sequence_parallel:
+        found.append("A mixture of experts with actor.tensor_parallel > 1 needs actor.sequence_parallel=true.")
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if longest > architecture.max_positions:
         found.append(

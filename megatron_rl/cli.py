@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from megatron_rl import __version__
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, full_disk
 from megatron_rl.processes import BAD_INPUT, ERROR_PREFIX
 
 EPILOG = """\
@@ -33,11 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except InputError as error:
-        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
-        return BAD_INPUT
+        said = error
     except BrokenPipeError:  # whoever read our output has gone; every process has been ended
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if (full := full_disk(error)) is None:
+            raise
+        said = full
+    print(f"{ERROR_PREFIX}{said}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:

@@ -281,4 +281,5 @@ def _sequence(prompt: tuple[int, ...], completion: Completion, *, weight: float,
             "advantage": column(advantage),
             "rollout_logprobs": column(completion.logprobs),
         },
+        prompt=len(prompt),
     )

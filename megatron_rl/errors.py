@@ -1,5 +1,7 @@
 """The one exception a user is meant to read."""
 
+from errno import EDQUOT, ENOSPC
+
 
 class InputError(ValueError):
     """Bad input: a configuration, a file or a machine that cannot serve the run.
@@ -7,3 +9,19 @@ class InputError(ValueError):
     The message is one paragraph that names the file, key or value and says what to do. The command
     line prints it without a traceback and exits with code 2.
     """
+
+
+def full_disk(error: BaseException) -> InputError | None:
+    """What to tell the user when a full disk is at the root of an exception; None when it is not."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        seen.append(found)
+        if getattr(found, "errno", None) in (ENOSPC, EDQUOT) or "No space left on device" in str(found):
+            where = next((e.filename for e in seen if isinstance(e, OSError) and e.filename), None)
+            return InputError(
+                f"The disk is full{f': {where} could not be written' if where else ''}. Free some space, or set "
+                "run.folder to another disk; with run.resume=auto the same command continues from the last checkpoint."
+            )
+        found = found.__cause__ or found.__context__
+    return None

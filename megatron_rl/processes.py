@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, full_disk
 
 BAD_INPUT = 2  # exit code of a process that ended with an InputError
 ERROR_PREFIX = "error: "  # such a process's last line starts with it
@@ -35,11 +35,14 @@ def tied_to_this_process(command: Sequence[str]) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a process's main function; an ``InputError`` becomes one paragraph and exit code 2."""
+    """Run a process's main function; an ``InputError`` or a full disk becomes one paragraph and exit code 2."""
     try:
         main()
-    except InputError as error:
-        print(f"{ERROR_PREFIX}{error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        said = error if isinstance(error, InputError) else full_disk(error)
+        if said is None:
+            raise
+        print(f"{ERROR_PREFIX}{said}", file=sys.stderr, flush=True)
         sys.exit(BAD_INPUT)
 
 

@@ -41,7 +41,7 @@ def quickstart() -> Config:
         ),
         sft=SFTConfig(steps=600, batch_size=32, prompt_weight=0.1),
         sft_optimizer=OptimizerConfig(
-            lr=3e-3, beta2=0.95, weight_decay=0.01, clip_grad=1.0, warmup_steps=20, decay="cosine", min_lr_ratio=0.1
+            lr=3e-3, beta2=0.95, weight_decay=0.1, clip_grad=1.0, warmup_steps=20, decay="cosine", min_lr_ratio=0.1
         ),
         evaluation=EvaluationConfig(every=10, prompts=256),
     )

@@ -27,6 +27,7 @@ LLAMA = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
+MIXTURE = ("model_type=qwen3_moe", "num_experts=4", "num_experts_per_tok=2", "moe_intermediate_size=64")
 
 
 def quickstart(tmp_path: Path, *overrides: str) -> Config:
@@ -59,6 +60,11 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         (["model.architecture.hidden_act=gelu"], ["hidden_act", "silu"]),
         (["actor.tensor_parallel=4", "model.architecture.num_attention_heads=6"], ["num_attention_heads=6", "1, 2"]),
         (["actor.pipeline_parallel=2"], ["pipeline_parallel=2", "num_hidden_layers", "1, 3"]),
+        (
+            [f"model.architecture.{k}" for k in MIXTURE],
+            ["A mixture of experts with actor.tensor_parallel > 1 needs actor.sequence_parallel=true"],
+        ),
+        ([*(f"model.architecture.{k}" for k in MIXTURE), "actor.sequence_parallel=true"], []),
         (["actor.tensor_parallel=0"], ["actor.tensor_parallel=0 is not positive"]),
         (["rollout.max_new_tokens=100"], ["= 138", "max_position_embeddings=128"]),
         (["actor.fp8=delayed"], ["actor.fp8=delayed needs an NVIDIA GPU"]),

@@ -18,7 +18,7 @@ from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
 from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, wrap
-from megatron_rl.actor.packing import assign
+from megatron_rl.actor.packing import assign, group_by_prompt
 from megatron_rl.resharding.files import load_hf
 from megatron_rl.resharding.layout import ParallelSizes
 
@@ -81,13 +81,24 @@ class Actor:
         self.optimizer = build_optimizer(self.wrapped, config, self.dtype)
 
     def pack(self, sequences: Seq[Sequence]) -> list[MicroBatch]:
-        """This rank's micro-batches of one mini-batch: balanced over data-parallel ranks by token count."""
+        """This rank's micro-batches of one mini-batch: balanced over data-parallel ranks by token count.
+
+        Completions of one prompt stay together and share it where the attention can.
+        """
         config = self.config
         cp = config.context_parallel
+        room = config.micro_batch_tokens * cp
+        # Transformer Engine's attention knows whole sequences only
+        share = config.packing and cp == 1 and config.virtual_pipeline == 1 and not self.fused
+        heads = [s.prompt if share else 0 for s in sequences]
+        tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(sequences, heads, strict=True)]
+        even = -(-(sum(heads) + sum(tails)) // config.data_parallel)
+        prompts = [s.tokens[:head].tobytes() for s, head in zip(sequences, heads, strict=True)]
+        groups = group_by_prompt(prompts, heads, tails, min(room, even))
         parts = assign(
-            [max(len(s) - 1, 1) for s in sequences],
+            [heads[g[0]] + sum(tails[i] for i in g) for g in groups],
             config.data_parallel,
-            config.micro_batch_tokens * cp,
+            room,
             multiple=2 * cp if cp > 1 else 1,
             count_multiple=config.pipeline_parallel if config.virtual_pipeline > 1 else 1,
             packing=config.packing,
@@ -98,8 +109,12 @@ class Actor:
             cp_rank=parallel_state.get_context_parallel_rank(),
             cp_size=cp,
             multiple=config.tensor_parallel if config.sequence_parallel else 1,
+            share_prompts=share,
         )
-        mine = [[sequences[i] for i in part] for part in parts[parallel_state.get_data_parallel_rank()]]
+        mine = [
+            [sequences[i] for group in part for i in groups[group]]
+            for part in parts[parallel_state.get_data_parallel_rank()]
+        ]
         batches = [make(part) for part in mine]
         if config.virtual_pipeline > 1:  # the interleaved schedule exchanges tensors of one shape
             longest = max(b.inputs.shape[1] for b in batches)

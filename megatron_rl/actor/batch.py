@@ -15,6 +15,7 @@ class Sequence:
 
     tokens: np.ndarray  # int64 [length]
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # float32 [length] each
+    prompt: int = 0  # so many first tokens have weight 0 and may be shared with other sequences
 
     def __len__(self) -> int:
         return len(self.tokens)

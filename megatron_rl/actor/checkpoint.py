@@ -52,15 +52,19 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
-    if dist.get_rank() == 0:
-        content = {"state": state, "sizes": vars(parallel_sizes(actor.config))}
-        (partial / STATE).write_text(json.dumps(content, indent=2))
-        flush_folder(partial)
-        shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
-        partial.rename(target)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+    try:
+        dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
+        if dist.get_rank() == 0:
+            content = {"state": state, "sizes": vars(parallel_sizes(actor.config))}
+            (partial / STATE).write_text(json.dumps(content, indent=2))
+            flush_folder(partial)
+            shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
+            partial.rename(target)
+            for old in sorted(folder.glob("step-*"))[:-keep]:
+                shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     dist.barrier()
     return target
 

@@ -1,6 +1,5 @@
 """The Hugging Face folder of a model that starts from random weights."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from megatron_rl.actor.config import ModelConfig
+from megatron_rl.atomic import flush_folder
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import write_tokenizer
 from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
@@ -41,7 +41,7 @@ def write_random_model(
         tokenizer_writer(beside)
         _write_weights(architecture, dtype, seed, beside)
         beside.chmod(0o755)  # mkdtemp's folders are private
-        _sync(beside)
+        flush_folder(beside)
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside)
@@ -50,6 +50,7 @@ def write_random_model(
 
 def _write_weights(architecture: dict[str, Any], dtype: str, seed: int, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
     family(architecture)  # an unknown one is an error that lists the known ones
     tokenizer = load_tokenizer(folder)
@@ -64,11 +65,5 @@ def _write_weights(architecture: dict[str, Any], dtype: str, seed: int, folder: 
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model = model.to(DTYPES[dtype])
     model.generation_config = GenerationConfig(**tokens, pad_token_id=tokenizer.pad_token_id)
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
-
-
-def _sync(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""What replaces Transformer Engine's layers where it is missing: norm, rotary embedding and attention."""
+"""What replaces Transformer Engine's layers where it is missing: norm, activation, rotary embedding and attention."""
 
 import math
 from typing import Any
@@ -13,23 +13,24 @@ from megatron_rl.actor.micro_batch import PackedSequences
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps) * w in fp32, with its backward by hand: torch's runs as ten separate passes."""
+    """y = x / sqrt(mean(x^2) + eps) * w in fp32, with its backward by hand, in few passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         x32 = x.float()
-        scale = (x32.square().mean(-1, keepdim=True) + eps).rsqrt_()
+        norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x32 * scale).to(x.dtype) * weight  # the product is rounded before the weight, as transformers does
+        return (x32 * scale).to(x.dtype).mul_(weight)  # rounded before the weight is applied, as transformers does
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight, scale = ctx.saved_tensors
-        normed = x.float() * scale
-        grad = grads[0].float()
-        grad_weight = (grad * normed).flatten(0, -2).sum(0)
-        grad = grad * weight.float()
-        mean = (grad * normed).mean(-1, keepdim=True)
+        normed, grad, weight32 = x.float() * scale, grads[0].float(), weight.float()
+        product = grad * normed
+        mean = (product @ weight32).div_(x.shape[-1]).unsqueeze(-1)
+        grad_weight = product.flatten(0, -2).sum(0)
+        grad = torch.mul(grad, weight32, out=product)
         return grad.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight.to(weight.dtype), None
 
 
@@ -44,6 +45,40 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return]
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up of [gate | up], computed again for its gradient; half the passes of Megatron's own on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        gate, up = x.chunk(2, -1)
+        grad_x = torch.empty_like(x)
+        grad_gate, grad_up = grad_x.chunk(2, -1)
+        torch.mul(F.silu(gate), grads[0], out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=grad_gate)
+        return grad_x
+
+
+class SwiGLU(torch.nn.Module):
+    """The MLP's activation: [..., 2 f] -> [..., f]."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _SwiGLU.apply(x)  # type: ignore[no-any-return]
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Part of Megatron's interface: nothing to save."""
+        return {}
 
 
 class _Rotate(torch.autograd.Function):

@@ -4,6 +4,9 @@ Sequences lie one after the other without padding (THD). A sequence of n tokens 
 its tokens but the last are inputs, its tokens but the first are targets. Context parallelism needs lengths
 divisible by 2 x cp and sequence parallelism a total divisible by tp: only then are padding positions added, at
 the end of a sequence, where causality hides them, with weight 0.
+
+The completions of one prompt may share it: its positions are there once, and its last one predicts the first token
+of every completion.
 """
 
 import math
@@ -51,11 +54,11 @@ class MicroBatch:
     """One rank's positions; t is their number on this context-parallel rank."""
 
     inputs: torch.Tensor  # int64 [1, t]
-    targets: torch.Tensor  # int64 [t]
     positions: torch.Tensor  # int64 [1, t]
     packed: PackedSequences
-    trained: torch.Tensor  # int64 [n]: positions with a non-zero weight
-    columns: dict[str, torch.Tensor]  # float32 [n], at the trained positions
+    trained: torch.Tensor  # int64 [n]: which of the t positions predict a token of non-zero weight
+    targets: torch.Tensor  # int64 [n]: that token
+    columns: dict[str, torch.Tensor]  # float32 [n]: its numbers
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
@@ -72,6 +75,19 @@ class MicroBatch:
         return self
 
 
+@dataclass
+class _Row:
+    """Positions that lie side by side: a sequence, a completion that continues a shared prompt, or a prompt."""
+
+    tokens: np.ndarray  # int64, inputs
+    first: int = 0  # position of its first token
+    sequence: Sequence | None = None  # whose tokens its positions predict; None: a prompt, or padding
+    prompt: int = -1  # the row that it continues; -1: none
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
 def build(
     sequences: Seq[Sequence],
     *,
@@ -80,49 +96,81 @@ def build(
     cp_size: int = 1,
     multiple: int = 1,
     at_least: int = 0,
+    share_prompts: bool = False,
 ) -> MicroBatch:
     """Pack sequences for one rank.
 
     ``columns`` are carried along, ``weight`` among them. ``multiple`` divides the number of positions per
     context-parallel rank; there are ``at_least`` that many. An empty list gives one padding sequence of weight 0: a
-    rank without work still takes part in the collectives.
+    rank without work still takes part in the collectives. ``share_prompts``: a prompt that several sequences start
+    with is computed once, and their completions attend to it (without context parallelism).
     """
-    sequences = sorted(sequences, key=len, reverse=True)  # equal lengths side by side: attention without copies
+    prompts, rows = _rows(sequences, share_prompts)
     unit = 2 * cp_size if cp_size > 1 else 1
     granule = math.lcm(unit, multiple * cp_size)
-    padded = [-(-max(len(s) - 1, 1) // unit) * unit for s in sequences]
+    padded = [-(-max(len(row), int(row.prompt < 0)) // unit) * unit for row in rows]
     wanted = max(sum(padded), at_least * cp_size, 1)
     if rest := -(-wanted // granule) * granule - sum(padded):
-        padded.append(rest)  # a sequence of padding
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in ("input", "target", "position", *columns)}
-    for i, length in enumerate(padded):
+        rows.append(_Row(np.zeros(0, dtype=np.int64)))
+        padded.append(rest)
+    starts = np.concatenate([[0], np.cumsum(padded)])
+    inputs, positions, trained, targets = [], [], [], []
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+    for row, length, start in zip(rows, padded, starts[:-1] // cp_size, strict=True):
         own = _zigzag(length, cp_rank, cp_size)
-        tokens = sequences[i].tokens if i < len(sequences) else np.zeros(0, dtype=np.int64)
-        pieces["input"].append(_padded(tokens[:-1], length)[own])
-        pieces["target"].append(_padded(tokens[1:], length)[own])
-        pieces["position"].append(own)
+        inputs.append(_padded(row.tokens, length)[own])
+        positions.append(row.first + own)
+        if row.sequence is None:
+            continue
+        tokens, weights = row.sequence.tokens, row.sequence.columns["weight"]
+        predicted, at = row.first + own + 1, start + np.arange(len(own))
+        if row.prompt >= 0:  # the first token is predicted by the prompt's last position
+            predicted = np.concatenate([[row.first], predicted])
+            at = np.concatenate([[starts[row.prompt + 1] - 1], at])
+        weighty = (predicted < len(tokens)) & (weights[np.minimum(predicted, len(tokens) - 1)] != 0)
+        trained.append(at[weighty])
+        targets.append(tokens[predicted[weighty]])
         for name in columns:
-            column = sequences[i].columns[name][1:] if i < len(sequences) else np.zeros(0, dtype=np.float32)
-            pieces[name].append(_padded(column, length)[own])
-    flat = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in pieces.items()}
-    trained = flat["weight"].nonzero().view(-1)
-    cu_seqlens = torch.tensor([0, *np.cumsum(padded)], dtype=torch.int32)
+            kept[name].append(row.sequence.columns[name][predicted[weighty]])
+    cu_seqlens = torch.from_numpy(starts.astype(np.int32))
     packed = PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=max(padded),
         max_seqlen_kv=max(padded),
-        blocks=_blocks(padded, cp_rank, cp_size),
+        blocks=_blocks(padded, cp_rank, cp_size) if not prompts else _shared_blocks(rows, padded, starts, prompts),
     )
     return MicroBatch(
-        inputs=flat["input"].view(1, -1),
-        targets=flat["target"],
-        positions=flat["position"].view(1, -1),
+        inputs=_tensor(inputs, np.int64).view(1, -1),
+        targets=_tensor(targets, np.int64),
+        positions=_tensor(positions, np.int64).view(1, -1),
         packed=packed,
-        trained=trained,
-        columns={name: flat[name].float()[trained] for name in columns},
+        trained=_tensor(trained, np.int64),
+        columns={name: _tensor(parts, np.float32) for name, parts in kept.items()},
     )
+
+
+def _rows(sequences: Seq[Sequence], share_prompts: bool) -> tuple[int, list[_Row]]:
+    """The number of shared prompts, and all rows: prompts, then sequences, each with the longest first.
+
+    Equal lengths then lie side by side, which attention needs no copies for.
+    """
+    by_prompt: dict[bytes, list[Sequence]] = {}
+    for s in sequences if share_prompts else ():
+        by_prompt.setdefault(s.tokens[: s.prompt].tobytes(), []).append(s)
+    shared = sorted((g for key, g in by_prompt.items() if key and len(g) > 1), key=lambda g: -g[0].prompt)
+    rows = [_Row(group[0].tokens[: group[0].prompt]) for group in shared]
+    prompt_of = {id(s): i for i, group in enumerate(shared) for s in group}
+    for s in sorted(sequences, key=len, reverse=True):
+        prompt = prompt_of.get(id(s), -1)
+        first = 0 if prompt < 0 else s.prompt
+        rows.append(_Row(s.tokens[first:-1], first, s, prompt))
+    return len(shared), rows
+
+
+def _tensor(parts: list[np.ndarray], dtype: type) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([*parts, np.zeros(0, dtype=dtype)]).astype(dtype, copy=False))
 
 
 def _padded(values: np.ndarray, length: int) -> np.ndarray:
@@ -156,6 +204,39 @@ def _blocks(lengths: list[int], rank: int, size: int) -> list[AttentionBlock]:
             valid = (np.arange(lengths[i])[None] < np.array(lengths[i:j])[:, None]).reshape(-1).nonzero()[0]
             where = torch.from_numpy(index)
             blocks.append(AttentionBlock(j - i, where, where, None, torch.from_numpy(valid)))
+        i = j
+    return blocks
+
+
+def _shared_blocks(rows: list[_Row], lengths: list[int], starts: np.ndarray, prompts: int) -> list[AttentionBlock]:
+    """Prompts attend to themselves, every other row to its prompt, if it has one, and to itself."""
+    blocks = _blocks(lengths[:prompts], 0, 1)
+    reach = [row.first + length for row, length in zip(rows, lengths, strict=True)]  # keys that the last query sees
+    i = prompts
+    while i < len(rows):
+        j = i
+        while j < len(rows) and 0.75 * reach[i] <= reach[j] <= reach[i]:
+            j += 1
+        first = np.array([row.first for row in rows[i:j]])[:, None]
+        size, start = np.array(lengths[i:j])[:, None], starts[i:j, None]
+        before = np.array([starts[max(row.prompt, 0)] for row in rows[i:j]])[:, None]
+        query, key = np.arange(size.max())[None], np.arange(reach[i])[None]
+        queries = start + np.minimum(query, np.maximum(size - 1, 0))
+        own = start + np.clip(key - first, 0, np.maximum(size - 1, 0))
+        keys = np.where(key < first, before + np.minimum(key, np.maximum(first - 1, 0)), own)
+        alike = len(np.unique(first)) == 1  # one mask for all rows
+        mask = key[None] <= ((first[:1] if alike else first) + query)[:, :, None]
+        valid = (query < size).reshape(-1).nonzero()[0]
+        last = starts[-1] - 1  # a completion of one token has no positions, and may begin where all end
+        blocks.append(
+            AttentionBlock(
+                j - i,
+                torch.from_numpy(np.minimum(queries, last)),
+                torch.from_numpy(np.minimum(keys, last)),
+                torch.from_numpy(mask)[:, None],
+                torch.from_numpy(valid),
+            )
+        )
         i = j
     return blocks
 

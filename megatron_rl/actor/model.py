@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_rl.actor import platform
 from megatron_rl.actor.architecture import Architecture
 from megatron_rl.actor.config import ActorConfig
-from megatron_rl.actor.layers import PackedAttention, PackedRotary, RMSNorm, apply_packed_rotary
+from megatron_rl.actor.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_packed_rotary
 from megatron_rl.actor.logprobs import token_logprobs
 from megatron_rl.actor.micro_batch import MicroBatch
 
@@ -62,7 +62,7 @@ class PolicyModel(GPTModel):
         return token_logprobs(
             hidden.squeeze(1).index_select(0, batch.trained),
             weight,
-            batch.targets.index_select(0, batch.trained),
+            batch.targets,
             vocab_size=vocab_size,
             temperature=temperature,
             rank=group.rank(),
@@ -131,7 +131,8 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
         use_cpu_initialization=not gpu,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
-        bias_activation_fusion=gpu,
+        bias_activation_fusion=te,
+        use_te_activation_func=not te,  # an activation of our own, in fact
         bias_dropout_fusion=gpu,
         masked_softmax_fusion=gpu,
         apply_rope_fusion=te,
@@ -154,6 +155,8 @@ def _layer_spec(arch: Architecture) -> ModuleSpec:
     inner.core_attention = PackedAttention
     if arch.qk_norm:
         inner.q_layernorm = inner.k_layernorm = RMSNorm
+    mlp = spec.submodules.mlp.submodules
+    (mlp.experts.submodules if arch.experts else mlp).activation_func = SwiGLU
     return spec
 
 

@@ -48,6 +48,26 @@ def assign(
     return [[bins[b] for b in sorted(share, key=lambda b: (-loads[b], bins[b]))] for share in shares]
 
 
+def group_by_prompt(
+    prompts: Sequence[bytes], heads: Sequence[int], tails: Sequence[int], limit: int
+) -> list[list[int]]:
+    """Sequences that start with one prompt, in groups of at most ``limit`` tokens: the prompt's once, the rest's each.
+
+    Sequence i has ``heads[i]`` tokens that are ``prompts[i]`` and ``tails[i]`` others. One without a prompt, or longer
+    than the limit, is a group of its own.
+    """
+    groups: list[list[int]] = []
+    open_group: dict[bytes, tuple[list[int], int]] = {}
+    for i, (prompt, head, tail) in enumerate(zip(prompts, heads, tails, strict=True)):
+        group, size = open_group.get(prompt, ([], 0))
+        if not prompt or not group or size + tail > limit:
+            groups.append(group := [])
+            size = head
+        group.append(i)
+        open_group[prompt] = group, size + tail
+    return groups
+
+
 def _pack(sizes: list[int], max_tokens: int, step: int) -> list[list[int]]:
     """Balanced bins of at most max_tokens, as few as possible among the multiples of ``step``."""
     if not sizes:

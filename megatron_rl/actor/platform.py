@@ -18,6 +18,8 @@ if not os.environ.get("CUDA_VISIBLE_DEVICES") and not os.path.exists("/dev/nvidi
 
 import torch
 
+from megatron_rl.actor import onednn
+
 
 def on_gpu() -> bool:
     """True when this process computes on CUDA."""
@@ -116,6 +118,7 @@ def adapt() -> None:
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     if torch.cuda.Stream is not _NullStream:
+        onednn.use_for_products()
         _adapt_torch()
         rng: Any = megatron_random
         rng._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()

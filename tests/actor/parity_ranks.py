@@ -30,7 +30,9 @@ def run(case: dict, out: Path) -> None:
     actor.new_optimizer(OptimizerConfig(lr=0.0, clip_grad=0.0))
     sequences = [
         Sequence(
-            np.array(s["tokens"]), {"weight": np.array(s["weight"], np.float32), "id": np.array(s["id"], np.float32)}
+            np.array(s["tokens"]),
+            {"weight": np.array(s["weight"], np.float32), "id": np.array(s["id"], np.float32)},
+            prompt=s["prompt"],
         )
         for s in case["sequences"]
     ]

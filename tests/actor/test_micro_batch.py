@@ -28,7 +28,7 @@ def test_every_trained_token_is_on_one_rank(lengths: list[int], cp: int, multipl
     seen = torch.cat([p.columns["x"] for p in parts]).tolist()
     assert sorted(seen) == sorted(float(t) for s in sequences for t in s.tokens[2:])
     for part in parts:
-        targets = part.targets[part.trained]
+        targets = part.targets
         assert targets.tolist() == part.columns["x"].tolist()
         assert part.inputs[0][part.trained].tolist() == (targets - 1).tolist()  # the token before
         assert part.positions[0][part.trained].tolist() == ((targets - 1) % 100 - 1).tolist()
@@ -56,3 +56,38 @@ def test_blocks_are_causal_attention_inside_each_sequence(lengths: list[int], cp
         for position, token, value in zip(part.positions[0], part.inputs[0], got, strict=True):
             if token > 0:  # not padding
                 assert value == sum(range(int(token - position), int(token) + 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), multiple=st.sampled_from([1, 4]))
+def test_a_shared_prompt_is_there_once_and_seen_by_all(data: st.DataObject, multiple: int) -> None:
+    """Attend with the tokens as values: every prediction has seen exactly what comes before it in its sequence."""
+    sequences, positions, fresh = [], 0, 1
+    for prompt in data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=4), label="prompts"):
+        completions = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4), label="completions")
+        head = np.arange(fresh, fresh + prompt)
+        for length in completions:
+            tokens = np.concatenate([head, np.arange(fresh + 100, fresh + 100 + length)])
+            fresh += 200
+            seen = np.cumsum(tokens) - tokens
+            weight = (np.arange(len(tokens)) >= max(prompt, 1)).astype(np.float32)
+            columns = {"weight": weight, "seen": seen.astype(np.float32)}
+            sequences.append(Sequence(tokens, columns, prompt=prompt))
+        alone = prompt == 0 or len(completions) == 1
+        positions += (
+            sum(max(prompt + n - 1, 1) for n in completions) if alone else prompt + sum(completions) - len(completions)
+        )
+    batch = build(sequences, columns=["weight", "seen"], multiple=multiple, share_prompts=True)
+    assert batch.inputs.shape[1] == -(-positions // multiple) * multiple
+    tokens = batch.inputs[0].float().view(-1, 1, 1)
+    rows = []
+    for block in batch.packed.blocks:
+        keys, queries = block.rows(tokens, block.keys), block.rows(tokens, block.queries)
+        length = keys.shape[2]
+        mask = block.mask if block.mask is not None else torch.ones(length, length, dtype=torch.bool).tril()
+        allowed = mask.expand(queries.shape[0], 1, queries.shape[2], length)
+        rows.append(block.flat((keys.transpose(2, 3) * allowed).sum(-1, keepdim=True)))
+    got = torch.cat(rows).view(-1)
+    assert len(got) == batch.inputs.shape[1]
+    assert got[batch.trained].tolist() == batch.columns["seen"].tolist()
+    assert sorted(batch.targets.tolist()) == sorted(t for s in sequences for t in s.tokens[max(s.prompt, 1) :])

@@ -1,11 +1,11 @@
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rl.actor.packing import assign, partition
+from megatron_rl.actor.packing import assign, group_by_prompt, partition
 from megatron_rl.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
@@ -114,3 +114,20 @@ def test_balanced_bins_that_overflow_get_another_micro_batch() -> None:
 def test_too_long_a_sequence_is_named() -> None:
     with pytest.raises(InputError, match=r"Sequence 1 of the batch is 33 tokens.*actor\.micro_batch_tokens is 32.*36"):
         assign([5, 33], 1, 32, multiple=4)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), max_size=20),
+    st.integers(1, 60),
+)
+def test_groups_hold_one_prompt_and_at_most_the_limit(sequences: list[tuple[int, int]], limit: int) -> None:
+    prompts = [b"p" * kind for kind, _ in sequences]
+    heads, tails = [5 * kind for kind, _ in sequences], [tail for _, tail in sequences]
+    groups = group_by_prompt(prompts, heads, tails, limit)
+    assert sorted(i for group in groups for i in group) == list(range(len(sequences)))
+    for group in groups:
+        assert len({prompts[i] for i in group}) == 1
+        assert len(group) == 1 or (prompts[group[0]] and heads[group[0]] + sum(tails[i] for i in group) <= limit)
+    for kind in {p for p in prompts if p}:
+        for earlier, later in pairwise(group for group in groups if prompts[group[0]] == kind):
+            assert heads[later[0]] + sum(tails[i] for i in earlier) + tails[later[0]] > limit  # the next did not fit

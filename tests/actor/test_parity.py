@@ -39,14 +39,21 @@ ONE = [
 ]
 
 
-def sequences() -> list[dict[str, list]]:
-    """Prompts without weight, completions with weights of different sizes that add up to about 1."""
+def sequences() -> list[dict]:
+    """Prompts without weight, completions with weights of different sizes that add up to about 1.
+
+    Three share a prompt of 8 tokens (one has a single token more), two one of 7; the others have their own.
+    """
     rng = np.random.default_rng(3)
+    prompts = {n: rng.integers(0, 99, n) for n in (7, 8)}
     result, count = [], 0
-    for length in (9, 17, 23, 23, 30, 12, 5, 39):
+    for length, prompt in ((9, 8), (17, 8), (23, 8), (23, 3), (30, 7), (12, 7), (5, 3), (39, 3)):
         tokens = rng.integers(0, 99, length)
-        weight = np.where(np.arange(length) < 3, 0.0, rng.uniform(0.2, 1.0, length) / 100)
-        result.append({"tokens": tokens.tolist(), "weight": weight.tolist(), "id": list(range(count, count + length))})
+        if prompt in prompts:
+            tokens[:prompt] = prompts[prompt]
+        weight = np.where(np.arange(length) < prompt, 0.0, rng.uniform(0.2, 1.0, length) / 100)
+        ids = list(range(count, count + length))
+        result.append({"tokens": tokens.tolist(), "weight": weight.tolist(), "id": ids, "prompt": prompt})
         count += length
     return result
 

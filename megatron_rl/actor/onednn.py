@@ -1,0 +1,90 @@
+"""Matrix products on CPUs where MKL is slow.
+
+torch multiplies fp32 matrices with MKL, which leaves AVX-512 unused on processors that are not Intel's; oneDNN, which
+torch brings along for its compiler, uses it and is about twice as fast there (benchmarks/products.py).
+"""
+
+from pathlib import Path
+
+import torch
+
+BLOCKS = (2048, 512)  # rows multiplied at once: oneDNN compiles and keeps a kernel for every shape it meets
+LEAST = 1 << 12  # elements of the other matrix that make up for the detour through Python
+
+_library: torch.library.Library | None = None
+
+
+def pays() -> bool:
+    """Whether this processor has AVX-512, is not Intel's, and torch has oneDNN."""
+    information = Path("/proc/cpuinfo")
+    return (
+        torch.backends.mkldnn.is_available()
+        and information.exists()
+        and "GenuineIntel" not in (text := information.read_text())
+        and "avx512f" in text
+    )
+
+
+def use_for_products() -> None:
+    """From now on, this process's ``torch.mm`` (linear layers without bias, their gradients) uses oneDNN if it pays."""
+    global _library
+    if _library is None and pays():
+        _library = torch.library.Library("aten", "IMPL")
+        _library.impl("mm", product, "CPU")
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[m, k] x [k, n] -> [m, n]; by oneDNN when the matrices are fp32, dense and large enough.
+
+    A product of activations is made in blocks of their rows, that of a weight's gradient (``a`` is transposed) as a
+    sum over such blocks.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    if a.dtype == b.dtype == torch.float32 and _dense(b):
+        if a.is_contiguous() and m >= BLOCKS[-1] and k * n >= LEAST:
+            return _by_rows(a, b)
+        if a.t().is_contiguous() and k >= BLOCKS[-1] and m * n >= LEAST:
+            return _by_terms(a, b)
+    return _plain(a, b)
+
+
+def _blocks(rows: int) -> tuple[list[slice], int]:
+    """Slices of the sizes in BLOCKS, and where they end."""
+    found, start = [], 0
+    for size in BLOCKS:
+        while start + size <= rows:
+            found.append(slice(start, start + size))
+            start += size
+    return found, start
+
+
+def _by_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    blocks, end = _blocks(len(a))
+    if blocks[0].stop == len(a):
+        return _onednn(a, b)
+    out = a.new_empty(len(a), b.shape[1])
+    for block in blocks:
+        out[block] = _onednn(a[block], b)
+    if end < len(a):
+        torch.addmm(out.new_zeros(()), a[end:], b, beta=0, out=out[end:])
+    return out
+
+
+def _by_terms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    blocks, end = _blocks(len(b))
+    out = _plain(a[:, end:], b[end:])
+    for block in blocks:
+        out += _onednn(a[:, block], b[block])
+    return out
+
+
+def _onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _plain(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(a.new_zeros(()), a, b, beta=0)
+
+
+def _dense(matrix: torch.Tensor) -> bool:
+    return matrix.is_contiguous() or matrix.t().is_contiguous()

@@ -1,0 +1,122 @@
+"""Optimiser steps of the real sharded actor: against torch's AdamW, and saved and continued at any sharding."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_rl.actor.config import ActorConfig
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.transformers import transformers_layout
+from tests.actor.models import write_model
+from tests.actor.training_ranks import SETTINGS, sequences
+
+RANKS = Path(__file__).parent / "training_ranks.py"
+TP2 = dict(tensor_parallel=2)
+OTHERS = {"dp2": dict(data_parallel=2), "pp2": dict(pipeline_parallel=2)}
+STEPS, SAVED = 4, 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_model("qwen3", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(
+    model: Path, run_ranks: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict]]:
+    """Losses and weights of both ranks after STEPS steps, by job."""
+    out = tmp_path_factory.mktemp("trained")
+    defaults = {"model": str(model), "dtype": "float32", "load": None, "save": None, "steps": STEPS, "kl": 0.0}
+    saved = {"load": f"step-{SAVED}", "folder": str(out / "fp32")}
+    jobs = [
+        {"name": "whole", "actor": TP2, "save": SAVED, "folder": str(out / "fp32")},
+        {"name": "continued", "actor": TP2, **saved},
+        *({"name": name, "actor": actor, **saved} for name, actor in OTHERS.items()),
+        {"name": "bf16", "actor": TP2, "dtype": "bfloat16", "save": SAVED, "folder": str(out / "bf16")},
+        {"name": "bf16-continued", "actor": TP2, "dtype": "bfloat16", "load": "step-2", "folder": str(out / "bf16")},
+        {"name": "kl", "actor": OTHERS["dp2"], "kl": 0.1, "folder": str(out)},
+    ]
+    (out / "jobs.json").write_text(json.dumps([defaults | job for job in jobs]))
+    run_ranks(RANKS, 2, out / "jobs.json", out)
+    names = [job["name"] for job in jobs]
+    return {n: [torch.load(out / f"{n}-{rank}.pt", weights_only=False) for rank in range(2)] for n in names}
+
+
+def full(results: list[dict], model: Path, actor: dict) -> dict[str, torch.Tensor]:
+    """Every rank's weights put together as transformers' parameters."""
+    hf_config = json.loads((model / "config.json").read_text())
+    config = ActorConfig(**actor)
+    sizes = ParallelSizes(
+        tensor=config.tensor_parallel, pipeline=config.pipeline_parallel, context=1, data=config.data_parallel
+    )
+    engine = transformers_layout(hf_config).ranks[0]
+    whole = {name: torch.full(shape, torch.nan) for name, shape in engine.locals.items()}
+    there = {s.tensor: s for s in engine.segments}
+    for result, shard in zip(results, megatron_layout(hf_config, sizes).ranks, strict=True):
+        for s in shard.segments:
+            t = there[s.tensor]
+            offset = t.offset + sum(a * b for a, b in zip(s.start, t.strides, strict=True))
+            local = result["weights"][s.local].flatten().as_strided(s.shape, s.strides, s.offset)
+            whole[t.local].flatten().as_strided(s.shape, t.strides, offset).copy_(local)
+    return whole
+
+
+def test_steps_equal_torch_adamw(results: dict[str, list[dict]], model: Path) -> None:
+    """Clipping by the global norm, weight decay on all but norms, bias correction: as torch has it in fp64."""
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).train()
+    parameters = dict(reference.named_parameters())
+    groups = [
+        {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": SETTINGS.weight_decay},
+        {"params": [p for p in parameters.values() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps)
+    for step in range(STEPS):
+        loss = torch.zeros((), dtype=torch.float64)
+        for s in sequences(step):
+            tokens = torch.from_numpy(s.tokens)[None]
+            log_p = reference(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None]).squeeze(1)
+            loss = loss - (torch.from_numpy(s.columns["weight"])[1:] * log_p).sum()
+        assert results["whole"][0]["losses"][step] == pytest.approx(loss.item(), abs=2e-6)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), SETTINGS.clip_grad)
+        optimizer.step()
+    trained = full(results["whole"], model, TP2)
+    # Adam's first steps are signs: where a gradient is about 0, rounding decides the direction
+    errors = torch.cat([(trained[n].double() - p.data).abs().flatten() for n, p in parameters.items()])
+    assert errors.quantile(0.999) < 1e-5
+    assert errors.mean() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["whole", "bf16"])
+def test_a_saved_run_continues_bit_identically(name: str, results: dict[str, list[dict]]) -> None:
+    """bfloat16 weights come from fp32 masters, which the checkpoint keeps too."""
+    continued = results["continued" if name == "whole" else "bf16-continued"]
+    for rank, whole in enumerate(results[name]):
+        assert continued[rank]["losses"] == whole["losses"][SAVED:]
+        for parameter, weight in whole["weights"].items():
+            assert weight.dtype == (torch.float32 if name == "whole" else torch.bfloat16)
+            assert torch.equal(continued[rank]["weights"][parameter], weight), parameter
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_a_saved_run_continues_at_another_sharding(name: str, results: dict[str, list[dict]], model: Path) -> None:
+    assert results[name][0]["losses"] == pytest.approx(results["whole"][0]["losses"][SAVED:], abs=1e-6)
+    continued, whole = full(results[name], model, OTHERS[name]), full(results["whole"], model, TP2)
+    errors = torch.cat([(continued[n] - whole[n]).abs().flatten() for n in whole])
+    assert errors.quantile(0.999) < 1e-6 and errors.mean() < 1e-7
+
+
+def test_the_reference_stays_where_it_was_frozen(results: dict[str, list[dict]]) -> None:
+    for rank in results["kl"]:
+        first, *later = zip(rank["reference"], rank["live"], strict=True)
+        assert torch.equal(*first)  # before the first update the policy is the reference
+        assert all((reference - live).abs().max() > 0.01 for reference, live in later)
