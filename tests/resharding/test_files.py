@@ -79,9 +79,11 @@ def read_folder(folder: Path) -> Tensors:
     return found
 
 
-def padding_to_zero(shards: list[Tensors], hf: Tensors, config: dict[str, Any], sizes: ParallelSizes) -> None:
+def padding_to_zero(
+    shards: list[Tensors], hf: Tensors, config: dict[str, Any], sizes: ParallelSizes, *kind: bool
+) -> None:
     """The reference marks padding with -1; loading makes it zero."""
-    marks = megatron_shards({n: torch.zeros_like(t) for n, t in hf.items()}, config, sizes)
+    marks = megatron_shards({n: torch.zeros_like(t) for n, t in hf.items()}, config, sizes, *kind)
     for shard, mark in zip(shards, marks, strict=True):
         for tensor, m in zip(shard.values(), mark.values(), strict=True):
             tensor[m == -1] = 0
@@ -96,7 +98,7 @@ def test_load_and_export_round_trip(tmp_path_factory: pytest.TempPathFactory, ca
     write_folder(tmp_path / "a", hf, case.config, files=3)
     first = load(tmp_path / "a", case.config, case.a, torch.bfloat16, **case.names)
     expected = megatron_shards(hf, case.config, case.a, case.fused_norms, case.grouped_experts)
-    padding_to_zero(expected, hf, case.config, case.a)
+    padding_to_zero(expected, hf, case.config, case.a, case.fused_norms, case.grouped_experts)
     for found, shard in zip(first, expected, strict=True):
         assert found.keys() == shard.keys()
         assert all(torch.equal(found[name], shard[name]) for name in shard)

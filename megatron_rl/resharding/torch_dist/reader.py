@@ -18,6 +18,7 @@ from megatron_rl.resharding.torch_dist.keys import Position, Rectangle, by_key, 
 from megatron_rl.resharding.torch_dist.pickles import read_pickle
 
 METADATA = ".metadata"
+_OPEN_FILES = 256  # a process may usually have 1024
 Ints = tuple[int, ...]
 _EMBEDDING = "embedding.word_embeddings.weight"
 _NO_WEIGHT = re.compile(r"(chained_\d+\.)?optimizer\.")  # what a trainer keeps besides the weights
@@ -78,7 +79,7 @@ def read_metadata(folder: Path) -> tuple[dict[str, GlobalTensor], list[str]]:
 
 
 class _Files:
-    """The .distcp files of a folder, opened once each while chunks are found."""
+    """The .distcp files of a folder, kept open while chunks are found."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,6 +89,8 @@ class _Files:
         """Where a chunk's bytes begin. Raises InputError naming file and tensor when they are not there."""
         path = self.folder / chunk.file
         if chunk.file not in self.handles:
+            if len(self.handles) == _OPEN_FILES:
+                self.close()
             if not path.is_file():
                 raise InputError(
                     f"{self.folder / METADATA} says that a chunk of {tensor.key} is in {chunk.file}, and there is no "
@@ -114,8 +117,10 @@ class _Files:
         return Place(path, offset, dtype)
 
     def close(self) -> None:
+        """Close all; they open again when they are needed."""
         for handle, _ in self.handles.values():
             os.close(handle)
+        self.handles.clear()
 
 
 def open_torch_dist(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
