@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_rl.resharding.files import open_hf_folder, read_hf_config
+from megatron_rl.resharding.files import open_hf_folder
+from megatron_rl.resharding.hf_folder import read_hf_config
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")
