@@ -84,7 +84,7 @@ def attend(
     """
     batch, heads, tokens, head_dim = query.shape
     if sliding_window is not None and key.shape[2] > sliding_window:
-        raise NotImplementedError(f"a sequence of {key.shape[2]} tokens passes the sliding window of {sliding_window}")
+        raise ValueError(f"a sequence of {key.shape[2]} tokens passes the sliding window of {sliding_window}")
     if tokens > 1:
         output = F.scaled_dot_product_attention(
             query, key, value, attention_mask, scale=scaling, is_causal=attention_mask is None, enable_gqa=True
