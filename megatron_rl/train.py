@@ -74,19 +74,18 @@ def learn(actor: Actor, minibatches: list[list[Sequence]], config: Config, step:
     packed = [actor.pack(sequences) for sequences in minibatches]
     rollout = [batch for batches in packed for batch in batches]
     updates = algorithm.epochs * len(packed)
-    if updates > 1:  # a single update is on-policy: its own log-probs are the old ones
+    if len(packed) > 1:  # else the first update is on-policy: its own log-probs are the old ones
         actor.score(rollout, "old_logprobs", temperature)
     if algorithm.kl_coef:
         with actor.reference():
             actor.score(rollout, "ref_logprobs", temperature)
 
     def objective(logprobs: Any, entropy: Any, columns: dict[str, Any]) -> Loss:
-        old = columns.get("old_logprobs")
+        old = columns.setdefault("old_logprobs", logprobs.detach())
         loss, metrics = policy_loss(
             logprobs, old, columns["advantage"], columns["weight"], algorithm, columns.get("ref_logprobs"), entropy
         )
-        sampled = logprobs.detach() if old is None else old
-        return loss, metrics | mismatch(sampled, columns["rollout_logprobs"], columns["weight"])
+        return loss, metrics | mismatch(old, columns["rollout_logprobs"], columns["weight"])
 
     results = []
     for i in range(updates):

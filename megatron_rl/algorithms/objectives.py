@@ -15,7 +15,7 @@ Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 def policy_loss(
     logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor | None,
+    old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
     weights: torch.Tensor,
     config: AlgorithmConfig,
@@ -27,7 +27,7 @@ def policy_loss(
     loss = sum(weights * (max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef * KL - entropy_coef * entropy))
     with r = exp(logprobs - old_logprobs), the exponent clamped to +-20 as in verl's core_algos.
 
-    old_logprobs: of the policy that sampled; None when that is the policy being trained (r = 1, with its gradient).
+    old_logprobs: of the policy that sampled (that being trained, detached, before its first update: r = 1).
     ref_logprobs: needed when kl_coef is not 0. entropy: needed when entropy_coef is not 0, else only reported.
     Metrics (detached scalars): loss, policy_loss, ratio, clip_fraction; kl and entropy where their inputs are given.
     """
@@ -35,7 +35,6 @@ def policy_loss(
         raise ValueError(f"algorithm.kl_coef is {config.kl_coef} but no reference log-probs were given")
     if entropy is None and config.entropy_coef != 0:
         raise ValueError(f"algorithm.entropy_coef is {config.entropy_coef} but no entropy was given")
-    old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs
     ratio = (logprobs - old_logprobs).clamp(-20.0, 20.0).exp()
     unclipped = -ratio * advantages
     clipped = -ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * advantages

@@ -106,12 +106,10 @@ def test_loss_gradient_and_metrics_add_up_over_micro_batches() -> None:
     assert torch.allclose(parts_logprobs.grad, whole_logprobs.grad, atol=1e-15)
 
 
-@pytest.mark.parametrize("old_given", [True, False])
-def test_on_policy_is_the_policy_gradient(old_given: bool) -> None:
+def test_on_policy_is_the_policy_gradient() -> None:
     batch = random_batch(4)
     logprobs = batch["logprobs"].requires_grad_()
-    old = logprobs.detach() if old_given else None
-    loss, metrics = policy_loss(logprobs, old, batch["advantages"], batch["weights"], AlgorithmConfig())
+    loss, metrics = policy_loss(logprobs, logprobs.detach(), batch["advantages"], batch["weights"], AlgorithmConfig())
     loss.backward()
     assert metrics["ratio"].item() == pytest.approx(batch["weights"].sum().item(), abs=1e-15)
     assert metrics["clip_fraction"].item() == 0
