@@ -155,8 +155,8 @@ def test_a_token_without_weight_changes_nothing_however_far_its_ratio() -> None:
 def test_what_is_only_reported_has_no_gradient() -> None:
     logprobs = torch.zeros(2, requires_grad=True)
     entropy = torch.ones(2, requires_grad=True)
-    ones = torch.ones(2)
-    loss, metrics = policy_loss(logprobs, None, ones, ones / 2, AlgorithmConfig(), ref_logprobs=-ones, entropy=entropy)
+    old, ones, config = torch.zeros(2), torch.ones(2), AlgorithmConfig()
+    loss, metrics = policy_loss(logprobs, old, ones, ones / 2, config, ref_logprobs=-ones, entropy=entropy)
     loss.backward()
     assert entropy.grad is None
     assert logprobs.grad is not None and logprobs.grad.tolist() == [-0.5, -0.5]
