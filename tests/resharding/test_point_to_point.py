@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.fp8 import quantised_names
+from megatron_rl.resharding.fp8_layout import SCALE, cut_tensors, quantised_engine, quantised_source
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import make_plan
@@ -23,6 +25,7 @@ from megatron_rl.resharding.transport import owned_hashes
 from tests.resharding.point_to_point_ranks import Job, Round
 from tests.resharding.reference import Tensors, hf_tensors, megatron_shards, transformers_parameters
 from tests.resharding.sglang_reference import sglang_shards
+from tests.resharding.test_fp8 import offers, quantised_model
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_moe",
@@ -187,3 +190,35 @@ def test_what_cannot_be_connected() -> None:
         PointToPointSource(plan, 0, work.held[0], torch.float32, Endpoints(range(3), range(4, 6)))
     with pytest.raises(InputError, match="A swap buffer of 1000 bytes is too small for the 4 links"):
         PointToPointSource(plan, 0, work.held[0], torch.float32, Endpoints(range(4), range(4, 6), buffer=2000))
+
+
+def test_fp8_weights_and_scales_arrive_as_of_the_full_tensor(tmp_path: Path) -> None:
+    """The source's boundaries cut through tiles, and the engine cuts differently."""
+    config = CONFIG | {"intermediate_size": 40}
+    block, sizes, workers = 4, ParallelSizes(tensor=4, expert=2), EngineSizes(tensor=2, expert=2)
+    names = quantised_names(config)
+    torch.manual_seed(0)
+    hf = hf_tensors(config, tags=False)
+    layout = megatron_layout(config, sizes)
+    held = offers(layout, megatron_shards(hf, config, sizes), names, block)
+    engine = quantised_engine(sglang_layout(config, workers), names, block)
+    quantised = {s.local for shard in engine.ranks for s in shard.segments if s.tensor in names}
+    kinds = {n: torch.float8_e4m3fn if n in quantised else torch.float32 for n in engine.ranks[0].locals}
+    wanted = [{n: torch.full(s, -1.0).to(kinds[n]) for n, s in shard.locals.items()} for shard in engine.ranks]
+    (outcomes,) = swap(Job(quantised_source(layout, names, block), engine, held, wanted, [Round(1)], SMALL), tmp_path)
+    full = quantised_model(hf, names, block)
+    weights = {n: t.view(torch.uint8) if n in names else t for n, t in full.items() if not n.endswith(SCALE)}
+    scales = {n: full.get(n + SCALE, t) for n, t in hf.items()}
+    real = []
+    for weight, scale in zip(
+        sglang_shards(weights, config, workers), sglang_shards(scales, config, workers), strict=True
+    ):
+        real.append({n: t.view(torch.float8_e4m3fn) if n in quantised else t for n, t in weight.items()})
+        real[-1] |= {n + SCALE: scale[n] for n in quantised}
+    assert [name.split(".", 3)[-1] for name in cut_tensors(layout, names, block)] == [
+        "mlp.gate_proj.weight",
+        "mlp.up_proj.weight",
+        "mlp.down_proj.weight",
+    ]
+    assert len(quantised) == 8
+    assert_arrived(outcomes, real, 1)
