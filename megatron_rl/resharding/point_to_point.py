@@ -47,7 +47,7 @@ class Endpoints:
 
     sources: Sequence[int]  # global rank of each of the plan's source ranks
     destinations: Sequence[int]  # global rank of each of the plan's destination ranks
-    buffer: int = 64 << 20  # bytes of staging memory on any rank
+    buffer: int = 32 << 20  # bytes of staging memory on any rank
     timeout: float = 300.0  # seconds that a swap may take
     group: dist.ProcessGroup | None = None  # that all of them are in; None: all ranks
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of the slots: a GPU for NCCL

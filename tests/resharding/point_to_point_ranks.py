@@ -43,10 +43,11 @@ class Job:
     rounds: list[Round]
     buffer: int = 1 << 20
     timeout: float = 60.0
+    backend: str = "gloo"  # "nccl": rank n on GPU n
 
 
-def spoil(fault: str) -> None:
-    """Let this process's n-th data message be wrong from here on: "corrupt n", "truncate n", or "kill n" at it."""
+def spoil(fault: str, timeout: float) -> None:
+    """Let this process's n-th data message be wrong from here on: "corrupt n", "truncate n", "stall n", "kill n"."""
     name, _, count = fault.partition(" ")
     seen = 0
     real = {"isend": dist.isend, "irecv": dist.irecv}
@@ -58,9 +59,11 @@ def spoil(fault: str) -> None:
             if seen == int(count):
                 if name == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
+                elif name == "stall":
+                    time.sleep(timeout + 1)
                 elif name == "corrupt":
                     tensor[0] ^= 1
-                else:
+                elif name == "truncate":
                     tensor = tensor[: len(tensor) // 2]
         return real[which](tensor, *args, **kwargs)
 
@@ -68,9 +71,14 @@ def spoil(fault: str) -> None:
     dist.irecv = lambda *args, **kwargs: message("irecv", *args, **kwargs)
 
 
+def device_of(job: Job, rank: int) -> torch.device:
+    return torch.device("cuda", rank) if job.backend == "nccl" else torch.device("cpu")
+
+
 def ends_of(job: Job, rank: int, plan: Plan, buffer: int) -> PointToPointSource | Landing:
-    sources = len(job.held)
-    ends = Endpoints(range(sources), range(sources, sources + len(job.wanted)), buffer, job.timeout)
+    sources, device = len(job.held), device_of(job, rank)
+    workers = range(sources, sources + len(job.wanted))
+    ends = Endpoints(range(sources), workers, buffer, job.timeout, device=device)
     if rank < sources:
         dtypes = {name: tensor.dtype for tensors in job.wanted for name, tensor in tensors.items()}
         return PointToPointSource(plan, rank, job.held[rank], dtypes, ends)
@@ -81,6 +89,8 @@ def ends_of(job: Job, rank: int, plan: Plan, buffer: int) -> PointToPointSource 
 def run(job: Job, rank: int, folder: Path, first: int) -> None:
     world, sends = len(job.held) + len(job.wanted), dist.isend
     receives = dist.irecv
+    for tensors in (*job.held, *job.wanted)[rank : rank + 1]:
+        tensors.update({name: tensor.to(device_of(job, rank)) for name, tensor in tensors.items()})
     end: PointToPointSource | Landing | None = None
     for number, turn in list(enumerate(job.rounds))[first:]:
         if turn.connect or end is None:
@@ -88,7 +98,8 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
                 end.close()
                 dist.destroy_process_group()
             meet = f"file://{folder}/meet{number}"
-            dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world, timeout=timedelta(minutes=1))
+            minute = timedelta(minutes=1)
+            dist.init_process_group(job.backend, init_method=meet, rank=rank, world_size=world, timeout=minute)
             end = None
         fault = turn.faults.get(rank, "")
         plan, buffer, version = make_plan(job.source, job.destination), job.buffer, turn.version
@@ -99,9 +110,9 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
         elif fault == "version":
             version += 1
         elif fault == "late":
-            time.sleep(2 * job.timeout)
+            time.sleep(job.timeout + 1)
         elif fault:
-            spoil(fault)
+            spoil(fault, job.timeout)
         outcome: dict[str, Any] = {"error": "", "version": -1}
         end = end or ends_of(job, rank, plan, buffer)
         started = time.monotonic()
@@ -115,7 +126,7 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
         outcome["seconds"] = time.monotonic() - started
         if isinstance(end, Landing):
             outcome |= {"version": end.version, "staging": end.transport.staging, "hashes": end.hashes}
-            outcome["tensors"] = job.wanted[rank - len(job.held)]
+            outcome["tensors"] = {n: t.cpu() for n, t in job.wanted[rank - len(job.held)].items()}
         else:
             outcome["staging"] = end.staging
         dist.isend, dist.irecv = sends, receives

@@ -1,6 +1,7 @@
 """Swaps over gloo between real processes, and everything that must stop one, by name and in time."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -172,13 +173,18 @@ def test_a_killed_rank_is_named_and_a_new_connection_heals(tmp_path: Path, kille
     assert_arrived(healed, expected(torch.float32, None), 3)
 
 
-def test_every_wait_ends_at_the_deadline(tmp_path: Path) -> None:
-    work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=[Round(1, {1: "late"})], timeout=1.5)
-    (outcomes,) = swap(work, tmp_path)
-    message = "source rank 1 (process 1) kept the greeting waiting until the deadline of 1.5 s"
-    assert message in outcomes[2]["error"]
-    assert "destination rank 0 (process 2)" in outcomes[0]["error"]
+@pytest.mark.parametrize(
+    ("fault", "what"), [("late", "the greeting"), ("stall 3", r"chunk 3 of \d+, from tensor model\.\S+ on,")]
+)
+def test_every_wait_ends_at_the_deadline(tmp_path: Path, fault: str, what: str) -> None:
+    rounds = [Round(1, {1: fault}), Round(2, connect=True)]
+    work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=rounds, buffer=SMALL, timeout=3)
+    outcomes, healed = swap(work, tmp_path)
+    late = rf"source rank 1 \(process 1\) kept {what} waiting until the deadline of 3 s"
+    assert re.search(late, outcomes[2]["error"]), outcomes[2]["error"]
+    assert outcomes[2]["seconds"] >= 3 and outcomes[0]["error"] and outcomes[1]["error"]
     assert_poisoned(outcomes[2])
+    assert_arrived(healed, expected(torch.float32, None), 2)
 
 
 def test_what_cannot_be_connected() -> None:
