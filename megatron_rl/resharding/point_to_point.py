@@ -29,8 +29,8 @@ import xxhash
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.chunks import HASH, chunk_bytes, schedule
 from megatron_rl.resharding.execute import box, flat, update
-from megatron_rl.resharding.plan import Copy, Plan
-from megatron_rl.resharding.transport import Dtypes, Owned, check_arrival
+from megatron_rl.resharding.plan import Plan
+from megatron_rl.resharding.transport import Owned, check_arrival
 from megatron_rl.rollout.protocol import SwapError
 
 SLOTS = 2
@@ -39,6 +39,8 @@ TRAILER = struct.Struct("<qqq8x")  # version, number of the chunk counted from 1
 MAGIC = b"swap-p2p"
 GOOD, REFUSED = -1, -2  # verdicts; from 0 on the number of the link's first copy that differs,
 BROKEN_CHUNK = -3  # and from here downwards that of the first chunk without its trailer
+
+Wanted = Mapping[str, torch.dtype] | torch.dtype  # the destination's dtypes: by its local names, or one for all
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class Endpoints:
 class _Link:
     """One pair of ranks: the peer, the copies between the two, their chunks and the slots for them."""
 
-    def __init__(self, plan: Plan, ends: Endpoints, indices: list[int], dtypes: Dtypes) -> None:
+    def __init__(self, plan: Plan, ends: Endpoints, indices: list[int], dtypes: Wanted) -> None:
         self.indices, self.copies = indices, [plan.copies[i] for i in indices]
         source, destination = self.copies[0].source_rank, self.copies[0].destination_rank
-        self.dtypes = [_wire_dtype(c, dtypes) for c in self.copies]
+        self.dtypes = [dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes for c in self.copies]
         capacity = chunk_bytes(plan, source, destination, ends.buffer // SLOTS) - TRAILER.size
         self.chunks = schedule(self.copies, [d.itemsize for d in self.dtypes], capacity)
         largest = max(chunk.size for chunk in self.chunks) + TRAILER.size
@@ -84,12 +86,6 @@ class _Link:
 
     def trailer(self, version: int, number: int) -> bytes:
         return TRAILER.pack(version, number + 1, self.chunks[number].size)
-
-
-def _wire_dtype(copy: Copy, dtypes: Dtypes) -> torch.dtype:
-    found = dtypes[copy.destination] if isinstance(dtypes, Mapping) else dtypes
-    assert found is not None
-    return found
 
 
 def _grouped(pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
@@ -141,13 +137,13 @@ class _End:
     def _send(self, peer: int, message: torch.Tensor, what: str) -> Any:
         try:
             return dist.isend(message, self._ranks[peer], group=self.ends.group)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # ValueError: the group was destroyed
             raise self._lost(peer, what, error) from error
 
     def _receive(self, peer: int, message: torch.Tensor, what: str) -> Any:
         try:
             return dist.irecv(message, self._ranks[peer], group=self.ends.group)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise self._lost(peer, what, error) from error
 
     def _wait(self, peer: int, work: Any, what: str) -> None:
@@ -156,7 +152,7 @@ class _End:
         except RuntimeError as error:
             raise self._lost(peer, what, error) from error
 
-    def _lost(self, peer: int, what: str, error: RuntimeError) -> SwapError:
+    def _lost(self, peer: int, what: str, error: Exception) -> SwapError:
         if time.monotonic() >= self._deadline:
             return self._stop(f"{self._name(peer)} kept {what} waiting until the deadline of {self.ends.timeout:g} s")
         return self._stop(f"{self._name(peer)} was lost at {what} ({str(error).splitlines()[0]})")
@@ -203,12 +199,12 @@ class _End:
 class PointToPointSource(_End):
     """A source rank's end (an ``Outbound``).
 
-    ``parameters``: contiguous, by local name. ``dtypes``: the destination's, by its local names or one for all.
-    Building it allocates the slots; every rank must be given the same ``ends``.
+    ``parameters``: contiguous, by local name. ``dtypes``: what the destinations hold. Building it
+    allocates the slots; every rank must be given the same ``ends``.
     """
 
     def __init__(
-        self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], dtypes: Dtypes, ends: Endpoints
+        self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], dtypes: Wanted, ends: Endpoints
     ) -> None:
         self._tensors = {name: flat(p) for name, p in parameters.items()}
         by_peer = _grouped((plan.copies[i].destination_rank, i) for i in plan.copies_from(rank))
@@ -305,9 +301,8 @@ class PointToPointDestination(_End):
             for peer, link in self.links.items():
                 if number < len(link.chunks):
                     self._wait(peer, link.works[number % SLOTS], self._chunk(link, number))
-                    if link.problem == GOOD and _read(link.message(number), TRAILER.size) != link.trailer(
-                        version, number
-                    ):
+                    whole = _read(link.message(number), TRAILER.size) == link.trailer(version, number)
+                    if link.problem == GOOD and not whole:
                         link.problem = BROKEN_CHUNK - number
                     self._unpack(link, number, landed, expected, states[peer])
                     if number + SLOTS < len(link.chunks):
