@@ -1,11 +1,15 @@
 """A weight swap against the machine's memory copy: python benchmarks/swap.py [--repeats N]
 
-A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine. The
-floor is torch copying the same bytes once, between the same kinds of memory, with as many threads (one). Every figure
-is the best of the repeats, measured in turn in one run.
+A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine; the
+same ranks then send it point-to-point, from processes of their own, over gloo on this machine's loopback. The floor is
+torch copying the same bytes once, between the same kinds of memory, with as many threads (one). Every figure is the
+best of the repeats, measured in turn in one run. Messages have a floor of their own: gloo carrying as many bytes from
+the same processes, without packing, unpacking or hashing.
 """
 
 import argparse
+import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,13 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import Plan, make_plan
+from megatron_rl.resharding.point_to_point import Endpoints, PointToPointDestination, PointToPointSource
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.shared_memory import publish
-from megatron_rl.resharding.swap import Owned, Receiver, SwapSource, merge_hashes, owned_hashes
+from megatron_rl.resharding.swap import Landing, Owned, Receiver, SwapSource, merge_hashes, owned_hashes
 from megatron_rl.resharding.transformers import transformers_layout
 
 CONFIG: dict[str, Any] = {
@@ -44,6 +50,37 @@ def seconds(work: Callable[[], object]) -> float:
 
 def hash_all(plan: Plan, ranks: list[dict[str, torch.Tensor]], into: list[Owned]) -> None:
     into.extend(owned_hashes(plan, r, parameters) for r, parameters in enumerate(ranks))
+
+
+def join(meet: str, rank: int, ranks: list[dict[str, torch.Tensor]]) -> Endpoints:
+    world = len(ranks) + 1
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
+    return Endpoints(range(world - 1), [world - 1])
+
+
+def bare(total: int, sources: int, rank: int) -> None:
+    """Send as many bytes as a swap, in messages of 8 MiB, or receive them."""
+    slots = [[torch.empty(8 << 20, dtype=torch.uint8) for _ in range(2)] for _ in range(sources)]
+    peers = range(sources) if rank == sources else [sources]
+    start = dist.irecv if rank == sources else dist.isend
+    works: dict[tuple[int, int], Any] = {}
+    for message in range(total // sources >> 23):
+        for peer in peers:
+            slot = message % 2
+            if (peer, slot) in works:
+                works[peer, slot].wait()
+            works[peer, slot] = start(slots[peer % sources][slot], peer)
+    for work in works.values():
+        work.wait()
+
+
+def send(meet: str, rank: int, plan: Plan, ranks: list[dict[str, torch.Tensor]], repeats: int) -> None:
+    """A source process."""
+    end = PointToPointSource(plan, rank, ranks[rank], torch.bfloat16, join(meet, rank, ranks))
+    total = sum(plan.bytes().values())
+    for version in range(repeats):
+        bare(total, len(ranks), rank)
+        end.push(version)
 
 
 def main() -> None:
@@ -73,11 +110,32 @@ def main() -> None:
         owned: list[Owned] = []
         times["owners"].append(seconds(partial(hash_all, receiver.plan, ranks, owned)))
         receiver.verify(version, merge_hashes(receiver.plan, owned))
-    floor, pull, owners = (min(times[key]) for key in ("memcpy", "pull", "owners"))
+    with tempfile.TemporaryDirectory() as folder:
+        meet = f"file://{folder}/meet"
+        fork = multiprocessing.get_context("fork")
+        senders = [fork.Process(target=send, args=(meet, r, receiver.plan, ranks, repeats)) for r in range(len(ranks))]
+        for sender in senders:
+            sender.start()
+        end = PointToPointDestination(receiver.plan, 0, engine, join(meet, len(ranks), ranks))
+        landing = Landing(receiver.plan, 0, engine, end)
+        times["bare"], times["messages"] = [], []
+        for version in range(repeats):
+            times["bare"].append(seconds(partial(bare, total, len(ranks), len(ranks))))
+            times["messages"].append(seconds(partial(landing.pull, version)))
+        for sender in senders:
+            sender.join()
+    floor, pull, owners, empty, messages = (min(times[k]) for k in ("memcpy", "pull", "owners", "bare", "messages"))
     print(receiver.plan.summary())
     print(f"plan and proof              {planning:8.3f} s, once")
-    for name, took in (("memcpy", floor), ("pull with arrival hashes", pull), ("owners' hashes, all ranks", owners)):
+    for name, took in (
+        ("memcpy", floor),
+        ("pull with arrival hashes", pull),
+        ("owners' hashes, all ranks", owners),
+        ("gloo alone", empty),
+        ("point-to-point, all proved", messages),
+    ):
         print(f"{name:27} {took:8.3f} s  {total / took / 1e9:6.1f} GB/s  {took / floor:5.2f} x memcpy")
+    print(f"point-to-point: {messages / empty:.2f} x gloo alone, {end.staging / 1e6:.1f} MB of staging memory")
 
 
 if __name__ == "__main__":

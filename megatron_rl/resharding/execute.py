@@ -14,6 +14,7 @@ import xxhash
 from megatron_rl.resharding.layout import merged, row_major
 from megatron_rl.resharding.plan import Copy, Ints
 
+Index = tuple[int | slice, ...]  # of a piece of a box
 BAND = 1 << 20  # bytes moved or hashed at a time: they stay in the processor's cache between copy and hash
 
 
@@ -24,20 +25,21 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().view(-1)
 
 
-def _box(tensor: torch.Tensor, shape: Ints, strides: Ints, offset: int) -> torch.Tensor:
+def box(tensor: torch.Tensor, shape: Ints, strides: Ints, offset: int) -> torch.Tensor:
+    """A strided box of a flat tensor, as a view."""
     # as_strided counts from the storage's start, and parameters may lie anywhere in a shared one.
     return tensor.as_strided(shape, strides, int(tensor.storage_offset()) + offset)
 
 
-def _bands(shape: Ints, itemsize: int) -> Iterator[tuple[int | slice, ...]]:
-    """Indices that cut a box, in row-major order, into pieces of at most BAND bytes."""
+def bands(shape: Ints, itemsize: int, limit: int = BAND) -> Iterator[Index]:
+    """Indices that cut a box, in row-major order, into pieces of at most ``limit`` bytes (one element at least)."""
     row = itemsize * prod(shape[1:])
-    if row > BAND:
+    if row > limit and len(shape) > 1:
         for i in range(shape[0]):
-            for rest in _bands(shape[1:], itemsize):
+            for rest in bands(shape[1:], itemsize, limit):
                 yield (i, *rest)
     else:
-        step = BAND // row
+        step = max(limit // row, 1)
         for begin in range(0, shape[0], step):
             yield (slice(begin, min(begin + step, shape[0])),)
 
@@ -47,19 +49,20 @@ def _memory(tensor: torch.Tensor) -> memoryview:
     return tensor.cpu().view(-1).view(torch.uint8).numpy().data
 
 
-def _update(state: xxhash.xxh3_64, box: torch.Tensor, dtype: torch.dtype) -> None:
-    if box.dtype == dtype and box.is_contiguous():
-        state.update(_memory(box))
+def update(state: xxhash.xxh3_64, piece: torch.Tensor, dtype: torch.dtype) -> None:
+    """Continue a hash with a piece's elements in row-major order, as numbers of ``dtype``."""
+    if piece.dtype == dtype and piece.is_contiguous():
+        state.update(_memory(piece))
     else:
-        state.update(_memory(box.to(dtype).contiguous()))
+        state.update(_memory(piece.to(dtype).contiguous()))
 
 
 def _copy(source: torch.Tensor, destination: torch.Tensor) -> int:
     state = xxhash.xxh3_64()
-    for piece in _bands(tuple(source.shape), destination.element_size()):
+    for piece in bands(tuple(source.shape), destination.element_size()):
         landed = destination[piece]
         landed.copy_(source[piece])
-        _update(state, landed, landed.dtype)
+        update(state, landed, landed.dtype)
     return state.intdigest()
 
 
@@ -77,8 +80,8 @@ def pull(
     with torch.no_grad():
         for i, c in enumerate(copies):
             shape, (read, write) = merged(c.shape, c.source_strides, c.destination_strides)
-            source = _box(sources[c.source_rank, c.source], shape, read, c.source_offset)
-            hashes[i] = _copy(source, _box(destinations[c.destination], shape, write, c.destination_offset))
+            source = box(sources[c.source_rank, c.source], shape, read, c.source_offset)
+            hashes[i] = _copy(source, box(destinations[c.destination], shape, write, c.destination_offset))
     return hashes
 
 
@@ -96,13 +99,13 @@ def source_hashes(
             tensor = sources[c.source]
             dtype = dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes or tensor.dtype
             shape, (steps,) = merged(c.shape, c.source_strides)
-            box = _box(tensor, shape, steps, c.source_offset)
+            held = box(tensor, shape, steps, c.source_offset)
             state = xxhash.xxh3_64()
-            if box.dtype == dtype and box.is_contiguous():
-                state.update(_memory(box))
+            if held.dtype == dtype and held.is_contiguous():
+                update(state, held, dtype)
             else:
-                for piece in _bands(shape, dtype.itemsize):
-                    _update(state, box[piece], dtype)
+                for piece in bands(shape, dtype.itemsize):
+                    update(state, held[piece], dtype)
             hashes[i] = state.intdigest()
     return hashes
 
