@@ -21,8 +21,9 @@ from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import ROOT
 
 SMALL = [
-    *("sft.steps=20", "run.steps=5", "run.save_every=1", "run.resume=auto", "evaluation.every=0"),
+    *("sft.steps=8", "run.steps=6", "run.save_every=2", "run.resume=auto", "evaluation.every=0"),
     *("rollout.prompts_per_step=4", "rollout.group_size=4", "evaluation.prompts=12", "tracking.wandb=off"),
+    "sft_optimizer.warmup_steps=2",
 ]
 HELDOUT = 12
 
@@ -82,21 +83,21 @@ def test_every_step_is_recorded_and_every_swap_proved(whole: tuple[RunFolder, st
     recorded = rows(run)
     assert [(r["stage"], r["step"]) for r in recorded] == [
         ("eval", 0),
-        *(("sft", i) for i in range(1, 21)),
-        ("eval", 20),
-        *(("rl", i) for i in range(1, 6)),
-        ("eval", 5),
+        *(("sft", i) for i in range(1, 9)),
+        ("eval", 8),
+        *(("rl", i) for i in range(1, 7)),
+        ("eval", 6),
     ]
     rl = [r for r in recorded if r["stage"] == "rl"]
-    assert [r["weight_version"] for r in rl] == [2, 3, 4, 5, 6]
+    assert [r["weight_version"] for r in rl] == [2, 3, 4, 5, 6, 7]
     assert all(r["swap_bytes"] == 4 * 453_696 for r in rl)
     assert max(r["max_logprob_gap"] for r in rl) < 1e-5
-    assert recorded[1]["loss"] > 4 > 2 > recorded[20]["loss"]
+    assert recorded[1]["loss"] > 4 > 3 > recorded[8]["loss"]
     completions = [json.loads(line) for line in run.completions_file.read_text().splitlines()]
     assert [c["weight_version"] for c in completions] == [1 + (c["step"] - 1) for c in completions]
     manifest = run.manifest()
     assert manifest["plan_hash"] and manifest["data_fingerprint"] and len(manifest["attempts"]) == 1
-    assert "7 weight swaps, each proved" in out
+    assert "8 weight swaps, each proved" in out
     for part in ("before", "after SFT", "after RL", "faithful", str(run.export)):
         assert part in out
 
@@ -128,13 +129,13 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
     uninterrupted, _ = whole
     run = RunFolder(uninterrupted.path.with_name("stopped"))
 
-    process, family = start_and_wait(run, "step-1-000001")
+    process, family = start_and_wait(run, "step-1-000002")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert all_gone(family)
 
-    process, family = start_and_wait(run, "step-1-000003")
+    process, family = start_and_wait(run, "step-1-000004")
     next(p for p in family if "megatron_rl.rollout.server" in " ".join(p.cmdline())).kill()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
