@@ -67,6 +67,7 @@ class TransformersEngine:
         self._poison(f"swap {version} failed")
         seconds = copying.result()
         receiver.verify(version, hashes)
+        receiver.commit(version)
         self.version = version
         tensors = len({copy.tensor for copy in receiver.copies})
         return SwapReport(version, receiver.plan_hash, tensors, receiver.bytes, seconds)
