@@ -25,7 +25,7 @@ class Learnt:
     """One engine worker's layout and the memory that it describes."""
 
     shard: Shard  # segments and padding of every parameter, and of buffers and derived tensors that the loader fills
-    parameters: dict[str, torch.Tensor]  # local name -> 1-D, all of its memory, in the order that the shard counts
+    parameters: dict[str, torch.Tensor]  # local name -> its live memory as a contiguous tensor of the shard's shape
     unread: frozenset[str]  # canonical tensors that the loader put nowhere: other ranks', other stages'
 
 
@@ -65,7 +65,7 @@ def _collect(memory: Memory, tensors: Mapping[str, TensorSpec], dtypes: Mapping[
     shapes: dict[str, tuple[int, ...]] = {}
     segments: list[Segment] = []
     padding: list[Padding] = []
-    flat: dict[str, torch.Tensor] = {}
+    parameters: dict[str, torch.Tensor] = {}
     for holder, tensor in memory.kept():
         boxes = holder.boxes()
         if not boxes and not isinstance(tensor, torch.nn.Parameter):
@@ -76,7 +76,7 @@ def _collect(memory: Memory, tensors: Mapping[str, TensorSpec], dtypes: Mapping[
                 f"{list(tensor.shape)} as they were: no canonical tensor reaches them. {ADVICE}"
             )
         shapes[holder.name] = holder.index
-        flat[holder.name] = tensor.detach().as_strided((tensor.numel(),), (1,))
+        parameters[holder.name] = tensor.detach().as_strided(holder.index, row_major(holder.index))
         found = []
         for box in boxes:
             _check_dtypes(holder, box, dtypes)
@@ -87,7 +87,7 @@ def _collect(memory: Memory, tensors: Mapping[str, TensorSpec], dtypes: Mapping[
         segments += sorted(found, key=lambda s: s.offset)
     shard = Shard(shapes, tuple(segments), tuple(padding))
     check_layout(Layout(dict(tensors), (shard,)))
-    return Learnt(shard, flat, frozenset(tensors) - {s.tensor for s in segments})
+    return Learnt(shard, parameters, frozenset(tensors) - {s.tensor for s in segments})
 
 
 def _flat(holder: Holder, box: Box) -> int:
