@@ -78,7 +78,7 @@ class SGLangEngines:
             raise SwapError(f"swap {version} was not begun")
         expected, swapping = self._swapping
         self._swapping = None
-        self._loop.call_soon_threadsafe(lambda: expected.done() or expected.set_result(hashes))
+        self._loop.call_soon_threadsafe(_set, expected, hashes)
         done = swapping.result()
         self.proof = version, hashes
         assert self.replicas[0].attached is not None
@@ -280,3 +280,8 @@ class SGLangEngines:
 
     def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _set(future: "asyncio.Future[np.ndarray]", value: np.ndarray) -> None:
+    if not future.done():
+        future.set_result(value)

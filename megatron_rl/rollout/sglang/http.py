@@ -1,4 +1,4 @@
-"""One SGLang server's HTTP interface: the calls that a trainer makes, for versions 0.5.12 to 0.5.23. Imports no torch."""
+"""One SGLang server's HTTP interface: the calls that a trainer makes. Imports no torch."""
 
 import base64
 import hashlib
@@ -127,7 +127,10 @@ class Server:
     async def update_from_tensor(
         self, content: Any, workers: int, load_format: str | None, version: int | None, seconds: float
     ) -> None:
-        """Hand ``content`` (picklable, or pickled) to every worker; with a ``version`` the cache is flushed and the version set."""
+        """Hand ``content`` (picklable, or pickled) to every worker.
+
+        With a ``version`` the cache is flushed and the version set.
+        """
         # Plain pickle: descriptors of shared memory, as torch's pickler passes them, do not survive HTTP.
         payload = base64.b64encode(content if isinstance(content, bytes) else pickle.dumps(content)).decode()
         body: dict[str, Any] = {"serialized_named_tensors": [payload] * workers, "flush_cache": version is not None}
