@@ -60,9 +60,9 @@ def alone(counts: torch.Tensor) -> torch.Tensor:
     return counts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
-    values=st.lists(st.floats(0, 100, width=32) | st.sampled_from([0.0, 1e-45, 0.5, 7.0]), min_size=1, max_size=300),
+    values=st.lists(st.floats(0, 100, width=32) | st.sampled_from([0.0, 1e-45, 0.5, 7.0]), min_size=1, max_size=120),
     percent=st.sampled_from([0.0, 1.0, 50.0, 99.0, 100.0]),
 )
 def test_a_percentile_is_the_one_of_the_sorted_values(values: list[float], percent: float) -> None:
