@@ -278,6 +278,8 @@ class PointToPointSource(_End):
 class PointToPointDestination(_End):
     """A destination rank's end (an ``Inbound``). ``parameters``: contiguous, by local name; ``ends`` as everywhere."""
 
+    proves = True
+
     def __init__(self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], ends: Endpoints) -> None:
         self._tensors = {name: flat(p) for name, p in parameters.items()}
         dtypes = {name: p.dtype for name, p in parameters.items()}

@@ -24,7 +24,7 @@ class ProofError(RuntimeError):
     """A plan or a layout that would not move every element to its place exactly once; names the tensor."""
 
 
-def _intervals(first: int, dims: list[tuple[int, int]]) -> np.ndarray:
+def intervals(first: int, dims: list[tuple[int, int]]) -> np.ndarray:
     """int64 [n, 2]: the [low, high) runs of {first + sum k_i * step_i : 0 <= k_i < extent_i}."""
     runs = np.array([[first, first + 1]], dtype=np.int64)
     for step, extent in sorted(dims):
@@ -42,8 +42,8 @@ def _rectangles(width: int, box: Strided) -> np.ndarray | None:
     dims = [(step, extent) for step, extent in zip(strides, shape, strict=True) if extent > 1]
     if any(step >= width and step % width for step, _ in dims):
         return None
-    rows = _intervals(top, [(step // width, extent) for step, extent in dims if step >= width])
-    columns = _intervals(left, [(step, extent) for step, extent in dims if step < width])
+    rows = intervals(top, [(step // width, extent) for step, extent in dims if step >= width])
+    columns = intervals(left, [(step, extent) for step, extent in dims if step < width])
     if columns.max() > width:
         return None
     return np.hstack([np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))])

@@ -1,7 +1,8 @@
 """A weight swap: owners hash what they have, a destination takes what it needs, and the two must agree.
 
 The owners stop changing their weights; the destination brings every copy of the plan into its own memory by a
-transport and hashes what landed; each owner hashes the same boxes in its memory.
+transport and hashes what landed; each owner hashes the same boxes in its memory. Until then a norm that every token
+passes through is NaN: its true value is written last, when all ranks of the engine are proved, as the commit record.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
-from megatron_rl.resharding.execute import box, flat
+from megatron_rl.resharding.execute import box, flat, held_hashes, update
 from megatron_rl.resharding.families.table import FINAL_NORM
 from megatron_rl.resharding.layout import Layout, ParallelSizes
 from megatron_rl.resharding.megatron import megatron_layout
-from megatron_rl.resharding.plan import Plan, make_plan
+from megatron_rl.resharding.plan import Copy, Plan, make_plan
 from megatron_rl.resharding.proof import check_parameters, prove
 from megatron_rl.resharding.shared_memory import RankMemory
 from megatron_rl.resharding.transport import Inbound, Owned, SharedMemory, check_arrival, owned_hashes
@@ -42,9 +44,11 @@ class SwapSource:
 
 
 class Landing:
-    """A destination rank's weights: brought by a transport, proved, and unusable in between.
+    """A destination rank's weights: brought by a transport, proved, and unusable until they are committed.
 
-    ``parameters`` (contiguous, by local name) are those of rank ``rank`` of the plan's destination.
+    ``pull``, ``verify`` (where the transport does not prove them itself), then, once every rank of the engine has got
+    so far, ``commit``; or ``abort``. ``parameters`` (contiguous, by local name) are those of rank ``rank`` of the
+    plan's destination.
     """
 
     def __init__(self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], transport: Inbound) -> None:
@@ -53,11 +57,13 @@ class Landing:
         self.copies = [plan.copies[i] for i in self.indices]
         self.version, self.hashes = -1, np.empty(0, dtype=np.uint64)
         self._destinations = {name: flat(p) for name, p in parameters.items()}
-        # The final norm; on a pipeline stage without it any tensor that every token passes through.
-        norm = next((c for c in self.copies if c.tensor == FINAL_NORM), self.copies[-1])
-        self._poisoned = box(
+        self._record = _record(self.copies)
+        norm = self.copies[self._record]
+        self._norm = box(
             self._destinations[norm.destination], norm.shape, norm.destination_strides, norm.destination_offset
         )
+        self._true_norm: torch.Tensor | None = None  # between a pull and its commit
+        self._proved = False
 
     @property
     def plan_hash(self) -> str:
@@ -69,43 +75,89 @@ class Landing:
         return sum(c.elements * self._destinations[c.destination].element_size() for c in self.copies)
 
     def poison(self) -> None:
-        """Make the weights unusable: no forward pass gives a number until a pull has succeeded."""
-        self._poisoned.fill_(torch.nan)
+        """Make the weights unusable: no forward pass gives a number until a swap is committed."""
+        self._norm.fill_(torch.nan)
 
     def pull(self, version: int) -> np.ndarray:
         """Bring the owners' weights; returns the hashes of what landed (uint64, one per copy to this rank).
 
-        The weights are poisoned before and, by whatever error a pull ends, after it: one that stops half-way leaves no
-        model.
+        The weights are poisoned before and after it, by whatever error it ends: what has landed is no model yet.
         """
-        self.version = -1
-        self.poison()
+        self.abort()
         try:
             self.hashes = self.transport.pull(version)
-        except BaseException:
+            self._true_norm = self._norm.clone()
+        finally:
             self.poison()
-            raise
-        self.version = version
+        self.version, self._proved = version, self.transport.proves
+        return self.hashes
+
+    def digest(self, version: int) -> np.ndarray:
+        """As ``pull``, of weights that have been brought by other means: hashes what lies in the parameters."""
+        self.version, self._proved = version, False
+        self.hashes = held_hashes(self.copies, self._destinations)
+        self._true_norm = self._norm.clone()
+        self.poison()
         return self.hashes
 
     def verify(self, version: int, expected: np.ndarray) -> None:
         """Compare what landed with the owners' hashes (uint64, one per copy of the plan).
 
-        Raises SwapError naming the first tensor that differs, and poisons the weights.
+        Raises SwapError naming the first tensor that differs, and gives the swap up.
         """
         try:
-            if version != self.version:
-                raise SwapError(f"The engine holds version {self.version}, the trainer proves version {version}.")
+            self._require(version)
             if len(expected) != len(self.plan.copies):
                 raise SwapError(f"{len(expected)} hashes for a plan of {len(self.plan.copies)} copies.")
             check_arrival(self.copies, self.hashes, expected[self.indices], version)
         except SwapError:
-            self.poison()
+            self.abort()
             raise
+        self._proved = True
+
+    def commit(self, version: int) -> None:
+        """Make the weights usable, after all ranks of the engine were proved: the last write of a swap.
+
+        Raises SwapError, and gives the swap up, for weights that were not proved or a norm that does not hold.
+        """
+        try:
+            self._require(version)
+            if not self._proved or self._true_norm is None:
+                raise SwapError(
+                    f"Version {version} cannot be committed: its weights were not proved, or it was before."
+                )
+            self._norm.copy_(self._true_norm)
+            self._true_norm = None
+            state = xxhash.xxh3_64()
+            update(state, self._norm, self._norm.dtype)
+            landed = np.array([state.intdigest()], dtype=np.uint64)
+            at = slice(self._record, self._record + 1)
+            check_arrival(self.copies[at], landed, self.hashes[at], version)
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Give the swap up: poisoned until another one is committed."""
+        self.version, self._proved, self._true_norm = -1, False, None
+        self.poison()
 
     def close(self) -> None:
         """Let go of the owners."""
         self.transport.close()
+
+    def _require(self, version: int) -> None:
+        if version != self.version:
+            raise SwapError(f"The engine holds version {self.version}, the trainer proves version {version}.")
+
+
+def _record(copies: Sequence[Copy]) -> int:
+    """Number of the copy that is the commit record: the final norm; on a stage without it a norm of its layers."""
+    for norm in (FINAL_NORM, "norm.weight"):
+        for i, c in enumerate(copies):
+            if c.tensor.endswith(norm) and len(c.shape) == 1:
+                return i
+    return len(copies) - 1
 
 
 class Receiver(Landing):

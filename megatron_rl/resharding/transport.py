@@ -23,6 +23,8 @@ Dtypes = Mapping[str, torch.dtype] | torch.dtype | None  # the destination's: by
 class Inbound(Protocol):
     """A destination rank's end."""
 
+    proves: bool  # whether ``pull`` compares what landed with the owners' hashes itself
+
     def pull(self, version: int) -> np.ndarray:
         """Bring every copy to this rank; returns the uint64 hashes of what landed, in the plan's order.
 
@@ -69,6 +71,8 @@ class HeldStill:
 
 class InProcess:
     """The ``Inbound`` end that reads tensors of its own process: ``sources`` 1-D, by (rank, local name)."""
+
+    proves = False
 
     def __init__(
         self,

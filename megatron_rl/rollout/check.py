@@ -2,7 +2,7 @@
 
 from megatron_rl.rollout.config import RolloutConfig
 
-ENGINES = ("embedded",)
+ENGINES = ("embedded", "sglang")
 AT_LEAST_ONE = ("engines", "prompts_per_step", "group_size", "max_new_tokens", "max_running", "threads")
 
 

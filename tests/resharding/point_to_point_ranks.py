@@ -32,6 +32,7 @@ class Round:
     version: int
     faults: dict[int, str] = field(default_factory=dict)  # by rank
     connect: bool = False  # over a new process group
+    overlap: bool = False  # by a plan whose matrices' rows lie over each other at the destinations
 
 
 @dataclass
@@ -103,6 +104,11 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
             end = None
         fault = turn.faults.get(rank, "")
         plan, buffer, version = make_plan(job.source, job.destination), job.buffer, turn.version
+        if turn.overlap:
+            copies = [
+                c._replace(destination_strides=(c.shape[1] - 1, 1)) if len(c.shape) == 2 else c for c in plan.copies
+            ]
+            plan = replace(plan, copies=tuple(copies))
         if fault == "plan":
             plan = replace(plan, copies=(plan.copies[1], plan.copies[0], *plan.copies[2:]))
         elif fault == "buffer":
@@ -119,6 +125,7 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
         try:
             if isinstance(end, Landing):
                 end.pull(version)
+                end.commit(version)
             else:
                 outcome["owned"] = end.push(version)
         except SwapError as error:

@@ -75,6 +75,15 @@ def test_what_lands_is_hashed(dtype: torch.dtype, large: bool) -> None:
     assert source_hashes([moved], {"s": source}, {"d": dtype}) == hash_
 
 
+def test_what_is_hashed_is_read_from_the_destination() -> None:
+    """Rows that lie over each other there: what is written first does not stay."""
+    source = torch.arange(6.0)
+    over = copy((2, 3), (3, 1), (2, 1))
+    (landed,) = pull([over], {(0, "s"): source}, {"d": (destination := torch.zeros(5))})
+    assert landed == digest(destination.as_strided((2, 3), (2, 1)))
+    assert landed != digest(source) == source_hashes([over], {"s": source}, None)
+
+
 def test_a_single_huge_row_is_cut_into_bands() -> None:
     count = 3 * BAND // 4 + 1  # three bands of float32
     source, destination = torch.arange(2 * count, dtype=torch.float32), torch.zeros(2 * (count + 1))

@@ -116,9 +116,9 @@ def test_every_rank_receives_its_copies(tmp_path: Path, dtype: torch.dtype, engi
 
 
 def test_a_wrong_byte_is_named_on_both_sides_and_the_next_swap_heals(tmp_path: Path) -> None:
-    rounds = [Round(1, {1: "corrupt 2"}), Round(2, {0: "truncate 3"}), Round(3)]
+    rounds = [Round(1, {1: "corrupt 2"}), Round(2, {0: "truncate 3"}), Round(3), Round(4, connect=True, overlap=True)]
     work = job(torch.bfloat16, TWO, ParallelSizes(tensor=2), buffer=SMALL, rounds=rounds)
-    corrupt, truncated, healed = swap(work, tmp_path)
+    corrupt, truncated, healed, overlapped = swap(work, tmp_path)
     copies = make_plan(work.source, work.destination).copies
     (wrong,) = [o for o in list(corrupt.values())[2:] if o["error"]]
     (tensor,) = {t for c in copies for t in c.tensors if f"Tensor {t} " in wrong["error"]}
@@ -132,6 +132,9 @@ def test_a_wrong_byte_is_named_on_both_sides_and_the_next_swap_heals(tmp_path: P
     assert "arrived truncated or out of turn at destination rank" in truncated[0]["error"] and not truncated[1]["error"]
     assert_poisoned(wrong)
     assert_arrived(healed, expected(torch.bfloat16, TWO), 3)
+    for outcome in list(overlapped.values())[2:]:  # every message was right, the memory that it went to is not
+        assert "did not arrive in version 4" in outcome["error"]
+        assert_poisoned(outcome)
 
 
 @pytest.mark.parametrize(

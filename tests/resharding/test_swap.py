@@ -107,6 +107,7 @@ def test_swaps_between_processes(owners: tuple[list[subprocess.Popen[bytes]], Pl
         hf = {name: t + 0.5 for name, t in hf.items()}
         receiver.pull(version)
         receiver.verify(version, merge_hashes(plan, [ask(p, "hash") for p in processes]))
+        receiver.commit(version)
         assert_holds(parameters, hf)
     maps = Path("/proc/self/maps").read_text().splitlines()
     assert [line.split()[1] for line in maps if f"torch_{processes[0].pid}_" in line] == ["r--s"]
@@ -115,6 +116,10 @@ def test_swaps_between_processes(owners: tuple[list[subprocess.Popen[bytes]], Pl
         process.wait()
     assert not [name for name in os.listdir("/dev/shm") if any(f"torch_{p.pid}_" in name for p in processes)]
     receiver.pull(3)  # mapped memory outlives its owner
+    receiver.verify(
+        3, merge_hashes(plan, [owned_hashes(plan, *rank) for rank in enumerate(megatron_shards(hf, CONFIG, TWO))])
+    )
+    receiver.commit(3)
     assert_holds(parameters, hf)
     receiver.close()
     assert f"torch_{processes[0].pid}_" not in Path("/proc/self/maps").read_text()
@@ -128,6 +133,7 @@ def test_an_engine_of_another_dtype_is_proved_too(dtype: torch.dtype) -> None:
     receiver = Receiver(transformers_layout(CONFIG), parameters, job.source)
     receiver.pull(1)
     receiver.verify(1, job.hashes(receiver.plan, dtype))
+    receiver.commit(1)
     assert_holds(parameters, job.hf)
 
 
@@ -141,7 +147,8 @@ def test_a_weight_that_changes_after_the_pull_is_named_and_poisons() -> None:
     assert parameters["model.norm.weight"].isnan().all()
     receiver.pull(2)  # a complete swap heals
     receiver.verify(2, job.hashes(receiver.plan))
-    assert not any(p.isnan().any() for p in parameters.values())
+    receiver.commit(2)
+    assert_holds(parameters, {n: t for n, t in job.hf.items() if "0.self_attn.q_proj" not in n})
 
 
 def test_exchanged_rows_are_seen() -> None:
@@ -158,14 +165,58 @@ def test_versions_and_plans_must_agree() -> None:
     job, parameters = Job(), engine()
     receiver = Receiver(transformers_layout(CONFIG), parameters, job.source)
     hashes = job.hashes(receiver.plan)
-    receiver.pull(4)
     for version, expected, message in (
         (5, hashes, "holds version 4, the trainer proves version 5"),
         (4, hashes[:-1], rf"{len(hashes) - 1} hashes for a plan of {len(hashes)} copies"),
     ):
+        receiver.pull(4)
         with pytest.raises(SwapError, match=message):
             receiver.verify(version, expected)
         assert parameters["model.norm.weight"].isnan().all()
+
+
+def test_weights_stay_poisoned_until_they_are_committed() -> None:
+    """Only the final norm is NaN after a pull; an aborted or unproved swap never writes it."""
+    job, parameters = Job(), engine()
+    receiver = Receiver(transformers_layout(CONFIG), parameters, job.source)
+    expected = job.hashes(receiver.plan)
+    norm = parameters["model.norm.weight"]
+    receiver.pull(1)
+    for version, message in (
+        (1, "Version 1 cannot be committed: its weights were not proved"),
+        (2, "holds version 1,"),
+    ):
+        receiver.pull(1)
+        with pytest.raises(SwapError, match=message):
+            receiver.commit(version)
+        assert norm.isnan().all()
+    receiver.pull(1)
+    receiver.verify(1, expected)
+    assert [n for n, p in parameters.items() if p.isnan().any()] == ["model.norm.weight"] and norm.isnan().all()
+    receiver.abort()
+    assert norm.isnan().all()
+    with pytest.raises(SwapError, match="holds version -1, the trainer proves version 1"):
+        receiver.commit(1)
+    receiver.pull(2)
+    receiver.verify(2, expected)
+    receiver.commit(2)
+    assert_holds(parameters, job.hf)
+    with pytest.raises(SwapError, match="or it was before"):
+        receiver.commit(2)
+    assert norm.isnan().all()
+
+
+def test_the_commit_record_is_read_back() -> None:
+    """A norm that is not what landed, though every copy was proved."""
+    job, parameters = Job(), engine()
+    receiver = Receiver(transformers_layout(CONFIG), parameters, job.source)
+    receiver.pull(1)
+    receiver.verify(1, job.hashes(receiver.plan))
+    assert receiver._true_norm is not None
+    receiver._true_norm[3] += 1
+    with pytest.raises(SwapError, match=r"Tensor model\.norm\.weight did not arrive in version 1"):
+        receiver.commit(1)
+    assert parameters["model.norm.weight"].isnan().all()
 
 
 def test_a_pull_that_stops_half_way_leaves_no_usable_model() -> None:

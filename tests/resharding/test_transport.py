@@ -61,6 +61,8 @@ def test_a_swap_is_proved_poisons_and_heals(connect: Connect) -> None:
         assert any(t.isnan().any() for t in tensors.values())
         landing.pull(1)
         landing.verify(1, hashes)
+        assert any(t.isnan().any() for t in tensors.values())
+        landing.commit(1)
         assert tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
         wrong = hashes.copy()
@@ -73,6 +75,7 @@ def test_a_swap_is_proved_poisons_and_heals(connect: Connect) -> None:
         assert any(t.isnan().any() for t in tensors.values())
         landing.pull(2)
         landing.verify(2, hashes)
+        landing.commit(2)
         assert not any(t.isnan().any() for t in tensors.values())
         landing.close()
         with pytest.raises(KeyError):
