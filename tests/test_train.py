@@ -160,7 +160,7 @@ def test_an_engine_that_disagrees_can_end_the_run() -> None:
     """Every rank raises what the command line prints; at the limit itself, and without one, nothing happens."""
     config = Config(algorithm=AlgorithmConfig(mismatch_limit=0.05, mismatch_action="stop"))
     metrics = {"engine_kl_k3": 0.0625, "p99_logprob_gap": 1.5, "max_logprob_gap": 4.0}
-    with pytest.raises(InputError, match="Step 7 stopped the run .*engine_kl_k3=0.0625 nats .*limit is 0.05"):
+    with pytest.raises(InputError, match=r"Step 7 stopped the run .*engine_kl_k3=0.0625 nats .*limit is 0.05"):
         watch(None, Position("rl", step=7), config, metrics)
     watch(None, Position("rl", step=7), config, metrics | {"engine_kl_k3": 0.05})
     config.algorithm.mismatch_limit = 0.0
