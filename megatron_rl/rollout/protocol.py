@@ -88,7 +88,7 @@ class Engine(Protocol):
         """Completions in the order of the requests and of their seeds."""
 
     def release(self) -> None:
-        """Give back the memory that the trainer needs until the next swap, where engine and trainer share a GPU."""
+        """The trainer goes on: until the next swap its weights change, and where they share a GPU it needs the memory."""
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version, resident memory in bytes."""
