@@ -62,7 +62,7 @@ def _pieces(index: Ints, widths: Ints, offset: int, dims: Dims, other: int) -> I
 def _carried(
     index: Ints, widths: Ints, offset: int, dims: Dims, other: int, n: int, digit: int, size: int
 ) -> Iterator[Piece]:
-    """The pieces of a view whose dimension ``n`` begins at ``digit`` of an index dimension of ``size``, and leaves it."""
+    """The pieces of a view whose dimension ``n`` begins at ``digit`` of an index dimension of ``size`` and leaves it."""
     extent, step, stride = dims[n]
     head = -digit % size
     whole, tail = divmod(extent - head, size)
