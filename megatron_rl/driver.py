@@ -256,7 +256,7 @@ class Driver:
                 "components": scored[i][1].components,
                 "advantage": float(flat[i]),
                 "finish_reason": completions[i].finish_reason,
-                "weight_version": completions[i].weight_version,
+                "weight_versions": completions[i].versions,
             }
             for i in np.linspace(0, len(completions) - 1, count).round().astype(int)
         ]

@@ -94,7 +94,7 @@ def test_every_step_is_recorded_and_every_swap_proved(whole: tuple[RunFolder, st
     assert max(r["max_logprob_gap"] for r in rl) < 1e-5
     assert recorded[1]["loss"] > 4 > 3 > recorded[8]["loss"]
     completions = [json.loads(line) for line in run.completions_file.read_text().splitlines()]
-    assert [c["weight_version"] for c in completions] == [1 + (c["step"] - 1) for c in completions]
+    assert [c["weight_versions"][0][0] for c in completions] == [1 + (c["step"] - 1) for c in completions]
     manifest = run.manifest()
     assert manifest["plan_hash"] and manifest["data_fingerprint"] and len(manifest["attempts"]) == 1
     assert "8 weight swaps, each proved" in out

@@ -12,7 +12,9 @@ class SGLangConfig:
     port: int = 0  # of the first server that is started here, the next ones follow; 0: free ones
     tensor_parallel: int = 1  # workers that share every matrix
     expert_parallel: int = 1  # groups of the workers that share the experts
-    swap: str = "pull"  # pull (workers take their bytes) | tensor | distributed | disk (SGLang's own ways, full tensors)
+    swap: str = (
+        "pull"  # pull (workers take their bytes) | tensor | distributed | disk (SGLang's own ways, full tensors)
+    )
     colocated: bool = False  # trainer and engines share GPUs: engines give back their memory while the actor trains
     start_seconds: float = 900.0  # a server must be ready by then
     swap_seconds: float = 600.0  # a swap must be complete by then

@@ -17,6 +17,7 @@ from typing import Any
 
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.channel import parse_address
+from megatron_rl.rollout.protocol import SwapError
 
 
 class WorkerError(RuntimeError):
@@ -30,7 +31,10 @@ class Worker:
         self.engine, self.rank, self._connection = engine, rank, connection
 
     def ask(self, method: str, *arguments: Any, seconds: float) -> Any:
-        """Have the worker do something; its result. Raises WorkerError, also when it takes longer."""
+        """Have the worker do something; its result.
+
+        Raises SwapError for weights that are not the trained ones, WorkerError for everything else.
+        """
         try:
             self._connection.send((method, arguments))
             if not self._connection.poll(seconds):
@@ -38,9 +42,12 @@ class Worker:
             kind, value = self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerError(f"worker {self.rank} of {self.engine} ended during {method}") from error
-        if kind == "error":
-            raise WorkerError(f"worker {self.rank} of {self.engine}, {method}: {value}")
-        return value
+        if kind == "result":
+            return value
+        name, message = value
+        if name == SwapError.__name__:
+            raise SwapError(f"worker {self.rank} of {self.engine}: {message}")
+        raise WorkerError(f"worker {self.rank} of {self.engine}, {method}: {name}: {message}")
 
     def release(self) -> None:
         """Let the worker go; weights that were not committed stay poisoned."""

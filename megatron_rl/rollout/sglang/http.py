@@ -127,9 +127,9 @@ class Server:
     async def update_from_tensor(
         self, content: Any, workers: int, load_format: str | None, version: int | None, seconds: float
     ) -> None:
-        """Hand ``content`` (picklable) to every worker; with a ``version`` the cache is flushed and the version set."""
+        """Hand ``content`` (picklable, or pickled) to every worker; with a ``version`` the cache is flushed and the version set."""
         # Plain pickle: descriptors of shared memory, as torch's pickler passes them, do not survive HTTP.
-        payload = base64.b64encode(pickle.dumps(content)).decode()
+        payload = base64.b64encode(content if isinstance(content, bytes) else pickle.dumps(content)).decode()
         body: dict[str, Any] = {"serialized_named_tensors": [payload] * workers, "flush_cache": version is not None}
         if load_format is not None:
             body["load_format"] = load_format
@@ -138,3 +138,40 @@ class Server:
         if self.abilities is not None and self.abilities.sessions:
             body["selector"] = "target"
         await self.call("POST", "/update_weights_from_tensor", body, seconds=seconds)
+
+    async def update_from_disk(self, folder: str, seconds: float) -> None:
+        """Have the server load a Hugging Face folder."""
+        body = {"model_path": folder, "load_format": "auto", "flush_cache": False}
+        await self.call("POST", "/update_weights_from_disk", body, seconds=seconds)
+
+    async def join_group(self, address: tuple[str, int], world: int, group: str, backend: str, seconds: float) -> None:
+        """Have the workers join a process group, from rank 1 on."""
+        body = {
+            "master_address": address[0],
+            "master_port": address[1],
+            "rank_offset": 1,
+            "world_size": world,
+            "group_name": group,
+            "backend": backend,
+        }
+        await self.call("POST", "/init_weights_update_group", body, seconds=seconds)
+
+    async def leave_group(self, group: str, seconds: float) -> None:
+        """Have the workers destroy the group."""
+        await self.call("POST", "/destroy_weights_update_group", {"group_name": group}, seconds=seconds)
+
+    async def receive(
+        self, names: list[str], dtypes: list[str], shapes: list[list[int]], group: str, seconds: float
+    ) -> None:
+        """Have the workers load tensors that rank 0 of the group broadcasts, one after the other."""
+        body: dict[str, Any] = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": group}
+        body["flush_cache"] = False
+        await self.call("POST", "/update_weights_from_distributed", body, seconds=seconds)
+
+    async def release(self, seconds: float) -> None:
+        """Give back the memory of the weights and of the cache; the weights are lost."""
+        await self.call("POST", "/release_memory_occupation", {"tags": ["kv_cache", "weights"]}, seconds=seconds)
+
+    async def reclaim(self, what: str, seconds: float) -> None:
+        """Take back the memory of the "weights" or of the "kv_cache", with nothing in it."""
+        await self.call("POST", "/resume_memory_occupation", {"tags": [what]}, seconds=seconds)

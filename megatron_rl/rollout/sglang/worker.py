@@ -9,8 +9,7 @@ for an exception here would end the server without a word.
 import json
 import logging
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
@@ -24,7 +23,7 @@ from megatron_rl.resharding.swap import Receiver, SwapSource
 from megatron_rl.resharding.traced import fingerprint, learn
 from megatron_rl.rollout.channel import key_from_environment, parse_address
 
-METHODS = ("learn", "attach", "poison", "pull", "digest", "commit")
+METHODS = ("learn", "attach", "poison", "pull", "digest", "verify", "commit")
 _KEPT = "megatron_rl_weights"  # attribute of the model that lives from swap to swap
 
 
@@ -56,23 +55,27 @@ class Weights:
         """Make the weights unusable."""
         self._attached().poison()
 
-    def pull(self, version: int) -> tuple[np.ndarray, float, int]:
-        """Bring the weights, still poisoned: the hashes of what landed, seconds, bytes."""
-        receiver = self._attached()
-        started = time.perf_counter()
-        hashes = receiver.pull(version)
-        return hashes, time.perf_counter() - started, receiver.bytes
+    def pull(self, version: int) -> tuple[float, int]:
+        """Bring the weights, still poisoned; seconds and bytes."""
+        return self._timed(lambda receiver: receiver.pull(version))
 
-    def digest(self, version: int) -> tuple[np.ndarray, float, int]:
+    def digest(self, version: int) -> tuple[float, int]:
         """As ``pull``, of weights that SGLang itself has loaded."""
+        return self._timed(lambda receiver: receiver.digest(version))
+
+    def verify(self, version: int, hashes: np.ndarray) -> None:
+        """Compare what landed with the owners' hashes (uint64, one per copy of the plan); SwapError where it differs."""
+        self._attached().verify(version, hashes)
+
+    def commit(self, version: int) -> None:
+        """Make the weights usable: all workers of the engine are proved."""
+        self._attached().commit(version)
+
+    def _timed(self, action: Callable[[Receiver], Any]) -> tuple[float, int]:
         receiver = self._attached()
         started = time.perf_counter()
-        hashes = receiver.digest(version)
-        return hashes, time.perf_counter() - started, receiver.bytes
-
-    def commit(self) -> None:
-        """Make the weights usable."""
-        self._attached().commit()
+        action(receiver)
+        return time.perf_counter() - started, receiver.bytes
 
     def _attached(self) -> Receiver:
         if self.receiver is None:
@@ -116,5 +119,5 @@ def _serve(weights: Weights, connection: Connection, seconds: float) -> None:
             logging.getLogger(__name__).exception("%s failed", method)
             if weights.receiver is not None:
                 weights.receiver.poison()
-            answer = "error", f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
+            answer = "error", (type(error).__name__, str(error))
         connection.send(answer)
