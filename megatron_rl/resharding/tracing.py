@@ -7,7 +7,7 @@ is followed through meta tensors. Everything else that reads or writes a weight 
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any, NoReturn
 
@@ -166,7 +166,7 @@ class Trace(TorchDispatchMode):
         self.current = ""
         self._numbers: dict[float, torch.Tensor] = {}  # what .item() gave out -> the element it stands for
         self._fresh: dict[int, torch.Tensor] = {}  # made during the trace, by storage
-        self._noted = {
+        self._noted: dict[Any, Callable[..., Any]] = {
             aten.copy_: self._copy,
             aten.fill_: self._fill,
             aten.zero_: self._fill,
@@ -176,6 +176,10 @@ class Trace(TorchDispatchMode):
             aten.stack: self._stack,
             aten._local_scalar_dense: self._item,
         }
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to tell torch.compile so would import it, which takes seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
