@@ -7,13 +7,13 @@ is followed through meta tensors. Everything else that reads or writes a weight 
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from math import prod
 from typing import Any, NoReturn
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.holders import Box, Holder, View, carry, fill
@@ -24,14 +24,23 @@ aten = torch.ops.aten
 _SHAPE_ONLY = (aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.new_empty, aten.new_zeros)
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    """The tensors among arguments or results, and in lists of them."""
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
-    """The arguments that an operation changes."""
-    named = ((a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments))
-    return [value for a, value in named if a.alias_info and a.alias_info.is_write]
+@cache
+def _effects(func: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
+    """Positions and names of the arguments that an operation changes, and whether its results are views."""
+    arguments = enumerate(func._schema.arguments)
+    written = tuple((i, a.name) for i, a in arguments if a.alias_info and a.alias_info.is_write)
+    return written, any(r.alias_info for r in func._schema.returns)
 
 
 def _memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -183,21 +192,22 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        weights = [t for t in _tensors((args, kwargs)) if self._weight(t)]
+        changes, view = _effects(func)
+        if view and not changes:
+            return func(*args, **kwargs)
+        written = _tensors(args[i] if i < len(args) else kwargs.get(name) for i, name in changes)
+        weights = [t for t in _tensors((*args, *kwargs.values())) if self._weight(t)]
         noted = self._noted.get(func.overloadpacket)
-        written = _tensors(_written(func, args, kwargs))
         if noted is not None and (weights or written):
             return noted(func, *args, **kwargs)
-        view = any(r.alias_info for r in func._schema.returns)
         for tensor in written:
             if weights or not self._is_fresh(tensor):
                 self._refuse(func, tensor)
-        if weights and not view and func.overloadpacket not in _SHAPE_ONLY:
+        if weights and func.overloadpacket not in _SHAPE_ONLY:
             self._refuse(func, weights[0])
         result = func(*args, **kwargs)
-        if not view:
-            for tensor in _tensors(result):
-                self._fresh[tensor.untyped_storage()._cdata] = tensor
+        for tensor in _tensors([result]) if not changes else ():
+            self._fresh[tensor.untyped_storage()._cdata] = tensor
         return result
 
     def _weight(self, tensor: torch.Tensor) -> tuple[Holder, View] | None:
