@@ -3,7 +3,9 @@
 Follows SGLang 0.5.21's modules for unquantised weights: q, k and v stand one below the other in ``qkv_proj``, gate and
 up in ``gate_up_proj``, a layer's experts are stacked in ``w13_weight`` and ``w2_weight``, latent attention's two
 down-projections are one matrix on every worker. Shared experts are modules of their own
-(``--disable-shared-experts-fusion``, or expert parallelism). Imports no torch.
+(``--disable-shared-experts-fusion``, or expert parallelism). What SGLang derives from its parameters (latent
+attention's ``w_kc`` and ``w_vc``) is not listed. Plans on paper use this table; a running engine's layout is learnt
+(``traced``). Imports no torch.
 """
 
 from collections.abc import Iterator, Mapping

@@ -45,6 +45,8 @@ def _effects(func: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
 
 def _memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
     """The tensor's extents, largest stride first: the index space of its memory."""
+    if tensor.is_contiguous():
+        return tuple(tensor.shape) or (1,)
     return tuple(n for _, n in sorted(zip(tensor.stride(), tensor.shape, strict=True), reverse=True)) or (1,)
 
 
@@ -118,7 +120,7 @@ class Memory:
             return
         index = _memory_order(tensor)
         reach = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        dense = reach == tensor.numel()
+        dense = _steps(index, row_major(index)) == _steps(tensor.shape, tensor.stride())
         start = tensor.data_ptr()
         end = start + reach * tensor.element_size()
         at = bisect_right(self._starts, start)
@@ -164,6 +166,10 @@ class Memory:
             return None
         _, holder, whole = self._regions[at]
         return holder, View((address - whole.data_ptr()) // whole.element_size(), shape, steps)
+
+
+def _steps(shape: Iterable[int], strides: Iterable[int]) -> list[tuple[int, int]]:
+    return sorted((step, n) for n, step in zip(shape, strides, strict=True) if n > 1)
 
 
 class Trace(TorchDispatchMode):
@@ -263,6 +269,8 @@ class Trace(TorchDispatchMode):
         if found is None:
             self._constant(func, source)
             fill(holder, place)
+        elif found[0].dtype != source.dtype:
+            self._refuse(func, source)
         else:
             view = found[1]._replace(shape=place.shape, steps=source.expand(target.shape).stride())
             if not carry(found[0], view, holder, place):

@@ -184,7 +184,7 @@ def test_what_is_put_together_or_cast_on_the_way() -> None:
     for pair, join in ((("q_a", "kv_a"), torch.cat), (("one", "two"), torch.stack)):
         for name, other in (pair, pair[::-1]):
             both("fused" if join is torch.cat else "stacked", name, other, join)
-    model.rules["padded"] = lambda w: model.padded.data.copy_(torch.cat([w.double(), torch.zeros(1, HIDDEN)]))
+    model.rules["padded"] = lambda w: model.padded.data.copy_(torch.cat([w.double(), torch.zeros(1, HIDDEN)]).clone())
     model.rules["scale"] = lambda w: model.scale.data.fill_(w.item())
     model.rules["bias"] = lambda w: model.bias.data.copy_(w.to(torch.float32).contiguous().clone())
     tensors = specs(q_a=(3, HIDDEN), kv_a=(2, HIDDEN), one=(HIDDEN,), two=(HIDDEN,), padded=(3, HIDDEN), scale=())
@@ -225,6 +225,7 @@ REFUSED: dict[str, tuple[Callable[[Model, torch.Tensor], Any], str]] = {
     "computed from a number": (lambda m, w: m.a.data.fill_(w[0, 0].item() * 2), "aten.fill_.Scalar"),
     "rounded": (lambda m, w: m.a.data.copy_(w.bfloat16().float()), "rounds a to torch.bfloat16 on its way into a"),
     "another dtype": (lambda m, w: m.a.data.view(torch.int32).copy_(w), "aten.copy_.default to a"),
+    "other bytes": (lambda m, w: m.a.data.copy_(w.view(torch.int32)), "aten.copy_.default to a while it loads a"),
     "beyond": (lambda m, w: m.a.data.as_strided((3, 6), (6, 1)).copy_(w[:1]), "aten.copy_.default to a"),
     "replaced": (lambda m, w: setattr(m.a, "data", torch.ones(2, 6)), "assigns another tensor to a"),
     "assigned": (lambda m, w: setattr(m, "derived", w.t()), "assigns another tensor to derived"),
