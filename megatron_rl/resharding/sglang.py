@@ -25,6 +25,7 @@ _FUSED = {  # the last parts of Hugging Face's names -> SGLang's
     "mlp.gate_proj.": "mlp.gate_up_proj.",
     "mlp.shared_experts.gate_proj.": "mlp.shared_experts.gate_up_proj.",
 }
+_HEAD_ON_ALL = ("llama", "mistral", "qwen3_moe", "glm4_moe")  # every stage builds and loads their untied head
 _LATENT = "self_attn.fused_qkv_a_proj_with_mqa."  # q_a_proj above kv_a_proj_with_mqa
 
 
@@ -108,6 +109,9 @@ class _Engine:
                 continue
             embedding = EMBEDDING in instance.parts
             stage = stage_of[instance.layer] if instance.layer >= 0 else 0 if embedding else last
+            if HEAD in instance.parts and found.model_type in _HEAD_ON_ALL:
+                for before in self.stages[:-1]:
+                    before.append((HEAD, instance))
             self.stages[stage].append((_local(instance, "q_lora" in numbers), instance))
             if embedding and tied(hf_config) and last > 0:
                 self.stages[last].append((HEAD, instance))

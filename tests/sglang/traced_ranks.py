@@ -81,7 +81,7 @@ def compare(learnt: Learnt, table: Shard, tensors: dict[str, TensorSpec]) -> Non
     found, expected = places(learnt.shard, tensors), places(table, tensors)
     derived = {name for name in found if name.endswith((".w_kc", ".w_vc"))}  # latent attention's, no parameters
     assert len(derived) == 2 * sum(name.endswith("kv_b_proj.weight") for name in expected)
-    assert found.keys() - derived == expected.keys()
+    assert found.keys() - derived == expected.keys(), (found.keys() - derived) ^ expected.keys()
     for local, elements in expected.items():
         assert learnt.shard.locals[local] == table.locals[local], local
         assert (found[local] == elements).all(), local
