@@ -22,7 +22,7 @@ from megatron_rl.rewards.pool import RewardPool, Scored
 from megatron_rl.rewards.sample import Sample
 from megatron_rl.rollout.channel import ENGINES, key_from_environment
 from megatron_rl.rollout.client import EmbeddedEngine, EnginePool
-from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.protocol import Completion, Engine, Request, Sampling
 from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, Progress, duration, summary_table, where_next
 from megatron_rl.tracking.metrics import Metrics
 from megatron_rl.tracking.run_folder import RunFolder
@@ -59,8 +59,7 @@ class Driver:
         self.targets = Sampler(self.task.train, config.sft.batch_size, seed + 1, shuffle)
         self.heldout = list(self.task.heldout[: config.evaluation.prompts])
         self.rewards = RewardPool(config.rewards)
-        key = key_from_environment()
-        self.engine = EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])
+        self.engine = _engine(config, run)
 
     def begin(self, at: "Position", plan_hash: str) -> None:
         """Open the records where the run continues."""
@@ -159,6 +158,7 @@ class Driver:
         generated = time.perf_counter()
         scored = self.score(examples, groups, step)
         finished = time.perf_counter()
+        self.engine.release()
         rewards = np.array([s.reward for _, s in scored]).reshape(len(examples), rollout.group_size)
         advantages = group_advantages(rewards, algorithm.std, algorithm.std_eps)
         size = len(examples) // algorithm.minibatches
@@ -262,8 +262,13 @@ class Driver:
         ]
 
 
-def _seed(name: str) -> int:
-    return xxhash.xxh3_64_intdigest(name.encode()) >> 1  # fits int64
+def _engine(config: Config, run: RunFolder) -> Engine:
+    key = key_from_environment()
+    if config.rollout.engine == "sglang":
+        from megatron_rl.rollout.sglang.engine import SGLangEngines
+
+        return SGLangEngines(config, run.model_folder(), key, run.logs())
+    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])
 
 
 def _sequence(prompt: tuple[int, ...], completion: Completion, *, weight: float, advantage: float) -> Sequence:

@@ -26,8 +26,8 @@ from megatron_rl.tracking.run_folder import RunFolder
 def train(run: RunFolder, config: Config) -> None:
     """Supervised warm start, then RL; a run that was stopped continues from its newest checkpoint."""
     parallel.initialize(config.actor, config.run.seed)
+    driver = Driver(config, run) if dist.get_rank() == 0 else None  # first: its engines start meanwhile
     actor = Actor(run.hf_config(), config.actor, config.model.dtype, str(run.model_folder()))
-    driver = Driver(config, run) if dist.get_rank() == 0 else None
     swap = Swap(actor, driver.engine if driver else None)
     at = restore(run, config, actor)
     if driver:

@@ -72,6 +72,9 @@ class EmbeddedEngine:
         """See ``protocol.Engine``."""
         return self._call("generate", requests, sampling)
 
+    def release(self) -> None:
+        """Nothing: the embedded engine keeps its memory."""
+
     def health(self) -> dict[str, Any]:
         """``pid``, ``weight_version`` (-1: poisoned) and ``resident_bytes``."""
         return self._call("health")
@@ -152,6 +155,10 @@ class EnginePool:
         for i, share in enumerate(shares):
             results[i::count] = share
         return results
+
+    def release(self) -> None:
+        """See ``protocol.Engine``."""
+        self._all(lambda engine: engine.release())
 
     def health(self) -> dict[str, Any]:
         """``engines``: the health of each."""

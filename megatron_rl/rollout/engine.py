@@ -83,6 +83,9 @@ class TransformersEngine:
         resident = pages * os.sysconf("SC_PAGE_SIZE")
         return {"pid": os.getpid(), "weight_version": self.version, "resident_bytes": resident}
 
+    def release(self) -> None:
+        """Nothing: the embedded engine keeps its memory."""
+
     def stop(self) -> None:
         """Let go of the ranks' memory."""
         self._poison("the engine was stopped")

@@ -87,6 +87,9 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests and of their seeds."""
 
+    def release(self) -> None:
+        """Give back the memory that the trainer needs until the next swap, where engine and trainer share a GPU."""
+
     def health(self) -> dict[str, Any]:
         """Process id, weight version, resident memory in bytes."""
 

@@ -16,11 +16,12 @@ import torch
 from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.rollout.channel import api_key
 from megatron_rl.rollout.protocol import Attached, Completion, Request, Sampling, SwapError, SwapReport
 from megatron_rl.rollout.sglang.control import Control, WorkerError
 from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
-from megatron_rl.rollout.sglang.http import Server, ServerError, api_key
+from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
 from megatron_rl.rollout.sglang.replica import Limits, Replica
 from megatron_rl.rollout.sglang.router import Router
@@ -78,7 +79,7 @@ class SGLangEngines:
             raise SwapError(f"swap {version} was not begun")
         expected, swapping = self._swapping
         self._swapping = None
-        self._loop.call_soon_threadsafe(lambda: expected.done() or expected.set_result(hashes))
+        self._loop.call_soon_threadsafe(_set, expected, hashes)
         done = swapping.result()
         self.proof = version, hashes
         assert self.replicas[0].attached is not None
@@ -280,3 +281,8 @@ class SGLangEngines:
 
     def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _set(future: "asyncio.Future[np.ndarray]", value: np.ndarray) -> None:
+    if not future.done():
+        future.set_result(value)

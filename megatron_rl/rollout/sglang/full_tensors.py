@@ -116,7 +116,13 @@ def _join(port: int, world: int, group: str, backend: str) -> Any:
     """The group as SGLang's workers make it; torch's public functions only make groups inside the default one."""
     store = distributed_c10d.PrefixStore(group, dist.TCPStore(_HOST, port, world, is_master=True))
     made, _ = distributed_c10d._new_process_group_helper(
-        world, 0, [], distributed_c10d.Backend(backend), store, group_name=group, timeout=timedelta(seconds=_SECONDS)
+        world,
+        0,
+        [],
+        distributed_c10d.Backend(backend),
+        store,
+        group_name=group,  # type: ignore[arg-type]
+        timeout=timedelta(seconds=_SECONDS),
     )
     distributed_c10d._world.pg_group_ranks[made] = {i: i for i in range(world)}
     return made

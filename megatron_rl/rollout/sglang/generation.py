@@ -18,7 +18,7 @@ ATTEMPTS = 8  # at one completion
 _PAUSE = 0.5  # seconds before a request is sent again
 
 
-class Aborted(ServerError):
+class AbortedError(ServerError):
     """A server gave a request up."""
 
 
@@ -42,11 +42,14 @@ def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
 
 
 def completion(answer: dict[str, Any]) -> Completion:
-    """What /generate answered. Raises Aborted for a request given up, FloatingPointError for what is not finite."""
+    """What /generate answered.
+
+    Raises AbortedError for a request given up, FloatingPointError for log-probs that are not finite.
+    """
     meta = answer["meta_info"]
     finish = meta["finish_reason"]
     if finish is None or finish["type"] == "abort":
-        raise Aborted(f"the server gave a request up: {(finish or {}).get('message', 'no reason given')}")
+        raise AbortedError(f"the server gave a request up: {(finish or {}).get('message', 'no reason given')}")
     drawn = meta["output_token_logprobs"]
     tokens, logprobs = [int(token) for _, token, *_ in drawn], [value for value, *_ in drawn]
     if tokens != list(answer["output_ids"]):

@@ -1,7 +1,6 @@
-"""One SGLang server's HTTP interface: the calls that a trainer makes, for versions 0.5.12 to 0.5.23. Imports no torch."""
+"""One SGLang server's HTTP interface: the calls that a trainer makes. Imports no torch."""
 
 import base64
-import hashlib
 import json
 import pickle
 from dataclasses import dataclass
@@ -10,9 +9,7 @@ from typing import Any
 import aiohttp
 from packaging.version import Version
 
-from megatron_rl.errors import InputError
-
-OLDEST, NEWEST = Version("0.5.12"), Version("0.5.23")
+from megatron_rl.rollout.sglang.versions import supported
 
 
 class ServerError(ConnectionError):
@@ -26,20 +23,6 @@ class Abilities:
     version: str
     sessions: bool  # updates stand between /begin_weight_update and /end_weight_update (from 0.5.21)
     spans: bool  # an answer says which version drew which tokens (from 0.5.20)
-
-
-def supported(version: str) -> None:
-    """Raises InputError for a version of SGLang that is not known to work."""
-    if not OLDEST <= Version(Version(version).base_version) <= NEWEST:
-        raise InputError(
-            f"SGLang {version} is not supported: versions {OLDEST} to {NEWEST} are. "
-            f'Install one of them: pip install "sglang=={NEWEST}".'
-        )
-
-
-def api_key(key: bytes) -> str:
-    """The servers' API key of a run. It opens HTTP alone, and does not tell the run's key, which opens more."""
-    return hashlib.blake2b(key, person=b"sglang-api-key", digest_size=16).hexdigest()
 
 
 class Server:
@@ -127,7 +110,10 @@ class Server:
     async def update_from_tensor(
         self, content: Any, workers: int, load_format: str | None, version: int | None, seconds: float
     ) -> None:
-        """Hand ``content`` (picklable, or pickled) to every worker; with a ``version`` the cache is flushed and the version set."""
+        """Hand ``content`` (picklable, or pickled) to every worker.
+
+        With a ``version`` the cache is flushed and the version set.
+        """
         # Plain pickle: descriptors of shared memory, as torch's pickler passes them, do not survive HTTP.
         payload = base64.b64encode(content if isinstance(content, bytes) else pickle.dumps(content)).decode()
         body: dict[str, Any] = {"serialized_named_tensors": [payload] * workers, "flush_cache": version is not None}

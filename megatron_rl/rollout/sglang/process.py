@@ -15,11 +15,11 @@ import yaml
 from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.processes import tied_to_this_process
-from megatron_rl.rollout.channel import KEY
-from megatron_rl.rollout.sglang.http import api_key
+from megatron_rl.rollout.channel import KEY, api_key
 
 HOOK = "megatron_rl.rollout.sglang.worker.swap"
 STANDINS = Path(__file__).parent / "standins"
+CPU_PACKAGES = Path(sys.prefix) / "sglang-cpu"  # torchvision's CUDA build: without a GPU it must not be seen elsewhere
 OURS = {  # options of SGLang that this project sets itself -> the option to set instead
     "model_path": "model.path",
     "dtype": "model.dtype",
@@ -80,7 +80,7 @@ def environment(threads: int, workers: int, key: bytes | None) -> dict[str, str]
     if key is not None:
         found[KEY] = key.hex()
     if not machine.gpus():
-        path = [str(STANDINS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = [str(STANDINS), str(CPU_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
         found |= {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": os.pathsep.join(path)}
         if workers > 1:
             cores = sorted(os.sched_getaffinity(0))

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ class ServerSwap:
         if resume:
             await self.server.resume(self.seconds)
             marks.append(("resume", time.perf_counter()))
-        seconds = {name: at - before for (_, before), (name, at) in zip(marks, marks[1:], strict=False)}
+        seconds = {name: at - before for (_, before), (name, at) in pairwise(marks)}
         seconds |= {"copy": max(took for took, _ in moved), "paused": marks[-1][1] - marks[0][1]}
         return Swapped(sum(size for _, size in moved), seconds)
 

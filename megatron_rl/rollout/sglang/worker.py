@@ -64,7 +64,7 @@ class Weights:
         return self._timed(lambda receiver: receiver.digest(version))
 
     def verify(self, version: int, hashes: np.ndarray) -> None:
-        """Compare what landed with the owners' hashes (uint64, one per copy of the plan); SwapError where it differs."""
+        """Compare what landed with the owners' hashes (uint64, one per copy of the plan): SwapError."""
         self._attached().verify(version, hashes)
 
     def commit(self, version: int) -> None:
