@@ -49,7 +49,7 @@ class Server:
             content = json.loads(text) if text else None
         except ValueError:
             content = text
-        if response.status != 200 or (isinstance(content, dict) and content.get("success") is False):
+        if not 200 <= response.status < 300 or (isinstance(content, dict) and content.get("success") is False):
             raise ServerError(f"{self.url}{path} answered {response.status}: {text[:500]}")
         return content
 
