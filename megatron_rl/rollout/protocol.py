@@ -88,7 +88,7 @@ class Engine(Protocol):
         """Completions in the order of the requests and of their seeds."""
 
     def release(self) -> None:
-        """The trainer goes on: until the next swap its weights change, and where they share a GPU it needs the memory."""
+        """The trainer goes on: its weights change until the next swap, and on a shared GPU it needs the memory."""
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version, resident memory in bytes."""
