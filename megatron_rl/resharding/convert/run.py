@@ -15,6 +15,7 @@ from typing import Protocol
 
 import xxhash
 
+from megatron_rl.atomic import flush
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.journal import NAME, Journal
 from megatron_rl.resharding.convert.kernel import WAYS, Files, copy_run
@@ -207,10 +208,3 @@ class Conversion:
         partial.rename(folder)
         if sync:
             flush(folder.absolute().parent)
-
-
-def flush(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
