@@ -155,7 +155,8 @@ def test_a_wait_ends_at_the_deadline(tmp_path: Path) -> None:
     swap = Swap(tmp_path)
     swap.source(0).push(1)
     started = time.monotonic()
-    swap.refused(r"1\.from1\.to0\.swap is not there at the deadline of 1 s: trainer rank 1 did not bring version 1, ")
+    late = r"1\.from1\.to0\.swap is not there at the deadline of 1 s: trainer rank 1 did not bring version 1, "
+    swap.refused(late, timeout=1)
     assert time.monotonic() - started >= 1
     swap.path(1, 1).mkdir()
     swap.refused(r"1\.from1\.to0\.swap cannot be read: Is a directory")
