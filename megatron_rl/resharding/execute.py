@@ -57,6 +57,13 @@ def update(state: xxhash.xxh3_64, piece: torch.Tensor, dtype: torch.dtype) -> No
         state.update(_memory(piece.to(dtype).contiguous()))
 
 
+def digest(tensor: torch.Tensor) -> int:
+    """The hash of a tensor as it is."""
+    state = xxhash.xxh3_64()
+    update(state, tensor, tensor.dtype)
+    return state.intdigest()
+
+
 def _copy(source: torch.Tensor, destination: torch.Tensor) -> int:
     state = xxhash.xxh3_64()
     for piece in bands(tuple(source.shape), destination.element_size()):

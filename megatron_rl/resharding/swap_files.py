@@ -21,7 +21,7 @@ import torch
 import xxhash
 
 from megatron_rl.atomic import flush
-from megatron_rl.resharding.execute import BAND, bands, box, flat, update
+from megatron_rl.resharding.execute import BAND, bands, box, digest, flat, update
 from megatron_rl.resharding.layout import merged
 from megatron_rl.resharding.plan import Copy, Plan
 from megatron_rl.resharding.space import require_space
@@ -145,6 +145,7 @@ class FilesDestination:
     """
 
     proves = True
+    digest = staticmethod(digest)
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_rl.resharding.cuda_ipc import Batched, HeldOnDevice
 from megatron_rl.resharding.execute import flat
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.megatron import megatron_layout
@@ -62,6 +63,12 @@ def files(plan: Plan, held: list[Tensors], wanted: list[Tensors], folder: Path) 
     return [FilesSource(plan, r, t, torch.float32, folder, "run") for r, t in enumerate(held)], inbound
 
 
+def batched(plan: Plan, held: list[Tensors], wanted: list[Tensors], folder: Path) -> Ends:
+    sources = {(r, name): flat(t) for r, tensors in enumerate(held) for name, t in tensors.items()}
+    inbound: list[Inbound] = [Batched(copies_to(plan, r), sources, flattened(t)) for r, t in enumerate(wanted)]
+    return [HeldOnDevice(plan, r, tensors) for r, tensors in enumerate(held)], inbound
+
+
 def check_swap(connect: Connect, folder: Path, device: str = "cpu") -> None:
     """Every stage of the engine, those without the final norm too, is NaN somewhere between swaps."""
     torch.manual_seed(0)
@@ -104,6 +111,6 @@ def check_swap(connect: Connect, folder: Path, device: str = "cpu") -> None:
         assert landing.version == -1 and any(t.isnan().any() for t in tensors.values())
 
 
-@pytest.mark.parametrize("connect", [in_process, shared_memory, files])
+@pytest.mark.parametrize("connect", [in_process, shared_memory, files, batched])
 def test_a_swap_is_proved_poisons_and_heals(connect: Connect, tmp_path: Path) -> None:
     check_swap(connect, tmp_path)
