@@ -150,9 +150,9 @@ class Conversion:
         ways = list(WAYS)
 
         def carry_out(number: int, part: Part) -> None:
-            with Files(partial) as files:
-                for file, runs in groupby(part.runs, key=lambda run: str(run.destination)):
-                    with busy[file]:  # where the kernel lets one thread write, a second one would spin
+            with Files(partial, busy) as files:
+                for file, runs in groupby(part.runs, key=lambda run: run.destination):
+                    with files.turn(file):
                         for run in runs:
                             copy_run(files, run, ways)
                 for band in part.bands:
