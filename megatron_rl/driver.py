@@ -1,6 +1,7 @@
 """What rank 0 does besides training: draw prompts, have them completed and scored, build batches, keep the records."""
 
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import numpy as np
 import xxhash
 
 from megatron_rl.actor.batch import Sequence
+from megatron_rl.ahead import Ahead
 from megatron_rl.algorithms.advantages import group_advantages
 from megatron_rl.algorithms.aggregation import token_weights
 from megatron_rl.config import Config
@@ -22,7 +24,7 @@ from megatron_rl.rewards.pool import RewardPool, Scored
 from megatron_rl.rewards.sample import Sample
 from megatron_rl.rollout.channel import ENGINES, key_from_environment
 from megatron_rl.rollout.client import EmbeddedEngine, EnginePool
-from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.protocol import Completion, Engine, Request, Sampling
 from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, Progress, duration, summary_table, where_next
 from megatron_rl.tracking.metrics import Metrics
 from megatron_rl.tracking.run_folder import RunFolder
@@ -36,6 +38,7 @@ class Batch:
     """One rollout, ready for training: mini-batches of sequences, one optimiser step each per epoch."""
 
     minibatches: list[list[Sequence]]
+    versions: list[tuple[int, int]]  # of the weights, and how many tokens they drew
     metrics: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)  # completions with their rewards, for the record
 
@@ -59,8 +62,9 @@ class Driver:
         self.targets = Sampler(self.task.train, config.sft.batch_size, seed + 1, shuffle)
         self.heldout = list(self.task.heldout[: config.evaluation.prompts])
         self.rewards = RewardPool(config.rewards)
-        key = key_from_environment()
-        self.engine = EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])
+        self.engine = _engine(config, run)
+        self.rollouts = Ahead(self.collect, config.rollout.staleness, config.run.steps)
+        self._scoring = threading.Lock()
 
     def begin(self, at: "Position", plan_hash: str) -> None:
         """Open the records where the run continues."""
@@ -150,6 +154,20 @@ class Driver:
         ]
         return list(zip(samples, self.rewards.score(samples), strict=True))
 
+    def take(self, at: "Position") -> Batch:
+        """The rollout for the step after ``at``: made now, or begun up to rollout.staleness steps ago."""
+        batch = self.rollouts.take(at.step)
+        self.engine.release()
+        versions = np.array([[at.version - version, count] for version, count in batch.versions])
+        batch.metrics["staleness"] = float((versions[:, 0] * versions[:, 1]).sum() / versions[:, 1].sum())
+        batch.metrics["staleness_max"] = float(versions[:, 0].max())
+        return batch
+
+    def before_swap(self) -> None:
+        """Unless completions may be interrupted, wait for those that are under way."""
+        if not self.config.rollout.in_flight:
+            self.rollouts.finish()
+
     def collect(self, step: int) -> Batch:
         """One rollout of the present policy: prompts, completions, rewards, advantages, mini-batches."""
         rollout, algorithm = self.config.rollout, self.config.algorithm
@@ -157,7 +175,8 @@ class Driver:
         examples = self.prompts.draw(step)
         groups = self.generate(examples, rollout.group_size, rollout.temperature, f"rl/{step}")
         generated = time.perf_counter()
-        scored = self.score(examples, groups, step)
+        with self._scoring:
+            scored = self.score(examples, groups, step)
         finished = time.perf_counter()
         rewards = np.array([s.reward for _, s in scored]).reshape(len(examples), rollout.group_size)
         advantages = group_advantages(rewards, algorithm.std, algorithm.std_eps)
@@ -168,7 +187,8 @@ class Driver:
         ]
         metrics = self._metrics(examples, groups, scored, rewards)
         metrics |= {"time/generate": generated - started, "time/reward": finished - generated}
-        return Batch(minibatches, metrics, self._rows(groups, scored, advantages))
+        versions = [span for group in groups for completion in group for span in completion.versions]
+        return Batch(minibatches, versions, metrics, self._rows(groups, scored, advantages))
 
     def sequences(
         self, examples: list[Example], groups: list[list[Completion]], advantages: np.ndarray
@@ -256,14 +276,19 @@ class Driver:
                 "components": scored[i][1].components,
                 "advantage": float(flat[i]),
                 "finish_reason": completions[i].finish_reason,
-                "weight_version": completions[i].weight_version,
+                "weight_versions": completions[i].versions,
             }
             for i in np.linspace(0, len(completions) - 1, count).round().astype(int)
         ]
 
 
-def _seed(name: str) -> int:
-    return xxhash.xxh3_64_intdigest(name.encode()) >> 1  # fits int64
+def _engine(config: Config, run: RunFolder) -> Engine:
+    key = key_from_environment()
+    if config.rollout.engine == "sglang":
+        from megatron_rl.rollout.sglang.engine import SGLangEngines
+
+        return SGLangEngines(config, run.model_folder(), key, run.logs())
+    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])
 
 
 def _sequence(prompt: tuple[int, ...], completion: Completion, *, weight: float, advantage: float) -> Sequence:

@@ -49,7 +49,8 @@ def launch(config: Config) -> int:
 def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]:
     """The engines and the trainer ranks of a run; they meet at Unix sockets and at a port on loopback."""
     key = secrets.token_bytes(16)
-    addresses = [str(sockets / f"engine{i}") for i in range(config.rollout.engines)]
+    embedded = config.rollout.engines if config.rollout.engine == "embedded" else 0  # rank 0 starts the others
+    addresses = [str(sockets / f"engine{i}") for i in range(embedded)]
     world = parallel_sizes(config).world
     common = {"PYTHONUNBUFFERED": "1"}
     # megatron-core compiles small fusions at import: worth it on a GPU only

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megatron_rl.actor import platform
@@ -13,8 +14,7 @@ from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import SwapSource, merge_hashes, owned_hashes
-from megatron_rl.resharding.transformers import transformers_layout
-from megatron_rl.rollout.protocol import Engine, SwapError
+from megatron_rl.rollout.protocol import Attached, Engine, SwapError
 
 
 class Swap:
@@ -28,13 +28,20 @@ class Swap:
         dist.gather_object(publish(self.offered), memories)
         sizes = parallel_sizes(actor.config)
         self.source = SwapSource(actor.hf_config, sizes, actor.fused, actor.fused, memories or [])
-        layout, destination = self.source.layout(), transformers_layout(actor.hf_config)
-        self.plan = make_plan(layout, destination)
+        attached: list[Attached | None] = [engine.attach(self.source) if engine is not None else None]
+        dist.broadcast_object_list(attached, src=0)
+        there = attached[0]
+        assert there is not None
+        layout = self.source.layout()
+        self.plan = make_plan(layout, there.layout)
+        held = {c.destination: there.dtypes.get(c.destination) for c in self.plan.copies}
+        self.dtypes = {local: getattr(torch, dtype) if dtype else actor.dtype for local, dtype in held.items()}
         if engine is not None:
-            prove(self.plan, layout, destination)
-            theirs = engine.attach(self.source)
-            if theirs != self.plan.hash:
-                raise SwapError(f"The engine made plan {theirs}, the trainer {self.plan.hash}: their versions differ.")
+            prove(self.plan, layout, there.layout)
+            if there.plan_hash != self.plan.hash:
+                raise SwapError(
+                    f"The engine made plan {there.plan_hash}, the trainer {self.plan.hash}: their versions differ."
+                )
 
     def offer(self) -> None:
         """Let every rank's memory show its present weights."""
@@ -52,7 +59,7 @@ class Swap:
         self.offer()
         if self.engine is not None:
             self.engine.begin_swap(version)
-        mine = owned_hashes(self.plan, dist.get_rank(), self.offered)
+        mine = owned_hashes(self.plan, dist.get_rank(), self.offered, self.dtypes)
         hashes: list[Any] | None = [None] * dist.get_world_size() if self.engine is not None else None
         dist.gather_object(mine, hashes)
         metrics: dict[str, float] = {}
@@ -60,6 +67,7 @@ class Swap:
             assert hashes is not None
             report = self.engine.finish_swap(version, merge_hashes(self.plan, hashes))
             metrics = {"time/swap": time.perf_counter() - started, "swap_bytes": float(report.bytes)}
+            metrics |= {f"time/swap_{phase}": seconds for phase, seconds in report.phases.items()}
         dist.barrier()
         return metrics | {"weight_version": float(version)}
 

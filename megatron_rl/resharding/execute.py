@@ -57,10 +57,15 @@ def update(state: xxhash.xxh3_64, piece: torch.Tensor, dtype: torch.dtype) -> No
         state.update(_memory(piece.to(dtype).contiguous()))
 
 
-def digest(tensor: torch.Tensor) -> int:
-    """The hash of a tensor as it is."""
+def digest(held: torch.Tensor, dtype: torch.dtype | None = None) -> int:
+    """The hash of a box's elements in row-major order, as numbers of ``dtype`` (its own when left out)."""
+    dtype = dtype or held.dtype
     state = xxhash.xxh3_64()
-    update(state, tensor, tensor.dtype)
+    if held.dtype == dtype and held.is_contiguous():
+        update(state, held, dtype)
+    else:
+        for piece in bands(tuple(held.shape), dtype.itemsize):
+            update(state, held[piece], dtype)
     return state.intdigest()
 
 
@@ -92,6 +97,16 @@ def pull(
     return hashes
 
 
+def held_hashes(copies: Sequence[Copy], destinations: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """The uint64 hash of what lies where each copy lands; ``destinations`` by local name are 1-D."""
+    hashes = np.empty(len(copies), dtype=np.uint64)
+    with torch.no_grad():
+        for i, c in enumerate(copies):
+            shape, (steps,) = merged(c.shape, c.destination_strides)
+            hashes[i] = digest(box(destinations[c.destination], shape, steps, c.destination_offset))
+    return hashes
+
+
 def source_hashes(
     copies: Sequence[Copy], sources: Mapping[str, torch.Tensor], dtypes: Mapping[str, torch.dtype] | torch.dtype | None
 ) -> np.ndarray:
@@ -107,13 +122,7 @@ def source_hashes(
             dtype = dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes or tensor.dtype
             shape, (steps,) = merged(c.shape, c.source_strides)
             held = box(tensor, shape, steps, c.source_offset)
-            state = xxhash.xxh3_64()
-            if held.dtype == dtype and held.is_contiguous():
-                update(state, held, dtype)
-            else:
-                for piece in bands(shape, dtype.itemsize):
-                    update(state, held[piece], dtype)
-            hashes[i] = state.intdigest()
+            hashes[i] = digest(held, dtype)
     return hashes
 
 

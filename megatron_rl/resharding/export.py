@@ -42,10 +42,10 @@ def _bands(layout: Layout, dtypes: dict[str, torch.dtype]) -> Layout:
     return Layout(layout.tensors, (Shard(shapes, tuple(segments)),))
 
 
-class _Source:
-    """The trainer ranks' memory, read tensor by tensor."""
+class TrainedTensors:
+    """The trainer ranks' memory, read tensor by tensor; ``dtype`` None keeps each weight's own."""
 
-    def __init__(self, source: SwapSource, dtype: torch.dtype | None) -> None:
+    def __init__(self, source: SwapSource, dtype: torch.dtype | None = None) -> None:
         self.layout = source.layout()
         maps = [memory.open() for memory in source.memories]
         self.tensors = {(rank, name): t for rank, mapped in enumerate(maps) for name, t in mapped.tensors.items()}
@@ -73,6 +73,11 @@ class _Source:
             yield band.view(torch.uint8).numpy().data
             begin = end
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """One whole tensor, in its Hugging Face shape; a copy."""
+        content = bytearray().join(self.read([name]))
+        return torch.frombuffer(content, dtype=self.dtypes[name]).view(self.layout.tensors[name].shape)
+
 
 def export_hf(
     path: str | Path,
@@ -94,7 +99,7 @@ def export_hf(
         raise InputError(
             f"{target} exists already; the model is written to a new folder only. Move it away or name another."
         )
-    reader = _Source(source, dtype)
+    reader = TrainedTensors(source, dtype)
     sizes = {name: spec.elements * reader.dtypes[name].itemsize for name, spec in reader.layout.tensors.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     require_space(target.parent, sum(sizes.values()), "the model", "Free some, or write elsewhere.")
@@ -114,7 +119,7 @@ def export_hf(
         raise
 
 
-def _write_weights(folder: Path, reader: _Source, sizes: dict[str, int], limit: int) -> None:
+def _write_weights(folder: Path, reader: TrainedTensors, sizes: dict[str, int], limit: int) -> None:
     groups = divide(sizes, limit)
     files = {file_name(i, len(groups)): names for i, names in enumerate(groups, 1)}
     for file, names in files.items():

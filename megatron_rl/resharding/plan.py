@@ -176,7 +176,7 @@ class _Holder(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 16)
-def _intersect(start: Ints, shape: Ints, other_start: Ints, other_shape: Ints) -> tuple[Ints, Ints] | None:
+def intersect(start: Ints, shape: Ints, other_start: Ints, other_shape: Ints) -> tuple[Ints, Ints] | None:
     """Start and shape of the intersection of two boxes; None when it is empty."""
     low = tuple(map(max, start, other_start))
     extent = tuple(
@@ -271,7 +271,7 @@ def make_plan(
                 local, latest = segment.local, {}
             missing = prod(segment.shape)
             for (start, shape), holders in sources.boxes[segment.tensor].items():
-                found = _intersect(segment.start, segment.shape, start, shape)
+                found = intersect(segment.start, segment.shape, start, shape)
                 if found is None:
                     continue
                 size = prod(found[1])

@@ -25,7 +25,7 @@ class ProofError(RuntimeError):
     """A plan or a layout that would not move every element to its place exactly once; names the tensor."""
 
 
-def _intervals(first: int, dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def intervals(first: int, dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The [low, high) runs of {first + sum k_i * step_i : 0 <= k_i < extent_i}."""
     runs = [(first, first + 1)]
     for step, extent in sorted(dims):
@@ -43,8 +43,8 @@ def _rectangles(width: int, box: Strided) -> list[Rectangle] | None:
     dims = [(step, extent) for step, extent in zip(strides, shape, strict=True) if extent > 1]
     if any(step >= width and step % width for step, _ in dims):
         return None
-    rows = _intervals(top, [(step // width, extent) for step, extent in dims if step >= width])
-    columns = _intervals(left, [(step, extent) for step, extent in dims if step < width])
+    rows = intervals(top, [(step // width, extent) for step, extent in dims if step >= width])
+    columns = intervals(left, [(step, extent) for step, extent in dims if step < width])
     if max(high for _, high in columns) > width:
         return None
     return [(*row, *column) for row in rows for column in columns]

@@ -15,7 +15,7 @@ import numpy as np
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.channel import KEY, parse_address
 from megatron_rl.rollout.config import RolloutConfig
-from megatron_rl.rollout.protocol import Completion, Engine, Request, Sampling, SwapError, SwapReport
+from megatron_rl.rollout.protocol import Attached, Completion, Engine, Request, Sampling, SwapError, SwapReport
 
 START_SECONDS = 180.0  # an engine may still have to start
 _RETRY_SECONDS = 0.05
@@ -56,9 +56,9 @@ class EmbeddedEngine:
         self._lock = threading.Lock()
         self._connection = self._connect(key, time.monotonic() + seconds)
 
-    def attach(self, sources: Any) -> str:
+    def attach(self, source: Any) -> Attached:
         """See ``protocol.Engine``."""
-        return self._call("attach", sources)
+        return self._call("attach", source)
 
     def begin_swap(self, version: int) -> None:
         """See ``protocol.Engine``."""
@@ -71,6 +71,9 @@ class EmbeddedEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """See ``protocol.Engine``."""
         return self._call("generate", requests, sampling)
+
+    def release(self) -> None:
+        """Nothing: the embedded engine keeps its memory, and takes weights in swaps only."""
 
     def health(self) -> dict[str, Any]:
         """``pid``, ``weight_version`` (-1: poisoned) and ``resident_bytes``."""
@@ -122,24 +125,24 @@ class EnginePool:
         self.engines = engines
         self._threads = ThreadPoolExecutor(len(engines))
 
-    def attach(self, sources: Any) -> str:
+    def attach(self, source: Any) -> Attached:
         """See ``protocol.Engine``. Raises ``SwapError`` when the engines made different plans."""
-        hashes = set(self._all(lambda engine: engine.attach(sources)))
+        attached = self._all(lambda engine: engine.attach(source))
+        hashes = {each.plan_hash for each in attached}
         if len(hashes) > 1:
             raise SwapError(f"the engines made different plans: {', '.join(sorted(hashes))}")
-        return hashes.pop()
+        return attached[0]
 
     def begin_swap(self, version: int) -> None:
         """See ``protocol.Engine``."""
         self._all(lambda engine: engine.begin_swap(version))
 
     def finish_swap(self, version: int, hashes: np.ndarray) -> SwapReport:
-        """Tensors and bytes of all engines together, seconds of the slowest."""
+        """Bytes of all engines together, seconds of the slowest."""
         reports = self._all(lambda engine: engine.finish_swap(version, hashes))
         return SwapReport(
             version,
             reports[0].plan_hash,
-            sum(report.tensors for report in reports),
             sum(report.bytes for report in reports),
             max(report.seconds for report in reports),
         )
@@ -152,6 +155,10 @@ class EnginePool:
         for i, share in enumerate(shares):
             results[i::count] = share
         return results
+
+    def release(self) -> None:
+        """See ``protocol.Engine``."""
+        self._all(lambda engine: engine.release())
 
     def health(self) -> dict[str, Any]:
         """``engines``: the health of each."""

@@ -17,7 +17,7 @@ from megatron_rl.resharding.swap import Receiver, SwapSource
 from megatron_rl.resharding.transformers import transformers_layout
 from megatron_rl.rollout.attention import ATTENTION
 from megatron_rl.rollout.generate import generate
-from megatron_rl.rollout.protocol import Completion, Request, Sampling, SwapError, SwapReport
+from megatron_rl.rollout.protocol import Attached, Completion, Request, Sampling, SwapError, SwapReport
 
 
 class TransformersEngine:
@@ -40,15 +40,15 @@ class TransformersEngine:
         self.version = -1  # of the weights; negative: poisoned
         self.poisoned = "no complete swap yet"
 
-    def attach(self, sources: SwapSource) -> str:
+    def attach(self, source: SwapSource) -> Attached:
         """Plan the way from the ranks' memory into the model."""
         if self.copying is not None:
             raise SwapError("a swap is running: finish it before the engine is attached again")
         self._poison("no complete swap since the engine was attached")
         if self.receiver is not None:
             self.receiver.close()
-        self.receiver = Receiver(self.layout, dict(self.model.named_parameters()), sources)
-        return self.receiver.plan_hash
+        self.receiver = Receiver(self.layout, dict(self.model.named_parameters()), source)
+        return Attached(self.layout, self.receiver.plan_hash)
 
     def begin_swap(self, version: int) -> None:
         """Start copying in a thread."""
@@ -69,8 +69,7 @@ class TransformersEngine:
         receiver.verify(version, hashes)
         receiver.commit(version)
         self.version = version
-        tensors = len({copy.tensor for copy in receiver.copies})
-        return SwapReport(version, receiver.plan_hash, tensors, receiver.bytes, seconds)
+        return SwapReport(version, receiver.plan_hash, receiver.bytes, seconds)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions by the weights of the last swap."""
@@ -83,6 +82,9 @@ class TransformersEngine:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         resident = pages * os.sysconf("SC_PAGE_SIZE")
         return {"pid": os.getpid(), "weight_version": self.version, "resident_bytes": resident}
+
+    def release(self) -> None:
+        """Nothing: the embedded engine keeps its memory, and takes weights in swaps only."""
 
     def stop(self) -> None:
         """Let go of the ranks' memory."""

@@ -134,7 +134,12 @@ class _Decoding:
         if not np.isfinite(logprobs[kept]).all():
             raise FloatingPointError(f"the weights of version {version} give log-probabilities that are not finite")
         flat = [
-            Completion(tokens[row, :end].tolist(), logprobs[row, :end].tolist(), "stop" if stop else "length", version)
+            Completion(
+                tokens[row, :end].tolist(),
+                logprobs[row, :end].tolist(),
+                "stop" if stop else "length",
+                ((version, end),),
+            )
             for row, (end, stop) in enumerate(zip(ends.tolist(), stopped.tolist(), strict=True))
         ]
         rows = iter(flat)

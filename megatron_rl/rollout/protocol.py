@@ -1,10 +1,12 @@
 """What the trainer and a rollout engine say to each other."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
+from megatron_rl.resharding.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,21 @@ class Completion:
     tokens: list[int]  # a stop token, when one was drawn, is the last
     logprobs: list[float]  # natural log, of the temperature-scaled distribution before top-p / top-k
     finish_reason: str  # "stop" | "length"
-    weight_version: int  # version of the weights that drew every token
+    versions: tuple[tuple[int, int], ...]  # (version of the weights, tokens that they drew), in their order
+
+    @property
+    def weight_version(self) -> int:
+        """Of the weights that drew the first token: the oldest."""
+        return self.versions[0][0]
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What an engine says about itself when it is attached to a trainer."""
+
+    layout: Layout  # where its workers keep the canonical tensors
+    plan_hash: str  # of the plan that it made
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # torch's names, by local tensor; the model's where missing
 
 
 @dataclass(frozen=True)
@@ -47,16 +63,16 @@ class SwapReport:
 
     version: int
     plan_hash: str
-    tensors: int
     bytes: int
-    seconds: float
+    seconds: float  # that the copy took
+    phases: Mapping[str, float] = field(default_factory=dict)  # seconds by phase, where the swap has phases
 
 
 class Engine(Protocol):
     """A rollout engine, as rank 0 sees it."""
 
-    def attach(self, sources: Any) -> str:
-        """Learn where the trainer's ranks keep their weights; returns the hash of the plan made from it."""
+    def attach(self, source: Any) -> Attached:
+        """Learn where the trainer's ranks keep their weights (``resharding.swap.SwapSource``), and plan the way."""
 
     def begin_swap(self, version: int) -> None:
         """Start copying the ranks' weights into the engine; returns at once."""
@@ -70,6 +86,9 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests and of their seeds."""
+
+    def release(self) -> None:
+        """The trainer goes on: its weights change until the next swap, and on a shared GPU it needs the memory."""
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version, resident memory in bytes."""

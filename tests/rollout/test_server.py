@@ -134,13 +134,12 @@ def test_the_life_of_an_engine(started, engines, models, trainer):
         engine.begin_swap(0)
 
     ranks = trainer(model, ParallelSizes(tensor=2, pipeline=2))
-    assert engine.attach(ranks.source()) == ranks.plan.hash
+    assert engine.attach(ranks.source()).plan_hash == ranks.plan.hash
     with pytest.raises(SwapError, match="swap 0 was not begun"):
         engine.finish_swap(0, ranks.hashes())
     report = swap(engine, ranks, 0)
     elements = sum(parameter.numel() for parameter in model.parameters())
     assert (report.version, report.plan_hash, report.bytes) == (0, ranks.plan.hash, 4 * elements)
-    assert report.tensors == len(list(model.named_parameters()))
     assert engine.generate(REQUESTS, SAMPLING) == generate(model, REQUESTS, SAMPLING, version=0)
 
     with torch.no_grad():  # the policy moves on, as after an update
@@ -169,7 +168,7 @@ def test_the_life_of_an_engine(started, engines, models, trainer):
     ]
 
     single = trainer(model, ParallelSizes())
-    assert engine.attach(single.source()) != ranks.plan.hash
+    assert engine.attach(single.source()).plan_hash != ranks.plan.hash
     with pytest.raises(SwapError, match="no complete swap since"):
         engine.generate(REQUESTS, SAMPLING)
     swap(engine, single, 3)
@@ -204,7 +203,7 @@ def test_what_an_engine_refuses_is_told(engines, models, trainer):
 def test_a_pool_is_one_engine(started, engines, models, trainer):
     model = models["qwen3"][0]
     pool, ranks = EnginePool(engines), trainer(model, ParallelSizes(tensor=2))
-    assert pool.attach(ranks.source()) == ranks.plan.hash
+    assert pool.attach(ranks.source()).plan_hash == ranks.plan.hash
     report = swap(pool, ranks, 4)
     assert report.bytes == 8 * sum(parameter.numel() for parameter in model.parameters())
     expected = generate(model, REQUESTS, SAMPLING, version=4)

@@ -1,0 +1,301 @@
+"""All SGLang servers of a run as one ``protocol.Engine``: an event loop in a thread of rank 0."""
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import numpy as np
+import torch
+
+from megatron_rl import machine
+from megatron_rl.config import Config
+from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.rollout.channel import api_key
+from megatron_rl.rollout.protocol import Attached, Completion, Request, Sampling, SwapError, SwapReport
+from megatron_rl.rollout.sglang.control import Control, WorkerError
+from megatron_rl.rollout.sglang.full_tensors import FullTensors
+from megatron_rl.rollout.sglang.generation import generate
+from megatron_rl.rollout.sglang.http import Server, ServerError
+from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
+from megatron_rl.rollout.sglang.replica import Limits, Replica
+from megatron_rl.rollout.sglang.router import Router
+from megatron_rl.rollout.sglang.swap import Swapped
+
+_T = TypeVar("_T")
+_WATCH = 0.5  # seconds between looks at the servers' processes
+_LOOK = 0.05  # seconds between looks for a server that is armed
+_RECOVERABLE = (ServerError, WorkerError)
+
+
+class SGLangEngines:
+    """A ``protocol.Engine`` over one or more servers, which it starts (or adopts) at once and watches over."""
+
+    def __init__(self, config: Config, model_folder: Path, key: bytes, logs: Path) -> None:
+        self.config, self.options = config, config.rollout.sglang
+        self.dtype: torch.dtype = getattr(torch, config.model.dtype)
+        self.key, self.logs = key, logs
+        self._folder = tempfile.TemporaryDirectory(prefix="mrl-", dir="/tmp")  # short: it holds a socket
+        self.control = Control(str(Path(self._folder.name) / "control"), key)
+        self.replicas = self._replicas(model_folder)
+        self.router: Router | None = None
+        self.source: SwapSource | None = None
+        self._way: FullTensors | None = None  # how weights get into a server; None: its workers pull them
+        self.proof: tuple[int, np.ndarray] | None = None  # of the last swap: its version and its owners' hashes
+        self.failed = "no complete swap yet"  # why nothing is served; empty: the last swap was proved
+        self._still = False  # whether the trainer's weights are as they were at the last swap
+        self._generating = 0  # calls under way
+        self._swapping: tuple[asyncio.Future[np.ndarray], Future[list[Swapped]]] | None = None
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="sglang", daemon=True).start()
+        self._do(self._open())
+
+    def attach(self, source: SwapSource) -> Attached:
+        """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""
+        self.source, self.failed = source, "no complete swap since the engines were attached"
+        self._way = (
+            FullTensors(source, self.options.swap, self.options.tensor_parallel, self._folder.name)
+            if self.options.swap != "pull"
+            else None
+        )
+        attached = self._do(self._attach())
+        if len({each.plan_hash for each in attached}) > 1:
+            raise SwapError("the engines made different plans: are they servers of one kind?")
+        return attached[0]
+
+    def begin_swap(self, version: int) -> None:
+        """See ``protocol.Engine``."""
+        if self.source is None:
+            raise SwapError("the engines are not attached to a trainer")
+        if self._swapping is not None:
+            raise SwapError(f"swap {version} began before the last one was finished")
+        hashes: asyncio.Future[np.ndarray] = self._loop.create_future()
+        self._swapping = hashes, asyncio.run_coroutine_threadsafe(self._swap_all(version, hashes), self._loop)
+
+    def finish_swap(self, version: int, hashes: np.ndarray) -> SwapReport:
+        """See ``protocol.Engine``; servers that fail for another reason than the weights are restarted and swapped."""
+        if self._swapping is None:
+            raise SwapError(f"swap {version} was not begun")
+        expected, swapping = self._swapping
+        self._swapping = None
+        self._loop.call_soon_threadsafe(_set, expected, hashes)
+        try:
+            done = swapping.result()
+        except BaseException as error:
+            self.failed = f"swap {version} failed: {error}"
+            raise
+        self.proof, self.failed, self._still = (version, hashes), "", True
+        assert self.replicas[0].attached is not None
+        phases = {name: max(each.seconds.get(name, 0.0) for each in done) for name in done[0].seconds}
+        size = sum(each.bytes for each in done)
+        return SwapReport(version, self.replicas[0].attached.plan_hash, size, phases.pop("copy"), phases)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """See ``protocol.Engine``. Raises ConnectionError when no server is left."""
+        return self._do(self._generate(requests, sampling))
+
+    def release(self) -> None:
+        """See ``protocol.Engine``: a server that is lost from now on comes back at the next swap only."""
+        self._still = False
+        if self.options.colocated:
+            self._do(self._each(lambda replica: replica.server.release(self.options.swap_seconds)))
+            self.failed = "the engines gave back their memory"
+            for replica in self.replicas:
+                replica.poison(self.failed)
+
+    def health(self) -> dict[str, Any]:
+        """``engines``: address, process id, weight version (-1: poisoned), why, and restarts of each."""
+        return {
+            "engines": [
+                {
+                    "url": replica.url,
+                    "pid": replica.process.pid if replica.process else 0,
+                    "weight_version": replica.version,
+                    "poisoned": "" if replica.armed else replica.poisoned,
+                    "restarts": replica.restarted,
+                }
+                for replica in self.replicas
+            ]
+        }
+
+    def stop(self) -> None:
+        """End what was started here."""
+        self._do(self._close())
+        if self.router is not None:
+            self.router.stop()
+        for replica in self.replicas:
+            if replica.process is not None:
+                replica.process.kill(gently=True)
+        self.control.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._folder.cleanup()
+
+    def _replicas(self, model_folder: Path) -> list[Replica]:
+        options, rollout = self.options, self.config.rollout
+        limits = Limits(options.start_seconds, options.swap_seconds, options.health_seconds, options.restarts)
+        workers = options.tensor_parallel
+        adopted = [url.strip() for url in options.urls.split(",") if url.strip()]
+        if adopted:
+            return [Replica(url, url, None, workers, self.control, limits) for url in adopted]
+        env = environment(rollout.threads, workers, self.key)
+        found = []
+        for index in range(rollout.engines):
+            port = options.port + index if options.port else machine.free_port()
+            name, folder = f"sglang{index}", Path(self._folder.name)
+            chosen = arguments(self.config, model_folder, index, port, self.key)
+            process = ServerProcess(name, chosen, env, folder, self.logs / f"{name}.log")
+            found.append(Replica(name, f"http://127.0.0.1:{port}", process, workers, self.control, limits))
+        return found
+
+    async def _open(self) -> None:
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        key = api_key(self.key)
+        for replica in self.replicas:
+            replica.open(self._http, key)
+            if replica.process is not None:
+                replica.process.start()
+        self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
+        if len(self.replicas) > 1:
+            self.router = Router(machine.free_port(), self.key, self.logs / "router.log")
+
+    async def _close(self) -> None:
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        await self._http.close()
+
+    async def _attach(self) -> list[Attached]:
+        assert self.source is not None
+        await self._each(lambda replica: replica.ready())
+        if self.router is not None and self.router.server is None:
+            await self.router.connect(Server(self._http, self.router.url, api_key(self.key)))
+        source, dtype = self.source, self.dtype
+        return await self._each(lambda replica: replica.attach(source, dtype))
+
+    async def _swap_all(self, version: int, hashes: "asyncio.Future[np.ndarray]") -> list[Swapped]:
+        return await self._each(lambda replica: self._swap(replica, version, hashes))
+
+    async def _swap(self, replica: Replica, version: int, hashes: "asyncio.Future[np.ndarray]") -> Swapped:
+        """Swap one server, again if it fails, in a new process if it must."""
+        assert self.source is not None
+        failed: Exception | None = None
+        async with replica.lock:
+            while True:
+                try:
+                    if failed is not None or replica.gone or replica.attached is None:
+                        await replica.recover(failed or ServerError("it had ended"), self.source, self.dtype)
+                    if self.options.colocated:
+                        await replica.server.reclaim("weights", self.options.swap_seconds)
+                    expected = asyncio.shield(hashes)
+                    swapped = await replica.bring(version, expected, self._way, resume=not self.options.colocated)
+                    if self.options.colocated:
+                        await replica.server.reclaim("kv_cache", self.options.swap_seconds)
+                        await replica.server.resume(self.options.swap_seconds)
+                    await self._route(replica)
+                    return swapped
+                except _RECOVERABLE as error:
+                    if failed is not None and (replica.process is None or replica.exhausted):
+                        raise SwapError(f"{replica.name} could not be swapped: {error}") from error
+                    failed = error
+
+    async def _route(self, replica: Replica) -> None:
+        if self.router is not None:
+            await self.router.add(replica.url, api_key(self.key))
+
+    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        if self.failed:
+            raise SwapError(f"the engines serve nothing: {self.failed}")
+        target = self.router.server if self.router is not None else self.replicas[0].server
+        assert target is not None
+        self._generating += 1
+        try:
+            return await generate(
+                target,
+                requests,
+                sampling,
+                running=2 * self.config.rollout.max_running * len(self.replicas),
+                seconds=self.options.request_seconds,
+                available=self._available,
+                abort=self._abort,
+            )
+        finally:
+            self._generating -= 1
+
+    async def _available(self) -> None:
+        """Wait for a server that can generate. Raises ServerError when all are lost."""
+        while not any(replica.armed for replica in self.replicas):
+            if all(replica.lost for replica in self.replicas):
+                raise ServerError("; ".join(replica.lost for replica in self.replicas))
+            await asyncio.sleep(_LOOK)
+
+    async def _abort(self, name: str) -> None:
+        for replica in self.replicas:
+            if replica.armed:
+                with suppress(ServerError):
+                    await replica.server.abort(name)
+
+    async def _watch(self, replica: Replica) -> None:
+        """While completions are made: notice a server that ended or does not answer, and bring it back."""
+        checked = self._loop.time()
+        while not replica.lost:
+            await asyncio.sleep(_WATCH)
+            if not self._generating or replica.lock.locked():
+                continue
+            swaps, why = replica.swaps, ""
+            if replica.gone:
+                why = "it ended"
+            elif replica.armed and self._loop.time() - checked > self.options.health_seconds / 2:
+                if not await replica.server.healthy(self.options.health_seconds):
+                    why = f"it did not answer in {self.options.health_seconds:.0f} s"
+                checked = self._loop.time()
+            if replica.swaps != swaps or replica.lock.locked():  # paused for a swap, it does not answer
+                continue
+            if why or (self._still and not replica.armed):
+                async with replica.lock:
+                    await self._revive(replica, why)
+
+    async def _revive(self, replica: Replica, why: str) -> None:
+        """Restart a server and bring it back to the weights that are served; at the next swap if they are changing."""
+        assert self.source is not None and self.proof is not None
+        try:
+            if why:
+                if self.router is not None:
+                    with suppress(ServerError):
+                        await self.router.remove(replica.url)
+                await replica.restart(why)
+            if not self._still:
+                return
+            if replica.attached is None:
+                await replica.attach(self.source, self.dtype)
+            version, hashes = self.proof
+            expected: asyncio.Future[np.ndarray] = self._loop.create_future()
+            expected.set_result(hashes)
+            await replica.bring(version, expected, self._way)
+            await self._route(replica)
+        except SwapError as error:  # the trainer went on meanwhile
+            print(f"{replica.name} waits for the next swap: {error}", flush=True)
+        except _RECOVERABLE as error:
+            if replica.gone or replica.exhausted:
+                print(f"{replica.name} is lost: {error}", flush=True)
+                replica.lost = str(error)
+
+    async def _each(self, call: Any) -> list[Any]:
+        """Call for every replica at the same time; the first error, after all are done."""
+        answers = await asyncio.gather(*(call(replica) for replica in self.replicas), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return list(answers)
+
+    def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _set(future: "asyncio.Future[np.ndarray]", value: np.ndarray) -> None:
+    if not future.done():
+        future.set_result(value)

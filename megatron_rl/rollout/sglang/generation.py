@@ -1,0 +1,111 @@
+"""Completions from servers over HTTP: token ids in, token ids and their log-probs out.
+
+Every completion is a request of its own. A request whose server died, was restarted or was too slow is sent again
+under a new name, so that each is answered once; how many are under way is bounded by what the servers can run.
+Draws are the servers' own: a request's seed names it and does not decide its tokens.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+from typing import Any
+
+from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.sglang.http import Server, ServerError
+
+ATTEMPTS = 8  # at one completion
+_PAUSE = 0.5  # seconds before a request is sent again
+
+
+class AbortedError(ServerError):
+    """A server gave a request up."""
+
+
+def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
+    """What /generate is asked."""
+    greedy = sampling.temperature == 0
+    return {
+        "rid": name,
+        "input_ids": list(request.tokens),
+        "return_logprob": True,
+        "stream": False,
+        "sampling_params": {
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": 1.0 if greedy else sampling.top_p,
+            "top_k": 1 if greedy else sampling.top_k or -1,
+            "stop_token_ids": list(sampling.stop_tokens),
+            "ignore_eos": sampling.ignore_stop,
+        },
+    }
+
+
+def completion(answer: dict[str, Any]) -> Completion:
+    """What /generate answered.
+
+    Raises AbortedError for a request given up, FloatingPointError for log-probs that are not finite.
+    """
+    meta = answer["meta_info"]
+    finish = meta["finish_reason"]
+    if finish is None or finish["type"] == "abort":
+        raise AbortedError(f"the server gave a request up: {(finish or {}).get('message', 'no reason given')}")
+    drawn = meta["output_token_logprobs"]
+    tokens, logprobs = [int(token) for _, token, *_ in drawn], [value for value, *_ in drawn]
+    if tokens != list(answer["output_ids"]):
+        raise ServerError(f"a server answered {len(answer['output_ids'])} tokens with log-probs of others")
+    if not all(value is not None and math.isfinite(value) for value in logprobs):
+        raise FloatingPointError("a server's weights give log-probabilities that are not finite")
+    spans = meta.get("weight_versions") or [{"version": meta["weight_version"], "start": 0, "end": len(tokens)}]
+    versions = tuple((_number(span["version"]), span["end"] - span["start"]) for span in spans)
+    return Completion(tokens, logprobs, "stop" if finish["type"] == "stop" else "length", versions)
+
+
+def _number(version: str) -> int:
+    return int(version) if version.lstrip("-").isdecimal() else -1  # what a server starts with has no number
+
+
+async def generate(
+    send_to: Server,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    running: int,
+    seconds: float,
+    available: Callable[[], Awaitable[None]],
+    abort: Callable[[str], Awaitable[None]],
+) -> list[list[Completion]]:
+    """Completions in the order of the requests and of their seeds.
+
+    At most ``running`` are under way at a time, and each for at most ``seconds``. ``available`` is awaited before each
+    is sent: it returns when a server can take it, and raises when none will. ``abort`` ends a request by its name,
+    wherever it runs.
+    """
+    slots = asyncio.Semaphore(running)
+    names = count()
+
+    async def one(request: Request, seed: int) -> Completion:
+        error: Exception | None = None
+        async with slots:
+            for attempt in range(ATTEMPTS):
+                if attempt:
+                    await asyncio.sleep(_PAUSE * attempt)
+                await available()
+                name = f"{seed:016x}-{next(names)}-{attempt}"
+                try:
+                    return completion(await send_to.generate(body(request, sampling, name), seconds))
+                except ServerError as failed:
+                    error = failed
+                    await abort(name)  # it may still run
+        raise ServerError(f"a completion failed {ATTEMPTS} times; the last time: {error}")
+
+    tasks = [asyncio.ensure_future(one(request, seed)) for request in requests for seed in request.seeds]
+    try:
+        flat = await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+    rows = iter(flat)
+    return [[next(rows) for _ in request.seeds] for request in requests]

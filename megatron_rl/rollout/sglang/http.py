@@ -1,0 +1,163 @@
+"""One SGLang server's HTTP interface: the calls that a trainer makes. Imports no torch."""
+
+import base64
+import json
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from packaging.version import Version
+
+from megatron_rl.rollout.sglang.versions import supported
+
+
+class ServerError(ConnectionError):
+    """A server is gone, late, or refused a call."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What differs from version to version; asked of the server itself."""
+
+    version: str
+    sessions: bool  # updates stand between /begin_weight_update and /end_weight_update (from 0.5.21)
+    spans: bool  # an answer says which version drew which tokens (from 0.5.20)
+
+
+class Server:
+    """One server at ``url``. Every method raises ServerError."""
+
+    def __init__(self, http: aiohttp.ClientSession, url: str, key: str) -> None:
+        self.http, self.url = http, url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {key}"}
+        self.abilities: Abilities | None = None
+
+    async def call(self, method: str, path: str, body: Any = None, *, seconds: float) -> Any:
+        """The answer to one request, parsed where it is JSON."""
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        try:
+            async with self.http.request(
+                method, self.url + path, json=body, headers=self._headers, timeout=timeout
+            ) as response:
+                text = await response.text()
+        except TimeoutError as error:
+            raise ServerError(f"{self.url}{path} did not answer in {seconds:.0f} s") from error
+        except aiohttp.ClientError as error:
+            raise ServerError(f"{self.url}{path}: {error or type(error).__name__}") from error
+        try:
+            content = json.loads(text) if text else None
+        except ValueError:
+            content = text
+        if not 200 <= response.status < 300 or (isinstance(content, dict) and content.get("success") is False):
+            raise ServerError(f"{self.url}{path} answered {response.status}: {text[:500]}")
+        return content
+
+    async def ask_abilities(self, seconds: float) -> Abilities:
+        """Learn what the server can do. Raises InputError for a version that is not supported."""
+        info = await self.call("GET", "/server_info", seconds=seconds)
+        version = str(info.get("version", "0"))
+        supported(version)
+        paths = (await self.call("GET", "/openapi.json", seconds=seconds))["paths"]
+        self.abilities = Abilities(version, "/begin_weight_update" in paths, Version(version) >= Version("0.5.20"))
+        return self.abilities
+
+    async def ready(self, seconds: float = 5.0) -> bool:
+        """Whether the server answers; it does once its model is built."""
+        try:
+            await self.call("GET", "/model_info", seconds=seconds)
+        except ServerError:
+            return False
+        return True
+
+    async def healthy(self, seconds: float) -> bool:
+        """Whether the scheduler works: it answers something in time. Not to be asked while the server is paused."""
+        try:
+            await self.call("GET", "/health_generate", seconds=seconds)
+        except ServerError:
+            return False
+        return True
+
+    async def generate(self, body: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """One completion."""
+        answer: dict[str, Any] = await self.call("POST", "/generate", body, seconds=seconds)
+        return answer
+
+    async def abort(self, request: str, seconds: float = 5.0) -> None:
+        """Give up a request."""
+        await self.call("POST", "/abort_request", {"rid": request}, seconds=seconds)
+
+    async def pause(self, seconds: float) -> None:
+        """Stop decoding; what runs goes back to the queue, its tokens are kept and its cache is not."""
+        await self.call("POST", "/pause_generation", {"mode": "retract"}, seconds=seconds)
+
+    async def resume(self, seconds: float) -> None:
+        """Decode again."""
+        await self.call("POST", "/continue_generation", {}, seconds=seconds)
+
+    async def begin(self, seconds: float) -> None:
+        """Open an update session, where the version has them."""
+        assert self.abilities is not None
+        if self.abilities.sessions:
+            await self.call("POST", "/begin_weight_update", {"selector": "target"}, seconds=seconds)
+
+    async def end(self, seconds: float) -> None:
+        """Close the update session."""
+        assert self.abilities is not None
+        if self.abilities.sessions:
+            await self.call("POST", "/end_weight_update", {}, seconds=seconds)
+
+    async def update_from_tensor(
+        self, content: Any, workers: int, load_format: str | None, version: int | None, seconds: float
+    ) -> None:
+        """Hand ``content`` (picklable, or pickled) to every worker.
+
+        With a ``version`` the cache is flushed and the version set.
+        """
+        # Plain pickle: descriptors of shared memory, as torch's pickler passes them, do not survive HTTP.
+        payload = base64.b64encode(content if isinstance(content, bytes) else pickle.dumps(content)).decode()
+        body: dict[str, Any] = {"serialized_named_tensors": [payload] * workers, "flush_cache": version is not None}
+        if load_format is not None:
+            body["load_format"] = load_format
+        if version is not None:
+            body["weight_version"] = str(version)
+        if self.abilities is not None and self.abilities.sessions:
+            body["selector"] = "target"
+        await self.call("POST", "/update_weights_from_tensor", body, seconds=seconds)
+
+    async def update_from_disk(self, folder: str, seconds: float) -> None:
+        """Have the server load a Hugging Face folder."""
+        body = {"model_path": folder, "load_format": "auto", "flush_cache": False}
+        await self.call("POST", "/update_weights_from_disk", body, seconds=seconds)
+
+    async def join_group(self, address: tuple[str, int], world: int, group: str, backend: str, seconds: float) -> None:
+        """Have the workers join a process group, from rank 1 on."""
+        body = {
+            "master_address": address[0],
+            "master_port": address[1],
+            "rank_offset": 1,
+            "world_size": world,
+            "group_name": group,
+            "backend": backend,
+        }
+        await self.call("POST", "/init_weights_update_group", body, seconds=seconds)
+
+    async def leave_group(self, group: str, seconds: float) -> None:
+        """Have the workers destroy the group."""
+        await self.call("POST", "/destroy_weights_update_group", {"group_name": group}, seconds=seconds)
+
+    async def receive(
+        self, names: list[str], dtypes: list[str], shapes: list[list[int]], group: str, seconds: float
+    ) -> None:
+        """Have the workers load tensors that rank 0 of the group broadcasts, one after the other."""
+        body: dict[str, Any] = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": group}
+        body["flush_cache"] = False
+        await self.call("POST", "/update_weights_from_distributed", body, seconds=seconds)
+
+    async def release(self, seconds: float) -> None:
+        """Give back the memory of the weights and of the cache; the weights are lost."""
+        await self.call("POST", "/release_memory_occupation", {"tags": ["kv_cache", "weights"]}, seconds=seconds)
+
+    async def reclaim(self, what: str, seconds: float) -> None:
+        """Take back the memory of the "weights" or of the "kv_cache", with nothing in it."""
+        await self.call("POST", "/resume_memory_occupation", {"tags": [what]}, seconds=seconds)

@@ -1,0 +1,152 @@
+"""Starting and ending the processes of one SGLang server. Imports no torch."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from megatron_rl import machine
+from megatron_rl.config import Config
+from megatron_rl.processes import tied_to_this_process
+from megatron_rl.rollout.channel import KEY, api_key
+
+HOOK = "megatron_rl.rollout.sglang.worker.swap"
+STANDINS = Path(__file__).parent / "standins"
+CPU_PACKAGES = Path(sys.prefix) / "sglang-cpu"  # torchvision's CUDA build: without a GPU it must not be seen elsewhere
+OURS = {  # options of SGLang that this project sets itself -> the option to set instead
+    "model_path": "model.path",
+    "dtype": "model.dtype",
+    "host": "rollout.sglang.urls",
+    "port": "rollout.sglang.port",
+    "tp_size": "rollout.sglang.tensor_parallel",
+    "ep_size": "rollout.sglang.expert_parallel",
+    "max_running_requests": "rollout.max_running",
+    "api_key": "",
+    "custom_weight_loader": "",
+    "config": "",
+}
+LAST_LINES = 25  # of a server's log, in an error
+_END_SECONDS = 5.0
+
+
+def arguments(config: Config, model_folder: Path, index: int, port: int, key: bytes) -> dict[str, Any]:
+    """One server's options, by SGLang's own names."""
+    rollout, options = config.rollout, config.rollout.sglang
+    chosen: dict[str, Any] = {
+        "random_seed": (config.run.seed * 1009 + index) % 2**31,
+        "load_format": "dummy",  # the weights come by the first swap
+        "skip_tokenizer_init": True,  # token ids go in and out
+        "skip_server_warmup": True,
+        "log_level": "info",
+        "log_level_http": "warning",
+    }
+    if options.colocated:
+        chosen["enable_memory_saver"] = True
+    longest = config.data.max_prompt_tokens + rollout.max_new_tokens
+    chosen |= on_this_machine((longest + 8) * rollout.max_running)
+    chosen |= {name.replace("-", "_"): value for name, value in options.args.items()}
+    chosen |= {
+        "model_path": str(model_folder),
+        "dtype": config.model.dtype,
+        "host": "127.0.0.1",
+        "port": port,
+        "nccl_port": machine.free_port(),
+        "tp_size": options.tensor_parallel,
+        "ep_size": options.expert_parallel,
+        "max_running_requests": rollout.max_running,
+        "api_key": api_key(key),
+        "custom_weight_loader": [HOOK],
+    }
+    return {name.replace("_", "-"): value for name, value in chosen.items()}
+
+
+def on_this_machine(tokens: int) -> dict[str, Any]:
+    """Options without which a server does not run here; ``tokens``: room in its cache, where it has to be said."""
+    if machine.gpus():
+        return {}
+    return {
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "disable_overlap_schedule": True,
+        "mem_fraction_static": 0.1,
+        "max_total_tokens": max(8192, tokens),
+    }
+
+
+def environment(threads: int, workers: int, key: bytes | None) -> dict[str, str]:
+    """What a server's processes need on top of this process's environment."""
+    found = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    if key is not None:
+        found[KEY] = key.hex()
+    if not machine.gpus():
+        path = [str(STANDINS), str(CPU_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+        found |= {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": os.pathsep.join(path)}
+        if workers > 1:
+            cores = sorted(os.sched_getaffinity(0))
+            found["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[i % len(cores)]) for i in range(workers))
+    return found
+
+
+class ServerProcess:
+    """One server's processes; they end with this one."""
+
+    def __init__(self, name: str, options: Mapping[str, Any], env: Mapping[str, str], folder: Path, log: Path) -> None:
+        self.name, self.log, self._env = name, log, env
+        file = folder / f"{name}.yaml"  # not the command line: everybody can read that, and it holds the key
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+            yaml.safe_dump(dict(options), out)
+        self._command = [sys.executable, "-m", "sglang.launch_server", "--config", str(file)]
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it. It dies with the thread that calls this."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._began = log.tell()
+            self._popen = subprocess.Popen(
+                tied_to_this_process(self._command),
+                env={**os.environ, **self._env},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid if self._popen else 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has been started and is gone."""
+        return self._popen is not None and self._popen.poll() is not None
+
+    def last_words(self) -> str:
+        """The end of what it printed since it was started."""
+        with self.log.open("rb") as log:
+            log.seek(self._began)
+            lines = log.read().decode("utf-8", "replace").splitlines()
+        return "".join(f"\n  {line[:400]}" for line in lines[-LAST_LINES:]) or "\n  (nothing)"
+
+    def kill(self, gently: bool = False) -> None:
+        """End it and every process that it has started."""
+        if self._popen is None:
+            return
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self._popen.pid)
+            family = [*leader.children(recursive=True), leader]
+        if gently and family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                leader.send_signal(signal.SIGTERM)
+            psutil.wait_procs(family, timeout=_END_SECONDS)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self._popen.wait()

@@ -1,0 +1,144 @@
+"""One SGLang server's life: started or adopted, attached to the trainer, swapped, restarted when it fails."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+
+import aiohttp
+import numpy as np
+import torch
+
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.rollout.protocol import Attached, SwapError
+from megatron_rl.rollout.sglang.control import Control, WorkerError
+from megatron_rl.rollout.sglang.http import Server, ServerError
+from megatron_rl.rollout.sglang.process import ServerProcess
+from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
+
+_POLL = 0.3  # seconds
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds, and how often a server may be started again."""
+
+    start: float
+    swap: float
+    health: float
+    restarts: int
+
+
+class Replica:
+    """A server with a copy of the model. ``process`` is None for one that somebody else started."""
+
+    def __init__(
+        self, name: str, url: str, process: ServerProcess | None, workers: int, control: Control, limits: Limits
+    ) -> None:
+        self.name, self.url, self.process, self.workers = name, url, process, workers
+        self.control, self.limits = control, limits
+        self.server: Server
+        self.attached: Attached | None = None
+        self.version = -1  # of its weights; negative: poisoned
+        self.poisoned = "no complete swap yet"
+        self.restarted = 0
+        self.swaps = 0  # begun
+        self.lost = ""  # why it will not come back
+        self.lock = asyncio.Lock()  # held while it is swapped or restarted
+
+    def open(self, http: aiohttp.ClientSession, key: str) -> None:
+        """Give it its HTTP side."""
+        self.server = Server(http, self.url, key)
+        self.swap = ServerSwap(self.name, self.server, self.control, self.workers, self.limits.swap)
+
+    @property
+    def armed(self) -> bool:
+        return self.version >= 0
+
+    @property
+    def gone(self) -> bool:
+        return self.process is not None and self.process.ended
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it may not be started again."""
+        return self.process is None or self.restarted >= self.limits.restarts
+
+    def poison(self, reason: str) -> None:
+        """Note that its weights are not usable, and why."""
+        self.version, self.poisoned = -1, reason
+
+    async def ready(self) -> None:
+        """Wait until it answers, and learn what it can do. Raises InputError with its last words when it ends."""
+        deadline = time.monotonic() + self.limits.start
+        while not await self.server.ready():
+            if self.gone:
+                raise InputError(f"The SGLang server {self.name} ended before it was ready. It said:{self._words()}")
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"The SGLang server {self.name} at {self.url} was not ready in {self.limits.start:.0f} s "
+                    f"(rollout.sglang.start_seconds). It said:{self._words()}"
+                )
+            await asyncio.sleep(_POLL)
+        await self.server.ask_abilities(self.limits.health)
+
+    async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
+        """Have its workers plan their way to the trainer's weights; it serves nothing until it is swapped."""
+        self.poison("no complete swap since the engine was attached")
+        self.attached = await self.swap.attach(source, dtype)
+        return self.attached
+
+    async def bring(
+        self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None, *, resume: bool = True
+    ) -> Swapped:
+        """Swap its weights once."""
+        self.swaps += 1
+        self.poison(f"swap {version} is not finished")
+        try:
+            swapped = await self.swap(version, hashes, way, resume)
+        except BaseException as error:
+            self.poison(f"swap {version} failed: {error}")
+            raise
+        self.version = version
+        return swapped
+
+    async def restart(self, why: str) -> None:
+        """End it, start it again and wait until it is ready; unattached then.
+
+        Raises ServerError when it is not ours or was restarted too often.
+        """
+        self.poison(why)
+        self.attached = None
+        if self.process is None:
+            raise ServerError(f"the SGLang server at {self.url} failed and was not started here: {why}")
+        if self.exhausted:
+            raise ServerError(
+                f"{self.name} failed again after {self.restarted} restarts (rollout.sglang.restarts): {why}. "
+                f"It said:{self._words()}"
+            )
+        self.restarted += 1
+        print(f"{self.name} is restarted: {why}", flush=True)
+        await asyncio.to_thread(self.process.kill)
+        self.process.start()
+        try:
+            await self.ready()
+        except InputError as error:
+            raise ServerError(str(error)) from error
+
+    async def recover(self, error: Exception, source: SwapSource, dtype: torch.dtype) -> None:
+        """After a swap that failed for another reason than the weights: attached again, in a new process if need be."""
+        if isinstance(error, SwapError):
+            raise error
+        alive = not self.gone and isinstance(error, WorkerError) and await self.server.ready(self.limits.health)
+        if not alive:
+            await self.restart(f"a swap failed: {error}")
+        else:
+            print(f"{self.name} is swapped again: {error}", flush=True)
+        if self.attached is None:
+            await self.attach(source, dtype)
+
+    def _words(self) -> str:
+        return self.process.last_words() if self.process else " nothing here: it was started elsewhere."

@@ -1,0 +1,120 @@
+"""The router in front of several servers: ``sglang-router``, as a process of this one.
+
+    MEGATRON_RL_KEY=HEX python -m megatron_rl.rollout.sglang.router --port 30000 --metrics-port 30001
+
+Health, retries and restarts are the trainer's: it adds a server when its weights are proved and takes it out when it
+fails.
+"""
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from megatron_rl import machine
+from megatron_rl.errors import InputError
+from megatron_rl.processes import run, tied_to_this_process
+from megatron_rl.rollout.channel import KEY, api_key, key_from_environment
+from megatron_rl.rollout.sglang.http import Server, ServerError
+
+_START_SECONDS = 60.0
+_LONGEST_REQUEST = 24 * 3600  # seconds; the trainer's own deadline is shorter
+
+
+class Router:
+    """The router's process and the servers behind it."""
+
+    def __init__(self, port: int, key: bytes, log: Path) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        options = [f"--port={port}", f"--metrics-port={machine.free_port()}"]
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                tied_to_this_process([sys.executable, "-m", "megatron_rl.rollout.sglang.router", *options]),
+                env=_environment(key),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        self.log = log
+        self.server: Server | None = None
+        self._ids: dict[str, str] = {}  # the router's names of the servers, by address
+
+    async def connect(self, server: Server) -> None:
+        """Wait until it answers; ``server`` is its HTTP side."""
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                await server.call("GET", "/workers", seconds=5)
+                break
+            except ServerError as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise InputError(f"The router did not start ({error}); {self.log} says why.") from error
+                await asyncio.sleep(0.2)
+        self.server = server
+
+    async def add(self, url: str, key: str) -> None:
+        """Send requests to the server at ``url`` from now on."""
+        assert self.server is not None
+        await self.server.call("POST", "/workers", {"url": url, "api_key": key}, seconds=30)
+        deadline = time.monotonic() + _START_SECONDS
+        while url not in self._ids:
+            listed = await self.server.call("GET", "/workers", seconds=30)
+            self._ids |= {worker["url"]: worker["id"] for worker in listed["workers"] if worker["url"] == url}
+            if time.monotonic() > deadline:
+                raise ServerError(f"the router does not take {url}")
+            await asyncio.sleep(0.05)
+
+    async def remove(self, url: str) -> None:
+        """Send it no more."""
+        assert self.server is not None
+        name = self._ids.pop(url, None)
+        if name is not None:
+            await self.server.call("DELETE", f"/workers/{name}", seconds=30)
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _environment(key: bytes) -> dict[str, str]:
+    import os
+
+    return {**os.environ, KEY: key.hex()}
+
+
+def main() -> None:
+    """Run the router until it is ended."""
+    parser = argparse.ArgumentParser(prog="python -m megatron_rl.rollout.sglang.router", description=__doc__)
+    parser.add_argument("--port", type=int, required=True, help="on loopback")
+    parser.add_argument("--metrics-port", type=int, required=True, help="of its Prometheus metrics, on loopback")
+    options = parser.parse_args()
+    key = api_key(key_from_environment())
+    try:
+        from sglang_router.router import Router as Rust
+        from sglang_router.router_args import RouterArgs
+    except ImportError as error:
+        raise InputError(
+            f'More than one engine needs sglang-router: pip install "megatron-rl[sglang]" ({error}).'
+        ) from error
+    arguments = RouterArgs(
+        worker_urls=[],
+        host="127.0.0.1",
+        port=options.port,
+        policy="cache_aware",
+        api_key=key,
+        disable_retries=True,
+        disable_circuit_breaker=True,
+        disable_health_check=True,
+        request_timeout_secs=_LONGEST_REQUEST,
+        prometheus_host="127.0.0.1",
+        prometheus_port=options.metrics_port,
+        log_level="warn",
+    )
+    Rust.from_args(arguments).start()
+
+
+if __name__ == "__main__":
+    run(main)

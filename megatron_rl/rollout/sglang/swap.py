@@ -1,0 +1,162 @@
+"""The weight swap of one SGLang server: what is asked of whom, in the order that works.
+
+Pause (what runs goes back to the queue) -> begin -> the workers pull, are proved and commit -> end -> resume. A swap
+that breaks off anywhere leaves the server paused and its weights poisoned; success is what its workers' hashes say,
+never an HTTP answer.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.layout import Layout
+from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.rollout.protocol import Attached, SwapError
+from megatron_rl.rollout.sglang.control import Control, Worker
+from megatron_rl.rollout.sglang.http import Server, ServerError
+from megatron_rl.rollout.sglang.process import HOOK
+
+Bring = Callable[[Server, int], Awaitable[None]]  # how full tensors get into a server without the hook
+
+
+@dataclass
+class Swapped:
+    """What a swap of one server took."""
+
+    bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase; "paused": from pause to resume
+
+
+class ServerSwap:
+    """Swaps one server's weights; ``workers`` is the number of its processes that hold a part of the model."""
+
+    def __init__(self, name: str, server: Server, control: Control, workers: int, seconds: float) -> None:
+        self.name, self.server, self.control, self.workers, self.seconds = name, server, control, workers, seconds
+
+    async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
+        """Learn the workers' layout and plan the way from the trainer's ranks; the server is paused and poisoned.
+
+        Raises SwapError for a layout that is not understood or plans that differ.
+        """
+        await self.server.pause(self.seconds)
+        async with self._update(None) as workers:
+            learnt = await self._all(workers, "learn", source.hf_config, dtype)
+            tensors = canonical_tensors(source.hf_config)
+            unread = frozenset.intersection(*(missing for _, missing, _ in learnt))
+            layout = Layout(tensors, tuple(shard for shard, _, _ in learnt), unread)
+            hashes = set(await self._all(workers, "attach", source, layout))
+            if len(hashes) > 1:
+                raise SwapError(f"The workers of {self.name} made different plans: {', '.join(sorted(hashes))}.")
+        dtypes = {local: kind for _, _, mine in learnt for local, kind in mine.items()}
+        return Attached(layout, hashes.pop(), dtypes)
+
+    async def __call__(
+        self, version: int, hashes: Awaitable[np.ndarray], bring: Bring | None = None, resume: bool = True
+    ) -> Swapped:
+        """Bring the trainer's weights, prove them against the owners' ``hashes`` and make them usable.
+
+        ``bring`` has SGLang load full tensors before the workers' memory is proved; None: the workers pull.
+        """
+        marks = [("", time.perf_counter())]
+        await self.server.pause(self.seconds)
+        marks.append(("pause", time.perf_counter()))
+        if bring is None:
+            async with self._update(version) as workers:
+                marks.append(("begin", time.perf_counter()))
+                moved = await self._all(workers, "pull", version)
+                marks.append(("pull", time.perf_counter()))
+                await self._prove(workers, version, await hashes)
+                marks.append(("prove", time.perf_counter()))
+        else:
+            async with self._session():
+                async with self._call(None) as workers:
+                    await self._all(workers, "poison")
+                marks.append(("begin", time.perf_counter()))
+                await bring(self.server, version)
+                marks.append(("bring", time.perf_counter()))
+                async with self._call(version) as workers:
+                    moved = await self._all(workers, "digest", version)
+                    await self._prove(workers, version, await hashes)
+                marks.append(("prove", time.perf_counter()))
+        marks.append(("end", time.perf_counter()))
+        if resume:
+            await self.server.resume(self.seconds)
+            marks.append(("resume", time.perf_counter()))
+        seconds = {name: at - before for (_, before), (name, at) in pairwise(marks)}
+        seconds |= {"copy": max(took for took, _ in moved), "paused": marks[-1][1] - marks[0][1]}
+        return Swapped(sum(size for _, size in moved), seconds)
+
+    async def _prove(self, workers: list[Worker], version: int, hashes: np.ndarray) -> None:
+        """All workers, before any of them becomes usable."""
+        await self._all(workers, "verify", version, hashes)
+        await self._all(workers, "commit", version)
+
+    @asynccontextmanager
+    async def _update(self, version: int | None) -> AsyncIterator[list[Worker]]:
+        async with self._session(), self._call(version) as workers:
+            yield workers
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[None]:
+        try:
+            await self.server.begin(self.seconds)
+        except ServerError:  # one that broke off may have left a session open
+            await self.server.end(self.seconds)
+            await self.server.begin(self.seconds)
+        try:
+            yield
+        except BaseException:
+            with suppress(ServerError):
+                await self.server.end(self.seconds)
+            raise
+        await self.server.end(self.seconds)
+
+    @asynccontextmanager
+    async def _call(self, version: int | None) -> AsyncIterator[list[Worker]]:
+        """Send the workers into the hook; they wait for orders inside of the block and are let go after it."""
+        session = self.control.session()
+        call = json.dumps({"control": self.control.address, "session": session, "seconds": self.seconds})
+        update = asyncio.ensure_future(
+            self.server.update_from_tensor(
+                [(call, torch.zeros(1, dtype=torch.uint8))], self.workers, HOOK, version, self.seconds
+            )
+        )
+        update.add_done_callback(lambda _: self.control.cancel(session))
+        workers: list[Worker] = []
+        try:
+            workers = await asyncio.to_thread(self.control.collect, session, self.name, self.workers, self.seconds)
+            yield workers
+        except BaseException as error:
+            _release(workers)
+            with suppress(ServerError):
+                await update
+            if update.done() and not update.cancelled() and isinstance(error, Exception) and not workers:
+                refused = update.exception()
+                if refused is not None:
+                    raise refused from error
+            raise
+        _release(workers)
+        await update
+
+    async def _all(self, workers: list[Worker], method: str, *arguments: Any) -> list[Any]:
+        """Ask every worker at the same time; the first error after all have answered."""
+        asked = [asyncio.to_thread(w.ask, method, *arguments, seconds=self.seconds) for w in workers]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers
+
+
+def _release(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.release()

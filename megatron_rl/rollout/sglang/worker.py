@@ -1,0 +1,123 @@
+"""What runs inside every worker of an SGLang server while its weights are swapped.
+
+SGLang calls ``swap`` (``--custom-weight-loader``) in the process that holds the model. It calls rank 0 (``control``)
+and does what rank 0 asks for: learn where the model keeps the canonical tensors, pull their bytes into place, hash
+them, and make them usable. Whatever goes wrong is told to rank 0 and leaves the weights poisoned; nothing is raised,
+for an exception here would end the server without a word.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Client, Connection
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.layout import Layout, Shard
+from megatron_rl.resharding.swap import Receiver, SwapSource
+from megatron_rl.resharding.traced import fingerprint, learn
+from megatron_rl.rollout.channel import key_from_environment, parse_address
+
+METHODS = ("learn", "attach", "poison", "pull", "digest", "verify", "commit")
+_KEPT = "megatron_rl_weights"  # attribute of the model that lives from swap to swap
+
+
+class Weights:
+    """One worker's weights: what rank 0 can ask for."""
+
+    def __init__(self, model: torch.nn.Module, rank: int) -> None:
+        self.model, self.rank = model, rank
+        self.receiver: Receiver | None = None
+        self.learnt: Any = None
+        self.fingerprint = ""
+
+    def learn(self, hf_config: dict[str, Any], dtype: torch.dtype) -> tuple[Shard, frozenset[str], dict[str, str]]:
+        """Trace the model's own loading: this worker's layout, the tensors it did not take, its parameters' dtypes."""
+        self.learnt = learn(self.model, self.model.load_weights, canonical_tensors(hf_config), dtype)  # type: ignore
+        self.fingerprint = fingerprint(self.model, self.learnt.parameters)
+        dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in self.learnt.parameters.items()}
+        return self.learnt.shard, self.learnt.unread, dtypes
+
+    def attach(self, source: SwapSource, layout: Layout) -> str:
+        """Plan the way from the trainer's ranks into this worker, and poison its weights; the plan's hash."""
+        if self.receiver is not None:
+            self.receiver.close()
+        self.receiver = Receiver(layout, self.learnt.parameters, source, self.rank)
+        self.receiver.poison()
+        return self.receiver.plan_hash
+
+    def poison(self) -> None:
+        """Make the weights unusable."""
+        self._attached().poison()
+
+    def pull(self, version: int) -> tuple[float, int]:
+        """Bring the weights, still poisoned; seconds and bytes."""
+        return self._timed(lambda receiver: receiver.pull(version))
+
+    def digest(self, version: int) -> tuple[float, int]:
+        """As ``pull``, of weights that SGLang itself has loaded."""
+        return self._timed(lambda receiver: receiver.digest(version))
+
+    def verify(self, version: int, hashes: np.ndarray) -> None:
+        """Compare what landed with the owners' hashes (uint64, one per copy of the plan): SwapError."""
+        self._attached().verify(version, hashes)
+
+    def commit(self, version: int) -> None:
+        """Make the weights usable: all workers of the engine are proved."""
+        self._attached().commit(version)
+
+    def _timed(self, action: Callable[[Receiver], Any]) -> tuple[float, int]:
+        receiver = self._attached()
+        started = time.perf_counter()
+        action(receiver)
+        return time.perf_counter() - started, receiver.bytes
+
+    def _attached(self) -> Receiver:
+        if self.receiver is None:
+            raise RuntimeError("the worker is not attached to a trainer")
+        if fingerprint(self.model, self.learnt.parameters) != self.fingerprint:
+            raise RuntimeError("SGLang has moved its parameters since their layout was learnt")
+        return self.receiver
+
+
+def swap(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """The custom weight loader. ``named_tensors`` holds one entry, whose name is the call to make, as JSON."""
+    call = json.loads(named_tensors[0][0])
+    weights: Weights | None = getattr(model, _KEPT, None)
+    if weights is None:
+        weights = Weights(model, dist.get_rank())
+        setattr(model, _KEPT, weights)
+    try:
+        with Client(parse_address(call["control"]), authkey=key_from_environment()) as connection:
+            connection.send((call["session"], weights.rank))
+            _serve(weights, connection, call["seconds"])
+    except Exception:  # rank 0 sees a worker that is gone
+        logging.getLogger(__name__).exception("a swap broke off")
+        if weights.receiver is not None:
+            weights.receiver.poison()
+
+
+def _serve(weights: Weights, connection: Connection, seconds: float) -> None:
+    """Do what rank 0 asks for until it hangs up."""
+    while True:
+        if not connection.poll(seconds):
+            raise TimeoutError(f"rank 0 asked for nothing in {seconds:.0f} s")
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            if method not in METHODS:
+                raise AttributeError(f"a worker has no method {method}")
+            answer = "result", getattr(weights, method)(*arguments)
+        except Exception as error:
+            logging.getLogger(__name__).exception("%s failed", method)
+            if weights.receiver is not None:
+                weights.receiver.poison()
+            answer = "error", (type(error).__name__, str(error))
+        connection.send(answer)
