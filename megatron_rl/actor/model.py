@@ -193,5 +193,17 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             model.rotary_pos_emb = PackedRotary(frequencies, dtype)
             attention.apply_rotary_pos_emb = apply_packed_rotary
         model.to(device=platform.device(), dtype=dtype)
+        _reduce_experts(model)
         chunks.append(model)
     return chunks
+
+
+def _reduce_experts(model: PolicyModel) -> None:
+    """Have the experts' gradients summed over all ranks that hold them.
+
+    Megatron calls them dense where ``expert_parallel`` is 1 and sums them over the data-parallel ranks alone; but then
+    every tensor-parallel rank has all experts whole and sends them other tokens.
+    """
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            parameter.allreduce = False  # type: ignore[attr-defined]
