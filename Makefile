@@ -1,4 +1,5 @@
 # Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
+# `make sglang` adds SGLang to it, `make test-sglang` tests against real SGLang servers.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -12,7 +13,7 @@ INSTALL := $(PIP) install -qq --prefer-binary --no-compile -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test sglang test-sglang lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -20,6 +21,11 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+sglang: $(VENV)/installed-sglang
+
+test-sglang: $(VENV)/installed-dev $(VENV)/installed-sglang
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/sglang $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -47,4 +53,15 @@ $(VENV)/installed: $(VENV)/torch setup.py
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing what the tests need …"
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+# Without a GPU SGLang must not bring its CUDA packages along: what its servers need on a CPU, then SGLang alone. Its
+# torchvision lies apart, for the servers only: a CUDA build, which would break transformers in the other processes.
+SERVER_PACKAGES := triton xgrammar compressed-tensors torch_memory_saver sglang
+
+$(VENV)/installed-sglang: $(VENV)/installed
+	@echo "Installing SGLang (a few minutes) …"
+	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then $(INSTALL) -e '.[sglang]'; else \
+	$(INSTALL) -e '.[sglang-cpu]' && $(INSTALL) --no-deps $(SERVER_PACKAGES) \
+	&& $(INSTALL) --no-deps --upgrade --target $(VENV)/sglang-cpu torchvision; fi
 	@touch $@

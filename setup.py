@@ -6,6 +6,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+SERVED = """anthropic apache-tvm-ffi blobfile dill einops fastapi gguf interegular ipython jsonschema llguidance loguru
+    msgspec numba openai openai-harmony orjson partial-json-parser pillow prometheus_client pybase64 pydantic
+    python-multipart pyzmq requests scipy sentencepiece setproctitle soundfile tiktoken uvicorn uvloop watchfiles
+    zstandard sglang-router""".split()
 LINES = (HERE / "constraints.txt").read_text().splitlines()
 PINS = {m[1]: m[2] for line in LINES if (m := re.match(r"([A-Za-z][\w.-]*?)\s*([=<>~].*)", line))}
 
@@ -24,14 +28,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_rl", "megatron_rl.*", "recipes", "recipes.*"]),
+    package_data={"megatron_rl.rollout.sglang": ["standins/*.py", "standins/*/*.py"]},
     install_requires=[
         "torch>=2.11,<2.14",  # a GPU machine often brings its own
         *pinned("megatron-core", "transformers", "datasets", "safetensors", "numpy", "xxhash", "psutil"),
-        *pinned("omegaconf", "PyYAML", "packaging", "rich", "tensorboard", "wandb"),
+        *pinned("omegaconf", "PyYAML", "packaging", "rich", "tensorboard", "wandb", "aiohttp"),
     ],
     extras_require={
         "dev": pinned("pytest", "hypothesis", "scipy", "ruff", "mypy", "mbridge", "einops"),
-        "sglang": pinned("sglang"),
+        "sglang": pinned("sglang", "sglang-router"),
+        "sglang-cpu": pinned(*SERVED),  # `make sglang` adds SGLang itself, without its CUDA packages
         "te": pinned("transformer-engine[pytorch]"),
         "nemo": pinned("nemo-run", "leptonai"),
     },
