@@ -88,6 +88,10 @@ class Actor:
         Completions of one prompt stay together and share it where the attention can.
         """
         config = self.config
+        choices = self.arch.layers * self.arch.experts_per_token
+        for s in sequences:
+            if s.experts is not None and s.experts.shape != (len(s) - 1, choices):
+                raise ValueError(f"{len(s)} tokens came with experts {s.experts.shape}; {choices} each were expected")
         cp = config.context_parallel
         room = config.micro_batch_tokens * cp
         # Transformer Engine's attention knows whole sequences only

@@ -2,10 +2,30 @@
 
 torchvision's build on PyPI is CUDA's; on a CPU its own library does not load, and its Python part then misses two
 operators that it describes.
+
+The memory in which a server keeps the experts of every token is registered with CUDA's runtime; without one there is
+nothing to register it with.
 """
+
+from typing import Any
 
 import torch
 
 _torchvision = torch.library.Library("torchvision", "DEF")
 _torchvision.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 _torchvision.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+class _Runtime:
+    """CUDA's runtime as a server without a GPU needs it."""
+
+    @staticmethod
+    def cudaHostRegister(*_: Any) -> int:
+        return 0
+
+    @staticmethod
+    def cudaHostUnregister(*_: Any) -> int:
+        return 0
+
+
+torch.cuda.cudart = _Runtime  # type: ignore[assignment]
