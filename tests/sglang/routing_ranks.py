@@ -81,7 +81,7 @@ def main() -> None:
                     assert chosen is not None and chosen.dtype == np.int16
                     places = len(prompt) + NEW - 1, CONFIG.num_hidden_layers, CONFIG.num_experts_per_tok
                     chosen = np.sort(chosen.reshape(places), -1)
-                    assert 0 <= chosen.min() and chosen.max() < CONFIG.num_experts
+                    assert chosen.min() >= 0 and chosen.max() < CONFIG.num_experts
                     assert (chosen[..., 1:] > chosen[..., :-1]).all()  # no expert twice
             sequences = [sequence(p, c) for p, group in zip(prompts, groups, strict=True) for c in group]
             replayed = difference(actor, sequences)

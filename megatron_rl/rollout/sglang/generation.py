@@ -73,8 +73,8 @@ def _experts(meta: dict[str, Any], positions: int) -> np.ndarray:
     encoded = meta.get("routed_experts")
     if encoded is None:
         raise InputError(
-            "rollout.sglang.routing_replay=true, but a server does not say which experts it chose. Start the servers of "
-            "rollout.sglang.urls with --enable-return-routed-experts, and serve a mixture of experts."
+            "rollout.sglang.routing_replay=true, but a server does not say which experts it chose. Start the servers "
+            "of rollout.sglang.urls with --enable-return-routed-experts, and serve a mixture of experts."
         )
     chosen = np.frombuffer(base64.b64decode(encoded), dtype=np.int32)
     if not chosen.size or chosen.size % positions:
