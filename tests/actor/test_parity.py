@@ -33,11 +33,12 @@ FOUR = [
     ("llama", dict(context_parallel=2, pipeline_parallel=2, micro_batch_tokens=40)),
     ("qwen3_moe", dict(expert_parallel=2, data_parallel=4)),
     ("qwen3_moe", dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
-    (REPLAY, dict(expert_parallel=2, data_parallel=4)),
     (REPLAY, dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True, recompute="full")),
-    (REPLAY, dict(pipeline_parallel=2, data_parallel=2, micro_batch_tokens=40, recompute="full")),
     (REPLAY, dict(pipeline_parallel=2, context_parallel=2, expert_parallel=2)),
-    (REPLAY, dict(pipeline_parallel=2, virtual_pipeline=2, data_parallel=2, micro_batch_tokens=40)),
+    (
+        REPLAY,
+        dict(pipeline_parallel=2, virtual_pipeline=2, data_parallel=2, micro_batch_tokens=40, recompute="full"),
+    ),
 ]
 ONE = [
     ("qwen3", dict()),
@@ -47,7 +48,6 @@ ONE = [
     ("llama", dict()),
     ("qwen3_moe", dict()),
     (REPLAY, dict()),
-    (REPLAY, dict(micro_batch_tokens=40, recompute="full")),
 ]
 
 
