@@ -6,10 +6,43 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-SERVED = """anthropic apache-tvm-ffi blobfile dill einops fastapi gguf interegular ipython jsonschema llguidance loguru
-    msgspec numba openai openai-harmony orjson partial-json-parser pillow prometheus_client pybase64 pydantic
-    python-multipart pyzmq requests scipy sentencepiece setproctitle soundfile tiktoken uvicorn uvloop watchfiles
-    zstandard sglang-router""".split()
+SERVED = (  # what SGLang's servers import on a CPU
+    "anthropic",
+    "apache-tvm-ffi",
+    "blobfile",
+    "dill",
+    "einops",
+    "fastapi",
+    "gguf",
+    "interegular",
+    "ipython",
+    "jsonschema",
+    "llguidance",
+    "loguru",
+    "msgspec",
+    "numba",
+    "openai",
+    "openai-harmony",
+    "orjson",
+    "partial-json-parser",
+    "pillow",
+    "prometheus_client",
+    "pybase64",
+    "pydantic",
+    "python-multipart",
+    "pyzmq",
+    "requests",
+    "scipy",
+    "sentencepiece",
+    "setproctitle",
+    "soundfile",
+    "tiktoken",
+    "uvicorn",
+    "uvloop",
+    "watchfiles",
+    "zstandard",
+    "sglang-router",
+)
 LINES = (HERE / "constraints.txt").read_text().splitlines()
 PINS = {m[1]: m[2] for line in LINES if (m := re.match(r"([A-Za-z][\w.-]*?)\s*([=<>~].*)", line))}
 

@@ -15,10 +15,11 @@ from megatron_rl.actor.actor import Actor
 from megatron_rl.actor.batch import Sequence
 from megatron_rl.actor.schedule import learning_rate
 from megatron_rl.actor.swap import Swap
-from megatron_rl.algorithms.mismatch import mismatch
-from megatron_rl.algorithms.objectives import Loss, policy_loss, sft_loss
+from megatron_rl.algorithms.mismatch import alarm
 from megatron_rl.config import Config
 from megatron_rl.driver import Driver
+from megatron_rl.errors import InputError
+from megatron_rl.learn import imitation, learn
 from megatron_rl.position import Position, finish_warm_start, restore, save_if_due
 from megatron_rl.tracking.run_folder import RunFolder
 
@@ -57,6 +58,7 @@ def train(run: RunFolder, config: Config) -> None:
         metrics = learn(actor, minibatches, config, step) | swap(at.version)
         if driver and rollout:
             driver.record(at, rollout.metrics | metrics, rollout.rows)
+        watch(driver, at, config, metrics)
         if at.step == config.run.steps or (config.evaluation.every and at.step % config.evaluation.every == 0):
             evaluate(driver, at, "after RL" if at.step == config.run.steps else f"step {at.step}")
         save_if_due(run, config, actor, at, driver)
@@ -68,38 +70,14 @@ def train(run: RunFolder, config: Config) -> None:
     parallel.shutdown()
 
 
-def learn(actor: Actor, minibatches: list[list[Sequence]], config: Config, step: int) -> dict[str, float]:
-    """All optimiser steps on one rollout; returns their metrics, averaged (maxima: the largest)."""
-    algorithm, temperature = config.algorithm, config.rollout.temperature
-    packed = [actor.pack(sequences) for sequences in minibatches]
-    rollout = [batch for batches in packed for batch in batches]
-    updates = algorithm.epochs * len(packed)
-    if len(packed) > 1:  # else the first update is on-policy: its own log-probs are the old ones
-        actor.score(rollout, "old_logprobs", temperature)
-    if algorithm.kl_coef:
-        with actor.reference():
-            actor.score(rollout, "ref_logprobs", temperature)
-
-    def objective(logprobs: Any, entropy: Any, columns: dict[str, Any]) -> Loss:
-        old = columns.setdefault("old_logprobs", logprobs.detach())
-        loss, metrics = policy_loss(
-            logprobs, old, columns["advantage"], columns["weight"], algorithm, columns.get("ref_logprobs"), entropy
-        )
-        return loss, metrics | mismatch(old, columns["rollout_logprobs"], columns["weight"])
-
-    results = []
-    for i in range(updates):
-        lr = learning_rate(config.actor.optimizer, step * updates + i, config.run.steps * updates)
-        results.append(actor.update(packed[i % len(packed)], objective, lr, temperature))
-    return {
-        name: max(r[name] for r in results) if name.startswith("max_") else sum(r[name] for r in results) / updates
-        for name in results[0]
-    }
-
-
-def imitation(logprobs: Any, entropy: Any, columns: dict[str, Any]) -> Loss:
-    """The warm start's objective."""
-    return sft_loss(logprobs, columns["weight"])
+def watch(driver: Driver | None, at: Position, config: Config, metrics: dict[str, float]) -> None:
+    """Warn, or end the run on every rank, when the engine and the actor disagree."""
+    if not (wrong := alarm(metrics, config.algorithm)):
+        return
+    if config.algorithm.mismatch_action == "stop":
+        raise InputError(f"Step {at.step} stopped the run (algorithm.mismatch_action=stop): {wrong}")
+    if driver:
+        print(f"warning: step {at.step}: {wrong}", flush=True)
 
 
 def evaluate(driver: Driver | None, at: Position, label: str) -> None:

@@ -45,7 +45,11 @@ def _card(name: str, model: str, actor: ActorConfig) -> Config:
         data=DataConfig(task="multiple_choice", max_prompt_tokens=1024),
         rollout=RolloutConfig(prompts_per_step=64, group_size=5, max_new_tokens=3072),
         rewards=RewardsConfig(terms={"social_r1": 1.0}, workers=4),
-        algorithm=AlgorithmConfig(kl_coef=0.04, minibatches=4),  # mini-batches of 16 prompts
+        algorithm=AlgorithmConfig(
+            kl_coef=0.04,
+            minibatches=4,  # of 16 prompts
+            correction="truncated",  # TIS, C = 2: bfloat16 engines and actors differ by a few percent on some tokens
+        ),
         actor=actor,
         evaluation=EvaluationConfig(prompts=512),
     )

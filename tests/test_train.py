@@ -15,32 +15,31 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_rl.algorithms.config import AlgorithmConfig
+from megatron_rl.config import Config
 from megatron_rl.data.registry import make_task
 from megatron_rl.data.tokenizer import load_tokenizer, make_encoder
+from megatron_rl.errors import InputError
+from megatron_rl.position import Position
 from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.train import watch
 from tests.conftest import ROOT
 
 SMALL = [
     *("sft.steps=8", "run.steps=6", "run.save_every=2", "run.resume=auto", "evaluation.every=0"),
     *("rollout.prompts_per_step=4", "rollout.group_size=4", "evaluation.prompts=12", "tracking.wandb=off"),
-    "sft_optimizer.warmup_steps=2",
+    *("sft_optimizer.warmup_steps=2", "algorithm.mismatch_limit=1e-30"),  # the alarm goes off at each step
 ]
 HELDOUT = 12
 
 
 def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "megatron_rl.cli",
-        "train",
-        "quickstart",
-        f"run.folder={folder}",
-        f"run.name={name}",
-    ]
+    command = [sys.executable, "-m", "megatron_rl.cli", "train", "quickstart"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([*command, f"run.folder={folder}", f"run.name={name}", *SMALL], env=env, **pipes)
+    return subprocess.Popen(
+        [*command, f"run.folder={folder}", f"run.name={name}", *SMALL, *overrides], env=env, **pipes
+    )
 
 
 def start_and_wait(run: RunFolder, checkpoint: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
@@ -98,6 +97,8 @@ def test_every_step_is_recorded_and_every_swap_proved(whole: tuple[RunFolder, st
     manifest = run.manifest()
     assert manifest["plan_hash"] and manifest["data_fingerprint"] and len(manifest["attempts"]) == 1
     assert "8 weight swaps, each proved" in out
+    for step in range(1, 7):
+        assert out.count(f"warning: step {step}: the engine's log-probs differ from the actor's by engine_kl_k3=") == 1
     for part in ("before", "after SFT", "after RL", "faithful", str(run.export)):
         assert part in out
 
@@ -153,3 +154,14 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
     )
     assert ours == theirs
     assert len(run.manifest()["attempts"]) == 3
+
+
+def test_an_engine_that_disagrees_can_end_the_run() -> None:
+    """Every rank raises what the command line prints; at the limit itself, and without one, nothing happens."""
+    config = Config(algorithm=AlgorithmConfig(mismatch_limit=0.05, mismatch_action="stop"))
+    metrics = {"engine_kl_k3": 0.0625, "p99_logprob_gap": 1.5, "max_logprob_gap": 4.0}
+    with pytest.raises(InputError, match=r"Step 7 stopped the run .*engine_kl_k3=0.0625 nats .*limit is 0.05"):
+        watch(None, Position("rl", step=7), config, metrics)
+    watch(None, Position("rl", step=7), config, metrics | {"engine_kl_k3": 0.05})
+    config.algorithm.mismatch_limit = 0.0
+    watch(None, Position("rl", step=7), config, metrics)

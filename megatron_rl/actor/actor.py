@@ -20,14 +20,14 @@ from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
 from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, wrap
 from megatron_rl.actor.packing import assign, group_by_prompt
+from megatron_rl.algorithms.mismatch import percentile
 from megatron_rl.resharding.files import load_hf
 from megatron_rl.resharding.layout import ParallelSizes
 
-Objective = Callable[
-    [torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]
-]
-"""(log-probs [n], entropy [n], columns [n] each) -> (loss, metrics). Loss and metrics are this micro-batch's share of
-sums over the whole mini-batch; a metric whose name starts with ``max_`` is a maximum instead."""
+Objective = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(log-probs [n], entropy [n], their micro-batch) -> (loss, metrics). Loss and metrics are this micro-batch's share of
+sums over the whole mini-batch; a metric whose name starts with ``max_`` is a maximum instead, and one whose name starts
+with ``p99_`` has a value per token [n], not negative, of which the 99th percentile is taken."""
 
 
 def parallel_sizes(config: ActorConfig) -> ParallelSizes:
@@ -170,7 +170,7 @@ class Actor:
 
         def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
             logprobs, entropy = self._logprobs(model, batch, hidden, temperature)
-            loss, metrics = objective(logprobs, entropy, batch.columns)
+            loss, metrics = objective(logprobs, entropy, batch)
             return loss, torch.zeros((), dtype=torch.int, device=loss.device), metrics
 
         for chunk in self.wrapped:
@@ -188,20 +188,36 @@ class Actor:
         combined: dict[str, float] = {}
         if self.last_stage:
             group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+            ranked = [n for n in shares[0] if n.startswith("p99_")]
             for maximum in (False, True):
-                names = [n for n in shares[0] if n.startswith("max_") == maximum]
+                names = [n for n in shares[0] if n not in ranked and n.startswith("max_") == maximum]
                 if not names:
                     continue
                 values = torch.stack([torch.stack([s[n].detach().float() for n in names]) for s in shares])
                 total = values.amax(0) if maximum else values.sum(0)
                 dist.all_reduce(total, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=group)
                 combined.update(zip(names, total.tolist(), strict=True))
+            for name in ranked:
+                values = torch.cat([s[name] for s in shares])
+                combined[name] = percentile(values, 99, partial(_sum, group=group))
         if self.config.pipeline_parallel > 1:
             stages = parallel_state.get_pipeline_model_parallel_group()
             box = [combined]
             dist.broadcast_object_list(box, src=dist.get_process_group_ranks(stages)[-1], group=stages)
             combined = box[0]
         return combined
+
+    def sequence_sum(self, batch: MicroBatch, values: torch.Tensor) -> torch.Tensor:
+        """For every trained token the sum over its whole sequence; values [n], on the last pipeline stage.
+
+        Collective over context-parallel ranks, among which a sequence is spread.
+        """
+        if not len(batch.lengths):
+            return values
+        sums = torch.segment_reduce(values, "sum", lengths=batch.lengths)
+        if self.config.context_parallel > 1:
+            _sum(sums, parallel_state.get_context_parallel_group())
+        return sums.repeat_interleave(batch.lengths, output_size=len(values))
 
     @torch.no_grad()
     def freeze_reference(self) -> None:
@@ -227,3 +243,9 @@ class Actor:
             self._replay = True
             for p, data in zip(parameters, live, strict=True):
                 p.data = data
+
+
+def _sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """``values``, added up over the ranks of the group, in place."""
+    dist.all_reduce(values, group=group)
+    return values

@@ -61,10 +61,11 @@ class MicroBatch:
     trained: torch.Tensor  # int64 [n]: which of the t positions predict a token of non-zero weight
     targets: torch.Tensor  # int64 [n]: that token
     columns: dict[str, torch.Tensor]  # float32 [n]: its numbers
+    lengths: torch.Tensor  # int64 [s]: how many of the n are of each sequence, one after the other, on every rank alike
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
-        for name in ("inputs", "targets", "positions", "trained"):
+        for name in ("inputs", "targets", "positions", "trained", "lengths"):
             setattr(self, name, getattr(self, name).to(device))
         self.columns = {k: v.to(device) for k, v in self.columns.items()}
         for name in ("cu_seqlens_q", "cu_seqlens_kv"):
@@ -157,6 +158,7 @@ def build(
         packed=packed,
         trained=_tensor(trained, np.int64),
         columns={name: _tensor(parts, np.float32) for name, parts in kept.items()},
+        lengths=torch.tensor([len(part) for part in targets], dtype=torch.int64),
     )
 
 

@@ -10,6 +10,9 @@ CHOICES = {
     "std": ("sample", "population"),
     "aggregation": ("token-mean", "seq-mean-token-mean"),
     "kl_estimator": ("k1", "k2", "k3"),
+    "correction": ("none", "truncated", "masked"),
+    "correction_level": ("token", "sequence", "geometric"),
+    "mismatch_action": ("warn", "stop"),
 }
 RANGES: dict[str, tuple[float, float]] = {  # key: least and most, both allowed
     "clip_low": (0, 1),
@@ -18,6 +21,9 @@ RANGES: dict[str, tuple[float, float]] = {  # key: least and most, both allowed
     "entropy_coef": (-inf, inf),  # negative: a penalty
     "minibatches": (1, inf),
     "epochs": (1, inf),
+    "correction_low": (0, 1),  # a ratio of 1, the on-policy one, lies between the bounds
+    "correction_high": (1, inf),
+    "mismatch_limit": (0, inf),
 }
 SFT_RANGES: dict[str, tuple[float, float]] = {"steps": (0, inf), "batch_size": (1, inf), "prompt_weight": (0, inf)}
 
@@ -41,6 +47,26 @@ def check_algorithm(config: AlgorithmConfig, rollout: RolloutConfig) -> list[str
         found.append(
             f"algorithm.minibatches is {config.minibatches}, which does not divide rollout.prompts_per_step "
             f"({rollout.prompts_per_step}); it can be {', '.join(map(str, divisors))}."
+        )
+    return found + _correction(config)
+
+
+def _correction(config: AlgorithmConfig) -> list[str]:
+    found = []
+    if config.correction_low == config.correction_high:
+        found.append(
+            f"algorithm.correction_low and algorithm.correction_high are both {config.correction_low}: no importance "
+            "ratio lies between them; lower the first or raise the second."
+        )
+    if config.correction == "truncated" and config.correction_level == "geometric":
+        found.append(
+            "algorithm.correction_level=geometric only masks sequences; with algorithm.correction=truncated it must be "
+            "token or sequence."
+        )
+    if config.bypass and config.correction != "none":
+        found.append(
+            f"algorithm.bypass=true makes the engine's log-probs the old ones, which leaves nothing for "
+            f"algorithm.correction={config.correction} to correct; set one of them to false or none."
         )
     return found
 

@@ -18,6 +18,13 @@ class AlgorithmConfig:
     entropy_coef: float = 0.0  # weight of the entropy bonus (added to the objective)
     minibatches: int = 1  # optimiser steps per pass over the rollout, each on its own prompts
     epochs: int = 1  # passes over the rollout
+    correction: str = "none"  # engine-actor mismatch: none | truncated (TIS) | masked (IcePop, MIS: 0 beyond bounds)
+    correction_level: str = "token"  # token | sequence (product) | geometric (mean; masked only: seq-mask-tis)
+    correction_low: float = 0.0  # least importance ratio actor / engine
+    correction_high: float = 2.0  # largest; level geometric wants both near 1
+    bypass: bool = False  # take the engine's log-probs as the old ones: clipping then bounds the mismatch too
+    mismatch_limit: float = 0.1  # nats a token of engine_kl_k3, a mean: maxima grow with the batch; 0: no limit
+    mismatch_action: str = "warn"  # above the limit: warn (at each step) | stop (end the run)
 
 
 @dataclass

@@ -21,13 +21,15 @@ def policy_loss(
     config: AlgorithmConfig,
     ref_logprobs: torch.Tensor | None = None,
     entropy: torch.Tensor | None = None,
+    correction: torch.Tensor | None = None,
 ) -> Loss:
     """PPO's clipped surrogate (arXiv 1707.06347, eq. 7; separate bounds: arXiv 2503.14476) with KL and entropy terms.
 
-    loss = sum(weights * (max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef * KL - entropy_coef * entropy))
+    loss = sum(weights * (c max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef * KL - entropy_coef * entropy))
     with r = exp(logprobs - old_logprobs), the exponent clamped to +-20 as in verl's core_algos.
 
     old_logprobs: of the policy that sampled (that being trained, detached, before its first update: r = 1).
+    correction: c, the factor of the surrogate alone (``importance_weights``; a constant); 1 when it is not given.
     ref_logprobs: needed when kl_coef is not 0. entropy: needed when entropy_coef is not 0, else only reported.
     Metrics (detached scalars): loss, policy_loss, ratio, clip_fraction; kl and entropy where their inputs are given.
     """
@@ -39,6 +41,8 @@ def policy_loss(
     unclipped = -ratio * advantages
     clipped = -ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * advantages
     surrogate = torch.maximum(unclipped, clipped)
+    if correction is not None:
+        surrogate = surrogate * correction.detach()
 
     terms = {"policy_loss": surrogate, "ratio": ratio, "clip_fraction": (clipped > unclipped).to(ratio.dtype)}
     total = surrogate

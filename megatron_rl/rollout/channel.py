@@ -1,5 +1,6 @@
 """How a client and the embedded engine find and trust each other. Imports no torch."""
 
+import hashlib
 import os
 
 from megatron_rl.errors import InputError
@@ -35,3 +36,8 @@ def key_from_environment() -> bytes:
     if not key:
         raise InputError(f"the environment variable {KEY} must hold the run's key, in hexadecimal digits.")
     return key
+
+
+def api_key(key: bytes) -> str:
+    """The servers' API key of a run. It opens HTTP alone, and does not tell the run's key, which opens more."""
+    return hashlib.blake2b(key, person=b"sglang-api-key", digest_size=16).hexdigest()

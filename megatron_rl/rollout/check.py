@@ -1,6 +1,7 @@
 """Violations of the rollout's options. Imports no torch."""
 
 from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.rollout.sglang.check import check_sglang
 
 ENGINES = ("embedded", "sglang")
 AT_LEAST_ONE = ("engines", "prompts_per_step", "group_size", "max_new_tokens", "max_running", "threads")
@@ -11,6 +12,8 @@ def check_rollout(config: RolloutConfig) -> list[str]:
     found = []
     if config.engine not in ENGINES:
         found.append(f"rollout.engine is {config.engine!r}; it must be {' or '.join(ENGINES)}.")
+    if config.engine == "sglang":
+        found += check_sglang(config)
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             found.append(f"rollout.{key} is {getattr(config, key)!r}; it must be at least 1.")

@@ -45,7 +45,8 @@ def run(case: dict, out: Path) -> None:
             for i, value in zip(batch.columns["id"].long().tolist(), batch.columns["logprobs"].tolist(), strict=True):
                 scored[i] = value
 
-    def objective(logprobs, entropy, columns):
+    def objective(logprobs, entropy, batch):
+        columns = batch.columns
         loss = -(columns["weight"] * (logprobs + 0.3 * entropy)).sum()
         return loss, {
             "loss": loss,

@@ -17,8 +17,8 @@ from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 def scored(actor: Actor, sequences: list[Sequence]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Log-probs and gradients of the sequences."""
 
-    def objective(logprobs, entropy, columns):
-        loss = -(columns["weight"] * logprobs).sum()
+    def objective(logprobs, entropy, batch):
+        loss = -(batch.columns["weight"] * logprobs).sum()
         return loss, {"loss": loss}
 
     batches = actor.pack(sequences)

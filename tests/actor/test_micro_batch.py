@@ -26,6 +26,8 @@ def test_every_trained_token_is_on_one_rank(lengths: list[int], cp: int, multipl
     assert len({p.inputs.shape for p in parts}) == 1
     assert parts[0].inputs.shape[1] % multiple == 0 and parts[0].inputs.shape[1] > 0
     seen = torch.cat([p.columns["x"] for p in parts]).tolist()
+    trained = [sum(own) for own in zip(*(p.lengths.tolist() for p in parts), strict=True)]
+    assert trained == sorted((max(n - 2, 0) for n in lengths), reverse=True)  # rank by rank, longest first
     assert sorted(seen) == sorted(float(t) for s in sequences for t in s.tokens[2:])
     for part in parts:
         targets = part.targets

@@ -43,7 +43,8 @@ def run(job: dict, out: Path) -> None:
     actor.new_optimizer(SETTINGS)
     state = checkpoint.load(actor, Path(job["folder"]) / job["load"]) if job["load"] else {"step": 0}
 
-    def objective(logprobs, entropy, columns):
+    def objective(logprobs, entropy, batch):
+        columns = batch.columns
         loss = -(columns["weight"] * logprobs).sum()
         if job["kl"]:
             ratio = columns["reference"] - logprobs

@@ -37,6 +37,34 @@ def test_the_defaults_are_valid() -> None:
         ({"kl_coef": -0.04}, {}, "algorithm.kl_coef is -0.04; it must be 0 or more."),
         ({"kl_coef": nan}, {}, "algorithm.kl_coef is nan; it must be 0 or more."),
         ({"entropy_coef": inf}, {}, "algorithm.entropy_coef is inf; it must be a finite number."),
+        ({"correction": "tis"}, {}, "algorithm.correction is 'tis'; it must be none or truncated or masked."),
+        (
+            {"correction_level": "group"},
+            {},
+            "algorithm.correction_level is 'group'; it must be token or sequence or geometric.",
+        ),
+        ({"mismatch_action": "kill"}, {}, "algorithm.mismatch_action is 'kill'; it must be warn or stop."),
+        ({"mismatch_limit": -0.1}, {}, "algorithm.mismatch_limit is -0.1; it must be 0 or more."),
+        ({"correction_low": 1.5}, {}, "algorithm.correction_low is 1.5; it must be between 0 and 1."),
+        ({"correction_high": 0.5}, {}, "algorithm.correction_high is 0.5; it must be 1 or more."),
+        (
+            {"correction_low": 1.0, "correction_high": 1.0},
+            {},
+            "algorithm.correction_low and algorithm.correction_high are both 1.0: no importance ratio lies between "
+            "them; lower the first or raise the second.",
+        ),
+        (
+            {"correction": "truncated", "correction_level": "geometric"},
+            {},
+            "algorithm.correction_level=geometric only masks sequences; with algorithm.correction=truncated it must be "
+            "token or sequence.",
+        ),
+        (
+            {"correction": "masked", "bypass": True},
+            {},
+            "algorithm.bypass=true makes the engine's log-probs the old ones, which leaves nothing for "
+            "algorithm.correction=masked to correct; set one of them to false or none.",
+        ),
         ({"epochs": 0}, {}, "algorithm.epochs is 0; it must be 1 or more."),
         ({"minibatches": 0}, {}, "algorithm.minibatches is 0; it must be 1 or more."),
         (

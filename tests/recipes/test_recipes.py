@@ -56,6 +56,8 @@ def test_social_r1_follows_the_model_card(name):
     assert config.run.steps == 600
     assert config.actor.optimizer.lr == 5e-7
     assert (config.algorithm.kl_coef, config.algorithm.kl_estimator, config.algorithm.entropy_coef) == (0.04, "k3", 0.0)
+    assert (config.algorithm.correction, config.algorithm.correction_level) == ("truncated", "token")
+    assert (config.algorithm.correction_low, config.algorithm.correction_high) == (0.0, 2.0)
     assert config.rollout.group_size == 5
     assert config.rollout.prompts_per_step == 64
     assert config.rollout.prompts_per_step // config.algorithm.minibatches == 16

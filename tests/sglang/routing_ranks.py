@@ -90,8 +90,8 @@ def main() -> None:
             assert replayed < 2e-5
             assert version > 0 or free > 1e-2  # training soon tells the experts apart
 
-            def objective(logprobs, entropy, columns):
-                loss = (columns["weight"] * logprobs).sum()
+            def objective(logprobs, entropy, batch):
+                loss = (batch.columns["weight"] * logprobs).sum()
                 return loss, {"loss": loss}
 
             actor.update(actor.pack(sequences), objective, lr=3e-3, temperature=TEMPERATURE)

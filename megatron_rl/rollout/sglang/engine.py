@@ -16,11 +16,12 @@ import torch
 from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.rollout.channel import api_key
 from megatron_rl.rollout.protocol import Attached, Completion, Request, Sampling, SwapError, SwapReport
 from megatron_rl.rollout.sglang.control import Control, WorkerError
 from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
-from megatron_rl.rollout.sglang.http import Server, ServerError, api_key
+from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
 from megatron_rl.rollout.sglang.replica import Limits, Replica
 from megatron_rl.rollout.sglang.router import Router

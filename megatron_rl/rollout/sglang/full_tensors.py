@@ -121,8 +121,8 @@ def _join(port: int, world: int, group: str, backend: str) -> Any:
         [],
         distributed_c10d.Backend(backend),
         store,
-        group_name=group,
-        timeout=timedelta(seconds=_SECONDS),  # type: ignore[arg-type]
+        group_name=group,  # type: ignore[arg-type]
+        timeout=timedelta(seconds=_SECONDS),
     )
     distributed_c10d._world.pg_group_ranks[made] = {i: i for i in range(world)}
     return made

@@ -22,7 +22,7 @@ ATTEMPTS = 8  # at one completion
 _PAUSE = 0.5  # seconds before a request is sent again
 
 
-class Aborted(ServerError):
+class AbortedError(ServerError):
     """A server gave a request up."""
 
 
@@ -49,13 +49,13 @@ def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
 def completion(answer: dict[str, Any], experts: bool = False) -> Completion:
     """What /generate answered, with the chosen ``experts`` if they were asked for.
 
-    Raises Aborted for a request given up, FloatingPointError for what is not finite, InputError for a server that says
-    nothing of experts.
+    Raises AbortedError for a request given up, FloatingPointError for log-probs that are not finite, InputError for a
+    server that says nothing of experts.
     """
     meta = answer["meta_info"]
     finish = meta["finish_reason"]
     if finish is None or finish["type"] == "abort":
-        raise Aborted(f"the server gave a request up: {(finish or {}).get('message', 'no reason given')}")
+        raise AbortedError(f"the server gave a request up: {(finish or {}).get('message', 'no reason given')}")
     drawn = meta["output_token_logprobs"]
     tokens, logprobs = [int(token) for _, token, *_ in drawn], [value for value, *_ in drawn]
     if tokens != list(answer["output_ids"]):

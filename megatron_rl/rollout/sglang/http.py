@@ -1,7 +1,6 @@
 """One SGLang server's HTTP interface: the calls that a trainer makes. Imports no torch."""
 
 import base64
-import hashlib
 import json
 import pickle
 from dataclasses import dataclass
@@ -10,9 +9,7 @@ from typing import Any
 import aiohttp
 from packaging.version import Version
 
-from megatron_rl.errors import InputError
-
-OLDEST, NEWEST = Version("0.5.12"), Version("0.5.23")
+from megatron_rl.rollout.sglang.versions import supported
 
 
 class ServerError(ConnectionError):
@@ -26,20 +23,6 @@ class Abilities:
     version: str
     sessions: bool  # updates stand between /begin_weight_update and /end_weight_update (from 0.5.21)
     spans: bool  # an answer says which version drew which tokens (from 0.5.20)
-
-
-def supported(version: str) -> None:
-    """Raises InputError for a version of SGLang that is not known to work."""
-    if not OLDEST <= Version(Version(version).base_version) <= NEWEST:
-        raise InputError(
-            f"SGLang {version} is not supported: versions {OLDEST} to {NEWEST} are. "
-            f'Install one of them: pip install "sglang=={NEWEST}".'
-        )
-
-
-def api_key(key: bytes) -> str:
-    """The servers' API key of a run. It opens HTTP alone, and does not tell the run's key, which opens more."""
-    return hashlib.blake2b(key, person=b"sglang-api-key", digest_size=16).hexdigest()
 
 
 class Server:
@@ -66,7 +49,7 @@ class Server:
             content = json.loads(text) if text else None
         except ValueError:
             content = text
-        if response.status != 200 or (isinstance(content, dict) and content.get("success") is False):
+        if not 200 <= response.status < 300 or (isinstance(content, dict) and content.get("success") is False):
             raise ServerError(f"{self.url}{path} answered {response.status}: {text[:500]}")
         return content
 

@@ -15,8 +15,7 @@ import yaml
 from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.processes import tied_to_this_process
-from megatron_rl.rollout.channel import KEY
-from megatron_rl.rollout.sglang.http import api_key
+from megatron_rl.rollout.channel import KEY, api_key
 
 HOOK = "megatron_rl.rollout.sglang.worker.swap"
 STANDINS = Path(__file__).parent / "standins"

@@ -16,8 +16,8 @@ from pathlib import Path
 from megatron_rl import machine
 from megatron_rl.errors import InputError
 from megatron_rl.processes import run, tied_to_this_process
-from megatron_rl.rollout.channel import KEY, key_from_environment
-from megatron_rl.rollout.sglang.http import Server, ServerError, api_key
+from megatron_rl.rollout.channel import KEY, api_key, key_from_environment
+from megatron_rl.rollout.sglang.http import Server, ServerError
 
 _START_SECONDS = 60.0
 _LONGEST_REQUEST = 24 * 3600  # seconds; the trainer's own deadline is shorter

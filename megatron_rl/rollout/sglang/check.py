@@ -1,0 +1,84 @@
+"""Violations of the SGLang options. Imports neither torch nor SGLang."""
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from megatron_rl import machine
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.sglang import EngineSizes, engine_violations
+from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
+from megatron_rl.rollout.sglang.process import OURS
+from megatron_rl.rollout.sglang.versions import supported
+
+WAYS = ("pull", "tensor", "distributed", "disk")
+POSITIVE = ("start_seconds", "swap_seconds", "request_seconds", "health_seconds")
+
+
+def check_sglang(rollout: RolloutConfig) -> list[str]:
+    """Every violation, a sentence or two each; empty when there is none."""
+    options = rollout.sglang
+    found = _package(rollout)
+    if options.swap not in WAYS:
+        found.append(f"rollout.sglang.swap is {options.swap!r}; it must be {', '.join(WAYS[:-1])} or {WAYS[-1]}.")
+    for key in ("tensor_parallel", "expert_parallel"):
+        if getattr(options, key) < 1:
+            found.append(f"rollout.sglang.{key} is {getattr(options, key)}; it must be at least 1.")
+    for key in POSITIVE:
+        if not getattr(options, key) > 0:
+            found.append(f"rollout.sglang.{key} is {getattr(options, key)}; it must be above 0.")
+    if options.restarts < 0:
+        found.append(f"rollout.sglang.restarts is {options.restarts}; it must be 0 or more.")
+    for name in options.args:
+        if (instead := OURS.get(name.replace("-", "_"))) is not None:
+            what = f"set {instead}" if instead else "the trainer sets it itself"
+            found.append(f"rollout.sglang.args.{name} cannot be given: {what}.")
+    return found + _addresses(options, rollout.engines)
+
+
+def check_sglang_model(options: SGLangConfig, hf_config: Mapping[str, Any]) -> list[str]:
+    """Why the servers cannot shard the model this way."""
+    sizes = EngineSizes(tensor=options.tensor_parallel, expert=options.expert_parallel)
+    return [problem.replace("engine.", "rollout.sglang.") for problem in engine_violations(hf_config, sizes)]
+
+
+def _package(rollout: RolloutConfig) -> list[str]:
+    if rollout.sglang.urls:
+        return []  # the servers' own installation
+    version = machine.installed("sglang")
+    if version is None:
+        return [
+            'rollout.engine=sglang, but SGLang is not installed: pip install "megatron-rl[sglang]" on a machine with a '
+            "GPU, `make sglang` without one; or give rollout.sglang.urls of servers that run elsewhere."
+        ]
+    try:
+        supported(version)
+    except InputError as error:
+        return [str(error)]
+    if rollout.engines > 1 and machine.installed("sglang-router") is None:
+        return ['More than one engine needs sglang-router, which is not installed: pip install "megatron-rl[sglang]".']
+    return []
+
+
+def _addresses(options: SGLangConfig, engines: int) -> list[str]:
+    found = []
+    for url in filter(None, (part.strip() for part in options.urls.split(","))):
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
+            found.append(f"rollout.sglang.urls: {url!r} is no server's address; write http://host:port.")
+    if options.urls or not options.port:
+        return found
+    if not 0 < options.port <= 65536 - engines:
+        return [*found, f"rollout.sglang.port is {options.port}; it must be 0 or a port of 1 to {65536 - engines}."]
+    for port in range(options.port, options.port + engines):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                found.append(
+                    f"rollout.sglang.port={options.port}: port {port} cannot be used ({error.strerror}). Choose "
+                    "another, or 0 for free ones."
+                )
+    return found
