@@ -195,6 +195,11 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             attention.apply_rotary_pos_emb = apply_packed_rotary
         if arch.experts:
             replay_routing(model)
+            # Tensor-parallel ranks hold whole experts and see different tokens: their gradients are added up in the
+            # experts' own data-parallel group, which Megatron does by itself with expert parallelism only.
+            for name, parameter in model.named_parameters():
+                if ".experts." in name:
+                    parameter.allreduce = False
         model.to(device=platform.device(), dtype=dtype)
         chunks.append(model)
     return chunks

@@ -32,6 +32,7 @@ FOUR = [
     ("llama", dict(tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
     ("llama", dict(context_parallel=2, pipeline_parallel=2, micro_batch_tokens=40)),
     ("qwen3_moe", dict(expert_parallel=2, data_parallel=4)),
+    ("qwen3_moe", dict(tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
     ("qwen3_moe", dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
     (REPLAY, dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True, recompute="full")),
     (REPLAY, dict(pipeline_parallel=2, context_parallel=2, expert_parallel=2)),
