@@ -1,4 +1,4 @@
-"""The command line: megatron-rl train | check | plan | recipes | options | convert."""
+"""The command line: megatron-rl train | check | plan | recipes | options | convert | serve."""
 
 import argparse
 import sys
@@ -86,6 +86,12 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         from megatron_rl.resharding.convert.options import add_commands
 
         add_commands(convert)
+    text = "serve a trained policy with SGLang: OpenAI's API"
+    serving = commands.add_parser("serve", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    if chosen == "serve":
+        from megatron_rl.rollout.sglang import serve
+
+        serve.add_arguments(serving)
     return parser
 
 

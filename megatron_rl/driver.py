@@ -1,6 +1,7 @@
 """What rank 0 does besides training: draw prompts, have them completed and scored, build batches, keep the records."""
 
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import numpy as np
 import xxhash
 
 from megatron_rl.actor.batch import Sequence
+from megatron_rl.ahead import Ahead
 from megatron_rl.algorithms.advantages import group_advantages
 from megatron_rl.algorithms.aggregation import token_weights
 from megatron_rl.config import Config
@@ -36,6 +38,7 @@ class Batch:
     """One rollout, ready for training: mini-batches of sequences, one optimiser step each per epoch."""
 
     minibatches: list[list[Sequence]]
+    versions: list[tuple[int, int]]  # of the weights, and how many tokens they drew
     metrics: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)  # completions with their rewards, for the record
 
@@ -60,6 +63,8 @@ class Driver:
         self.heldout = list(self.task.heldout[: config.evaluation.prompts])
         self.rewards = RewardPool(config.rewards)
         self.engine = _engine(config, run)
+        self.rollouts = Ahead(self.collect, config.rollout.staleness, config.run.steps)
+        self._scoring = threading.Lock()
 
     def begin(self, at: "Position", plan_hash: str) -> None:
         """Open the records where the run continues."""
@@ -152,6 +157,20 @@ class Driver:
         ]
         return list(zip(samples, self.rewards.score(samples), strict=True))
 
+    def take(self, at: "Position") -> Batch:
+        """The rollout for the step after ``at``: made now, or begun up to rollout.staleness steps ago."""
+        batch = self.rollouts.take(at.step)
+        self.engine.release()
+        versions = np.array([[at.version - version, count] for version, count in batch.versions])
+        batch.metrics["staleness"] = float((versions[:, 0] * versions[:, 1]).sum() / versions[:, 1].sum())
+        batch.metrics["staleness_max"] = float(versions[:, 0].max())
+        return batch
+
+    def before_swap(self) -> None:
+        """Unless completions may be interrupted, wait for those that are under way."""
+        if not self.config.rollout.in_flight:
+            self.rollouts.finish()
+
     def collect(self, step: int) -> Batch:
         """One rollout of the present policy: prompts, completions, rewards, advantages, mini-batches."""
         rollout, algorithm = self.config.rollout, self.config.algorithm
@@ -160,9 +179,9 @@ class Driver:
         replay = rollout.sglang.routing_replay
         groups = self.generate(examples, rollout.group_size, rollout.temperature, f"rl/{step}", replay)
         generated = time.perf_counter()
-        scored = self.score(examples, groups, step)
+        with self._scoring:
+            scored = self.score(examples, groups, step)
         finished = time.perf_counter()
-        self.engine.release()
         rewards = np.array([s.reward for _, s in scored]).reshape(len(examples), rollout.group_size)
         advantages = group_advantages(rewards, algorithm.std, algorithm.std_eps)
         size = len(examples) // algorithm.minibatches
@@ -172,7 +191,8 @@ class Driver:
         ]
         metrics = self._metrics(examples, groups, scored, rewards)
         metrics |= {"time/generate": generated - started, "time/reward": finished - generated}
-        return Batch(minibatches, metrics, self._rows(groups, scored, advantages))
+        versions = [span for group in groups for completion in group for span in completion.versions]
+        return Batch(minibatches, versions, metrics, self._rows(groups, scored, advantages))
 
     def sequences(
         self, examples: list[Example], groups: list[list[Completion]], advantages: np.ndarray

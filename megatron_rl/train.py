@@ -52,10 +52,13 @@ def train(run: RunFolder, config: Config) -> None:
         finish_warm_start(run, config, actor, swap, at, driver)
 
     for step in range(at.step, config.run.steps):
-        rollout = driver.collect(step) if driver else None
+        rollout = driver.take(at) if driver else None
         minibatches: list[list[Sequence]] = share(rollout and rollout.minibatches)
         at.step, at.version = step + 1, at.version + 1
-        metrics = learn(actor, minibatches, config, step) | swap(at.version)
+        metrics = learn(actor, minibatches, config, step)
+        if driver:
+            driver.before_swap()
+        metrics |= swap(at.version)
         if driver and rollout:
             driver.record(at, rollout.metrics | metrics, rollout.rows)
         watch(driver, at, config, metrics)

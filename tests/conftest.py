@@ -25,7 +25,7 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
 
     def run(script: Path, world: int, *args: object, timeout: float = 300) -> None:
         env = os.environ | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),

@@ -57,9 +57,19 @@ def test_override(base: str, override: str, room, value: object) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("actor.tensr_parallel=2", ["actor.tensr_parallel=2", "did you mean actor.tensor_parallel?", "data_parallel"]),
+        (
+            "actor.tensr_parallel=2",
+            [
+                "actor.tensr_parallel=2",
+                "did you mean actor.tensor_parallel?",
+                "data_parallel",
+            ],
+        ),
         ("actor.optimizer.beta=2", ["did you mean actor.optimizer.beta2?", "actor.optimizer has lr, beta1, beta2"]),
-        ("tensor_parallel=2", ["did you mean actor.tensor_parallel?", "run, model, data"]),
+        (
+            "tensor_parallel=2",
+            ["did you mean actor.tensor_parallel or rollout.sglang.", "run, model, data"],
+        ),
         ("lr=3", ["actor.optimizer.lr", "sft_optimizer.lr"]),
         ("runn.steps=3", ["did you mean run.steps?"]),
         ("run.steps=1.5", ["run.steps=1.5", "a whole number", "1.5"]),

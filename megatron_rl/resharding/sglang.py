@@ -3,7 +3,9 @@
 Follows SGLang 0.5.21's modules for unquantised weights: q, k and v stand one below the other in ``qkv_proj``, gate and
 up in ``gate_up_proj``, a layer's experts are stacked in ``w13_weight`` and ``w2_weight``, latent attention's two
 down-projections are one matrix on every worker. Shared experts are modules of their own
-(``--disable-shared-experts-fusion``, or expert parallelism). Imports no torch.
+(``--disable-shared-experts-fusion``, or expert parallelism). What SGLang derives from its parameters (latent
+attention's ``w_kc`` and ``w_vc``) is not listed. Plans on paper use this table; a running engine's layout is learnt
+(``traced``). Imports no torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,7 @@ _FUSED = {  # the last parts of Hugging Face's names -> SGLang's
     "mlp.gate_proj.": "mlp.gate_up_proj.",
     "mlp.shared_experts.gate_proj.": "mlp.shared_experts.gate_up_proj.",
 }
+_HEAD_ON_ALL = ("llama", "mistral", "qwen3_moe", "glm4_moe")  # every stage builds and loads their untied head
 _LATENT = "self_attn.fused_qkv_a_proj_with_mqa."  # q_a_proj above kv_a_proj_with_mqa
 
 
@@ -106,6 +109,9 @@ class _Engine:
                 continue
             embedding = EMBEDDING in instance.parts
             stage = stage_of[instance.layer] if instance.layer >= 0 else 0 if embedding else last
+            if HEAD in instance.parts and found.model_type in _HEAD_ON_ALL:
+                for before in self.stages[:-1]:
+                    before.append((HEAD, instance))
             self.stages[stage].append((_local(instance, "q_lora" in numbers), instance))
             if embedding and tied(hf_config) and last > 0:
                 self.stages[last].append((HEAD, instance))

@@ -79,8 +79,8 @@ def _collect(memory: Memory, tensors: Mapping[str, TensorSpec], dtypes: Mapping[
         parameters[holder.name] = tensor.detach().as_strided(holder.index, row_major(holder.index))
         found = []
         for box in boxes:
-            _check_dtypes(holder, box, dtypes)
             if box.tensor:
+                _check_dtypes(holder, box, dtypes)
                 found += _segments(holder, box, tensors[box.tensor])
             else:
                 padding += _padding(holder, box)

@@ -7,13 +7,13 @@ is followed through meta tensors. Everything else that reads or writes a weight 
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from math import prod
 from typing import Any, NoReturn
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.holders import Box, Holder, View, carry, fill
@@ -24,18 +24,29 @@ aten = torch.ops.aten
 _SHAPE_ONLY = (aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.new_empty, aten.new_zeros)
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    """The tensors among arguments or results, and in lists of them."""
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
-    """The arguments that an operation changes."""
-    named = ((a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments))
-    return [value for a, value in named if a.alias_info and a.alias_info.is_write]
+@cache
+def _effects(func: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
+    """Positions and names of the arguments that an operation changes, and whether its results are views."""
+    arguments = enumerate(func._schema.arguments)
+    written = tuple((i, a.name) for i, a in arguments if a.alias_info and a.alias_info.is_write)
+    return written, any(r.alias_info for r in func._schema.returns)
 
 
 def _memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
     """The tensor's extents, largest stride first: the index space of its memory."""
+    if tensor.is_contiguous():
+        return tuple(tensor.shape) or (1,)
     return tuple(n for _, n in sorted(zip(tensor.stride(), tensor.shape, strict=True), reverse=True)) or (1,)
 
 
@@ -109,7 +120,7 @@ class Memory:
             return
         index = _memory_order(tensor)
         reach = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        dense = reach == tensor.numel()
+        dense = _steps(index, row_major(index)) == _steps(tensor.shape, tensor.stride())
         start = tensor.data_ptr()
         end = start + reach * tensor.element_size()
         at = bisect_right(self._starts, start)
@@ -157,6 +168,10 @@ class Memory:
         return holder, View((address - whole.data_ptr()) // whole.element_size(), shape, steps)
 
 
+def _steps(shape: Iterable[int], strides: Iterable[int]) -> list[tuple[int, int]]:
+    return sorted((step, n) for n, step in zip(shape, strides, strict=True) if n > 1)
+
+
 class Trace(TorchDispatchMode):
     """Notes copies between the tensors of a ``Memory``. ``current`` is the canonical tensor now being loaded."""
 
@@ -166,7 +181,7 @@ class Trace(TorchDispatchMode):
         self.current = ""
         self._numbers: dict[float, torch.Tensor] = {}  # what .item() gave out -> the element it stands for
         self._fresh: dict[int, torch.Tensor] = {}  # made during the trace, by storage
-        self._noted = {
+        self._noted: dict[Any, Callable[..., Any]] = {
             aten.copy_: self._copy,
             aten.fill_: self._fill,
             aten.zero_: self._fill,
@@ -177,23 +192,28 @@ class Trace(TorchDispatchMode):
             aten._local_scalar_dense: self._item,
         }
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to tell torch.compile so would import it, which takes seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        weights = [t for t in _tensors((args, kwargs)) if self._weight(t)]
+        changes, view = _effects(func)
+        if view and not changes:
+            return func(*args, **kwargs)
+        written = _tensors(args[i] if i < len(args) else kwargs.get(name) for i, name in changes)
+        weights = [t for t in _tensors((*args, *kwargs.values())) if self._weight(t)]
         noted = self._noted.get(func.overloadpacket)
-        written = _tensors(_written(func, args, kwargs))
         if noted is not None and (weights or written):
             return noted(func, *args, **kwargs)
-        view = any(r.alias_info for r in func._schema.returns)
         for tensor in written:
             if weights or not self._is_fresh(tensor):
                 self._refuse(func, tensor)
-        if weights and not view and func.overloadpacket not in _SHAPE_ONLY:
+        if weights and func.overloadpacket not in _SHAPE_ONLY:
             self._refuse(func, weights[0])
         result = func(*args, **kwargs)
-        if not view:
-            for tensor in _tensors(result):
-                self._fresh[tensor.untyped_storage()._cdata] = tensor
+        for tensor in _tensors([result]) if not changes else ():
+            self._fresh[tensor.untyped_storage()._cdata] = tensor
         return result
 
     def _weight(self, tensor: torch.Tensor) -> tuple[Holder, View] | None:
@@ -249,6 +269,8 @@ class Trace(TorchDispatchMode):
         if found is None:
             self._constant(func, source)
             fill(holder, place)
+        elif found[0].dtype != source.dtype:
+            self._refuse(func, source)
         else:
             view = found[1]._replace(shape=place.shape, steps=source.expand(target.shape).stride())
             if not carry(found[0], view, holder, place):

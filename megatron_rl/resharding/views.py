@@ -5,6 +5,7 @@ stays that; what it covers of the array's index space is one box or several.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from megatron_rl.resharding.layout import merged, row_major
@@ -32,10 +33,17 @@ def pieces(index: Ints, offset: int, shape: Ints, steps: Ints, other: int, strid
     order = sorted(range(len(shape)), key=lambda i: -steps[i])
     extents, (step, stride) = merged(*(tuple(x[i] for i in order) for x in (shape, steps, strides)))
     dims = tuple(d for d in zip(extents, step, stride, strict=True) if d[0] > 1)
-    return _pieces(index, row_major(index), offset, dims, other)
+    for piece in _pieces(index, row_major(index), offset, dims):
+        yield piece._replace(offset=other + piece.offset)
 
 
-def _pieces(index: Ints, widths: Ints, offset: int, dims: Dims, other: int) -> Iterator[Piece]:
+@lru_cache(maxsize=1 << 14)
+def _pieces(index: Ints, widths: Ints, offset: int, dims: Dims) -> tuple[Piece, ...]:
+    """As ``pieces`` of dimensions as few as can be, and with 0 for ``other``."""
+    return tuple(_cut(index, widths, offset, dims, 0))
+
+
+def _cut(index: Ints, widths: Ints, offset: int, dims: Dims, other: int) -> Iterator[Piece]:
     start, rest = [], offset
     for width in widths:
         digit, rest = divmod(rest, width)
@@ -46,7 +54,7 @@ def _pieces(index: Ints, widths: Ints, offset: int, dims: Dims, other: int) -> I
         k = next((i for i, width in enumerate(widths) if index[i] > 1 and width == step), -1)
         if k < 0 or strides[k] is not None:
             for j in range(extent):
-                yield from _pieces(index, widths, offset + j * step, dims[:n] + dims[n + 1 :], other + j * stride)
+                yield from _cut(index, widths, offset + j * step, dims[:n] + dims[n + 1 :], other + j * stride)
             return
         if start[k] + extent > index[k]:  # it carries into the dimension before
             yield from _carried(index, widths, offset, dims, other, n, start[k], index[k])
@@ -62,7 +70,7 @@ def _pieces(index: Ints, widths: Ints, offset: int, dims: Dims, other: int) -> I
 def _carried(
     index: Ints, widths: Ints, offset: int, dims: Dims, other: int, n: int, digit: int, size: int
 ) -> Iterator[Piece]:
-    """The pieces of a view whose dimension ``n`` begins at ``digit`` of an index dimension of ``size``, and leaves it."""
+    """The pieces of a view whose dimension ``n`` begins at ``digit`` of an index dimension of ``size`` and goes on."""
     extent, step, stride = dims[n]
     head = -digit % size
     whole, tail = divmod(extent - head, size)
@@ -74,5 +82,5 @@ def _carried(
         if count:
             inner = tuple(sorted((*dims[:n], *part, *dims[n + 1 :]), key=lambda d: -d[1]))
             kept = tuple(d for d in inner if d[0] > 1)
-            yield from _pieces(index, widths, offset + done * step, kept, other + done * stride)
+            yield from _cut(index, widths, offset + done * step, kept, other + done * stride)
         done += count

@@ -14,6 +14,12 @@ def check_rollout(config: RolloutConfig) -> list[str]:
         found.append(f"rollout.engine is {config.engine!r}; it must be {' or '.join(ENGINES)}.")
     if config.engine == "sglang":
         found += check_sglang(config)
+    if config.staleness < 0:
+        found.append(f"rollout.staleness is {config.staleness}; it must be 0 (synchronous) or more.")
+    if config.in_flight and (not config.staleness or config.engine != "sglang"):
+        found.append("rollout.in_flight=true needs rollout.staleness of 1 or more and rollout.engine=sglang.")
+    if config.staleness and config.engine == "sglang" and config.sglang.colocated:
+        found.append("rollout.sglang.colocated=true needs rollout.staleness=0: a GPU cannot do both at once.")
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             found.append(f"rollout.{key} is {getattr(config, key)!r}; it must be at least 1.")

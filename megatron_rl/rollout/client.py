@@ -73,7 +73,7 @@ class EmbeddedEngine:
         return self._call("generate", requests, sampling)
 
     def release(self) -> None:
-        """Nothing: the embedded engine keeps its memory."""
+        """Nothing: the embedded engine keeps its memory, and takes weights in swaps only."""
 
     def health(self) -> dict[str, Any]:
         """``pid``, ``weight_version`` (-1: poisoned) and ``resident_bytes``."""

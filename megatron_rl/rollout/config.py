@@ -12,9 +12,7 @@ class SGLangConfig:
     port: int = 0  # of the first server that is started here, the next ones follow; 0: free ones
     tensor_parallel: int = 1  # workers that share every matrix
     expert_parallel: int = 1  # groups of the workers that share the experts
-    swap: str = (
-        "pull"  # pull (workers take their bytes) | tensor | distributed | disk (SGLang's own ways, full tensors)
-    )
+    swap: str = "pull"  # pull (workers take their own bytes) | tensor | distributed | disk (full tensors)
     colocated: bool = False  # trainer and engines share GPUs: engines give back their memory while the actor trains
     start_seconds: float = 900.0  # a server must be ready by then
     swap_seconds: float = 600.0  # a swap must be complete by then
@@ -38,6 +36,8 @@ class RolloutConfig:
     top_p: float = 1.0  # nucleus sampling; 1 keeps all tokens
     top_k: int = 0  # keep the k most likely tokens; 0 keeps all
     ignore_eos: bool = False  # always generate max_new_tokens (benchmarks)
+    staleness: int = 0  # steps by which weights that sample may be older than those that are trained; 0: synchronous
+    in_flight: bool = False  # a swap interrupts completions, which go on with the new weights; else it waits for them
     max_running: int = 256  # sequences decoded at the same time by one engine
     threads: int = 1  # CPU threads per engine
     sglang: SGLangConfig = field(default_factory=SGLangConfig)

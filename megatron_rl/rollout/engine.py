@@ -84,7 +84,7 @@ class TransformersEngine:
         return {"pid": os.getpid(), "weight_version": self.version, "resident_bytes": resident}
 
     def release(self) -> None:
-        """Nothing: the embedded engine keeps its memory."""
+        """Nothing: the embedded engine keeps its memory, and takes weights in swaps only."""
 
     def stop(self) -> None:
         """Let go of the ranks' memory."""

@@ -92,7 +92,7 @@ class Engine(Protocol):
         """Completions in the order of the requests and of their seeds."""
 
     def release(self) -> None:
-        """Give back the memory that the trainer needs until the next swap, where engine and trainer share a GPU."""
+        """The trainer goes on: its weights change until the next swap, and on a shared GPU it needs the memory."""
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version, resident memory in bytes."""

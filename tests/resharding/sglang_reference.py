@@ -84,11 +84,13 @@ def sglang_shards(hf: Tensors, config: dict[str, Any], sizes: EngineSizes) -> li
                 found["model.embed_tokens.weight"] = embedding
             for number in numbers:
                 found |= _layer(hf, config, sizes, number, index)
-            if stage == sizes.pipeline - 1:
+            last, own = stage == sizes.pipeline - 1, not config["tie_word_embeddings"]
+            # the modules of the other families put a placeholder there before the last stage
+            if own and (last or config["model_type"] in ("llama", "mistral", "qwen3_moe", "glm4_moe")):
+                found["lm_head.weight"] = _padded(hf["lm_head.weight"], sizes.tensor, index)
+            if last:
                 found["model.norm.weight"] = hf["model.norm.weight"]
-                if not config["tie_word_embeddings"]:
-                    found["lm_head.weight"] = _padded(hf["lm_head.weight"], sizes.tensor, index)
-                elif sizes.pipeline > 1:
+                if not own and sizes.pipeline > 1:
                     found["lm_head.weight"] = embedding
             workers.append({name: tensor.contiguous() for name, tensor in found.items()})
     return workers * sizes.data

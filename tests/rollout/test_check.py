@@ -18,7 +18,7 @@ def test_the_defaults_are_valid():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("engine", "sglang"),
+        ("engine", "vllm"),
         ("engines", 0),
         ("prompts_per_step", 0),
         ("group_size", -1),
@@ -31,6 +31,7 @@ def test_the_defaults_are_valid():
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("top_k", -1),
+        ("staleness", -1),
     ],
 )
 def test_a_violation_names_its_key_and_value(key, value):

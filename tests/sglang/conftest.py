@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
@@ -63,7 +64,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tu
     return get
 
 
-def configuration(engines: int = 1, **options: object) -> Config:
+def configuration(engines: int = 1, **options: Any) -> Config:
     """For the tests' models: small, impatient with what hangs."""
     config = Config()
     config.model.dtype = "float32"

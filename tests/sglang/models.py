@@ -1,12 +1,17 @@
 """Small models of every family as folders on disk, that SGLang can build on a CPU."""
 
+import itertools
 import json
+import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.megatron import layout_violations
 from tests.resharding.reference import hf_tensors
 
 _COMMON: dict[str, Any] = {
@@ -86,11 +91,19 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_model(folder: Path, name: str, trainer: dict[str, int]) -> None:
-    """A folder with random weights (bfloat16; the router's bias float32) and the trainer's parallel sizes."""
+EXPERTS = [name for name, config in MODELS.items() if "moe_intermediate_size" in config]
+
+
+def write_model(folder: Path, name: str, draw: random.Random) -> None:
+    """A folder with random weights (bfloat16; the router's bias float32) and parallel sizes of a trainer."""
     config = _COMMON | MODELS[name]
+    choices = (
+        ParallelSizes(tensor, pipeline, data=2, expert=expert)
+        for tensor, pipeline, expert in itertools.product((1, 2, 4), (1, 2), (1, 2, 4))
+    )
+    trainer = draw.choice([sizes for sizes in choices if not layout_violations(config, sizes)])
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "megatron.json").write_text(json.dumps(trainer))
+    (folder / "megatron.json").write_text(json.dumps(asdict(trainer)))
     tensors = {n: t if n.endswith("_bias") else t.to(torch.bfloat16) for n, t in hf_tensors(config, tags=False).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,16 +1,15 @@
 """Builds real SGLang models, each loaded by SGLang itself, and asserts that their layout is learnt and can be pulled.
 
-argv: folder, tensor-parallel size, expert-parallel size. Each folder inside is a model: config.json, model.safetensors
+argv: folder, tensor-, expert- and pipeline-parallel size. Each folder inside is a model: config.json, model.safetensors
 with its tensors, megatron.json with the sizes of the trainer to pull from. Under the environment of torch.distributed.
 """
 
 import json
+import math
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from sglang.srt.server_args import ServerArgs
 
 from megatron_rl.resharding.execute import pull
 from megatron_rl.resharding.families import canonical_tensors
-from megatron_rl.resharding.layout import Layout, ParallelSizes, Shard
+from megatron_rl.resharding.layout import Layout, ParallelSizes, Shard, TensorSpec
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
@@ -38,14 +37,15 @@ RANK = int(os.environ["RANK"])
 DTYPE = torch.bfloat16
 
 
-def build(folder: Path, tensor: int, expert: int, first: bool) -> torch.nn.Module:
+def build(folder: Path, sizes: EngineSizes, first: bool) -> torch.nn.Module:
     """One worker's model, its weights read by SGLang from the folder."""
     args = ServerArgs(
         model_path=str(folder),
         device="cpu",
         dtype="bfloat16",
-        tp_size=tensor,
-        ep_size=expert,
+        tp_size=sizes.tensor,
+        ep_size=sizes.expert,
+        pp_size=sizes.pipeline,
         attention_backend="torch_native",
         disable_shared_experts_fusion=True,
         skip_tokenizer_init=True,
@@ -58,82 +58,74 @@ def build(folder: Path, tensor: int, expert: int, first: bool) -> torch.nn.Modul
         port = int(os.environ["MASTER_PORT"])
         bootstrap.init_parallel_runtime(server_args=args, device=get_device().device, dist_port=port)
     bootstrap.init_layer_runtime(model_config=config)
-    load = LoadConfig(load_format="safetensors")
-    loader = get_model_loader(load, config)
+    loader = get_model_loader(LoadConfig(load_format="safetensors"), config)
     return loader.load_model(model_config=config, device_config=DeviceConfig("cpu", RANK))
 
 
-def places(shard: Shard, local: str, numbers: dict[str, int], config_tensors: dict[str, Any]) -> np.ndarray:
-    """For every element of a local tensor: tensor number and flat position in the tensor, -1 for padding."""
-    size = int(np.prod(shard.locals[local]))
-    found = np.full((size, 2), -1, dtype=np.int64)
+def places(shard: Shard, tensors: dict[str, TensorSpec]) -> dict[str, np.ndarray]:
+    """Local name -> [elements, 2]: number and flat position of the canonical tensor's element; -1 for padding."""
+    numbers = {name: i for i, name in enumerate(tensors)}
+    found = {n: np.full((math.prod(shape), 2), -1, dtype=np.int64) for n, shape in shard.locals.items()}
     for s in shard.segments:
-        if s.local != local:
-            continue
-        index = config_tensors[s.tensor].index
+        index = tensors[s.tensor].index
         grid = np.indices(s.shape).reshape(len(index), -1)
         at = s.offset + sum(g * step for g, step in zip(grid, s.strides, strict=True))
+        assert (found[s.local][at] == -1).all()
         canonical = np.ravel_multi_index([g + b for g, b in zip(grid, s.start, strict=True)], index)
-        assert (found[at, 0] == -1).all()
-        found[at, 0], found[at, 1] = numbers[s.tensor], canonical
+        found[s.local][at] = np.stack([np.full_like(canonical, numbers[s.tensor]), canonical], axis=1)
     return found
 
 
-def compare(learnt: Learnt, static: Shard, tensors: dict[str, Any], config: dict[str, Any]) -> None:
-    """Element by element, what was learnt and what the table says."""
-    numbers = {name: i for i, name in enumerate(tensors)}
-    derived = {name for name in learnt.shard.locals if name.endswith((".w_kc", ".w_vc"))}
-    assert learnt.shard.locals.keys() - derived == static.locals.keys()
-    for local, shape in static.locals.items():
-        assert learnt.shard.locals[local] == shape, (local, shape, learnt.shard.locals[local])
-        a, b = (places(shard, local, numbers, tensors) for shard in (learnt.shard, static))
-        assert (a == b).all(), local
+def compare(learnt: Learnt, table: Shard, tensors: dict[str, TensorSpec]) -> None:
+    """Element by element, what was learnt and what the table of SGLang's parameters says."""
+    found, expected = places(learnt.shard, tensors), places(table, tensors)
+    derived = {name for name in found if name.endswith((".w_kc", ".w_vc"))}  # latent attention's, no parameters
+    assert len(derived) == 2 * sum(name.endswith("kv_b_proj.weight") for name in expected)
+    assert found.keys() - derived == expected.keys(), (found.keys() - derived) ^ expected.keys()
+    for local, elements in expected.items():
+        assert learnt.shard.locals[local] == table.locals[local], local
+        assert (found[local] == elements).all(), local
 
 
-def check(folder: Path, tensor: int, expert: int, first: bool) -> str:
+def check(folder: Path, engine: EngineSizes, first: bool) -> str:
     config = json.loads((folder / "config.json").read_text())
-    model = build(folder, tensor, expert, first)
     tensors = canonical_tensors(config)
-    before = {name: p.detach().clone() for name, p in model.state_dict().items()}
+    model = build(folder, engine, first)
+    loaded = {name: p.clone() for name, p in model.state_dict().items()}
     address = fingerprint(model)
     began = time.perf_counter()
     learnt = learn(model, model.load_weights, tensors, DTYPE)
     seconds = time.perf_counter() - began
     assert fingerprint(model) == address
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert all(torch.equal(p, loaded[name]) for name, p in model.state_dict().items())
+    compare(learnt, sglang_layout(config, engine).ranks[RANK], tensors)
 
-    static = sglang_layout(config, EngineSizes(tensor=tensor, expert=expert))
-    compare(learnt, static.ranks[RANK], tensors, config)
-
-    sizes = ParallelSizes(**json.loads((folder / "megatron.json").read_text()))
-    source = megatron_layout(config, sizes)
-    ranks = megatron_shards(load_file(folder / "model.safetensors"), config, sizes)
-    unused = learnt.unread
-    plan_source = replace(source, unused=frozenset())
-    destination = Layout(dict(tensors), (learnt.shard,), unused)
-    plan = make_plan(plan_source, destination)
-    prove(plan, plan_source, destination)
-    snapshot = {name: p.clone() for name, p in learnt.parameters.items()}
-    for name, parameter in learnt.parameters.items():
-        p = parameter.view(-1)
-        padding = [(x.offset, x.size) for x in learnt.shard.padding if x.local == name]
-        kept = [p[a : a + n].clone() for a, n in padding]
+    trainer = ParallelSizes(**json.loads((folder / "megatron.json").read_text()))
+    source = megatron_layout(config, trainer)
+    destination = Layout(tensors, (learnt.shard,), learnt.unread)
+    plan = make_plan(source, destination)
+    prove(plan, source, destination)
+    held = megatron_shards(load_file(folder / "model.safetensors"), config, trainer)
+    here = {name: p.view(-1) for name, p in learnt.parameters.items()}
+    expected = {name: p.clone() for name, p in here.items()}
+    for p in here.values():
         p.fill_(torch.nan)
-        for (a, n), values in zip(padding, kept, strict=True):
-            p[a : a + n] = values
-    flat = {(r, name): t.flatten() for r, held in enumerate(ranks) for name, t in held.items()}
-    pull(plan.copies, flat, {name: p.view(-1) for name, p in learnt.parameters.items()})
-    for name, p in learnt.parameters.items():
-        assert torch.equal(p.view(torch.uint8), snapshot[name].view(torch.uint8)), name
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    for x in learnt.shard.padding:
+        here[x.local][x.offset : x.offset + x.size] = 0
+    pull(plan.copies, {(r, name): t.flatten() for r, rank in enumerate(held) for name, t in rank.items()}, here)
+    for name, p in here.items():
+        assert torch.equal(p.view(torch.uint8), expected[name].view(torch.uint8)), name
+    assert all(torch.equal(p, loaded[name]) for name, p in model.state_dict().items())
     return (
-        f"{folder.name} tp{tensor} ep{expert}: {len(tensors)} tensors, {len(learnt.shard.locals)} parameters, "
-        f"{len(learnt.shard.segments)} segments, {len(unused)} unread, {len(plan.copies)} copies, "
-        f"learnt in {seconds * 1e3:.1f} ms"
+        f"{folder.name}: {trainer} -> {engine}: {len(tensors)} tensors, {len(here)} parameters, "
+        f"{len(learnt.shard.segments)} segments, {len(plan.copies)} copies, learnt in {seconds * 1e3:.1f} ms"
     )
 
 
 if __name__ == "__main__":
-    root, tensor, expert = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    lines = [check(folder, tensor, expert, i == 0) for i, folder in enumerate(sorted(root.iterdir()))]
+    root, (tp, ep, pp) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    lines = [
+        check(folder, EngineSizes(tensor=tp, expert=ep, pipeline=pp), i == 0)
+        for i, folder in enumerate(sorted(root.iterdir()))
+    ]
     print("\n".join(lines))

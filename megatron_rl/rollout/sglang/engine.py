@@ -29,6 +29,7 @@ from megatron_rl.rollout.sglang.swap import Swapped
 
 _T = TypeVar("_T")
 _WATCH = 0.5  # seconds between looks at the servers' processes
+_LOOK = 0.05  # seconds between looks for a server that is armed
 _RECOVERABLE = (ServerError, WorkerError)
 
 
@@ -45,7 +46,10 @@ class SGLangEngines:
         self.router: Router | None = None
         self.source: SwapSource | None = None
         self._way: FullTensors | None = None  # how weights get into a server; None: its workers pull them
-        self.proof: tuple[int, np.ndarray] | None = None  # the version that is served, and its owners' hashes
+        self.proof: tuple[int, np.ndarray] | None = None  # of the last swap: its version and its owners' hashes
+        self.failed = "no complete swap yet"  # why nothing is served; empty: the last swap was proved
+        self._still = False  # whether the trainer's weights are as they were at the last swap
+        self._generating = 0  # calls under way
         self._swapping: tuple[asyncio.Future[np.ndarray], Future[list[Swapped]]] | None = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="sglang", daemon=True).start()
@@ -53,7 +57,7 @@ class SGLangEngines:
 
     def attach(self, source: SwapSource) -> Attached:
         """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""
-        self.source = source
+        self.source, self.failed = source, "no complete swap since the engines were attached"
         self._way = (
             FullTensors(source, self.options.swap, self.options.tensor_parallel, self._folder.name)
             if self.options.swap != "pull"
@@ -80,8 +84,12 @@ class SGLangEngines:
         expected, swapping = self._swapping
         self._swapping = None
         self._loop.call_soon_threadsafe(_set, expected, hashes)
-        done = swapping.result()
-        self.proof = version, hashes
+        try:
+            done = swapping.result()
+        except BaseException as error:
+            self.failed = f"swap {version} failed: {error}"
+            raise
+        self.proof, self.failed, self._still = (version, hashes), "", True
         assert self.replicas[0].attached is not None
         phases = {name: max(each.seconds.get(name, 0.0) for each in done) for name in done[0].seconds}
         size = sum(each.bytes for each in done)
@@ -92,11 +100,13 @@ class SGLangEngines:
         return self._do(self._generate(requests, sampling))
 
     def release(self) -> None:
-        """Colocated engines give back their memory until the next swap."""
+        """See ``protocol.Engine``: a server that is lost from now on comes back at the next swap only."""
+        self._still = False
         if self.options.colocated:
             self._do(self._each(lambda replica: replica.server.release(self.options.swap_seconds)))
+            self.failed = "the engines gave back their memory"
             for replica in self.replicas:
-                replica.poison("its memory was given back")
+                replica.poison(self.failed)
 
     def health(self) -> dict[str, Any]:
         """``engines``: address, process id, weight version (-1: poisoned), why, and restarts of each."""
@@ -115,7 +125,7 @@ class SGLangEngines:
 
     def stop(self) -> None:
         """End what was started here."""
-        self._do(self._http.close())
+        self._do(self._close())
         if self.router is not None:
             self.router.stop()
         for replica in self.replicas:
@@ -149,8 +159,15 @@ class SGLangEngines:
             replica.open(self._http, key)
             if replica.process is not None:
                 replica.process.start()
+        self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:
             self.router = Router(machine.free_port(), self.key, self.logs / "router.log")
+
+    async def _close(self) -> None:
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        await self._http.close()
 
     async def _attach(self) -> list[Attached]:
         assert self.source is not None
@@ -167,54 +184,35 @@ class SGLangEngines:
         """Swap one server, again if it fails, in a new process if it must."""
         assert self.source is not None
         failed: Exception | None = None
-        while True:
-            try:
-                if failed is not None:
-                    await replica.recover(failed, self.source, self.dtype)
-                elif replica.gone or replica.attached is None:
-                    await replica.recover(ServerError("it had ended"), self.source, self.dtype)
-                if self.options.colocated:
-                    await replica.server.reclaim("weights", self.options.swap_seconds)
-                swapped = await replica.bring(
-                    version, asyncio.shield(hashes), self._way, resume=not self.options.colocated
-                )
-                if self.options.colocated:
-                    await replica.server.reclaim("kv_cache", self.options.swap_seconds)
-                    await replica.server.resume(self.options.swap_seconds)
-                await self._route(replica)
-                return swapped
-            except _RECOVERABLE as error:
-                if failed is not None and replica.process is None:
-                    raise SwapError(f"{replica.name} could not be swapped: {error}") from error
-                if failed is not None and replica.restarted >= replica.limits.restarts:
-                    raise SwapError(f"{replica.name} could not be swapped: {error}") from error
-                failed = error
+        async with replica.lock:
+            while True:
+                try:
+                    if failed is not None or replica.gone or replica.attached is None:
+                        await replica.recover(failed or ServerError("it had ended"), self.source, self.dtype)
+                    if self.options.colocated:
+                        await replica.server.reclaim("weights", self.options.swap_seconds)
+                    expected = asyncio.shield(hashes)
+                    swapped = await replica.bring(version, expected, self._way, resume=not self.options.colocated)
+                    if self.options.colocated:
+                        await replica.server.reclaim("kv_cache", self.options.swap_seconds)
+                        await replica.server.resume(self.options.swap_seconds)
+                    await self._route(replica)
+                    return swapped
+                except _RECOVERABLE as error:
+                    if failed is not None and (replica.process is None or replica.exhausted):
+                        raise SwapError(f"{replica.name} could not be swapped: {error}") from error
+                    failed = error
 
     async def _route(self, replica: Replica) -> None:
         if self.router is not None:
             await self.router.add(replica.url, api_key(self.key))
 
     async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        if not any(replica.armed for replica in self.replicas):
-            raise SwapError(f"the engines serve nothing: {self.replicas[0].poisoned}")
+        if self.failed:
+            raise SwapError(f"the engines serve nothing: {self.failed}")
         target = self.router.server if self.router is not None else self.replicas[0].server
         assert target is not None
-        reviving: dict[str, asyncio.Task[None]] = {}
-        watch = [asyncio.ensure_future(self._watch(replica, reviving)) for replica in self.replicas]
-
-        async def available() -> None:
-            while not any(replica.armed for replica in self.replicas):
-                lost = [task for task in reviving.values() if task.done()]
-                if len(lost) == len(self.replicas):
-                    raise lost[0].exception() or ServerError("no engine is left")
-                await asyncio.sleep(_WATCH)
-
-        async def abort(name: str) -> None:
-            for replica in self.replicas:
-                if replica.armed:
-                    with suppress(ServerError):
-                        await replica.server.abort(name)
-
+        self._generating += 1
         try:
             return await generate(
                 target,
@@ -222,54 +220,69 @@ class SGLangEngines:
                 sampling,
                 running=2 * self.config.rollout.max_running * len(self.replicas),
                 seconds=self.options.request_seconds,
-                available=available,
-                abort=abort,
+                available=self._available,
+                abort=self._abort,
             )
         finally:
-            for task in watch:
-                task.cancel()
-            await asyncio.gather(*watch, return_exceptions=True)
-            # The next swap sees to those that are not back yet.
-            for task in reviving.values():
-                task.cancel()
-            await asyncio.gather(*reviving.values(), return_exceptions=True)
+            self._generating -= 1
 
-    async def _watch(self, replica: Replica, reviving: dict[str, "asyncio.Task[None]"]) -> None:
+    async def _available(self) -> None:
+        """Wait for a server that can generate. Raises ServerError when all are lost."""
+        while not any(replica.armed for replica in self.replicas):
+            if all(replica.lost for replica in self.replicas):
+                raise ServerError("; ".join(replica.lost for replica in self.replicas))
+            await asyncio.sleep(_LOOK)
+
+    async def _abort(self, name: str) -> None:
+        for replica in self.replicas:
+            if replica.armed:
+                with suppress(ServerError):
+                    await replica.server.abort(name)
+
+    async def _watch(self, replica: Replica) -> None:
         """While completions are made: notice a server that ended or does not answer, and bring it back."""
         checked = self._loop.time()
-        while True:
+        while not replica.lost:
             await asyncio.sleep(_WATCH)
-            why = ""
-            if not replica.armed:
+            if not self._generating or replica.lock.locked():
                 continue
+            swaps, why = replica.swaps, ""
             if replica.gone:
                 why = "it ended"
-            elif self._loop.time() - checked > self.options.health_seconds / 2:
-                if not await replica.server.healthy(self.options.health_seconds) and replica.armed:
+            elif replica.armed and self._loop.time() - checked > self.options.health_seconds / 2:
+                if not await replica.server.healthy(self.options.health_seconds):
                     why = f"it did not answer in {self.options.health_seconds:.0f} s"
                 checked = self._loop.time()
-            if why:
-                reviving[replica.name] = task = asyncio.ensure_future(self._revive(replica, why))
-                await asyncio.wait([task])
-                if task.exception() is None:
-                    del reviving[replica.name]
-                else:
-                    print(f"{replica.name} is lost: {task.exception()}", flush=True)
-                    return
+            if replica.swaps != swaps or replica.lock.locked():  # paused for a swap, it does not answer
+                continue
+            if why or (self._still and not replica.armed):
+                async with replica.lock:
+                    await self._revive(replica, why)
 
     async def _revive(self, replica: Replica, why: str) -> None:
-        """Restart a server and bring it back to the weights that the others serve."""
+        """Restart a server and bring it back to the weights that are served; at the next swap if they are changing."""
         assert self.source is not None and self.proof is not None
-        if self.router is not None:
-            with suppress(ServerError):
-                await self.router.remove(replica.url)
-        await replica.restart(why)
-        await replica.attach(self.source, self.dtype)
-        version, hashes = self.proof
-        expected: asyncio.Future[np.ndarray] = self._loop.create_future()
-        expected.set_result(hashes)
-        await replica.bring(version, expected, self._way)
-        await self._route(replica)
+        try:
+            if why:
+                if self.router is not None:
+                    with suppress(ServerError):
+                        await self.router.remove(replica.url)
+                await replica.restart(why)
+            if not self._still:
+                return
+            if replica.attached is None:
+                await replica.attach(self.source, self.dtype)
+            version, hashes = self.proof
+            expected: asyncio.Future[np.ndarray] = self._loop.create_future()
+            expected.set_result(hashes)
+            await replica.bring(version, expected, self._way)
+            await self._route(replica)
+        except SwapError as error:  # the trainer went on meanwhile
+            print(f"{replica.name} waits for the next swap: {error}", flush=True)
+        except _RECOVERABLE as error:
+            if replica.gone or replica.exhausted:
+                print(f"{replica.name} is lost: {error}", flush=True)
+                replica.lost = str(error)
 
     async def _each(self, call: Any) -> list[Any]:
         """Call for every replica at the same time; the first error, after all are done."""

@@ -43,22 +43,15 @@ def arguments(config: Config, model_folder: Path, index: int, port: int, key: by
     chosen: dict[str, Any] = {
         "random_seed": (config.run.seed * 1009 + index) % 2**31,
         "load_format": "dummy",  # the weights come by the first swap
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": True,  # token ids go in and out
         "skip_server_warmup": True,
         "log_level": "info",
         "log_level_http": "warning",
     }
     if options.colocated:
         chosen["enable_memory_saver"] = True
-    if not machine.gpus():
-        longest = config.data.max_prompt_tokens + rollout.max_new_tokens
-        chosen |= {
-            "device": "cpu",
-            "attention_backend": "torch_native",
-            "disable_overlap_schedule": True,
-            "mem_fraction_static": 0.1,
-            "max_total_tokens": max(8192, (longest + 8) * rollout.max_running),
-        }
+    longest = config.data.max_prompt_tokens + rollout.max_new_tokens
+    chosen |= on_this_machine((longest + 8) * rollout.max_running)
     chosen |= {name.replace("-", "_"): value for name, value in options.args.items()}
     chosen |= {
         "model_path": str(model_folder),
@@ -75,6 +68,19 @@ def arguments(config: Config, model_folder: Path, index: int, port: int, key: by
     if options.routing_replay:
         chosen["enable_return_routed_experts"] = True
     return {name.replace("_", "-"): value for name, value in chosen.items()}
+
+
+def on_this_machine(tokens: int) -> dict[str, Any]:
+    """Options without which a server does not run here; ``tokens``: room in its cache, where it has to be said."""
+    if machine.gpus():
+        return {}
+    return {
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "disable_overlap_schedule": True,
+        "mem_fraction_static": 0.1,
+        "max_total_tokens": max(8192, tokens),
+    }
 
 
 def environment(threads: int, workers: int, key: bytes | None) -> dict[str, str]:

@@ -45,6 +45,9 @@ class Replica:
         self.version = -1  # of its weights; negative: poisoned
         self.poisoned = "no complete swap yet"
         self.restarted = 0
+        self.swaps = 0  # begun
+        self.lost = ""  # why it will not come back
+        self.lock = asyncio.Lock()  # held while it is swapped or restarted
 
     def open(self, http: aiohttp.ClientSession, key: str) -> None:
         """Give it its HTTP side."""
@@ -58,6 +61,11 @@ class Replica:
     @property
     def gone(self) -> bool:
         return self.process is not None and self.process.ended
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it may not be started again."""
+        return self.process is None or self.restarted >= self.limits.restarts
 
     def poison(self, reason: str) -> None:
         """Note that its weights are not usable, and why."""
@@ -87,6 +95,7 @@ class Replica:
         self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None, *, resume: bool = True
     ) -> Swapped:
         """Swap its weights once."""
+        self.swaps += 1
         self.poison(f"swap {version} is not finished")
         try:
             swapped = await self.swap(version, hashes, way, resume)
@@ -105,7 +114,7 @@ class Replica:
         self.attached = None
         if self.process is None:
             raise ServerError(f"the SGLang server at {self.url} failed and was not started here: {why}")
-        if self.restarted >= self.limits.restarts:
+        if self.exhausted:
             raise ServerError(
                 f"{self.name} failed again after {self.restarted} restarts (rollout.sglang.restarts): {why}. "
                 f"It said:{self._words()}"

@@ -39,7 +39,7 @@ class Weights:
     def learn(self, hf_config: dict[str, Any], dtype: torch.dtype) -> tuple[Shard, frozenset[str], dict[str, str]]:
         """Trace the model's own loading: this worker's layout, the tensors it did not take, its parameters' dtypes."""
         self.learnt = learn(self.model, self.model.load_weights, canonical_tensors(hf_config), dtype)  # type: ignore
-        self.fingerprint = fingerprint(self.model)
+        self.fingerprint = fingerprint(self.model, self.learnt.parameters)
         dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in self.learnt.parameters.items()}
         return self.learnt.shard, self.learnt.unread, dtypes
 
@@ -80,7 +80,7 @@ class Weights:
     def _attached(self) -> Receiver:
         if self.receiver is None:
             raise RuntimeError("the worker is not attached to a trainer")
-        if fingerprint(self.model) != self.fingerprint:
+        if fingerprint(self.model, self.learnt.parameters) != self.fingerprint:
             raise RuntimeError("SGLang has moved its parameters since their layout was learnt")
         return self.receiver
 

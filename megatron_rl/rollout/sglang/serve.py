@@ -1,0 +1,137 @@
+"""``megatron-rl serve``: a trained policy behind SGLang's OpenAI-compatible API."""
+
+import argparse
+import contextlib
+import os
+import secrets
+import signal
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from megatron_rl import machine
+from megatron_rl.errors import InputError
+from megatron_rl.rollout.sglang.process import ServerProcess, environment, on_this_machine
+from megatron_rl.rollout.sglang.versions import supported
+
+KEY = "MEGATRON_RL_API_KEY"  # environment variable: the key that callers must send; a new one when it is not set
+OURS = ("model_path", "host", "port", "tp_size", "api_key", "config")
+_POLL = 0.5  # seconds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or a Hugging Face folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    parser.add_argument("--port", type=int, default=30000, help="(default 30000)")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that share every matrix (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("args", metavar="name=value", nargs="*", help="more options of sglang.launch_server")
+    parser.set_defaults(run=serve)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C; 0 then, 1 when the server ends by itself. Raises InputError for what cannot be served."""
+    folder, key = model_folder(Path(options.checkpoint)), os.environ.get(KEY) or secrets.token_hex(16)
+    chosen = server_options(folder, options, key)
+    url = f"http://{options.host}:{options.port}"
+    with tempfile.TemporaryDirectory(prefix="mrl-") as scratch, _stopped() as stop:
+        env = environment(options.threads, options.tensor_parallel, None)
+        server = ServerProcess("serve", chosen, env, Path(scratch), Path(scratch) / "server.log")
+        print(f"Starting SGLang with {folder} …", flush=True)
+        server.start()
+        try:
+            while not stop.is_set() and not _ready(url, key):
+                if server.ended:
+                    raise InputError(f"SGLang ended before it was ready. It said:{server.last_words()}")
+                stop.wait(_POLL)
+            if not stop.is_set():
+                print(_how_to_call(url, folder, key), flush=True)
+            while not stop.is_set():
+                if server.ended:
+                    raise InputError(f"SGLang ended. It said:{server.last_words()}")
+                stop.wait(_POLL)
+        finally:
+            server.kill(gently=True)
+    return 0
+
+
+def model_folder(checkpoint: Path) -> Path:
+    """The Hugging Face folder of a run or of its own. Raises InputError when there is none."""
+    if (checkpoint / "hf" / "config.json").is_file():
+        return checkpoint / "hf"
+    if (checkpoint / "manifest.json").is_file():
+        raise InputError(
+            f"The run {checkpoint} has no exported policy yet ({checkpoint / 'hf'}): let it end with run.export=true, "
+            f"or convert a checkpoint: megatron-rl convert megatron-to-hf {checkpoint / 'checkpoints'}/STEP FOLDER."
+        )
+    if (checkpoint / "metadata.json").is_file():
+        raise InputError(
+            f"{checkpoint} is a Megatron checkpoint; SGLang serves Hugging Face folders: "
+            f"megatron-rl convert megatron-to-hf {checkpoint} FOLDER."
+        )
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"{checkpoint} is neither a run's folder nor a Hugging Face model: it has no config.json.")
+    return checkpoint
+
+
+def server_options(folder: Path, options: argparse.Namespace, key: str) -> dict[str, Any]:
+    """SGLang's options, by its own names. Raises InputError naming what is wrong."""
+    version = machine.installed("sglang")
+    if version is None:
+        raise InputError('SGLang is not installed: pip install "megatron-rl[sglang]", or `make sglang` without a GPU.')
+    supported(version)
+    chosen: dict[str, Any] = {"log_level": "info", "skip_server_warmup": True, "served_model_name": folder.name}
+    chosen |= on_this_machine(0)
+    for item in options.args:
+        name, equals, text = item.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_")
+        if not equals or not name:
+            raise InputError(f"{item!r} is no option of SGLang: write name=value, for example context_length=8192.")
+        if name in OURS:
+            raise InputError(f"{item}: {name} is set by this command's own options; see megatron-rl serve --help.")
+        chosen[name] = yaml.safe_load(text)
+    chosen |= {"model_path": str(folder), "host": options.host, "port": options.port, "api_key": key}
+    chosen["tp_size"] = options.tensor_parallel
+    return {name.replace("_", "-"): value for name, value in chosen.items()}
+
+
+def _ready(url: str, key: str) -> bool:
+    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def _how_to_call(url: str, folder: Path, key: str) -> str:
+    body = f'{{"model": "{folder.name}", "messages": [{{"role": "user", "content": "…"}}]}}'
+    return (
+        f"Serving at {url}/v1, key {key} (Ctrl-C ends it). For example:\n"
+        f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
+        f"-d '{body}'"
+    )
+
+
+@contextlib.contextmanager
+def _stopped() -> Iterator[threading.Event]:
+    """An event that SIGINT, SIGTERM and SIGHUP set."""
+    event = threading.Event()
+
+    def stop(_: int, __: FrameType | None) -> None:
+        event.set()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

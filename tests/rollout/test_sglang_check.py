@@ -1,0 +1,96 @@
+"""What `check` says about the SGLang options; no server is started."""
+
+import socket
+
+import pytest
+
+from megatron_rl import machine
+from megatron_rl.errors import InputError
+from megatron_rl.rollout.check import check_rollout
+from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
+from megatron_rl.rollout.sglang.check import check_sglang_model
+from megatron_rl.rollout.sglang.versions import supported
+
+ELSEWHERE = "http://10.0.0.7:30000"  # servers that run elsewhere need no package here
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"swap": "pul"}, "rollout.sglang.swap is 'pul'; it must be pull, tensor, distributed or disk."),
+        ({"tensor_parallel": 0}, "rollout.sglang.tensor_parallel is 0; it must be at least 1."),
+        ({"expert_parallel": -2}, "rollout.sglang.expert_parallel is -2; it must be at least 1."),
+        ({"swap_seconds": 0.0}, "rollout.sglang.swap_seconds is 0.0; it must be above 0."),
+        ({"health_seconds": float("nan")}, "rollout.sglang.health_seconds is nan; it must be above 0."),
+        ({"restarts": -1}, "rollout.sglang.restarts is -1; it must be 0 or more."),
+        ({"args": {"tp-size": 2}}, "rollout.sglang.args.tp-size cannot be given: set rollout.sglang.tensor_parallel."),
+        ({"args": {"api_key": "x"}}, "rollout.sglang.args.api_key cannot be given: the trainer sets it itself."),
+        ({"urls": "localhost:30000"}, "rollout.sglang.urls: 'localhost:30000' is no server's address"),
+        ({"urls": f"{ELSEWHERE},http://a:1/path"}, "rollout.sglang.urls: 'http://a:1/path' is no server's address"),
+    ],
+)
+def test_one_violation(options: dict, said: str) -> None:
+    (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(**{"urls": ELSEWHERE} | options)))
+    assert found.startswith(said)
+
+
+def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "installed", lambda _: "0.5.21")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(port=port)))
+    assert found.startswith(f"rollout.sglang.port={port}: port {port} cannot be used (Address already in use).")
+    (found,) = check_rollout(RolloutConfig(engine="sglang", engines=2, sglang=SGLangConfig(port=65535)))
+    assert found == "rollout.sglang.port is 65535; it must be 0 or a port of 1 to 65534."
+
+
+def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RolloutConfig(engine="sglang", engines=2)
+    versions: dict[str, str] = {}
+    monkeypatch.setattr(machine, "installed", versions.get)
+    assert "SGLang is not installed" in check_rollout(config)[0]
+    versions["sglang"] = "0.5.11"
+    assert check_rollout(config)[0].startswith("SGLang 0.5.11 is not supported: versions 0.5.12 to 0.5.23 are.")
+    versions["sglang"] = "0.5.12"
+    assert "needs sglang-router" in check_rollout(config)[0]
+    versions["sglang-router"] = "0.3.2"
+    assert check_rollout(config) == []
+
+
+@pytest.mark.parametrize("version", ["0.5.12", "0.5.12.post1", "0.5.21", "0.5.23.post2"])
+def test_supported_versions(version: str) -> None:
+    supported(version)
+
+
+@pytest.mark.parametrize("version", ["0.4.9", "0.5.11.post3", "0.5.24", "0.6.0"])
+def test_other_versions_are_refused(version: str) -> None:
+    with pytest.raises(InputError, match="not supported"):
+        supported(version)
+
+
+def test_modes_that_exclude_each_other() -> None:
+    interrupted = RolloutConfig(in_flight=True)
+    assert check_rollout(interrupted) == [
+        "rollout.in_flight=true needs rollout.staleness of 1 or more and rollout.engine=sglang."
+    ]
+    shared = RolloutConfig(engine="sglang", staleness=1, sglang=SGLangConfig(urls=ELSEWHERE, colocated=True))
+    assert "rollout.sglang.colocated=true needs rollout.staleness=0" in check_rollout(shared)[0]
+
+
+def test_sizes_that_do_not_divide_the_model() -> None:
+    hf_config = {
+        "model_type": "qwen3",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    assert check_sglang_model(SGLangConfig(tensor_parallel=2), hf_config) == []
+    found = check_sglang_model(SGLangConfig(tensor_parallel=3), hf_config)
+    assert found[0] == "rollout.sglang.tensor_parallel=3 does not divide num_attention_heads=4."
+    assert len(found) == 3
