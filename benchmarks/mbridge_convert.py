@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,13 +26,10 @@ from megatron_rl.resharding.hf_folder import read_hf_config
 NORMS = {"input_layernorm.weight": "input_layernorm", "pre_mlp_layernorm.weight": "post_attention_layernorm"}
 
 
-def main(model: Path, folder: Path) -> None:
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    platform.adapt()
+def open_bridge(model: Path) -> Any:
+    """mbridge for a model whose layers are Megatron's own. The parallel state must be there."""
     from mbridge import AutoBridge
 
-    actor = ActorConfig(threads=len(os.sched_getaffinity(0)))
-    parallel.initialize(actor, seed=0)
     bridge = AutoBridge.from_pretrained(str(model))
     known = bridge._weight_name_mapping_mcore_to_hf
 
@@ -42,6 +40,15 @@ def main(model: Path, folder: Path) -> None:
         return known(name)  # type: ignore[no-any-return]
 
     bridge._weight_name_mapping_mcore_to_hf = names
+    return bridge
+
+
+def main(model: Path, folder: Path) -> None:
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    platform.adapt()
+    actor = ActorConfig(threads=len(os.sched_getaffinity(0)))
+    parallel.initialize(actor, seed=0)
+    bridge = open_bridge(model)
     chunks = build_model(read_architecture(read_hf_config(model)), actor, torch.bfloat16)
     group = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     checkpoint, back = folder / "peer_megatron", folder / "peer_back"

@@ -1,25 +1,33 @@
-"""A weight swap against the machine's memory copy: python benchmarks/swap.py [--repeats N]
+"""A weight swap against the machine's memory copy: python benchmarks/swap.py [--repeats N] [--mbridge PYTHON]
 
 A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine; the
 same ranks then send it point-to-point, from processes of their own, over gloo on this machine's loopback. The floor is
 torch copying the same bytes once, between the same kinds of memory, with as many threads (one). Every figure is the
 best of the repeats, measured in turn in one run. Messages have a floor of their own: gloo carrying as many bytes from
 the same processes, without packing, unpacking or hashing.
+
+With --mbridge, an interpreter that has megatron-core and mbridge exports the full tensors of the same model from the
+same layout (mbridge_export.py), which is what a swap by gathered tensors begins with.
 """
 
 import argparse
+import json
 import multiprocessing
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.execute import box, flat
+from megatron_rl.resharding.layout import ParallelSizes, merged
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.point_to_point import Endpoints, PointToPointDestination, PointToPointSource
@@ -38,6 +46,12 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 151936,
     "num_hidden_layers": 28,
     "tie_word_embeddings": True,
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "max_position_embeddings": 40960,
+    "torch_dtype": "bfloat16",
 }
 SIZES = ParallelSizes(tensor=2, pipeline=2)
 
@@ -83,10 +97,37 @@ def send(meet: str, rank: int, plan: Plan, ranks: list[dict[str, torch.Tensor]],
         end.push(version)
 
 
+def copy_all(plan: Plan, ranks: list[dict[str, torch.Tensor]], engine: dict[str, torch.Tensor]) -> None:
+    """The copies of a plan without hashes."""
+    for c in plan.copies:
+        shape, (read, write) = merged(c.shape, c.source_strides, c.destination_strides)
+        source = box(flat(ranks[c.source_rank][c.source]), shape, read, c.source_offset)
+        box(flat(engine[c.destination]), shape, write, c.destination_offset).copy_(source)
+
+
+def mbridge(python: str, ranks: int, repeats: int) -> float:
+    """Seconds of mbridge's export."""
+    script = Path(__file__).parent / "mbridge_export.py"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(CONFIG))
+        command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        done = subprocess.run(
+            [*command, script, folder, str(repeats)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
+        )
+    return float(done.stdout.split()[-1])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--mbridge", metavar="PYTHON", help="interpreter with megatron-core and mbridge")
+    options = parser.parse_args()
+    repeats = options.repeats
     torch.set_num_threads(1)
     source_layout, destination = megatron_layout(CONFIG, SIZES), transformers_layout(CONFIG)
     planning = seconds(lambda: prove(make_plan(source_layout, destination), source_layout, destination))
@@ -103,13 +144,15 @@ def main() -> None:
     origin, target = (torch.zeros(total, dtype=torch.uint8) for _ in range(2))
     publish({"origin": origin})
 
-    times: dict[str, list[float]] = {"memcpy": [], "pull": [], "owners": []}
+    times: dict[str, list[float]] = {"memcpy": [], "copies": [], "pull": [], "owners": []}
     for version in range(repeats):
         times["memcpy"].append(seconds(lambda: target.copy_(origin)))
+        times["copies"].append(seconds(partial(copy_all, receiver.plan, ranks, engine)))
         times["pull"].append(seconds(partial(receiver.pull, version)))
         owned: list[Owned] = []
         times["owners"].append(seconds(partial(hash_all, receiver.plan, ranks, owned)))
         receiver.verify(version, merge_hashes(receiver.plan, owned))
+        receiver.commit(version)
     with tempfile.TemporaryDirectory() as folder:
         meet = f"file://{folder}/meet"
         fork = multiprocessing.get_context("fork")
@@ -124,17 +167,24 @@ def main() -> None:
             times["messages"].append(seconds(partial(landing.pull, version)))
         for sender in senders:
             sender.join()
-    floor, pull, owners, empty, messages = (min(times[k]) for k in ("memcpy", "pull", "owners", "bare", "messages"))
+    floor, copies, pull, owners, empty, messages = (min(found) for found in times.values())
     print(receiver.plan.summary())
     print(f"plan and proof              {planning:8.3f} s, once")
     for name, took in (
         ("memcpy", floor),
+        ("copies alone", copies),
         ("pull with arrival hashes", pull),
         ("owners' hashes, all ranks", owners),
         ("gloo alone", empty),
         ("point-to-point, all proved", messages),
     ):
         print(f"{name:27} {took:8.3f} s  {total / took / 1e9:6.1f} GB/s  {took / floor:5.2f} x memcpy")
+    print(f"copies alone: {floor / copies:.0%} of memcpy's rate; hashes: {pull / copies - 1:.2f} x the copies more")
+    if options.mbridge:
+        export = mbridge(options.mbridge, len(ranks), repeats)
+        print(
+            f"mbridge's export alone, {len(ranks)} processes over gloo: {export:.2f} s, {export / pull:.0f} x the pull"
+        )
     print(f"point-to-point: {messages / empty:.2f} x gloo alone, {end.staging / 1e6:.1f} MB of staging memory")
 
 

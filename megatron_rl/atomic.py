@@ -18,9 +18,14 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def flush(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
 def flush_folder(folder: Path) -> None:
     """Bring the files right inside a folder, and its list of names, to the disk: before it is renamed, and after."""
     for path in (*(p for p in folder.iterdir() if p.is_file()), folder):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        flush(path)

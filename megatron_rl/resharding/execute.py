@@ -57,8 +57,8 @@ def update(state: xxhash.xxh3_64, piece: torch.Tensor, dtype: torch.dtype) -> No
         state.update(_memory(piece.to(dtype).contiguous()))
 
 
-def _hash(held: torch.Tensor, dtype: torch.dtype | None = None) -> int:
-    """Of a box's elements in row-major order, as numbers of ``dtype`` (its own when left out)."""
+def digest(held: torch.Tensor, dtype: torch.dtype | None = None) -> int:
+    """The hash of a box's elements in row-major order, as numbers of ``dtype`` (its own when left out)."""
     dtype = dtype or held.dtype
     state = xxhash.xxh3_64()
     if held.dtype == dtype and held.is_contiguous():
@@ -103,7 +103,7 @@ def held_hashes(copies: Sequence[Copy], destinations: Mapping[str, torch.Tensor]
     with torch.no_grad():
         for i, c in enumerate(copies):
             shape, (steps,) = merged(c.shape, c.destination_strides)
-            hashes[i] = _hash(box(destinations[c.destination], shape, steps, c.destination_offset))
+            hashes[i] = digest(box(destinations[c.destination], shape, steps, c.destination_offset))
     return hashes
 
 
@@ -122,7 +122,7 @@ def source_hashes(
             dtype = dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes or tensor.dtype
             shape, (steps,) = merged(c.shape, c.source_strides)
             held = box(tensor, shape, steps, c.source_offset)
-            hashes[i] = _hash(held, dtype)
+            hashes[i] = digest(held, dtype)
     return hashes
 
 

@@ -28,7 +28,7 @@ import xxhash
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.chunks import HASH, chunk_bytes, schedule
-from megatron_rl.resharding.execute import box, flat, update
+from megatron_rl.resharding.execute import box, digest, flat, update
 from megatron_rl.resharding.plan import Plan
 from megatron_rl.resharding.transport import Owned, check_arrival
 from megatron_rl.rollout.protocol import SwapError
@@ -279,6 +279,7 @@ class PointToPointDestination(_End):
     """A destination rank's end (an ``Inbound``). ``parameters``: contiguous, by local name; ``ends`` as everywhere."""
 
     proves = True
+    digest = staticmethod(digest)
 
     def __init__(self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], ends: Endpoints) -> None:
         self._tensors = {name: flat(p) for name, p in parameters.items()}

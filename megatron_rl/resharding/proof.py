@@ -10,33 +10,34 @@ element is written exactly once, with the source's element of the same canonical
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import combinations
 from math import prod
-
-import numpy as np
 
 from megatron_rl.resharding.layout import Layout, Segment, Shard
 from megatron_rl.resharding.plan import Copy, Ints, Plan, check_same_tensors, position
 
 Strided = tuple[int, Ints, Ints]  # offset, shape, strides: a box in flat coordinates
+Rectangle = tuple[int, int, int, int]  # top, bottom, left, right of a matrix
+FEW = 64  # boxes that are compared pair by pair in less time than numpy takes to be imported
 
 
 class ProofError(RuntimeError):
     """A plan or a layout that would not move every element to its place exactly once; names the tensor."""
 
 
-def intervals(first: int, dims: list[tuple[int, int]]) -> np.ndarray:
-    """int64 [n, 2]: the [low, high) runs of {first + sum k_i * step_i : 0 <= k_i < extent_i}."""
-    runs = np.array([[first, first + 1]], dtype=np.int64)
+def intervals(first: int, dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The [low, high) runs of {first + sum k_i * step_i : 0 <= k_i < extent_i}."""
+    runs = [(first, first + 1)]
     for step, extent in sorted(dims):
-        if len(runs) == 1 and step == runs[0, 1] - runs[0, 0]:
-            runs[0, 1] += step * (extent - 1)
+        if len(runs) == 1 and step == runs[0][1] - runs[0][0]:
+            runs = [(runs[0][0], runs[0][1] + step * (extent - 1))]
         else:
-            runs = (runs[None] + step * np.arange(extent, dtype=np.int64)[:, None, None]).reshape(-1, 2)
+            runs = [(low + k * step, high + k * step) for k in range(extent) for low, high in runs]
     return runs
 
 
-def _rectangles(width: int, box: Strided) -> np.ndarray | None:
-    """int64 [n, 4]: the box in rows of ``width`` elements as (top, bottom, left, right); None when it is ragged."""
+def _rectangles(width: int, box: Strided) -> list[Rectangle] | None:
+    """The box in rows of ``width`` elements; None when it is ragged."""
     offset, shape, strides = box
     top, left = divmod(offset, width)
     dims = [(step, extent) for step, extent in zip(strides, shape, strict=True) if extent > 1]
@@ -44,28 +45,49 @@ def _rectangles(width: int, box: Strided) -> np.ndarray | None:
         return None
     rows = intervals(top, [(step // width, extent) for step, extent in dims if step >= width])
     columns = intervals(left, [(step, extent) for step, extent in dims if step < width])
-    if columns.max() > width:
+    if max(high for _, high in columns) > width:
         return None
-    return np.hstack([np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))])
+    return [(*row, *column) for row in rows for column in columns]
 
 
 @lru_cache(maxsize=1 << 14)
 def tiles(shape: Ints, boxes: tuple[Strided, ...]) -> bool:
     """True when every element of a contiguous tensor of this shape lies in exactly one of the strided boxes."""
     width = shape[-1] if shape else 1
-    found = [_rectangles(width, box) for box in boxes]
-    if any(r is None for r in found) or not found:
+    rectangles: list[Rectangle] = []
+    for box in boxes:
+        found = _rectangles(width, box)
+        if found is None:
+            return False
+        rectangles += found
+    height = prod(shape) // width
+    # Inside, and in all as large as the whole: then they cover it once unless two of them meet.
+    if min((r[0] for r in rectangles), default=0) < 0 or max((r[1] for r in rectangles), default=0) > height:
         return False
-    rectangles = np.vstack([r for r in found if r is not None])
-    rows, columns = np.unique(rectangles[:, :2]), np.unique(rectangles[:, 2:])
-    if (rows[0], columns[0]) != (0, 0) or (rows[-1], columns[-1]) != (prod(shape) // width, width):
+    if sum((bottom - top) * (right - left) for top, bottom, left, right in rectangles) != height * width:
         return False
-    top, bottom = np.searchsorted(rows, rectangles[:, :2]).T
-    left, right = np.searchsorted(columns, rectangles[:, 2:]).T
-    corners = np.zeros((len(rows), len(columns)), dtype=np.int64)  # cumulative sums give how often a cell is covered
-    for sign, i, j in ((1, top, left), (-1, bottom, left), (-1, top, right), (1, bottom, right)):
-        np.add.at(corners, (i, j), sign)
-    return bool((corners.cumsum(0).cumsum(1)[:-1, :-1] == 1).all())
+    return _disjoint([((top, left), (bottom, right)) for top, bottom, left, right in rectangles])
+
+
+def _disjoint(boxes: list[tuple[Ints, Ints]]) -> bool:
+    """True when no two boxes, (low, high) corners of any number of dimensions, have an element in common."""
+    if len(boxes) <= FEW:
+        return not any(
+            all(a < d and c < b for a, b, c, d in zip(*one, *other, strict=True))
+            for one, other in combinations(boxes, 2)
+        )
+    import numpy as np
+
+    corners = np.array(boxes, dtype=np.int64)
+    corners = corners[np.argsort(corners[:, 0, 0], kind="stable")]
+    low, high = corners[:, 0], corners[:, 1]
+    # Sorted by their first index, a box can meet only those that begin before it ends.
+    ends = np.searchsorted(low[:, 0], high[:, 0])
+    return not any(
+        ((low[i] < high[i + 1 : end]) & (low[i + 1 : end] < high[i])).all(axis=1).any()
+        for i, end in enumerate(ends)
+        if end > i + 1
+    )
 
 
 def _check_shard(layout: Layout, rank: int, shard: Shard) -> None:
@@ -140,11 +162,7 @@ def _fills(start: Ints, shape: Ints, boxes: tuple[tuple[Ints, Ints], ...]) -> bo
     """True when boxes inside a segment's box are disjoint and add up to it."""
     if sum(prod(extent) for _, extent in boxes) != prod(shape):
         return False
-    low = np.array([first for first, _ in boxes], dtype=np.int64)
-    high = low + np.array([extent for _, extent in boxes], dtype=np.int64)
-    return not any(
-        ((low[i] < high[i + 1 :]) & (low[i + 1 :] < high[i])).all(axis=1).any() for i in range(len(boxes) - 1)
-    )
+    return _disjoint([(low, tuple(a + n for a, n in zip(low, extent, strict=True))) for low, extent in boxes])
 
 
 def _boxes(plan: Plan) -> Iterator[Copy]:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from megatron_rl.resharding.execute import flat, pull, source_hashes
+from megatron_rl.resharding.execute import digest, flat, pull, source_hashes
 from megatron_rl.resharding.plan import Copy, Plan
 from megatron_rl.resharding.shared_memory import RankMemory
 from megatron_rl.rollout.protocol import SwapError
@@ -30,6 +30,10 @@ class Inbound(Protocol):
 
         Raises SwapError naming the tensor or the peer that failed; what was written by then is no model.
         """
+        ...
+
+    def digest(self, tensor: torch.Tensor) -> int:
+        """The hash of one tensor in the destination's memory, as ``pull`` computes them."""
         ...
 
     def close(self) -> None:
@@ -73,6 +77,7 @@ class InProcess:
     """The ``Inbound`` end that reads tensors of its own process: ``sources`` 1-D, by (rank, local name)."""
 
     proves = False
+    digest = staticmethod(digest)
 
     def __init__(
         self,

@@ -2,9 +2,10 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_rl.errors import InputError
 
@@ -13,10 +14,10 @@ _REFUSED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBA
 
 
 class Files:
-    """Open files of one thread."""
+    """Open files of one thread. ``busy`` has a lock for every file that several threads write."""
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    def __init__(self, target: Path, busy: Mapping[str, AbstractContextManager[Any]] | None = None) -> None:
+        self.target, self._busy = target, busy or {}
         self._handles: dict[tuple[Path, int], int] = {}
 
     def open(self, path: Path, flags: int = os.O_RDONLY) -> int:
@@ -25,6 +26,10 @@ class Files:
             full = self.target / path if flags != os.O_RDONLY else path
             self._handles[path, flags] = os.open(full, flags)
         return self._handles[path, flags]
+
+    def turn(self, path: Path) -> AbstractContextManager[Any]:
+        """To be held while writing to a file: where the kernel lets one thread write, a second one would spin."""
+        return self._busy.get(str(path), nullcontext())
 
     def __enter__(self) -> "Files":
         return self

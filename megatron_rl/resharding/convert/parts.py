@@ -15,6 +15,7 @@ from megatron_rl.resharding.stored import FP8, ITEMSIZES, Stored
 
 PART = 32 << 20  # bytes between two entries of the journal
 SHORTEST_RUN = 16 << 10  # bytes; shorter ones go through memory, many in one read
+CACHED = 1 << 20  # bytes of a band that is only read and written: they stay in the processor's cache between
 COPIES_OF_A_BAND = 8  # a cast through FP8 needs the rows in float32 and more
 
 
@@ -58,7 +59,8 @@ def make_parts(plan: Plan, source: Stored, target: Stored, *, threads: int, band
                 for run in _runs(copy, source, target):
                     _add_run(by_file, run)
         else:
-            for first, last in bands(plan.tensors[name].shape, dtypes, band_bytes):
+            limit = band_bytes if dtypes[0] != dtypes[1] else min(band_bytes, CACHED)
+            for first, last in bands(plan.tensors[name].shape, dtypes, limit):
                 _add_band(by_file, Band(name, first, last), target)
     lists = list(by_file.values())
     groups = (lists[i : i + threads] for i in range(0, len(lists), threads))

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import xxhash
 
+from megatron_rl.atomic import flush
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.journal import NAME, Journal
 from megatron_rl.resharding.convert.kernel import WAYS, Files, copy_run
@@ -149,9 +150,9 @@ class Conversion:
         ways = list(WAYS)
 
         def carry_out(number: int, part: Part) -> None:
-            with Files(partial) as files:
-                for file, runs in groupby(part.runs, key=lambda run: str(run.destination)):
-                    with busy[file]:  # where the kernel lets one thread write, a second one would spin
+            with Files(partial, busy) as files:
+                for file, runs in groupby(part.runs, key=lambda run: run.destination):
+                    with files.turn(file):
                         for run in runs:
                             copy_run(files, run, ways)
                 for band in part.bands:
@@ -207,10 +208,3 @@ class Conversion:
         partial.rename(folder)
         if sync:
             flush(folder.absolute().parent)
-
-
-def flush(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

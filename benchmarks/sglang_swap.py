@@ -1,0 +1,105 @@
+"""Pause to resume of a real SGLang server: the pull of its workers against SGLang's own routes and against memcpy.
+
+    python benchmarks/sglang_swap.py [--repeats N] [--layers N]
+
+A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory of this process, which also plays
+the trainer's ranks. One SGLang server takes its weights by each way in turn; all swaps are proved. memcpy is torch
+copying the same bytes once with one thread. Best of the repeats, all in one run. Needs ``make sglang``.
+"""
+
+import argparse
+import json
+import secrets
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.swap import CONFIG, SIZES
+from megatron_rl.config import Config
+from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.plan import make_plan
+from megatron_rl.resharding.shared_memory import publish
+from megatron_rl.resharding.swap import SwapSource, merge_hashes, owned_hashes
+from megatron_rl.rollout.sglang.engine import SGLangEngines
+
+WAYS = ("pull", "tensor", "disk", "distributed")
+
+
+def configuration() -> Config:
+    config = Config()
+    config.model.dtype = "bfloat16"
+    config.rollout.engine, config.rollout.max_running = "sglang", 4
+    config.data.max_prompt_tokens = config.rollout.max_new_tokens = 64
+    return config
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer: a smaller model")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    architecture = CONFIG | {"num_hidden_layers": options.layers, "architectures": ["Qwen3ForCausalLM"]}
+    architecture |= {"max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "hidden_act": "silu"}
+    layout = megatron_layout(architecture, SIZES)
+    ranks = []
+    for shard in layout.ranks:
+        parts = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shard.locals.items()}
+        for name, part in parts.items():
+            part.normal_(1.0 if "norm" in name else 0.0, 0.02)
+        ranks.append(parts)
+    source = SwapSource(architecture, SIZES, False, False, [publish(rank) for rank in ranks])
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(architecture))
+        engine = SGLangEngines(configuration(), Path(folder), secrets.token_bytes(16), Path(folder))
+        try:
+            results = measure(engine, source, ranks, options.repeats)
+        finally:
+            engine.stop()
+    total = results.pop("bytes")["bytes"]
+    floor = results.pop("memcpy")["paused"]
+    print(f"\n{total / 1e6:.0f} MB; memcpy {1e3 * floor:.0f} ms ({total / floor / 1e9:.1f} GB/s)")
+    print(f"{'way':<12}{'pause -> resume':>17}{'x memcpy':>10}{'x pull':>8}   phases, ms")
+    for way, phases in results.items():
+        paused = phases["paused"]
+        parts_ms = ", ".join(f"{k} {1e3 * v:.0f}" for k, v in phases.items() if k != "paused")
+        print(
+            f"{way:<12}{1e3 * paused:>14.0f} ms{paused / floor:>10.2f}{paused / results['pull']['paused']:>8.2f}   {parts_ms}"
+        )
+
+
+def measure(
+    engine: SGLangEngines, source: SwapSource, ranks: list[dict[str, torch.Tensor]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds by phase of the best swap by each way."""
+    best: dict[str, dict[str, float]] = {}
+    attached = engine.attach(source)
+    plan = make_plan(source.layout(), attached.layout)
+    total = sum(plan.bytes().values())
+    origin, target = (torch.zeros(total, dtype=torch.uint8) for _ in range(2))
+    publish({"origin": origin})
+    version = 0
+    for way in WAYS:
+        engine.options.swap = way
+        engine.attach(source)
+        for _ in range(repeats):
+            version += 1
+            started = time.perf_counter()
+            target.copy_(origin)
+            copied = {"paused": time.perf_counter() - started}
+            if copied["paused"] < best.setdefault("memcpy", copied)["paused"]:
+                best["memcpy"] = copied
+            engine.begin_swap(version)
+            owned = [owned_hashes(plan, rank, parameters) for rank, parameters in enumerate(ranks)]
+            report = engine.finish_swap(version, merge_hashes(plan, owned))
+            phases = {**report.phases, "copy and hashes": report.seconds}
+            if phases["paused"] < best.setdefault(way, phases)["paused"]:
+                best[way] = phases
+    return best | {"bytes": {"bytes": float(total)}}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""A hash of tensors that is computed where they lie, by torch alone, and is equal on every device.
+
+xxh3 would have to bring every byte of a GPU's weights to the host. This one is linear: element i, as an integer, times
+key i, summed modulo 2**64 over every 2**18 elements; xxh3 of those sums is the hash. Keys are odd and differ with the
+position, so one wrong element always changes its sum, and exchanged elements, rows or halves change theirs; other
+differences escape by chance, with a probability of about 2**-32 at most (multilinear hashing: Carter and Wegman 1979;
+Lemire and Kaser, "Strongly universal string hashing is fast", 2014). How a tensor is cut does not matter.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xxhash
+
+from megatron_rl.resharding.execute import bands
+
+PERIOD = 1 << 18  # elements that share one sum
+LIMIT = 4 << 20  # bytes looked at together; their products need up to eight times as many
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # elements as they lie, whatever they mean
+
+
+def hash_keys(device: torch.device) -> torch.Tensor:
+    """The keys (int64 [PERIOD], odd): the same everywhere, for a bit generator's raw numbers never change."""
+    return torch.from_numpy((np.random.Philox(key=0).random_raw(PERIOD) | 1).view(np.int64)).to(device)
+
+
+def device_hashes(boxes: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype], keys: torch.Tensor) -> np.ndarray:
+    """The uint64 hash of each box's elements, in row-major order, as numbers of its dtype.
+
+    ``boxes``: views of any strides, on the device of ``keys``, which is waited for once.
+    """
+    counts = [-(-box.numel() // PERIOD) for box in boxes]
+    sums = torch.zeros(sum(counts), dtype=torch.int64, device=keys.device)
+    with torch.no_grad():
+        for box, dtype, into in zip(boxes, dtypes, sums.split(counts), strict=True):
+            _add(box, dtype, keys, into)
+    found = np.split(sums.cpu().numpy(), np.cumsum(counts)[:-1])
+    return np.array([xxhash.xxh3_64_intdigest(one.tobytes()) for one in found], dtype=np.uint64)
+
+
+def _add(box: torch.Tensor, dtype: torch.dtype, keys: torch.Tensor, sums: torch.Tensor) -> None:
+    position = 0
+    for part in bands(tuple(box.shape), dtype.itemsize, LIMIT):
+        numbers = box[part].to(dtype).contiguous().view(-1).view(_INTEGERS[dtype.itemsize])
+        while len(numbers):
+            first, inside = divmod(position, PERIOD)
+            rows = max(len(numbers) // PERIOD, 1) if inside == 0 else 1
+            width = PERIOD if rows > 1 else min(PERIOD - inside, len(numbers))
+            products = numbers[: rows * width].view(rows, width) * keys[inside : inside + width]
+            sums[first : first + rows] += products.sum(1)
+            numbers, position = numbers[rows * width :], position + rows * width
