@@ -162,6 +162,11 @@ def _fits_model(config: Config, hf_config: dict[str, Any]) -> list[str]:
         found += check_sglang_model(config.rollout.sglang, hf_config)
     if architecture.experts and config.actor.tensor_parallel > 1 and not config.actor.sequence_parallel:
         found.append("A mixture of experts with actor.tensor_parallel > 1 needs actor.sequence_parallel=true.")
+    if config.rollout.sglang.routing_replay and not architecture.experts:
+        found.append(
+            f"rollout.sglang.routing_replay is for mixtures of experts, and model_type={architecture.family} is none: "
+            "leave it false."
+        )
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if longest > architecture.max_positions:
         found.append(

@@ -111,7 +111,7 @@ class Driver:
         print(f"{at.version + 1} weight swaps, each proved by its hashes; {duration(at.seconds)}.")
         print(where_next(self.run), flush=True)
 
-    def sampling(self, temperature: float) -> Sampling:
+    def sampling(self, temperature: float, experts: bool = False) -> Sampling:
         """The rollout's sampling parameters at a temperature (0: greedy)."""
         rollout = self.config.rollout
         return Sampling(
@@ -121,9 +121,12 @@ class Driver:
             top_k=rollout.top_k,
             stop_tokens=(self.tokenizer.eos_token_id,),
             ignore_stop=rollout.ignore_eos,
+            experts=experts,
         )
 
-    def generate(self, examples: list[Example], samples: int, temperature: float, label: str) -> list[list[Completion]]:
+    def generate(
+        self, examples: list[Example], samples: int, temperature: float, label: str, experts: bool = False
+    ) -> list[list[Completion]]:
         """``samples`` completions per example; a seed depends on the run's seed, ``label`` and its place alone."""
         requests = [
             Request(
@@ -135,7 +138,7 @@ class Driver:
             )
             for i, example in enumerate(examples)
         ]
-        return self.engine.generate(requests, self.sampling(temperature))
+        return self.engine.generate(requests, self.sampling(temperature, experts))
 
     def score(self, examples: list[Example], groups: list[list[Completion]], step: int) -> list[tuple[Sample, Scored]]:
         """Every completion as text with its reward, group after group."""
@@ -173,7 +176,8 @@ class Driver:
         rollout, algorithm = self.config.rollout, self.config.algorithm
         started = time.perf_counter()
         examples = self.prompts.draw(step)
-        groups = self.generate(examples, rollout.group_size, rollout.temperature, f"rl/{step}")
+        replay = rollout.sglang.routing_replay
+        groups = self.generate(examples, rollout.group_size, rollout.temperature, f"rl/{step}", replay)
         generated = time.perf_counter()
         with self._scoring:
             scored = self.score(examples, groups, step)
@@ -307,4 +311,5 @@ def _sequence(prompt: tuple[int, ...], completion: Completion, *, weight: float,
             "rollout_logprobs": column(completion.logprobs),
         },
         prompt=len(prompt),
+        experts=completion.experts,
     )

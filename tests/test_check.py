@@ -28,6 +28,7 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 MIXTURE = ("model_type=qwen3_moe", "num_experts=4", "num_experts_per_tok=2", "moe_intermediate_size=64")
+ONE_RANK = ("actor.tensor_parallel=1", "actor.data_parallel=1")
 
 
 def quickstart(tmp_path: Path, *overrides: str) -> Config:
@@ -74,6 +75,14 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         ),
         (["algorithm.minibatches=3"], ["algorithm.minibatches", "1, 2, 4, 8, 16"]),
         (["rollout.group_size=1"], ["rollout.group_size is 1", "at least 2"]),
+        (
+            [*(f"model.architecture.{k}" for k in MIXTURE), *ONE_RANK, "rollout.sglang.routing_replay=true"],
+            ["rollout.sglang.routing_replay needs rollout.engine=sglang"],
+        ),
+        (
+            ["rollout.engine=sglang", "rollout.sglang.urls=http://engine:1", "rollout.sglang.routing_replay=true"],
+            ["rollout.sglang.routing_replay is for mixtures of experts", "model_type=qwen3 is none"],
+        ),
         (["rewards.terms.no.such.reward=1"], ["no.such.reward"]),
         (["data.task=sally"], ["data.task='sally'"]),
         (["evaluation.prompts=0"], ["evaluation.prompts is 0"]),

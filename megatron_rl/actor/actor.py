@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,7 @@ class Actor:
         self.optimizer_config = config.optimizer
         self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         self._reference: list[torch.Tensor] | None = None
+        self._replay = True
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """This rank's live parameters by local name, "{chunk}/{name}"."""
@@ -86,6 +88,10 @@ class Actor:
         Completions of one prompt stay together and share it where the attention can.
         """
         config = self.config
+        choices = self.arch.layers * self.arch.experts_per_token
+        for s in sequences:
+            if s.experts is not None and s.experts.shape != (len(s) - 1, choices):
+                raise ValueError(f"{len(s)} tokens came with experts {s.experts.shape}; {choices} each were expected")
         cp = config.context_parallel
         room = config.micro_batch_tokens * cp
         # Transformer Engine's attention knows whole sequences only
@@ -93,7 +99,7 @@ class Actor:
         heads = [s.prompt if share else 0 for s in sequences]
         tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(sequences, heads, strict=True)]
         even = -(-(sum(heads) + sum(tails)) // config.data_parallel)
-        prompts = [s.tokens[:head].tobytes() for s, head in zip(sequences, heads, strict=True)]
+        prompts = [s.shared() if head else b"" for s, head in zip(sequences, heads, strict=True)]
         groups = group_by_prompt(prompts, heads, tails, min(room, even))
         parts = assign(
             [heads[g[0]] + sum(tails[i] for i in g) for g in groups],
@@ -126,7 +132,8 @@ class Actor:
 
         def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
             batch = next(iterator)
-            hidden = model(batch.inputs, batch.positions, None, packed_seq_params=batch.packed)
+            packed = batch.packed if self._replay else replace(batch.packed, experts=None)
+            hidden = model(batch.inputs, batch.positions, None, packed_seq_params=packed)
             return hidden, partial(finish, model, batch)
 
         results: list[Any] = get_forward_backward_func()(
@@ -219,15 +226,21 @@ class Actor:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, forward passes run the reference policy."""
+        """Inside, forward passes run the reference policy, whose routers choose for themselves.
+
+        It is a fixed policy: forced onto the experts of another, it would drift with that one, and the KL to it would
+        miss what the routers have learnt.
+        """
         assert self._reference is not None
         parameters = [p for c in self.chunks for p in c.parameters()]
         live = [p.data for p in parameters]
         for p, frozen in zip(parameters, self._reference, strict=True):
             p.data = frozen.to(self.device)
+        self._replay = False
         try:
             yield
         finally:
+            self._replay = True
             for p, data in zip(parameters, live, strict=True):
                 p.data = data
 

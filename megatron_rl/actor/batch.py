@@ -16,6 +16,12 @@ class Sequence:
     tokens: np.ndarray  # int64 [length]
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # float32 [length] each
     prompt: int = 0  # so many first tokens have weight 0 and may be shared with other sequences
+    experts: np.ndarray | None = None  # int16 [length - 1, layers x top_k]: the engine's choice for tokens[:-1]
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def shared(self) -> bytes:
+        """What sequences that share their prompt have in common: its tokens and, where given, its routing."""
+        routing = b"" if self.experts is None else self.experts[: self.prompt].tobytes()
+        return self.tokens[: self.prompt].tobytes() + routing

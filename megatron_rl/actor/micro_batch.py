@@ -44,9 +44,11 @@ class AttentionBlock:
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Megatron's packing parameters, and the blocks that the local attention works on."""
+    """Megatron's packing parameters, the blocks that the local attention works on, and the experts to replay."""
 
     blocks: list[AttentionBlock] = field(default_factory=list)
+    # int16 [t, layers x top_k], on the host: a layer takes what it needs; -1: the router's own choice. None: all are
+    experts: torch.Tensor | None = None
 
 
 @dataclass
@@ -84,6 +86,7 @@ class _Row:
     first: int = 0  # position of its first token
     sequence: Sequence | None = None  # whose tokens its positions predict; None: a prompt, or padding
     prompt: int = -1  # the row that it continues; -1: none
+    experts: np.ndarray | None = None  # of its tokens
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -115,12 +118,17 @@ def build(
         rows.append(_Row(np.zeros(0, dtype=np.int64)))
         padded.append(rest)
     starts = np.concatenate([[0], np.cumsum(padded)])
-    inputs, positions, trained, targets = [], [], [], []
+    inputs, positions, trained, targets, experts = [], [], [], [], []
+    choices = max((s.experts.shape[1] for s in sequences if s.experts is not None), default=0)  # of a token
     kept: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     for row, length, start in zip(rows, padded, starts[:-1] // cp_size, strict=True):
         own = _zigzag(length, cp_rank, cp_size)
         inputs.append(_padded(row.tokens, length)[own])
         positions.append(row.first + own)
+        routing = np.full((length, choices), -1, dtype=np.int16)
+        if row.experts is not None:
+            routing[: len(row)] = row.experts
+        experts.append(routing[own])
         if row.sequence is None:
             continue
         tokens, weights = row.sequence.tokens, row.sequence.columns["weight"]
@@ -141,6 +149,7 @@ def build(
         max_seqlen_q=max(padded),
         max_seqlen_kv=max(padded),
         blocks=_blocks(padded, cp_rank, cp_size) if not prompts else _shared_blocks(rows, padded, starts, prompts),
+        experts=torch.from_numpy(np.concatenate(experts)) if choices else None,
     )
     return MicroBatch(
         inputs=_tensor(inputs, np.int64).view(1, -1),
@@ -160,14 +169,17 @@ def _rows(sequences: Seq[Sequence], share_prompts: bool) -> tuple[int, list[_Row
     """
     by_prompt: dict[bytes, list[Sequence]] = {}
     for s in sequences if share_prompts else ():
-        by_prompt.setdefault(s.tokens[: s.prompt].tobytes(), []).append(s)
+        by_prompt.setdefault(s.shared(), []).append(s)
     shared = sorted((g for key, g in by_prompt.items() if key and len(g) > 1), key=lambda g: -g[0].prompt)
-    rows = [_Row(group[0].tokens[: group[0].prompt]) for group in shared]
+    rows = [
+        _Row(g[0].tokens[: g[0].prompt], experts=None if g[0].experts is None else g[0].experts[: g[0].prompt])
+        for g in shared
+    ]
     prompt_of = {id(s): i for i, group in enumerate(shared) for s in group}
     for s in sorted(sequences, key=len, reverse=True):
         prompt = prompt_of.get(id(s), -1)
         first = 0 if prompt < 0 else s.prompt
-        rows.append(_Row(s.tokens[first:-1], first, s, prompt))
+        rows.append(_Row(s.tokens[first:-1], first, s, prompt, None if s.experts is None else s.experts[first:]))
     return len(shared), rows
 
 

@@ -19,6 +19,7 @@ from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_packed_rotary
 from megatron_rl.actor.logprobs import token_logprobs
 from megatron_rl.actor.micro_batch import MicroBatch
+from megatron_rl.actor.routing import replay_routing
 
 
 def transformer_engine() -> bool:
@@ -192,8 +193,10 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
         else:
             model.rotary_pos_emb = PackedRotary(frequencies, dtype)
             attention.apply_rotary_pos_emb = apply_packed_rotary
+        if arch.experts:
+            replay_routing(model)
+            _reduce_experts(model)
         model.to(device=platform.device(), dtype=dtype)
-        _reduce_experts(model)
         chunks.append(model)
     return chunks
 

@@ -28,6 +28,11 @@ def check_rollout(config: RolloutConfig) -> list[str]:
         found.append(f"rollout.temperature is {config.temperature}; it must be above 0.")
     if not 0 < config.top_p <= 1:
         found.append(f"rollout.top_p is {config.top_p}; it must be above 0 and at most 1.")
+    if config.sglang.routing_replay and config.engine == "embedded":
+        found.append(
+            "rollout.sglang.routing_replay needs rollout.engine=sglang: the embedded engine does not say which experts "
+            "it chose."
+        )
     if config.top_k < 0:
         found.append(f"rollout.top_k is {config.top_k}; it must be 0 (all tokens) or more.")
     return found

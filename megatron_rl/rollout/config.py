@@ -19,6 +19,7 @@ class SGLangConfig:
     request_seconds: float = 1800.0  # a completion that takes longer is aborted and asked for again
     health_seconds: float = 30.0  # an engine that does not answer for so long is restarted
     restarts: int = 3  # of one engine, in a run
+    routing_replay: bool = False  # mixtures of experts: the actor's routers take the experts that the engine chose
     args: dict[str, Any] = field(default_factory=dict)  # more options of sglang.launch_server, by its own names
 
 

@@ -19,6 +19,7 @@ class Sampling:
     top_k: int = 0
     stop_tokens: tuple[int, ...] = ()  # generation ends after one of these, which is kept
     ignore_stop: bool = False  # never end early
+    experts: bool = False  # say which experts every token went to (SGLang, mixtures of experts)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Completion:
     logprobs: list[float]  # natural log, of the temperature-scaled distribution before top-p / top-k
     finish_reason: str  # "stop" | "length"
     versions: tuple[tuple[int, int], ...]  # (version of the weights, tokens that they drew), in their order
+    # int16 [prompt + tokens - 1, layers x top_k], where asked for: the last token goes through no layer. Tokens drawn
+    # before a swap in mid-generation are computed again after it, and their experts are then the new weights' choice
+    experts: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def weight_version(self) -> int:

@@ -33,6 +33,7 @@ def run(case: dict, out: Path) -> None:
             np.array(s["tokens"]),
             {"weight": np.array(s["weight"], np.float32), "id": np.array(s["id"], np.float32)},
             prompt=s["prompt"],
+            experts=np.array(s["experts"], np.int16) if case["replay"] else None,
         )
         for s in case["sequences"]
     ]

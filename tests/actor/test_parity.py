@@ -1,4 +1,7 @@
-"""The sharded actor against transformers: log-probs, entropies, loss and gradients at every kind of sharding."""
+"""The sharded actor against transformers: log-probs, entropies, loss and gradients at every kind of sharding.
+
+"replay" is the mixture of experts with its tokens sent to given experts, which its routers would not have chosen.
+"""
 
 import json
 from pathlib import Path
@@ -13,6 +16,8 @@ from megatron_rl.resharding.transformers import transformers_layout
 from tests.actor.models import CONFIGS, write_model
 
 TEMPERATURE = 0.7
+REPLAY = "replay"
+MODELS = {name: name for name in CONFIGS} | {REPLAY: "qwen3_moe"}
 RANKS = Path(__file__).parent / "parity_ranks.py"
 # Four ranks run every case of the list, data parallelism filling up; (model, options of the actor).
 FOUR = [
@@ -27,8 +32,14 @@ FOUR = [
     ("llama", dict(tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
     ("llama", dict(context_parallel=2, pipeline_parallel=2, micro_batch_tokens=40)),
     ("qwen3_moe", dict(expert_parallel=2, data_parallel=4)),
-    ("qwen3_moe", dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
     ("qwen3_moe", dict(tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
+    ("qwen3_moe", dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
+    (REPLAY, dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True, recompute="full")),
+    (REPLAY, dict(pipeline_parallel=2, context_parallel=2, expert_parallel=2)),
+    (
+        REPLAY,
+        dict(pipeline_parallel=2, virtual_pipeline=2, data_parallel=2, micro_batch_tokens=40, recompute="full"),
+    ),
 ]
 ONE = [
     ("qwen3", dict()),
@@ -37,15 +48,19 @@ ONE = [
     ("qwen2", dict()),
     ("llama", dict()),
     ("qwen3_moe", dict()),
+    (REPLAY, dict()),
 ]
 
 
 def sequences() -> list[dict]:
     """Prompts without weight, completions with weights of different sizes that add up to about 1.
 
-    Three share a prompt of 8 tokens (one has a single token more), two one of 7; the others have their own.
+    Three share a prompt of 8 tokens (one has a single token more), two one of 7; the others have their own. Shared
+    prompts have shared experts, but for the one of 17 tokens.
     """
     rng = np.random.default_rng(3)
+    config = CONFIGS[MODELS[REPLAY]]
+    layers, experts, top_k = config.num_hidden_layers, config.num_experts, config.num_experts_per_tok
     prompts = {n: rng.integers(0, 99, n) for n in (7, 8)}
     result, count = [], 0
     for length, prompt in ((9, 8), (17, 8), (23, 8), (23, 3), (30, 7), (12, 7), (5, 3), (39, 3)):
@@ -54,22 +69,48 @@ def sequences() -> list[dict]:
             tokens[:prompt] = prompts[prompt]
         weight = np.where(np.arange(length) < prompt, 0.0, rng.uniform(0.2, 1.0, length) / 100)
         ids = list(range(count, count + length))
-        result.append({"tokens": tokens.tolist(), "weight": weight.tolist(), "id": ids, "prompt": prompt})
+        order = np.random.default_rng(length).random((length - 1, layers, experts)).argsort(-1)
+        if prompt in prompts and length != 17:
+            order[:prompt] = np.random.default_rng(prompt).random((prompt, layers, experts)).argsort(-1)
+        chosen = order[:, :, :top_k].reshape(length - 1, layers * top_k)
+        result.append(
+            {
+                "tokens": tokens.tolist(),
+                "weight": weight.tolist(),
+                "id": ids,
+                "prompt": prompt,
+                "experts": chosen.tolist(),
+            }
+        )
         count += length
     return result
+
+
+def force_experts(model: torch.nn.Module, experts: list[list[int]]) -> None:
+    """Have transformers' routers weigh the given experts: softmax over all, renormalised over the chosen."""
+    for layer, part in zip(model.model.layers, torch.tensor(experts).chunk(len(model.model.layers), 1), strict=True):
+
+        def route(hidden: torch.Tensor, gate=layer.mlp.gate, chosen=part) -> tuple[torch.Tensor, ...]:
+            logits = hidden @ gate.weight.t()
+            weights = logits.softmax(-1).gather(1, chosen)
+            return logits, weights / weights.sum(-1, keepdim=True), chosen
+
+        layer.mlp.gate.forward = route
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """transformers' answer for every model: folder, log-probs by token id, loss and gradients."""
     answers = {}
-    for name in CONFIGS:
+    for name in MODELS:
         folder = tmp_path_factory.mktemp(name)
-        model = write_model(name, folder)
+        model = write_model(MODELS[name], folder)
         logprobs, loss, mean_entropy = {}, torch.zeros(()), torch.zeros(())
         for s in sequences():
             tokens, weight = torch.tensor([s["tokens"]]), torch.tensor(s["weight"])[1:]
-            log_p = (model(tokens).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
+            if name == REPLAY:
+                force_experts(model, s["experts"])
+            log_p = (model(tokens[:, :-1]).logits[0] / TEMPERATURE).log_softmax(-1)
             chosen = log_p.gather(1, tokens[0, 1:, None]).squeeze(1)
             entropy = -(log_p.exp() * log_p).sum(-1)
             loss = loss - (weight * (chosen + 0.3 * entropy)).sum()
@@ -97,6 +138,7 @@ def results(reference, run_ranks, tmp_path_factory) -> Path:
                 "model": str(reference[model]["folder"]),
                 "sequences": sequences(),
                 "temperature": TEMPERATURE,
+                "replay": model == REPLAY,
             }
             for i, (model, actor) in enumerate(cases)
         ]

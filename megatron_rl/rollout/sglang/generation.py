@@ -6,11 +6,15 @@ Draws are the servers' own: a request's seed names it and does not decide its to
 """
 
 import asyncio
+import base64
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any
 
+import numpy as np
+
+from megatron_rl.errors import InputError
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
 from megatron_rl.rollout.sglang.http import Server, ServerError
 
@@ -25,7 +29,8 @@ class AbortedError(ServerError):
 def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
     """What /generate is asked."""
     greedy = sampling.temperature == 0
-    return {
+    replay = {"return_routed_experts": True} if sampling.experts else {}
+    return replay | {
         "rid": name,
         "input_ids": list(request.tokens),
         "return_logprob": True,
@@ -41,10 +46,11 @@ def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
     }
 
 
-def completion(answer: dict[str, Any]) -> Completion:
-    """What /generate answered.
+def completion(answer: dict[str, Any], experts: bool = False) -> Completion:
+    """What /generate answered, with the chosen ``experts`` if they were asked for.
 
-    Raises AbortedError for a request given up, FloatingPointError for log-probs that are not finite.
+    Raises AbortedError for a request given up, FloatingPointError for log-probs that are not finite, InputError for a
+    server that says nothing of experts.
     """
     meta = answer["meta_info"]
     finish = meta["finish_reason"]
@@ -58,7 +64,22 @@ def completion(answer: dict[str, Any]) -> Completion:
         raise FloatingPointError("a server's weights give log-probabilities that are not finite")
     spans = meta.get("weight_versions") or [{"version": meta["weight_version"], "start": 0, "end": len(tokens)}]
     versions = tuple((_number(span["version"]), span["end"] - span["start"]) for span in spans)
-    return Completion(tokens, logprobs, "stop" if finish["type"] == "stop" else "length", versions)
+    routing = _experts(meta, meta["prompt_tokens"] + len(tokens) - 1) if experts else None
+    return Completion(tokens, logprobs, "stop" if finish["type"] == "stop" else "length", versions, routing)
+
+
+def _experts(meta: dict[str, Any], positions: int) -> np.ndarray:
+    """int16 [positions, layers x top_k] from SGLang's base64 of int32 [positions, layers, top_k]."""
+    encoded = meta.get("routed_experts")
+    if encoded is None:
+        raise InputError(
+            "rollout.sglang.routing_replay=true, but a server does not say which experts it chose. Start the servers "
+            "of rollout.sglang.urls with --enable-return-routed-experts, and serve a mixture of experts."
+        )
+    chosen = np.frombuffer(base64.b64decode(encoded), dtype=np.int32)
+    if not chosen.size or chosen.size % positions:
+        raise ServerError(f"a server answered {chosen.size} choices of experts for {positions} tokens")
+    return chosen.reshape(positions, -1).astype(np.int16)
 
 
 def _number(version: str) -> int:
@@ -93,7 +114,8 @@ async def generate(
                 await available()
                 name = f"{seed:016x}-{next(names)}-{attempt}"
                 try:
-                    return completion(await send_to.generate(body(request, sampling, name), seconds))
+                    answer = await send_to.generate(body(request, sampling, name), seconds)
+                    return completion(answer, sampling.experts)
                 except ServerError as failed:
                     error = failed
                     await abort(name)  # it may still run

@@ -30,6 +30,7 @@ OURS = {  # options of SGLang that this project sets itself -> the option to set
     "max_running_requests": "rollout.max_running",
     "api_key": "",
     "custom_weight_loader": "",
+    "enable_return_routed_experts": "rollout.sglang.routing_replay",
     "config": "",
 }
 LAST_LINES = 25  # of a server's log, in an error
@@ -64,6 +65,8 @@ def arguments(config: Config, model_folder: Path, index: int, port: int, key: by
         "api_key": api_key(key),
         "custom_weight_loader": [HOOK],
     }
+    if options.routing_replay:
+        chosen["enable_return_routed_experts"] = True
     return {name.replace("_", "-"): value for name, value in chosen.items()}
 
 
