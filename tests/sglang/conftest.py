@@ -70,7 +70,6 @@ def configuration(engines: int = 1, **options: Any) -> Config:
     config.model.dtype = "float32"
     config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.max_running = 64, 64, 32
     config.rollout.engine, config.rollout.engines = "sglang", engines
-    config.rollout.sglang.health_seconds = 10.0
     config.rollout.sglang.swap_seconds = 60.0
     for name, value in options.items():
         assert hasattr(config.rollout.sglang, name)

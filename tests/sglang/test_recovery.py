@@ -53,7 +53,7 @@ def during(generation: Callable[[], list[list[Completion]]], disturb: Callable[[
 @pytest.fixture(scope="module")
 def pair(start: Callable[..., SGLangEngines], trainer: ServedTrainer, model_folder: Models) -> SGLangEngines:
     """Two engines behind the router."""
-    engines = start("qwen3", engines=2)
+    engines = start("qwen3", engines=2, health_seconds=10.0)
     trainer.load(model_folder("qwen3")[1])
     trainer.attach(engines)
     trainer.swap(engines, 1)

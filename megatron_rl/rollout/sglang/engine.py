@@ -153,7 +153,8 @@ class SGLangEngines:
         return found
 
     async def _open(self) -> None:
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        # A connection of its own for each call: servers close idle ones, which a large body then finds out too late.
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         key = api_key(self.key)
         for replica in self.replicas:
             replica.open(self._http, key)

@@ -1,5 +1,6 @@
 """One SGLang server's HTTP interface: the calls that a trainer makes. Imports no torch."""
 
+import asyncio
 import base64
 import json
 import pickle
@@ -10,6 +11,8 @@ import aiohttp
 from packaging.version import Version
 
 from megatron_rl.rollout.sglang.versions import supported
+
+_JSON = {"Content-Type": "application/json"}
 
 
 class ServerError(ConnectionError):
@@ -25,6 +28,12 @@ class Abilities:
     spans: bool  # an answer says which version drew which tokens (from 0.5.20)
 
 
+def _with_tensors(body: dict[str, Any], content: Any, workers: int) -> bytes:
+    # Plain pickle: descriptors of shared memory, as torch's pickler passes them, do not survive HTTP.
+    payload = base64.b64encode(content if isinstance(content, bytes) else pickle.dumps(content)).decode()
+    return json.dumps(body | {"serialized_named_tensors": [payload] * workers}).encode()
+
+
 class Server:
     """One server at ``url``. Every method raises ServerError."""
 
@@ -34,11 +43,12 @@ class Server:
         self.abilities: Abilities | None = None
 
     async def call(self, method: str, path: str, body: Any = None, *, seconds: float) -> Any:
-        """The answer to one request, parsed where it is JSON."""
+        """The answer to one request, parsed where it is JSON. ``body`` is bytes, or will be JSON."""
+        sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": body}
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self.http.request(
-                method, self.url + path, json=body, headers=self._headers, timeout=timeout
+                method, self.url + path, headers=self._headers | _JSON, timeout=timeout, **sent
             ) as response:
                 text = await response.text()
         except TimeoutError as error:
@@ -114,16 +124,15 @@ class Server:
 
         With a ``version`` the cache is flushed and the version set.
         """
-        # Plain pickle: descriptors of shared memory, as torch's pickler passes them, do not survive HTTP.
-        payload = base64.b64encode(content if isinstance(content, bytes) else pickle.dumps(content)).decode()
-        body: dict[str, Any] = {"serialized_named_tensors": [payload] * workers, "flush_cache": version is not None}
+        body: dict[str, Any] = {"flush_cache": version is not None}
         if load_format is not None:
             body["load_format"] = load_format
         if version is not None:
             body["weight_version"] = str(version)
         if self.abilities is not None and self.abilities.sessions:
             body["selector"] = "target"
-        await self.call("POST", "/update_weights_from_tensor", body, seconds=seconds)
+        data = await asyncio.to_thread(_with_tensors, body, content, workers)
+        await self.call("POST", "/update_weights_from_tensor", data, seconds=seconds)
 
     async def update_from_disk(self, folder: str, seconds: float) -> None:
         """Have the server load a Hugging Face folder."""

@@ -78,6 +78,7 @@ def on_this_machine(tokens: int) -> dict[str, Any]:
         "device": "cpu",
         "attention_backend": "torch_native",
         "disable_overlap_schedule": True,
+        "sleep_on_idle": True,  # or it takes a whole core while the trainer trains
         "mem_fraction_static": 0.1,
         "max_total_tokens": max(8192, tokens),
     }
