@@ -19,7 +19,7 @@ from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.footprint import parallel_sizes
 from megatron_rl.processes import BAD_INPUT, run
-from megatron_rl.rollout.channel import ENGINES
+from megatron_rl.rollout.channel import ENGINES, key_from_environment
 from megatron_rl.rollout.client import engine_command, engine_environment
 from megatron_rl.supervisor import Outcome, Process, supervise
 from megatron_rl.tracking.run_folder import RunFolder, changes, open_run
@@ -48,7 +48,8 @@ def launch(config: Config) -> int:
 
 def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]:
     """The engines and the trainer ranks of a run; they meet at Unix sockets and at a port on loopback."""
-    key = secrets.token_bytes(16)
+    adopted = config.rollout.engine == "sglang" and config.rollout.sglang.urls  # they have their key already
+    key = key_from_environment() if adopted else secrets.token_bytes(16)
     embedded = config.rollout.engines if config.rollout.engine == "embedded" else 0  # rank 0 starts the others
     addresses = [str(sockets / f"engine{i}") for i in range(embedded)]
     world = parallel_sizes(config).world

@@ -94,3 +94,9 @@ def test_sizes_that_do_not_divide_the_model() -> None:
     found = check_sglang_model(SGLangConfig(tensor_parallel=3), hf_config)
     assert found[0] == "rollout.sglang.tensor_parallel=3 does not divide num_attention_heads=4."
     assert len(found) == 3
+    mixture = hf_config | {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16}
+    mixture |= {"num_experts_per_tok": 2, "tie_word_embeddings": True}
+    (said,) = check_sglang_model(SGLangConfig(), mixture)
+    assert said.startswith("SGLang's Qwen3-MoE has a head of its own")
+    mixture |= {"tie_word_embeddings": False}
+    assert check_sglang_model(SGLangConfig(tensor_parallel=2), mixture) == []

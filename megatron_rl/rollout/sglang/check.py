@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from megatron_rl import machine
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.families.table import tied
 from megatron_rl.resharding.sglang import EngineSizes, engine_violations
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.process import OURS
@@ -40,7 +41,14 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
 def check_sglang_model(options: SGLangConfig, hf_config: Mapping[str, Any]) -> list[str]:
     """Why the servers cannot shard the model this way."""
     sizes = EngineSizes(tensor=options.tensor_parallel, expert=options.expert_parallel)
-    return [problem.replace("engine.", "rollout.sglang.") for problem in engine_violations(hf_config, sizes)]
+    found = [problem.replace("engine.", "rollout.sglang.") for problem in engine_violations(hf_config, sizes)]
+    if hf_config.get("model_type") == "qwen3_moe" and tied(hf_config):
+        found.append("SGLang's Qwen3-MoE has a head of its own: it cannot serve tie_word_embeddings=true.")
+    if options.expert_parallel > 1 and not options.urls and not machine.gpus():
+        found.append(
+            f"rollout.sglang.expert_parallel={options.expert_parallel} needs GPUs: SGLang has no such experts on a CPU."
+        )
+    return found
 
 
 def _package(rollout: RolloutConfig) -> list[str]:
