@@ -144,6 +144,19 @@ def test_what_is_not_proved_is_not_served(served: SGLangEngines, trainer: Served
     assert gap(model, REQUESTS, served.generate(REQUESTS, GREEDY)) < EXACT
 
 
+def test_memory_that_was_given_back_comes_back_with_the_next_swap(
+    served: SGLangEngines, trainer: ServedTrainer, model_folder: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.options, "colocated", True)
+    served.release()
+    with pytest.raises(SwapError, match="gave back their memory"):
+        served.generate(REQUESTS, GREEDY)
+    trainer.swap(served, 2)
+    groups = served.generate(REQUESTS, GREEDY)
+    assert gap(model_folder("qwen3")[1], REQUESTS, groups) < EXACT
+    assert {c.versions for g in groups for c in g} == {((2, 16),)}
+
+
 @pytest.mark.parametrize("way", ["tensor", "distributed", "disk"])
 def test_sglangs_own_ways_are_proved_too(
     way: str, served: SGLangEngines, trainer: ServedTrainer, model_folder: Models, monkeypatch: pytest.MonkeyPatch

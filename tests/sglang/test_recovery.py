@@ -83,6 +83,8 @@ def test_one_engine_killed_and_one_hung(pair: SGLangEngines, model_folder: Model
     assert [state["restarts"] for state in pair.health()["engines"]] == [1, 1]
     assert all(state["weight_version"] == 1 for state in pair.health()["engines"])
     assert not any(psutil.pid_exists(pid) for pid in before)
+    left = [path.name for path in Path("/dev/shm").glob("sgl_shm_*")]
+    assert all(psutil.pid_exists(int(name.split("_")[-2])) for name in left)  # a killed server's memory is removed
 
 
 def test_a_swap_brings_back_an_engine_that_died(

@@ -33,7 +33,8 @@ class Worker:
     def ask(self, method: str, *arguments: Any, seconds: float) -> Any:
         """Have the worker do something; its result.
 
-        Raises SwapError for weights that are not the trained ones, WorkerError for everything else.
+        Raises SwapError for weights that are not the trained ones, InputError for a model whose loading is not
+        understood, WorkerError for everything else.
         """
         try:
             self._connection.send((method, arguments))
@@ -47,6 +48,8 @@ class Worker:
         name, message = value
         if name == SwapError.__name__:
             raise SwapError(f"worker {self.rank} of {self.engine}: {message}")
+        if name == InputError.__name__:
+            raise InputError(f"SGLang ({self.engine}, worker {self.rank}): {message}")
         raise WorkerError(f"worker {self.rank} of {self.engine}, {method}: {name}: {message}")
 
     def release(self) -> None:

@@ -103,10 +103,8 @@ class SGLangEngines:
         """See ``protocol.Engine``: a server that is lost from now on comes back at the next swap only."""
         self._still = False
         if self.options.colocated:
-            self._do(self._each(lambda replica: replica.server.release(self.options.swap_seconds)))
+            self._do(self._each(lambda replica: replica.release()))
             self.failed = "the engines gave back their memory"
-            for replica in self.replicas:
-                replica.poison(self.failed)
 
     def health(self) -> dict[str, Any]:
         """``engines``: address, process id, weight version (-1: poisoned), why, and restarts of each."""
@@ -190,13 +188,7 @@ class SGLangEngines:
                 try:
                     if failed is not None or replica.gone or replica.attached is None:
                         await replica.recover(failed or ServerError("it had ended"), self.source, self.dtype)
-                    if self.options.colocated:
-                        await replica.server.reclaim("weights", self.options.swap_seconds)
-                    expected = asyncio.shield(hashes)
-                    swapped = await replica.bring(version, expected, self._way, resume=not self.options.colocated)
-                    if self.options.colocated:
-                        await replica.server.reclaim("kv_cache", self.options.swap_seconds)
-                        await replica.server.resume(self.options.swap_seconds)
+                    swapped = await replica.bring(version, asyncio.shield(hashes), self._way)
                     await self._route(replica)
                     return swapped
                 except _RECOVERABLE as error:

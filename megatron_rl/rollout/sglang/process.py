@@ -1,6 +1,7 @@
 """Starting and ending the processes of one SGLang server. Imports no torch."""
 
 import contextlib
+import glob
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ OURS = {  # options of SGLang that this project sets itself -> the option to set
 }
 LAST_LINES = 25  # of a server's log, in an error
 _END_SECONDS = 5.0
+_SHARED = ("/dev/shm/sgl_shm_", "/dev/shm/sglang_loads_")
 
 
 def arguments(config: Config, model_folder: Path, index: int, port: int, key: bytes) -> dict[str, Any]:
@@ -146,6 +148,7 @@ class ServerProcess:
         with contextlib.suppress(psutil.NoSuchProcess):
             leader = psutil.Process(self._popen.pid)
             family = [*leader.children(recursive=True), leader]
+        shared = {path for member in family for path in _shared_files(member)}
         if gently and family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 leader.send_signal(signal.SIGTERM)
@@ -153,4 +156,25 @@ class ServerProcess:
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
+        psutil.wait_procs(family, timeout=_END_SECONDS)
         self._popen.wait()
+        _remove(shared)
+
+
+def _shared_files(process: psutil.Process) -> list[str]:
+    """Named shared memory of SGLang's that a process has mapped."""
+    with contextlib.suppress(psutil.Error):
+        return [path for m in process.memory_maps() if (path := m.path).startswith(_SHARED)]
+    return []
+
+
+def _remove(mapped: set[str]) -> None:
+    """What killed processes left in shared memory: files of ours that they had mapped, or whose maker is gone.
+
+    SGLang names a file's maker in the file's name: sgl_shm_KIND_PID_RANDOM.
+    """
+    for path in {*mapped, *glob.glob("/dev/shm/sgl_shm_*")}:
+        with contextlib.suppress(OSError, ValueError):
+            known = path in mapped or not psutil.pid_exists(int(path.split("_")[-2]))
+            if known and os.stat(path).st_uid == os.getuid():
+                os.unlink(path)

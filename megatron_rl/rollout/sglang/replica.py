@@ -46,6 +46,7 @@ class Replica:
         self.poisoned = "no complete swap yet"
         self.restarted = 0
         self.swaps = 0  # begun
+        self.released = False  # its memory is given back
         self.lost = ""  # why it will not come back
         self.lock = asyncio.Lock()  # held while it is swapped or restarted
 
@@ -91,14 +92,24 @@ class Replica:
         self.attached = await self.swap.attach(source, dtype)
         return self.attached
 
-    async def bring(
-        self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None, *, resume: bool = True
-    ) -> Swapped:
+    async def release(self) -> None:
+        """Have it give back the memory of its weights and its cache until the next swap."""
+        self.poison("its memory was given back")
+        await self.server.release(self.limits.swap)
+        self.released = True
+
+    async def bring(self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None) -> Swapped:
         """Swap its weights once."""
         self.swaps += 1
         self.poison(f"swap {version} is not finished")
         try:
-            swapped = await self.swap(version, hashes, way, resume)
+            if self.released:
+                await self.server.reclaim("weights", self.limits.swap)
+            swapped = await self.swap(version, hashes, way, resume=not self.released)
+            if self.released:  # the cache is taken back when the weights' way in needs no memory any more
+                await self.server.reclaim("kv_cache", self.limits.swap)
+                await self.server.resume(self.limits.swap)
+                self.released = False
         except BaseException as error:
             self.poison(f"swap {version} failed: {error}")
             raise
@@ -111,7 +122,7 @@ class Replica:
         Raises ServerError when it is not ours or was restarted too often.
         """
         self.poison(why)
-        self.attached = None
+        self.attached, self.released = None, False
         if self.process is None:
             raise ServerError(f"the SGLang server at {self.url} failed and was not started here: {why}")
         if self.exhausted:
