@@ -17,7 +17,7 @@ class SGLangConfig:
     start_seconds: float = 900.0  # a server must be ready by then
     swap_seconds: float = 600.0  # a swap must be complete by then
     request_seconds: float = 1800.0  # a completion that takes longer is aborted and asked for again
-    health_seconds: float = 30.0  # an engine that does not answer for so long is restarted
+    health_seconds: float = 60.0  # an engine that does not answer for so long is restarted
     restarts: int = 3  # of one engine, in a run
     routing_replay: bool = False  # mixtures of experts: the actor's routers take the experts that the engine chose
     args: dict[str, Any] = field(default_factory=dict)  # more options of sglang.launch_server, by its own names

@@ -19,6 +19,7 @@ from megatron_rl.rollout.protocol import Completion, Request, Sampling
 from megatron_rl.rollout.sglang.http import Server, ServerError
 
 ATTEMPTS = 8  # at one completion
+ABORTS = 100  # of one completion by its server
 _PAUSE = 0.5  # seconds before a request is sent again
 
 
@@ -108,18 +109,20 @@ async def generate(
     async def one(request: Request, seed: int) -> Completion:
         error: Exception | None = None
         async with slots:
-            for attempt in range(ATTEMPTS):
-                if attempt:
-                    await asyncio.sleep(_PAUSE * attempt)
+            failures = aborts = 0
+            while failures < ATTEMPTS and aborts < ABORTS:
+                await asyncio.sleep(_PAUSE * failures)
                 await available()
-                name = f"{seed:016x}-{next(names)}-{attempt}"
+                name = f"{seed:016x}-{next(names)}"
                 try:
                     answer = await send_to.generate(body(request, sampling, name), seconds)
                     return completion(answer, sampling.experts)
+                except AbortedError as given_up:  # for a swap, by versions that cannot keep it
+                    error, aborts = given_up, aborts + 1
                 except ServerError as failed:
-                    error = failed
+                    error, failures = failed, failures + 1
                     await abort(name)  # it may still run
-        raise ServerError(f"a completion failed {ATTEMPTS} times; the last time: {error}")
+        raise ServerError(f"a completion failed {failures + aborts} times; the last time: {error}")
 
     tasks = [asyncio.ensure_future(one(request, seed)) for request in requests for seed in request.seeds]
     try:

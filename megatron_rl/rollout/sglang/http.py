@@ -98,8 +98,13 @@ class Server:
         await self.call("POST", "/abort_request", {"rid": request}, seconds=seconds)
 
     async def pause(self, seconds: float) -> None:
-        """Stop decoding; what runs goes back to the queue, its tokens are kept and its cache is not."""
-        await self.call("POST", "/pause_generation", {"mode": "retract"}, seconds=seconds)
+        """Stop decoding; what runs goes back to the queue, its tokens are kept and its cache is not.
+
+        Older versions cannot drop the cache with requests in the queue: there what runs is given up.
+        """
+        assert self.abilities is not None
+        mode = "retract" if self.abilities.sessions else "abort"
+        await self.call("POST", "/pause_generation", {"mode": mode}, seconds=seconds)
 
     async def resume(self, seconds: float) -> None:
         """Decode again."""
