@@ -89,6 +89,7 @@ def test_every_step_is_recorded_and_every_swap_proved(whole: tuple[RunFolder, st
     ]
     rl = [r for r in recorded if r["stage"] == "rl"]
     assert [r["weight_version"] for r in rl] == [2, 3, 4, 5, 6, 7]
+    assert all(r["replicas_differ"] == 0 for r in rl)
     assert all(r["swap_bytes"] == 4 * 453_696 for r in rl)
     assert max(r["max_logprob_gap"] for r in rl) < 1e-5
     assert recorded[1]["loss"] > 4 > 3 > recorded[8]["loss"]

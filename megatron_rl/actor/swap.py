@@ -12,6 +12,7 @@ from megatron_rl.actor.actor import Actor, parallel_sizes
 from megatron_rl.resharding.export import export_hf
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
+from megatron_rl.resharding.replicas import Replicas
 from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import SwapSource, merge_hashes, owned_hashes
 from megatron_rl.rollout.protocol import Attached, Engine, SwapError
@@ -33,7 +34,7 @@ class Swap:
         there = attached[0]
         assert there is not None
         layout = self.source.layout()
-        self.plan = make_plan(layout, there.layout)
+        self.plan, self.replicas = make_plan(layout, there.layout), Replicas(layout)
         held = {c.destination: there.dtypes.get(c.destination) for c in self.plan.copies}
         self.dtypes = {local: getattr(torch, dtype) if dtype else actor.dtype for local, dtype in held.items()}
         if engine is not None:
@@ -59,17 +60,34 @@ class Swap:
         self.offer()
         if self.engine is not None:
             self.engine.begin_swap(version)
-        mine = owned_hashes(self.plan, dist.get_rank(), self.offered, self.dtypes)
+        rank = dist.get_rank()
+        mine = (
+            owned_hashes(self.plan, rank, self.offered, self.dtypes),
+            self.replicas.hashes(rank, self.offered),
+        )
         hashes: list[Any] | None = [None] * dist.get_world_size() if self.engine is not None else None
         dist.gather_object(mine, hashes)
         metrics: dict[str, float] = {}
         if self.engine is not None:
             assert hashes is not None
-            report = self.engine.finish_swap(version, merge_hashes(self.plan, hashes))
+            report = self.engine.finish_swap(version, merge_hashes(self.plan, [owned for owned, _ in hashes]))
             metrics = {"time/swap": time.perf_counter() - started, "swap_bytes": float(report.bytes)}
             metrics |= {f"time/swap_{phase}": seconds for phase, seconds in report.phases.items()}
+            metrics |= self._drift(version, [held for _, held in hashes])
         dist.barrier()
         return metrics | {"weight_version": float(version)}
+
+    def _drift(self, version: int, hashes: list[Any]) -> dict[str, float]:
+        """Say so when ranks that hold the same weights hold different numbers: the engine has those of one of them."""
+        differing = self.replicas.differing(hashes)
+        if differing:
+            name, one, other = differing[0]
+            print(
+                f"warning: in version {version} trainer ranks {one} and {other} hold different values of {name} "
+                f"({len(differing)} of {len(self.replicas)} shared parts differ): gradients were not summed alike.",
+                flush=True,
+            )
+        return {"replicas_differ": float(len(differing))}
 
     def export(self, target: Path, model_folder: Path) -> None:
         """Write the present weights as a Hugging Face folder, with the tokenizer of ``model_folder``."""

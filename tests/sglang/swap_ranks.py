@@ -66,12 +66,12 @@ def run(job: dict, url: str, out: Path) -> None:
         loss = -(batch.columns["weight"] * logprobs).sum()
         return loss, {"loss": loss}
 
-    gaps, moved = [], []
+    gaps, moved, drifted = [], [], 0.0
     for version in range(job["swaps"]):
         before = {n: p.clone() for n, p in actor.parameters().items()}
         actor.update(actor.pack(learning(version)), imitation, 3e-3)
         moved.append(min(float((p - before[n]).abs().max()) for n, p in actor.parameters().items()))
-        swap(version)
+        drifted += swap(version).get("replicas_differ", 0.0)
         batches = actor.pack(sampled(engine))
         actor.score(batches, "mine")
         largest = torch.zeros(())
@@ -81,7 +81,7 @@ def run(job: dict, url: str, out: Path) -> None:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         gaps.append(float(largest))
     if engine is not None:
-        (out / f"{job['name']}.json").write_text(json.dumps({"gaps": gaps, "moved": moved}))
+        (out / f"{job['name']}.json").write_text(json.dumps({"gaps": gaps, "moved": moved, "drifted": drifted}))
         engine.stop()
     parallel_state.destroy_model_parallel()
     dist.barrier()

@@ -47,5 +47,6 @@ def test_every_swap_arrives(
     for job in jobs:
         result = json.loads((tmp_path / f"{job['name']}.json").read_text())
         assert len(result["gaps"]) == job["swaps"]
+        assert result["drifted"] == 0
         assert min(result["moved"]) > 0  # every parameter changed before every swap
         assert 0 < max(result["gaps"]) < EXACT, (job["name"], result["gaps"])
