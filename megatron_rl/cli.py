@@ -20,6 +20,8 @@ examples:
   megatron-rl plan quickstart                         how weights travel to the engines, and what it costs
   megatron-rl options rollout                         what can be set, with defaults
   megatron-rl train runs/quickstart/config.yaml       the same run again
+  megatron-rl train quickstart rollout.engine=sglang  the same with a real SGLang server (make sglang)
+  megatron-rl serve runs/quickstart                   what it trained, behind OpenAI's API
 
 A run keeps everything in runs/NAME: metrics, completions with their rewards, checkpoints, the final policy.
 Ctrl-C stops it; the same command continues it from the last checkpoint where the recipe has run.resume=auto.
