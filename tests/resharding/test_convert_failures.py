@@ -20,28 +20,27 @@ from megatron_rl.resharding.convert.journal import Journal
 from tests.resharding.reference import hf_tensors
 from tests.resharding.test_files import CONFIG, MOE, SECOND, cut, edit_index, write_folder
 
-# Converts in small parts, and is killed by the kernel after argument 4 seconds (0: never).
+# Converts in small parts, and is killed by the kernel when so many of them are reported done (argument 4; 0: never).
 CONVERT = """
-import os, signal, sys, threading, time
+import os, signal, sys
+from itertools import count
 from megatron_rl.cli import main
 from megatron_rl.resharding.convert import command, parts, run
-source, target, kind, seconds = sys.argv[1:5]
+source, target, kind, number = sys.argv[1:5]
 parts.PART, parts.SHORTEST_RUN = 4096, 256
 begin = run.Conversion.run
-def die():
-    time.sleep(float(seconds))
-    os.kill(os.getpid(), signal.SIGKILL)
-def slowly(self, folder, progress, sync):
-    threading.Thread(target=die, daemon=True).start()
-    return begin(self, folder, lambda size: time.sleep(0.002), sync=sync)
-if float(seconds):
-    run.Conversion.run = slowly
+reports = count()  # the first is what an earlier attempt did
+def report(size):
+    if next(reports) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+if int(number):
+    run.Conversion.run = lambda self, folder, progress, sync: begin(self, folder, report, sync=sync)
 sys.exit(main(["convert", kind, source, target, *sys.argv[5:]]))
 """
 
 
-def child(source: Path, target: Path, kind: str, seconds: float, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CONVERT, str(source), str(target), kind, str(seconds), *options]
+def child(source: Path, target: Path, kind: str, parts: int, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CONVERT, str(source), str(target), kind, str(parts), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -66,7 +65,7 @@ def test_killed_conversions_go_on_and_give_the_same(kind: str, tmp_path: Path) -
     partial = tmp_path / ".target.partial"
     kills, done = 0, 0
     for attempt in range(40):  # later and later, so that it comes to an end
-        result = child(source, target, kind, numbers.uniform(0.001, 0.04) * (attempt + 1), *options)
+        result = child(source, target, kind, numbers.randint(1, 5) * (attempt + 1), *options)
         if result.returncode == 0:
             break
         assert result.returncode == -9, result.stderr
@@ -83,8 +82,7 @@ def test_killed_conversions_go_on_and_give_the_same(kind: str, tmp_path: Path) -
 def test_what_a_killed_conversion_left_is_not_mixed_with_another(tmp_path: Path) -> None:
     source, target = small_model(tmp_path / "hf"), tmp_path / "target"
     partial = tmp_path / ".target.partial"
-    while not (partial / "conversion.journal").exists():
-        assert child(source, target, "hf-to-megatron", 0.03).returncode == -9
+    assert child(source, target, "hf-to-megatron", 2).returncode == -9
     journal = (partial / "conversion.journal").read_text().splitlines()
     assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "other"), "--tensor-parallel", "2"]) == 0
     assert main(["convert", "hf-to-megatron", str(source), str(target), "--tensor-parallel", "2"]) == 0
