@@ -273,7 +273,7 @@ class SGLangEngines:
         except SwapError as error:  # the trainer went on meanwhile
             print(f"{replica.name} waits for the next swap: {error}", flush=True)
         except _RECOVERABLE as error:
-            if replica.gone or replica.exhausted:
+            if replica.exhausted:  # else it is tried again
                 print(f"{replica.name} is lost: {error}", flush=True)
                 replica.lost = str(error)
 
