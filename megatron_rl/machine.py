@@ -1,12 +1,14 @@
 """What this machine has. Imports no torch."""
 
 import functools
+import ipaddress
 import os
 import platform
 import shutil
 import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
@@ -52,17 +54,50 @@ def package_problems() -> list[str]:
     return found
 
 
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on; raises InputError when there is none."""
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port at this machine's ``address`` that nobody listens on; raises InputError when there is none."""
     try:
         with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
+            listener.bind((address, 0))
             return int(listener.getsockname()[1])
     except OSError as error:
         raise InputError(
-            f"There is no free port on 127.0.0.1 for the ranks to meet at ({error.strerror}): end processes that hold "
+            f"There is no free port on {address} for processes to meet at ({error.strerror}): end processes that hold "
             "ports, or widen net.ipv4.ip_local_port_range."
         ) from None
+
+
+def place() -> str:
+    """What processes have in common that can read each other's memory: the system's boot and the process namespace."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+
+
+def address_towards(host: str) -> str:
+    """This machine's own IPv4 address on the way to a host. Raises InputError for a name that is unknown or no way."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise InputError(f"There is no way from this machine to the host {host} ({error.strerror}).") from None
+
+
+def is_here(host: str) -> bool:
+    """Whether a host is this machine. Raises InputError for a name that is unknown."""
+    try:
+        return is_address(socket.gethostbyname(host))
+    except OSError as error:
+        raise InputError(f"the host {host} is not known here ({error.strerror}).") from None
+
+
+def is_address(address: str) -> bool:
+    """Whether this machine has an IPv4 address."""
+    try:
+        with socket.socket() as probe:
+            probe.bind((str(ipaddress.IPv4Address(address)), 0))
+            return address != "0.0.0.0"
+    except (OSError, ValueError):
+        return False
 
 
 def facts() -> dict[str, Any]:

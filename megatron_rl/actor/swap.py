@@ -1,21 +1,25 @@
 """The trainer's half of a weight swap: every rank offers its live weights, the engine takes what it needs."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megatron_rl import machine
 from megatron_rl.actor import platform
 from megatron_rl.actor.actor import Actor, parallel_sizes
+from megatron_rl.actor.sender import Sender, held_dtypes
 from megatron_rl.resharding.export import export_hf
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
+from megatron_rl.resharding.reach import ON_DEVICE, offer, outbound
 from megatron_rl.resharding.replicas import Replicas
-from megatron_rl.resharding.shared_memory import publish
-from megatron_rl.resharding.swap import SwapSource, merge_hashes, owned_hashes
-from megatron_rl.rollout.protocol import Attached, Engine, SwapError
+from megatron_rl.resharding.shared_memory import RankMemory, publish
+from megatron_rl.resharding.swap import SwapSource, merge_hashes
+from megatron_rl.rollout.protocol import Attached, Engine, Reach, SwapError
 
 
 class Swap:
@@ -23,20 +27,19 @@ class Swap:
 
     def __init__(self, actor: Actor, engine: Engine | None) -> None:
         self.actor, self.engine = actor, engine
-        # On a GPU the engine reads a copy in host memory that every swap refreshes; on a CPU the live weights.
-        self.offered = {n: p.cpu() for n, p in actor.parameters().items()} if platform.on_gpu() else actor.parameters()
-        memories: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-        dist.gather_object(publish(self.offered), memories)
-        sizes = parallel_sizes(actor.config)
-        self.source = SwapSource(actor.hf_config, sizes, actor.fused, actor.fused, memories or [])
-        attached: list[Attached | None] = [engine.attach(self.source) if engine is not None else None]
-        dist.broadcast_object_list(attached, src=0)
-        there = attached[0]
-        assert there is not None
-        layout = self.source.layout()
+        places = _gather(machine.place())
+        reach: Reach = _share(engine and engine.reach(places))
+        self.on_device = platform.on_gpu() and reach.transport in ON_DEVICE
+        self.offered = self._offered()
+        memories = _gather(offer(reach.transport, self.offered))
+        self.source = SwapSource(actor.hf_config, parallel_sizes(actor.config), actor.fused, actor.fused, memories)
+        layout, rank = self.source.layout(), dist.get_rank()
+        for session in reach.sessions:
+            Sender(layout, rank, self.offered, actor.dtype).start(reach.control, session)
+        there: Attached = _share(engine and engine.attach(self.source))
         self.plan, self.replicas = make_plan(layout, there.layout), Replicas(layout)
-        held = {c.destination: there.dtypes.get(c.destination) for c in self.plan.copies}
-        self.dtypes = {local: getattr(torch, dtype) if dtype else actor.dtype for local, dtype in held.items()}
+        dtypes = held_dtypes(self.plan, there.dtypes, actor.dtype)
+        self.outbound = outbound(reach.transport, self.plan, rank, self.offered, dtypes)
         if engine is not None:
             prove(self.plan, layout, there.layout)
             if there.plan_hash != self.plan.hash:
@@ -45,8 +48,8 @@ class Swap:
                 )
 
     def offer(self) -> None:
-        """Let every rank's memory show its present weights."""
-        if platform.on_gpu():
+        """Let what is offered of every rank show its present weights."""
+        if platform.on_gpu() and not self.on_device:
             for name, p in self.actor.parameters().items():
                 self.offered[name].copy_(p)
         dist.barrier()
@@ -60,16 +63,10 @@ class Swap:
         self.offer()
         if self.engine is not None:
             self.engine.begin_swap(version)
-        rank = dist.get_rank()
-        mine = (
-            owned_hashes(self.plan, rank, self.offered, self.dtypes),
-            self.replicas.hashes(rank, self.offered),
-        )
-        hashes: list[Any] | None = [None] * dist.get_world_size() if self.engine is not None else None
-        dist.gather_object(mine, hashes)
+        mine = self.outbound.push(version), self.replicas.hashes(dist.get_rank(), self.offered)
+        hashes = _gather(mine)
         metrics: dict[str, float] = {}
         if self.engine is not None:
-            assert hashes is not None
             report = self.engine.finish_swap(version, merge_hashes(self.plan, [owned for owned, _ in hashes]))
             metrics = {"time/swap": time.perf_counter() - started, "swap_bytes": float(report.bytes)}
             metrics |= {f"time/swap_{phase}": seconds for phase, seconds in report.phases.items()}
@@ -92,6 +89,29 @@ class Swap:
     def export(self, target: Path, model_folder: Path) -> None:
         """Write the present weights as a Hugging Face folder, with the tokenizer of ``model_folder``."""
         self.offer()
+        source, held = self.source, self.offered
+        if not all(isinstance(memory, RankMemory) for memory in source.memories):
+            held = {name: p.cpu() for name, p in held.items()}  # alive until it is written
+            source = replace(source, memories=_gather(publish(held)))
         if dist.get_rank() == 0:
-            export_hf(target, self.source, carry_from=model_folder)
+            export_hf(target, source, carry_from=model_folder)
         dist.barrier()
+
+    def _offered(self) -> dict[str, torch.Tensor]:
+        """The live weights; on a GPU, for transports that do not reach into it, a copy that every swap refreshes."""
+        live = self.actor.parameters()
+        return {n: p.cpu() for n, p in live.items()} if platform.on_gpu() and not self.on_device else live
+
+
+def _gather(value: Any) -> list[Any]:
+    """Every rank's value, on rank 0."""
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def _share(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -43,11 +43,21 @@ class Handle:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What one reader needs to know about one rank's parameters (picklable); torch counts readers by their handles."""
+    """What readers need to know about one rank's parameters (picklable).
+
+    Torch counts one reader per handle, to know when an owner that has let go of a storage may use its memory again.
+    That count is wrong here, where a new engine reads by the handles of the last one, and does not matter: a rank
+    keeps its parameters as long as it lives.
+    """
 
     pid: int
     handles: tuple[Handle, ...]
     places: dict[str, Place]  # by local name
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By local name."""
+        return {name: place.shape for name, place in self.places.items()}
 
     def open(self) -> dict[str, torch.Tensor]:
         """1-D views of the parameters by local name. Raises SwapError naming what cannot be mapped."""
@@ -65,7 +75,7 @@ class DeviceMemory:
 
 
 def offer(parameters: Mapping[str, torch.Tensor]) -> DeviceMemory:
-    """The parameters (contiguous, on GPUs) as one reader can map them: call it once for each destination rank.
+    """The parameters (contiguous, on GPUs) as other processes can map them, while this one keeps them.
 
     Raises ValueError for a tensor that is not in GPU memory.
     """

@@ -20,6 +20,7 @@ from megatron_rl.resharding.hf_folder import INDEX, divide, file_name, header_by
 from megatron_rl.resharding.layout import Layout, Segment, Shard, row_major
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
+from megatron_rl.resharding.shared_memory import RankMemory
 from megatron_rl.resharding.space import require_space
 from megatron_rl.resharding.swap import SwapSource
 
@@ -47,7 +48,9 @@ class TrainedTensors:
 
     def __init__(self, source: SwapSource, dtype: torch.dtype | None = None) -> None:
         self.layout = source.layout()
-        maps = [memory.open() for memory in source.memories]
+        maps = [memory.open() for memory in source.memories if isinstance(memory, RankMemory)]
+        if len(maps) != len(self.layout.ranks):
+            raise ValueError("not every rank's memory is shared")
         self.tensors = {(rank, name): t for rank, mapped in enumerate(maps) for name, t in mapped.tensors.items()}
         self.dtypes = {
             s.tensor: dtype or self.tensors[rank, s.local].dtype

@@ -16,9 +16,11 @@ lost peer, a missed deadline or a refused greeting they are not, and new ends ov
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from megatron_rl.resharding.chunks import HASH, chunk_bytes, schedule
 from megatron_rl.resharding.execute import box, digest, flat, update
 from megatron_rl.resharding.plan import Plan
 from megatron_rl.resharding.transport import Owned, check_arrival
-from megatron_rl.rollout.protocol import SwapError
+from megatron_rl.rollout.protocol import LinkError, SwapError
 
 SLOTS = 2
 CONTROL = struct.Struct("<8sqq16s16s8x")  # magic, version, verdict, plan hash, schedule hash
@@ -43,16 +45,17 @@ BROKEN_CHUNK = -3  # and from here downwards that of the first chunk without its
 Wanted = Mapping[str, torch.dtype] | torch.dtype  # the destination's dtypes: by its local names, or one for all
 
 
-@dataclass(frozen=True)
+@dataclass
 class Endpoints:
-    """Who is who in torch.distributed, and what both sides must set alike."""
+    """Who is who in the process group, and what both sides must set alike."""
 
-    sources: Sequence[int]  # global rank of each of the plan's source ranks
-    destinations: Sequence[int]  # global rank of each of the plan's destination ranks
+    sources: Sequence[int]  # rank of each of the plan's source ranks
+    destinations: Sequence[int]  # rank of each of the plan's destination ranks
     buffer: int = 32 << 20  # bytes of staging memory on any rank
     timeout: float = 300.0  # seconds that a swap may take
-    group: dist.ProcessGroup | None = None  # that all of them are in; None: all ranks
+    group: Any = None  # a process group that all of them are in, numbered as there; None: the default group
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of the slots: a GPU for NCCL
+    own: bool = False  # whether the group is for these ends alone, and ends with them
 
     def __post_init__(self) -> None:
         both = set(self.sources) & set(self.destinations)
@@ -61,6 +64,15 @@ class Endpoints:
                 f"Rank {min(both)} is a source and a destination of one swap: point-to-point messages connect "
                 "different processes. Use the in-process transport there."
             )
+
+    def leave(self) -> None:
+        """Break a group of our own: whoever waits for us in it learns it at once.
+
+        Gloo closes connections when nobody holds the group any more, its messages under way included.
+        """
+        if self.own and self.group is not None:
+            self.group.abort()
+            self.own, self.group = False, None
 
 
 class _Link:
@@ -86,6 +98,23 @@ class _Link:
 
     def trailer(self, version: int, number: int) -> bytes:
         return TRAILER.pack(version, number + 1, self.chunks[number].size)
+
+
+def send(group: Any, message: torch.Tensor, rank: int) -> Any:
+    """Begin to send; ``rank`` is the group's. torch's isend knows no groups but those that it has made itself."""
+    return _real(group).send([message], rank, 0)
+
+
+def receive(group: Any, message: torch.Tensor, rank: int) -> Any:
+    """Begin to receive."""
+    return _real(group).recv([message], rank, 0)
+
+
+def _real(group: Any) -> Any:
+    chosen = group or dist.group.WORLD
+    if chosen is None:
+        raise RuntimeError("torch.distributed has no default group")
+    return chosen
 
 
 def _grouped(pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
@@ -116,34 +145,43 @@ class _End:
         """Bytes of the slots."""
         return sum(link.slots.numel() for link in self.links.values())
 
-    def close(self) -> None:
-        """Let go of the staging memory and the messages under way.
+    def close(self, why: str = "they were closed") -> None:
+        """Let go of the staging memory, the messages under way and a group of our own.
 
-        The process group is the caller's: destroyed after this, its peers fail at once, not at their deadline.
+        A default group is the caller's: destroyed after this, its peers fail at once, not at their deadline.
         """
-        self.links, self.broken = {}, "it was closed"
+        self.links, self.broken = {}, why
+        self.ends.leave()
 
-    def _begin(self, version: int) -> None:
+    @contextmanager
+    def _swapping(self, version: int) -> Iterator[None]:
         if self.broken:
-            raise SwapError(f"Swap {version} cannot be run over these links: {self.broken}. Connect anew.")
+            raise LinkError(f"Swap {version} cannot be run over these links: {self.broken}. Connect anew.")
         self.broken = f"swap {version} was not finished"
         self._deadline = time.monotonic() + self.ends.timeout
         for link in self.links.values():
             link.problem, link.works = GOOD, [None] * SLOTS
+        try:
+            yield
+        except BaseException as error:
+            if self.broken:  # nobody shall wait for the rest
+                self.close(self.broken)
+                clear_frames(error.__traceback__)  # they hold messages, and may live on in a log
+            raise
 
     def _name(self, peer: int) -> str:
         return f"{self._side} rank {peer} (process {self._ranks[peer]})"
 
     def _send(self, peer: int, message: torch.Tensor, what: str) -> Any:
         try:
-            return dist.isend(message, self._ranks[peer], group=self.ends.group)
-        except (RuntimeError, ValueError) as error:  # ValueError: the group was destroyed
+            return send(self.ends.group, message, self._ranks[peer])
+        except RuntimeError as error:
             raise self._lost(peer, what, error) from error
 
     def _receive(self, peer: int, message: torch.Tensor, what: str) -> Any:
         try:
-            return dist.irecv(message, self._ranks[peer], group=self.ends.group)
-        except (RuntimeError, ValueError) as error:
+            return receive(self.ends.group, message, self._ranks[peer])
+        except RuntimeError as error:
             raise self._lost(peer, what, error) from error
 
     def _wait(self, peer: int, work: Any, what: str) -> None:
@@ -152,7 +190,7 @@ class _End:
         except RuntimeError as error:
             raise self._lost(peer, what, error) from error
 
-    def _lost(self, peer: int, what: str, error: Exception) -> SwapError:
+    def _lost(self, peer: int, what: str, error: Exception) -> LinkError:
         if time.monotonic() >= self._deadline:
             return self._stop(f"{self._name(peer)} kept {what} waiting until the deadline of {self.ends.timeout:g} s")
         return self._stop(f"{self._name(peer)} was lost at {what} ({str(error).splitlines()[0]})")
@@ -191,9 +229,9 @@ class _End:
             return f"{self._name(peer)} has another buffer size or other dtypes than this process"
         return f"{self._name(peer)} refused, as another rank disagrees with it" if verdict == REFUSED else ""
 
-    def _stop(self, reason: str) -> SwapError:
+    def _stop(self, reason: str) -> LinkError:
         self.broken = reason
-        return SwapError(f"The swap failed: {reason}.")
+        return LinkError(f"The swap failed: {reason}.")
 
 
 class PointToPointSource(_End):
@@ -215,7 +253,10 @@ class PointToPointSource(_End):
 
         Raises SwapError naming the tensor that did not arrive, or the peer that is lost, late, or runs another swap.
         """
-        self._begin(version)
+        with self._swapping(version):
+            return self._push(version)
+
+    def _push(self, version: int) -> Owned:
         self._greet(version)
         owned = [np.zeros(len(link.copies), dtype=np.uint64) for link in self.links.values()]
         states = [xxhash.xxh3_64() for _ in owned]
@@ -293,7 +334,10 @@ class PointToPointDestination(_End):
 
         Raises SwapError naming the tensor that did not arrive, or the peer that is lost, late, or runs another swap.
         """
-        self._begin(version)
+        with self._swapping(version):
+            return self._pull(version)
+
+    def _pull(self, version: int) -> np.ndarray:
         self._greet(version)
         landed, expected = (np.zeros(len(self._place), dtype=np.uint64) for _ in range(2))
         states = {peer: xxhash.xxh3_64() for peer in self.links}

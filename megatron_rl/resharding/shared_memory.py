@@ -45,6 +45,11 @@ class RankMemory:
     buffers: tuple[Buffer, ...]
     places: dict[str, Place]  # by local name
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By local name."""
+        return {name: place.shape for name, place in self.places.items()}
+
     def open(self) -> "Mapped":
         """Map the owner's memory for reading."""
         return Mapped(self)

@@ -6,7 +6,7 @@ passes through is NaN: its true value is written last, when all ranks of the eng
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ import torch
 from megatron_rl.resharding.execute import box, flat, held_hashes
 from megatron_rl.resharding.families.table import FINAL_NORM
 from megatron_rl.resharding.layout import Layout, ParallelSizes
+from megatron_rl.resharding.meeting import Meeting
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import Copy, Plan, make_plan
 from megatron_rl.resharding.proof import check_parameters, prove
-from megatron_rl.resharding.shared_memory import RankMemory
-from megatron_rl.resharding.transport import Inbound, Owned, SharedMemory, check_arrival, owned_hashes
+from megatron_rl.resharding.reach import Memory, Shapes, inbound
+from megatron_rl.resharding.transport import Inbound, Owned, check_arrival, owned_hashes
 from megatron_rl.rollout.protocol import SwapError
 
 __all__ = ["Landing", "Owned", "Receiver", "SwapSource", "merge_hashes", "owned_hashes"]
@@ -33,13 +34,17 @@ class SwapSource:
     sizes: ParallelSizes
     fused_norms: bool
     grouped_experts: bool
-    memories: Sequence[RankMemory]  # by rank
+    memories: Sequence[Memory]  # by rank, all of one transport
 
     def layout(self) -> Layout:
         """Where the ranks keep the canonical tensors."""
         return megatron_layout(
             self.hf_config, self.sizes, fused_norms=self.fused_norms, grouped_experts=self.grouped_experts
         )
+
+    def without_memory(self) -> "SwapSource":
+        """The same for somebody who cannot read the ranks' memory, or need not."""
+        return replace(self, memories=[Shapes(memory.shapes) for memory in self.memories])
 
 
 class Landing:
@@ -158,27 +163,30 @@ def _record(copies: Sequence[Copy]) -> int:
 
 
 class Receiver(Landing):
-    """An engine's half over shared memory: its parameters, the owners' memory, and the plan from one to the other.
+    """An engine's half: its parameters, what the owners offer, and the plan from one to the other.
 
-    ``destination`` and ``parameters`` (contiguous, by local name) describe one rank of the engine, ``rank``. Building
-    one makes and proves the plan; raises ProofError for parameters that are not what the layouts say.
+    ``destination`` and ``parameters`` (contiguous, by local name) describe one rank of the engine, ``rank``. With a
+    ``meeting`` the owners send, and all of them must be joining it. Building one makes and proves the plan; raises
+    ProofError for parameters that are not what the layouts say, LinkError for owners that are not reached.
     """
 
     def __init__(
-        self, destination: Layout, parameters: Mapping[str, torch.Tensor], source: SwapSource, rank: int = 0
+        self,
+        destination: Layout,
+        parameters: Mapping[str, torch.Tensor],
+        source: SwapSource,
+        rank: int = 0,
+        meeting: Meeting | None = None,
     ) -> None:
         layout = source.layout()
         if len(source.memories) != len(layout.ranks):
             raise SwapError(f"{len(source.memories)} ranks offer weights; the parallel sizes say {len(layout.ranks)}.")
         check_parameters(destination.ranks[rank], {n: tuple(p.shape) for n, p in parameters.items()}, "the engine")
         for owner, (shard, memory) in enumerate(zip(layout.ranks, source.memories, strict=True)):
-            check_parameters(shard, {n: p.shape for n, p in memory.places.items()}, f"trainer rank {owner}")
+            check_parameters(shard, memory.shapes, f"trainer rank {owner}")
         plan = make_plan(layout, destination)
         prove(plan, layout, destination)
-        copies = [plan.copies[i] for i in plan.copies_to(rank)]
-        destinations = {name: flat(p) for name, p in parameters.items()}
-        super().__init__(plan, rank, parameters, SharedMemory(copies, source.memories, destinations))
-        self.copies = copies
+        super().__init__(plan, rank, parameters, inbound(plan, rank, parameters, source.memories, meeting))
 
 
 def merge_hashes(plan: Plan, parts: Iterable[Owned]) -> np.ndarray:

@@ -96,6 +96,20 @@ class InProcess:
         self._sources.clear()
 
 
+class Loaded:
+    """The ``Inbound`` end of weights that somebody else loads: they are hashed where they lie, never pulled."""
+
+    proves = False
+    digest = staticmethod(digest)
+
+    def pull(self, version: int) -> np.ndarray:
+        """Raises SwapError."""
+        raise SwapError(f"Version {version} cannot be pulled: this engine's weights are loaded by the server itself.")
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
 class SharedMemory(InProcess):
     """The ``Inbound`` end that reads memory published by processes of the same machine (by source rank)."""
 

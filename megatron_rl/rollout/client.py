@@ -15,7 +15,16 @@ import numpy as np
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.channel import KEY, parse_address
 from megatron_rl.rollout.config import RolloutConfig
-from megatron_rl.rollout.protocol import Attached, Completion, Engine, Request, Sampling, SwapError, SwapReport
+from megatron_rl.rollout.protocol import (
+    Attached,
+    Completion,
+    Engine,
+    Reach,
+    Request,
+    Sampling,
+    SwapError,
+    SwapReport,
+)
 
 START_SECONDS = 180.0  # an engine may still have to start
 _RETRY_SECONDS = 0.05
@@ -55,6 +64,10 @@ class EmbeddedEngine:
         self.address = address
         self._lock = threading.Lock()
         self._connection = self._connect(key, time.monotonic() + seconds)
+
+    def reach(self, places: Sequence[str]) -> Reach:
+        """See ``protocol.Engine``."""
+        return self._call("reach", places)
 
     def attach(self, source: Any) -> Attached:
         """See ``protocol.Engine``."""
@@ -124,6 +137,10 @@ class EnginePool:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = engines
         self._threads = ThreadPoolExecutor(len(engines))
+
+    def reach(self, places: Sequence[str]) -> Reach:
+        """See ``protocol.Engine``."""
+        return self._all(lambda engine: engine.reach(places))[0]
 
     def attach(self, source: Any) -> Attached:
         """See ``protocol.Engine``. Raises ``SwapError`` when the engines made different plans."""

@@ -13,6 +13,10 @@ class SGLangConfig:
     tensor_parallel: int = 1  # workers that share every matrix
     expert_parallel: int = 1  # groups of the workers that share the experts
     swap: str = "pull"  # pull (workers take their own bytes) | tensor | distributed | disk (full tensors)
+    # how pulled bytes travel: shared_memory | cuda_ipc (engines on the trainer's machine) | gloo | nccl (on any);
+    # auto: as the machines and GPUs allow
+    transport: str = "auto"
+    host: str = ""  # this machine's address for engines on others; empty: the one on the way to the first of them
     colocated: bool = False  # trainer and engines share GPUs: engines give back their memory while the actor trains
     start_seconds: float = 900.0  # a server must be ready by then
     swap_seconds: float = 600.0  # a swap must be complete by then

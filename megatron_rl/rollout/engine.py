@@ -12,12 +12,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
+from megatron_rl import machine
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.hf_folder import read_hf_config
 from megatron_rl.resharding.swap import Receiver, SwapSource
 from megatron_rl.resharding.transformers import transformers_layout
 from megatron_rl.rollout.attention import ATTENTION
 from megatron_rl.rollout.generate import generate
-from megatron_rl.rollout.protocol import Attached, Completion, Request, Sampling, SwapError, SwapReport
+from megatron_rl.rollout.protocol import Attached, Completion, Reach, Request, Sampling, SwapError, SwapReport
 
 
 class TransformersEngine:
@@ -39,6 +41,15 @@ class TransformersEngine:
         self.copier = ThreadPoolExecutor(1)
         self.version = -1  # of the weights; negative: poisoned
         self.poisoned = "no complete swap yet"
+
+    def reach(self, places: Sequence[str]) -> Reach:
+        """The ranks' shared memory."""
+        if set(places) != {machine.place()}:
+            raise InputError(
+                "The embedded engine reads the memory of the trainer's ranks, which must all run on its machine: use "
+                "rollout.engine=sglang for a trainer on several."
+            )
+        return Reach()
 
     def attach(self, source: SwapSource) -> Attached:
         """Plan the way from the ranks' memory into the model."""

@@ -53,6 +53,15 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How an engine wants to reach the weights of the trainer's ranks."""
+
+    transport: str = "shared_memory"  # one of resharding.reach.TRANSPORTS
+    control: str = ""  # address that each rank calls, where it has to send: once for each of ``sessions``
+    sessions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Attached:
     """What an engine says about itself when it is attached to a trainer."""
 
@@ -74,6 +83,12 @@ class SwapReport:
 
 class Engine(Protocol):
     """A rollout engine, as rank 0 sees it."""
+
+    def reach(self, places: Sequence[str]) -> Reach:
+        """Choose the transport; ``places``: ``machine.place()`` of each trainer rank.
+
+        Raises InputError where the options leave none.
+        """
 
     def attach(self, source: Any) -> Attached:
         """Learn where the trainer's ranks keep their weights (``resharding.swap.SwapSource``), and plan the way."""
@@ -103,3 +118,7 @@ class Engine(Protocol):
 
 class SwapError(RuntimeError):
     """The weights in an engine are not the weights that were trained."""
+
+
+class LinkError(SwapError):
+    """A process of a swap is lost or late: the way to the weights must be made anew."""

@@ -12,15 +12,14 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from typing import Any
 
 from megatron_rl.errors import InputError
 from megatron_rl.processes import die_with_parent, run
 from megatron_rl.rollout.channel import METHODS, key_from_environment, parse_address
+from megatron_rl.rollout.control import answer
 from megatron_rl.rollout.protocol import Engine
 
 DTYPES = ("float32", "bfloat16")
@@ -52,21 +51,11 @@ def serve(engine: Engine, client: Connection) -> bool:
     while True:
         try:
             method, arguments = client.recv()
-            client.send(_answer(engine, method, arguments))
+            client.send(answer(engine, METHODS, method, arguments))
             if method == "stop":
                 return True
         except (EOFError, ConnectionError):
             return False
-
-
-def _answer(engine: Engine, method: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
-    try:
-        if method not in METHODS:
-            raise AttributeError(f"an engine has no method {method}")
-        return "result", getattr(engine, method)(*arguments)
-    except Exception as error:  # whatever it is, the client must learn it
-        traceback.print_exc()
-        return "error", (type(error).__name__, str(error))
 
 
 def _answers(path: str) -> bool:

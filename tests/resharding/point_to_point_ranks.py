@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_rl.resharding import point_to_point
 from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.point_to_point import CONTROL, Endpoints, PointToPointDestination, PointToPointSource
@@ -51,9 +52,9 @@ def spoil(fault: str, timeout: float) -> None:
     """Let this process's n-th data message be wrong from here on: "corrupt n", "truncate n", "stall n", "kill n"."""
     name, _, count = fault.partition(" ")
     seen = 0
-    real = {"isend": dist.isend, "irecv": dist.irecv}
+    real = {"send": point_to_point.send, "receive": point_to_point.receive}
 
-    def message(which: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def message(which: str, group: Any, tensor: torch.Tensor, peer: int) -> Any:
         nonlocal seen
         if len(tensor) != CONTROL.size:
             seen += 1
@@ -66,10 +67,10 @@ def spoil(fault: str, timeout: float) -> None:
                     tensor[0] ^= 1
                 elif name == "truncate":
                     tensor = tensor[: len(tensor) // 2]
-        return real[which](tensor, *args, **kwargs)
+        return real[which](group, tensor, peer)
 
-    dist.isend = lambda *args, **kwargs: message("isend", *args, **kwargs)
-    dist.irecv = lambda *args, **kwargs: message("irecv", *args, **kwargs)
+    point_to_point.send = lambda *args: message("send", *args)
+    point_to_point.receive = lambda *args: message("receive", *args)
 
 
 def device_of(job: Job, rank: int) -> torch.device:
@@ -88,8 +89,8 @@ def ends_of(job: Job, rank: int, plan: Plan, buffer: int) -> PointToPointSource 
 
 
 def run(job: Job, rank: int, folder: Path, first: int) -> None:
-    world, sends = len(job.held) + len(job.wanted), dist.isend
-    receives = dist.irecv
+    world, sends = len(job.held) + len(job.wanted), point_to_point.send
+    receives = point_to_point.receive
     for tensors in (*job.held, *job.wanted)[rank : rank + 1]:
         tensors.update({name: tensor.to(device_of(job, rank)) for name, tensor in tensors.items()})
     end: PointToPointSource | Landing | None = None
@@ -136,7 +137,7 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
             outcome["tensors"] = {n: t.cpu() for n, t in job.wanted[rank - len(job.held)].items()}
         else:
             outcome["staging"] = end.staging
-        dist.isend, dist.irecv = sends, receives
+        point_to_point.send, point_to_point.receive = sends, receives
         torch.save(outcome, folder / f"{number}.{rank}.part")
         (folder / f"{number}.{rank}.part").rename(folder / f"{number}.{rank}.pt")
 

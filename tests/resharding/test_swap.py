@@ -223,8 +223,8 @@ def test_a_pull_that_stops_half_way_leaves_no_usable_model() -> None:
     job, parameters = Job(), engine()
     receiver = Receiver(transformers_layout(CONFIG), parameters, job.source)
     receiver.pull(1)
-    middle = len(receiver.copies) // 2
-    receiver.copies[middle] = receiver.copies[middle]._replace(source="gone")
+    copies = receiver.transport._copies
+    copies[len(copies) // 2] = copies[len(copies) // 2]._replace(source="gone")
     with pytest.raises(KeyError):
         receiver.pull(2)
     assert parameters["model.norm.weight"].isnan().all()

@@ -12,6 +12,7 @@ from megatron_rl.resharding.sglang import EngineSizes, engine_violations
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.process import OURS
 from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.rollout.sglang.way import CHOICES, NEAR, far_hosts
 
 WAYS = ("pull", "tensor", "distributed", "disk")
 POSITIVE = ("start_seconds", "swap_seconds", "request_seconds", "health_seconds")
@@ -23,6 +24,7 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
     found = _package(rollout)
     if options.swap not in WAYS:
         found.append(f"rollout.sglang.swap is {options.swap!r}; it must be {', '.join(WAYS[:-1])} or {WAYS[-1]}.")
+    found += _transport(options)
     for key in ("tensor_parallel", "expert_parallel"):
         if getattr(options, key) < 1:
             found.append(f"rollout.sglang.{key} is {getattr(options, key)}; it must be at least 1.")
@@ -67,6 +69,31 @@ def _package(rollout: RolloutConfig) -> list[str]:
     if rollout.engines > 1 and machine.installed("sglang-router") is None:
         return ['More than one engine needs sglang-router, which is not installed: pip install "megatron-rl[sglang]".']
     return []
+
+
+def _transport(options: SGLangConfig) -> list[str]:
+    chosen = options.transport
+    if chosen not in CHOICES:
+        return [f"rollout.sglang.transport is {chosen!r}; it must be {', '.join(CHOICES[:-1])} or {CHOICES[-1]}."]
+    found = []
+    if options.swap != "pull" and chosen != "auto":
+        found.append(
+            f"rollout.sglang.transport={chosen} is how bytes are pulled: leave it, or set rollout.sglang.swap=pull."
+        )
+    if chosen in ("cuda_ipc", "nccl") and not machine.gpus():
+        found.append(
+            f"rollout.sglang.transport={chosen} takes weights out of GPU memory, and there is no GPU: set auto."
+        )
+    if options.host and not machine.is_address(options.host):
+        found.append(f"rollout.sglang.host is {options.host!r}, which is no IPv4 address of this machine.")
+    try:
+        if chosen in NEAR and (far := far_hosts(options)):
+            found.append(
+                f"rollout.sglang.transport={chosen} reads the trainer's memory; {far[0]} is another machine: set auto."
+            )
+    except InputError as error:
+        found.append(f"rollout.sglang.urls: {error}")
+    return found
 
 
 def _addresses(options: SGLangConfig, engines: int) -> list[str]:

@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 import threading
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,17 +15,19 @@ import torch
 
 from megatron_rl import machine
 from megatron_rl.config import Config
+from megatron_rl.resharding.meeting import BACKENDS, MeetingPlace
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.rollout.channel import api_key
-from megatron_rl.rollout.protocol import Attached, Completion, Request, Sampling, SwapError, SwapReport
-from megatron_rl.rollout.sglang.control import Control, WorkerError
+from megatron_rl.rollout.control import Control, WorkerError
+from megatron_rl.rollout.protocol import Attached, Completion, Reach, Request, Sampling, SwapError, SwapReport
 from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
 from megatron_rl.rollout.sglang.replica import Limits, Replica
 from megatron_rl.rollout.sglang.router import Router
-from megatron_rl.rollout.sglang.swap import Swapped
+from megatron_rl.rollout.sglang.swap import Network, Swapped
+from megatron_rl.rollout.sglang.way import chosen_transport, control_host
 
 _T = TypeVar("_T")
 _WATCH = 0.5  # seconds between looks at the servers' processes
@@ -41,7 +43,11 @@ class SGLangEngines:
         self.dtype: torch.dtype = getattr(torch, config.model.dtype)
         self.key, self.logs = key, logs
         self._folder = tempfile.TemporaryDirectory(prefix="mrl-", dir="/tmp")  # short: it holds a socket
-        self.control = Control(str(Path(self._folder.name) / "control"), key)
+        self.host = control_host(self.options)
+        socket = str(Path(self._folder.name) / "control")
+        self.control = Control(f"{self.host}:{machine.free_port(self.host)}" if self.host else socket, key)
+        self._backend = ""  # where the trainer's ranks have to send
+        self._sessions: tuple[str, ...] = ()
         self.replicas = self._replicas(model_folder)
         self.router: Router | None = None
         self.source: SwapSource | None = None
@@ -52,14 +58,26 @@ class SGLangEngines:
         self._generating = 0  # calls under way
         self._swapping: tuple[asyncio.Future[np.ndarray], Future[list[Swapped]]] | None = None
         self._loop = asyncio.new_event_loop()
+        # One thread for each process that is asked for something: they wait for each other.
+        self._loop.set_default_executor(ThreadPoolExecutor(1 << 14, "asked"))
         threading.Thread(target=self._loop.run_forever, name="sglang", daemon=True).start()
         self._do(self._open())
+
+    def reach(self, places: Sequence[str]) -> Reach:
+        """See ``protocol.Engine``."""
+        transport = chosen_transport(self.options, places)
+        if transport in BACKENDS:
+            self._backend = transport
+            self._sessions = tuple(self.control.session() for _ in self.replicas)
+        return Reach(transport, self.control.address, self._sessions)
 
     def attach(self, source: SwapSource) -> Attached:
         """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""
         self.source, self.failed = source, "no complete swap since the engines were attached"
         self._way = (
-            FullTensors(source, self.options.swap, self.options.tensor_parallel, self._folder.name)
+            FullTensors(
+                source, self.options.swap, self.options.tensor_parallel, self._folder.name, self.host or "127.0.0.1"
+            )
             if self.options.swap != "pull"
             else None
         )
@@ -129,6 +147,9 @@ class SGLangEngines:
         for replica in self.replicas:
             if replica.process is not None:
                 replica.process.kill(gently=True)
+            if replica.swap.network is not None:
+                for sender in replica.swap.network.senders:
+                    sender.release()
         self.control.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._folder.cleanup()
@@ -155,7 +176,7 @@ class SGLangEngines:
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         key = api_key(self.key)
         for replica in self.replicas:
-            replica.open(self._http, key)
+            replica.open(self._http, key, reads=self.options.swap == "pull")
             if replica.process is not None:
                 replica.process.start()
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
@@ -174,7 +195,17 @@ class SGLangEngines:
         if self.router is not None and self.router.server is None:
             await self.router.connect(Server(self._http, self.router.url, api_key(self.key)))
         source, dtype = self.source, self.dtype
+        await self._connect_ranks(len(source.memories))
         return await self._each(lambda replica: replica.attach(source, dtype))
+
+    async def _connect_ranks(self, ranks: int) -> None:
+        """Where the trainer's ranks have to send: wait for their calls."""
+        if not self._sessions:
+            return
+        place, seconds = MeetingPlace(self.host or "127.0.0.1"), self.options.swap_seconds
+        for replica, session in zip(self.replicas, self._sessions, strict=True):
+            senders = await asyncio.to_thread(self.control.collect, session, "trainer rank", ranks, seconds)
+            replica.swap.network = Network(place, self._backend, senders)
 
     async def _swap_all(self, version: int, hashes: "asyncio.Future[np.ndarray]") -> list[Swapped]:
         return await self._each(lambda replica: self._swap(replica, version, hashes))

@@ -25,7 +25,6 @@ from megatron_rl.rollout.sglang.http import Server
 BUCKET = 1 << 28  # bytes handed over at a time
 WAYS = ("tensor", "distributed", "disk")
 _SECONDS = 600.0
-_HOST = "127.0.0.1"
 
 
 class _Metadata:
@@ -62,8 +61,8 @@ def flattened_bucket(tensors: list[tuple[str, torch.Tensor]]) -> bytes:
 class FullTensors:
     """Brings the trainer's weights into a server by one of WAYS; a ``swap.Bring``."""
 
-    def __init__(self, source: SwapSource, way: str, workers: int, folder: str) -> None:
-        self.source, self.way, self.workers, self.folder = source, way, workers, Path(folder)
+    def __init__(self, source: SwapSource, way: str, workers: int, folder: str, host: str) -> None:
+        self.source, self.way, self.workers, self.folder, self.host = source, way, workers, Path(folder), host
         self.trained = TrainedTensors(source)
 
     async def __call__(self, server: Server, version: int) -> None:
@@ -96,9 +95,10 @@ class FullTensors:
     async def _distributed(self, server: Server, version: int) -> None:
         """Over a process group of its own: rank 0 here, the workers behind it."""
         backend = "nccl" if machine.gpus() else "gloo"
-        world, port, group = 1 + self.workers, machine.free_port(), f"megatron_rl-{version}"
-        joined = asyncio.to_thread(_join, port, world, group, backend)
-        _, mine = await asyncio.gather(server.join_group((_HOST, port), world, group, backend, _SECONDS), joined)
+        world, port, group = 1 + self.workers, machine.free_port(self.host), f"megatron_rl-{version}"
+        address = self.host, port
+        joined = asyncio.to_thread(_join, address, world, group, backend)
+        _, mine = await asyncio.gather(server.join_group(address, world, group, backend, _SECONDS), joined)
         try:
             for bucket in self._buckets():
                 names = [name for name, _ in bucket]
@@ -112,9 +112,9 @@ class FullTensors:
             await server.leave_group(group, _SECONDS)
 
 
-def _join(port: int, world: int, group: str, backend: str) -> Any:
+def _join(address: tuple[str, int], world: int, group: str, backend: str) -> Any:
     """The group as SGLang's workers make it; torch's public functions only make groups inside the default one."""
-    store = distributed_c10d.PrefixStore(group, dist.TCPStore(_HOST, port, world, is_master=True))
+    store = distributed_c10d.PrefixStore(group, dist.TCPStore(*address, world, is_master=True))
     made, _ = distributed_c10d._new_process_group_helper(
         world,
         0,

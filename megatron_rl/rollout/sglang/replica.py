@@ -12,8 +12,8 @@ import torch
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.rollout.control import Control, WorkerError
 from megatron_rl.rollout.protocol import Attached, SwapError
-from megatron_rl.rollout.sglang.control import Control, WorkerError
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import ServerProcess
 from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
@@ -50,10 +50,10 @@ class Replica:
         self.lost = ""  # why it will not come back
         self.lock = asyncio.Lock()  # held while it is swapped or restarted
 
-    def open(self, http: aiohttp.ClientSession, key: str) -> None:
-        """Give it its HTTP side."""
+    def open(self, http: aiohttp.ClientSession, key: str, reads: bool) -> None:
+        """Give it its HTTP side. ``reads``: whether its workers read the trainer's memory themselves."""
         self.server = Server(http, self.url, key)
-        self.swap = ServerSwap(self.name, self.server, self.control, self.workers, self.limits.swap)
+        self.swap = ServerSwap(self.name, self.server, self.control, self.workers, self.limits.swap, reads)
 
     @property
     def armed(self) -> bool:
@@ -112,6 +112,8 @@ class Replica:
                 self.released = False
         except BaseException as error:
             self.poison(f"swap {version} failed: {error}")
+            if self.swap.network is not None:  # links that a swap broke off are of no use any more
+                self.attached = None
             raise
         self.version = version
         return swapped

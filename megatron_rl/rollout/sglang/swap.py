@@ -19,9 +19,10 @@ import torch
 
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.layout import Layout
+from megatron_rl.resharding.meeting import MARGIN, MeetingPlace
 from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.rollout.control import Control, Worker, WorkerError
 from megatron_rl.rollout.protocol import Attached, SwapError
-from megatron_rl.rollout.sglang.control import Control, Worker
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import HOOK
 
@@ -36,11 +37,25 @@ class Swapped:
     seconds: dict[str, float] = field(default_factory=dict)  # by phase; "paused": from pause to resume
 
 
-class ServerSwap:
-    """Swaps one server's weights; ``workers`` is the number of its processes that hold a part of the model."""
+@dataclass(frozen=True)
+class Network:
+    """How the trainer's ranks send to one server's workers."""
 
-    def __init__(self, name: str, server: Server, control: Control, workers: int, seconds: float) -> None:
+    place: MeetingPlace
+    backend: str
+    senders: list[Worker]  # by rank
+
+
+class ServerSwap:
+    """Swaps one server's weights; ``workers`` is the number of its processes that hold a part of the model.
+
+    ``reads`` says whether they read the memory that the trainer's ranks offer; with a ``network`` they are sent to.
+    """
+
+    def __init__(self, name: str, server: Server, control: Control, workers: int, seconds: float, reads: bool) -> None:
         self.name, self.server, self.control, self.workers, self.seconds = name, server, control, workers, seconds
+        self.reads = reads
+        self.network: Network | None = None
 
     async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
         """Learn the workers' layout and plan the way from the trainer's ranks; the server is paused and poisoned.
@@ -53,11 +68,40 @@ class ServerSwap:
             tensors = canonical_tensors(source.hf_config)
             unread = frozenset.intersection(*(missing for _, missing, _ in learnt))
             layout = Layout(tensors, tuple(shard for shard, _, _ in learnt), unread)
-            hashes = set(await self._all(workers, "attach", source, layout))
+            dtypes = {local: kind for _, _, mine in learnt for local, kind in mine.items()}
+            hashes = set(await self._connect(workers, source, layout, dtypes))
             if len(hashes) > 1:
-                raise SwapError(f"The workers of {self.name} made different plans: {', '.join(sorted(hashes))}.")
-        dtypes = {local: kind for _, _, mine in learnt for local, kind in mine.items()}
+                raise SwapError(f"Different plans were made for {self.name}: {', '.join(sorted(hashes))}.")
         return Attached(layout, hashes.pop(), dtypes)
+
+    async def _connect(
+        self, workers: list[Worker], source: SwapSource, layout: Layout, dtypes: dict[str, str]
+    ) -> list[str]:
+        """Have both sides plan, and meet where they must; the plans' hashes."""
+        if self.network is None:
+            return await self._all(workers, "attach", source if self.reads else source.without_memory(), layout, None)
+        meeting = self.network.place.meeting(
+            self.network.backend, len(self.network.senders), self.workers, max(self.seconds - MARGIN, 1.0)
+        )
+        return await self._both(
+            self._all(workers, "attach", source, layout, meeting),
+            self._all(self.network.senders, "connect", layout, dtypes, meeting),
+        )
+
+    async def _pull(self, workers: list[Worker], version: int) -> list[Any]:
+        """Have the workers pull, and the trainer's ranks send where they must; what the workers say."""
+        pulls = self._all(workers, "pull", version)
+        if self.network is None:
+            return await pulls
+        return (await self._both(pulls, self._all(self.network.senders, "push", version)))[: len(workers)]
+
+    async def _both(self, ours: Awaitable[list[Any]], theirs: Awaitable[list[Any]]) -> list[Any]:
+        """Two sides of one thing, when both have ended. A process that is gone is the reason for what others say."""
+        answers = await asyncio.gather(ours, theirs, return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        for error in sorted(errors, key=lambda error: not isinstance(error, WorkerError)):
+            raise error
+        return [each for answer in answers for each in answer]  # type: ignore[union-attr]
 
     async def __call__(
         self, version: int, hashes: Awaitable[np.ndarray], bring: Bring | None = None, resume: bool = True
@@ -72,7 +116,7 @@ class ServerSwap:
         if bring is None:
             async with self._update(version) as workers:
                 marks.append(("begin", time.perf_counter()))
-                moved = await self._all(workers, "pull", version)
+                moved = await self._pull(workers, version)
                 marks.append(("pull", time.perf_counter()))
                 await self._prove(workers, version, await hashes)
                 marks.append(("prove", time.perf_counter()))

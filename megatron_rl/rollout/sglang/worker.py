@@ -10,7 +10,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Client, Connection
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,11 @@ import torch.distributed as dist
 
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.layout import Layout, Shard
+from megatron_rl.resharding.meeting import Meeting
 from megatron_rl.resharding.swap import Receiver, SwapSource
 from megatron_rl.resharding.traced import fingerprint, learn
-from megatron_rl.rollout.channel import key_from_environment, parse_address
+from megatron_rl.rollout.channel import key_from_environment
+from megatron_rl.rollout.control import answer_calls, call_in
 
 METHODS = ("learn", "attach", "poison", "pull", "digest", "verify", "commit")
 _KEPT = "megatron_rl_weights"  # attribute of the model that lives from swap to swap
@@ -43,11 +44,11 @@ class Weights:
         dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in self.learnt.parameters.items()}
         return self.learnt.shard, self.learnt.unread, dtypes
 
-    def attach(self, source: SwapSource, layout: Layout) -> str:
+    def attach(self, source: SwapSource, layout: Layout, meeting: Meeting | None) -> str:
         """Plan the way from the trainer's ranks into this worker, and poison its weights; the plan's hash."""
         if self.receiver is not None:
             self.receiver.close()
-        self.receiver = Receiver(layout, self.learnt.parameters, source, self.rank)
+        self.receiver = Receiver(layout, self.learnt.parameters, source, self.rank, meeting)
         self.receiver.poison()
         return self.receiver.plan_hash
 
@@ -71,6 +72,11 @@ class Weights:
         """Make the weights usable: all workers of the engine are proved."""
         self._attached().commit(version)
 
+    def spoil(self) -> None:
+        """After an error: whatever is in the weights now, they are not usable."""
+        if self.receiver is not None:
+            self.receiver.poison()
+
     def _timed(self, action: Callable[[Receiver], Any]) -> tuple[float, int]:
         receiver = self._attached()
         started = time.perf_counter()
@@ -93,31 +99,8 @@ def swap(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Tensor
         weights = Weights(model, dist.get_rank())
         setattr(model, _KEPT, weights)
     try:
-        with Client(parse_address(call["control"]), authkey=key_from_environment()) as connection:
-            connection.send((call["session"], weights.rank))
-            _serve(weights, connection, call["seconds"])
+        with call_in(call["control"], key_from_environment(), call["session"], weights.rank) as connection:
+            answer_calls(connection, weights, METHODS, call["seconds"], weights.spoil)
     except Exception:  # rank 0 sees a worker that is gone
         logging.getLogger(__name__).exception("a swap broke off")
-        if weights.receiver is not None:
-            weights.receiver.poison()
-
-
-def _serve(weights: Weights, connection: Connection, seconds: float) -> None:
-    """Do what rank 0 asks for until it hangs up."""
-    while True:
-        if not connection.poll(seconds):
-            raise TimeoutError(f"rank 0 asked for nothing in {seconds:.0f} s")
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            if method not in METHODS:
-                raise AttributeError(f"a worker has no method {method}")
-            answer = "result", getattr(weights, method)(*arguments)
-        except Exception as error:
-            logging.getLogger(__name__).exception("%s failed", method)
-            if weights.receiver is not None:
-                weights.receiver.poison()
-            answer = "error", (type(error).__name__, str(error))
-        connection.send(answer)
+        weights.spoil()

@@ -1,0 +1,59 @@
+"""A trainer rank's part in swaps over the network: it joins groups and sends when rank 0 says so.
+
+An engine may need the weights at any time at which they hold still, not at swaps only: it is filled anew after a
+restart. So every rank has a thread for each engine, which calls rank 0 (``rollout.control``) and does what it asks.
+"""
+
+import threading
+from collections.abc import Mapping
+
+import torch
+
+from megatron_rl.resharding.layout import Layout
+from megatron_rl.resharding.meeting import Meeting
+from megatron_rl.resharding.plan import Plan, make_plan
+from megatron_rl.resharding.point_to_point import PointToPointSource
+from megatron_rl.rollout.channel import key_from_environment
+from megatron_rl.rollout.control import answer_calls, call_in
+
+METHODS = ("connect", "push")
+
+
+class Sender:
+    """The thread for one engine. ``parameters`` (contiguous, by local name): rank ``rank``'s, as ``layout`` says."""
+
+    def __init__(self, layout: Layout, rank: int, parameters: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+        self.layout, self.rank, self.parameters, self.dtype = layout, rank, parameters, dtype
+        self._device = next(iter(parameters.values())).device
+        self._end: PointToPointSource | None = None
+
+    def start(self, control: str, session: str) -> None:
+        """Call rank 0 at ``control``, and obey until it hangs up."""
+        connection = call_in(control, key_from_environment(), session, self.rank)
+        threading.Thread(
+            target=answer_calls, args=(connection, self, METHODS), name=f"sender-{session}", daemon=True
+        ).start()
+
+    def connect(self, destination: Layout, dtypes: Mapping[str, str], meeting: Meeting) -> str:
+        """Join the engine's workers in a group, in place of an earlier one; the hash of the plan."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # this thread's
+        if self._end is not None:
+            self._end.close()
+            self._end = None
+        plan = make_plan(self.layout, destination)
+        ends = meeting.join(self.rank)
+        self._end = PointToPointSource(plan, self.rank, self.parameters, held_dtypes(plan, dtypes, self.dtype), ends)
+        return plan.hash
+
+    def push(self, version: int) -> None:
+        """Send what this rank owns; returns when it has arrived."""
+        if self._end is None:
+            raise RuntimeError("the rank is not connected to the engine")
+        self._end.push(version)
+
+
+def held_dtypes(plan: Plan, dtypes: Mapping[str, str], default: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of each destination tensor of a plan; ``dtypes`` as in ``protocol.Attached``."""
+    wanted = {c.destination for c in plan.copies}
+    return {local: getattr(torch, dtypes[local]) if local in dtypes else default for local in wanted}

@@ -1,0 +1,80 @@
+"""Where processes of a swap over the network find each other: a process group of their own.
+
+A run's default group holds its trainer ranks only, and engines come and go. Rank 0 opens a ``MeetingPlace``; for every
+engine, and again after each restart, it names a ``Meeting``, at which all trainer ranks and the engine's workers join
+a new group. Nobody else's groups are touched when it breaks.
+"""
+
+import secrets
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_rl.machine import address_towards
+from megatron_rl.resharding.point_to_point import Endpoints
+from megatron_rl.rollout.protocol import LinkError
+
+BACKENDS = ("gloo", "nccl")  # messages from host memory, from GPU memory
+MARGIN = 10.0  # seconds by which whoever asks for a swap waits longer than its links do
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """One group to join (picklable): ``sources`` trainer ranks, then ``destinations`` workers of one engine."""
+
+    address: tuple[str, int]  # of the store
+    name: str
+    backend: str
+    sources: int
+    destinations: int
+    seconds: float  # that joining, and then each swap, may take
+
+    def join(self, rank: int) -> Endpoints:
+        """Join as ``rank`` of the group; returns when all are there. Raises LinkError when somebody is not in time."""
+        limit = timedelta(seconds=self.seconds)
+        host, port = self.address
+        try:
+            store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+            group = _group(self.backend, dist.PrefixStore(self.name, store), rank, self)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise LinkError(
+                f"Process {rank} of a swap over {self.backend} found no way to the others: {reason}."
+            ) from error
+        ranks = range(self.sources + self.destinations)
+        device = torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
+        return Endpoints(
+            ranks[: self.sources], ranks[self.sources :], timeout=self.seconds, group=group, device=device, own=True
+        )
+
+
+class MeetingPlace:
+    """A store at ``host`` (an address of this machine) where meetings are held."""
+
+    def __init__(self, host: str) -> None:
+        listener = socket.create_server((host, 0))  # torch's own would listen on every interface
+        self.address: tuple[str, int] = (host, listener.getsockname()[1])
+        self._store = dist.TCPStore(
+            *self.address, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+
+    def meeting(self, backend: str, sources: int, destinations: int, seconds: float) -> Meeting:
+        """A new one."""
+        return Meeting(self.address, secrets.token_hex(8), backend, sources, destinations, seconds)
+
+
+def _group(backend: str, store: dist.Store, rank: int, meeting: Meeting) -> Any:
+    world, limit = meeting.sources + meeting.destinations, timedelta(seconds=meeting.seconds)
+    if backend == "nccl":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = limit
+        return dist.ProcessGroupNCCL(store, rank, world, options)
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = limit
+    # Not what the host's name stands for: that is often loopback
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address_towards(meeting.address[0]))]
+    return dist.ProcessGroupGloo(store, rank, world, options)

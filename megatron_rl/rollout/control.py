@@ -1,0 +1,179 @@
+"""How rank 0 has other processes take part in swaps: the workers inside the engines, and the trainer's ranks.
+
+A process calls in with a session's name and its rank; from then on it does what rank 0 asks for, one thing at a time,
+until rank 0 hangs up. Connections are authenticated with the run's key. Imports no torch.
+"""
+
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
+from typing import Any
+
+from megatron_rl.errors import InputError
+from megatron_rl.rollout.channel import parse_address
+from megatron_rl.rollout.protocol import SwapError
+
+_HELLO_SECONDS = 10
+
+
+class WorkerError(RuntimeError):
+    """A worker is gone, late, or could not do what it was asked for."""
+
+
+def call_in(address: str, key: bytes, session: str, rank: int) -> Connection:
+    """Call rank 0, as ``rank`` of a session. Raises OSError or AuthenticationError."""
+    connection = Client(parse_address(address), authkey=key)
+    connection.send((session, rank))
+    return connection
+
+
+def answer_calls(
+    connection: Connection,
+    target: Any,
+    methods: Sequence[str],
+    seconds: float | None = None,
+    failed: Callable[[], None] | None = None,
+) -> None:
+    """Do what rank 0 asks of ``target`` until it hangs up; after an error, ``failed`` before it is told.
+
+    Raises TimeoutError after ``seconds`` of silence.
+    """
+    while True:
+        try:
+            if not connection.poll(seconds):
+                raise TimeoutError(f"rank 0 asked for nothing in {seconds} s")
+            method, arguments = connection.recv()
+            kind, value = answer(target, methods, method, arguments)
+            if kind == "error" and failed is not None:
+                failed()
+            connection.send((kind, value))
+        except (EOFError, ConnectionError):
+            return
+
+
+def answer(target: Any, methods: Sequence[str], method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
+    """("result", what the method returns) or ("error", (the error's type, its message)), for its caller."""
+    try:
+        if method not in methods:
+            raise AttributeError(f"a {type(target).__name__} has no method {method}")
+        return "result", getattr(target, method)(*arguments)
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s failed", method)
+        return "error", (type(error).__name__, str(error))
+
+
+class Worker:
+    """A process that called in: number ``rank`` of ``group``, by which errors name it."""
+
+    def __init__(self, group: str, rank: int, connection: Connection) -> None:
+        self.name, self._connection = f"{group} {rank}", connection
+
+    def ask(self, method: str, *arguments: Any, seconds: float) -> Any:
+        """Have the worker do something; its result.
+
+        Raises SwapError for weights that are not the trained ones, InputError for a model whose loading is not
+        understood, WorkerError for everything else.
+        """
+        try:
+            self._connection.send((method, arguments))
+            if not self._connection.poll(seconds):
+                self._connection.close()  # a late answer must not be taken for the next one
+                raise WorkerError(f"{self.name} did not answer {method} in {seconds:.0f} s")
+            kind, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerError(f"{self.name} ended during {method}") from error
+        if kind == "result":
+            return value
+        name, message = value
+        if name == SwapError.__name__:
+            raise SwapError(f"{self.name}: {message}")
+        if name == InputError.__name__:
+            raise InputError(f"{self.name}: {message}")
+        raise WorkerError(f"{self.name}, {method}: {name}: {message}")
+
+    def release(self) -> None:
+        """Let it go; weights that were not committed stay poisoned."""
+        with contextlib.suppress(OSError):
+            self._connection.close()
+
+
+class Control:
+    """The place where processes call in: a Unix socket, or host:port where some are on other hosts."""
+
+    def __init__(self, address: str, key: bytes) -> None:
+        try:
+            self._listener = Listener(parse_address(address), backlog=128)
+        except OSError as error:
+            raise InputError(
+                f"Rank 0 cannot listen at {address} for the engines' workers: {error.strerror}."
+            ) from error
+        self.address, self._key = address, key
+        self._arrived: dict[str, dict[int, Connection]] = defaultdict(dict)
+        self._changed = threading.Condition()
+        self._open: set[str] = set()
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
+
+    def session(self) -> str:
+        """A new session, for workers to name."""
+        name = secrets.token_hex(8)
+        with self._changed:
+            self._open.add(name)
+        return name
+
+    def collect(self, session: str, group: str, count: int, seconds: float) -> list[Worker]:
+        """Wait for ``count`` processes of a session; in the order of their ranks. ``group`` names them.
+
+        Raises WorkerError naming the ranks that did not call. The session is over afterwards: nobody else is let in.
+        """
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while len(self._arrived[session]) < count and session in self._open:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    break
+            self._open.discard(session)
+            arrived = self._arrived.pop(session, {})
+        workers = [Worker(group, rank, arrived[rank]) for rank in sorted(arrived)]
+        if sorted(arrived) != list(range(count)):
+            for worker in workers:
+                worker.release()
+            missing = sorted(set(range(count)) - set(arrived))
+            raise WorkerError(f"{group} {missing} of {count} did not call rank 0 in {seconds:.0f} s")
+        return workers
+
+    def cancel(self, session: str) -> None:
+        """Nobody will come any more: whoever waits for the session stops waiting."""
+        with self._changed:
+            self._open.discard(session)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()
+            except OSError:
+                return  # closed
+            # In a thread: one that says nothing must not keep the others waiting.
+            threading.Thread(target=self._admit, args=(connection,), name="admit", daemon=True).start()
+
+    def _admit(self, connection: Connection) -> None:
+        hello: Sequence[Any] = ()
+        with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not one of ours
+            deliver_challenge(connection, self._key)
+            answer_challenge(connection, self._key)
+            hello = connection.recv() if connection.poll(_HELLO_SECONDS) else ()
+        with self._changed:
+            if len(hello) == 2 and hello[0] in self._open:
+                self._arrived[hello[0]][hello[1]] = connection
+                self._changed.notify_all()
+            else:
+                connection.close()
