@@ -1,4 +1,4 @@
-"""The command line: megatron-rl train | check | plan | recipes | options | convert | serve."""
+"""The command line: megatron-rl train | check | plan | recipes | options | convert | serve | engine."""
 
 import argparse
 import sys
@@ -94,6 +94,12 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         from megatron_rl.rollout.sglang import serve
 
         serve.add_arguments(serving)
+    text = "start one SGLang engine for a run, on a machine of its own; the trainer takes it by rollout.sglang.urls"
+    engine = commands.add_parser("engine", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    if chosen == "engine":
+        from megatron_rl.rollout.sglang import engine_command
+
+        engine_command.add_arguments(engine)
     return parser
 
 

@@ -82,6 +82,14 @@ def address_towards(host: str) -> str:
         raise InputError(f"There is no way from this machine to the host {host} ({error.strerror}).") from None
 
 
+def own_address() -> str:
+    """This machine's address on its way out; loopback when it has no network."""
+    try:
+        return address_towards("192.0.2.1")  # for documentation only (RFC 5737): nobody is there, and nothing is sent
+    except InputError:
+        return "127.0.0.1"
+
+
 def is_here(host: str) -> bool:
     """Whether a host is this machine. Raises InputError for a name that is unknown."""
     try:

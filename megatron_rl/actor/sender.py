@@ -4,8 +4,13 @@ An engine may need the weights at any time at which they hold still, not at swap
 restart. So every rank has a thread for each engine, which calls rank 0 (``rollout.control``) and does what it asks.
 """
 
+import atexit
+import os
+import socket
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -17,6 +22,7 @@ from megatron_rl.rollout.channel import key_from_environment
 from megatron_rl.rollout.control import answer_calls, call_in
 
 METHODS = ("connect", "push")
+_END_SECONDS = 5.0
 
 
 class Sender:
@@ -30,9 +36,9 @@ class Sender:
     def start(self, control: str, session: str) -> None:
         """Call rank 0 at ``control``, and obey until it hangs up."""
         connection = call_in(control, key_from_environment(), session, self.rank)
-        threading.Thread(
-            target=answer_calls, args=(connection, self, METHODS), name=f"sender-{session}", daemon=True
-        ).start()
+        thread = threading.Thread(target=self._obey, args=(connection,), name=f"sender-{session}", daemon=True)
+        thread.start()
+        atexit.register(_end, connection, thread)
 
     def connect(self, destination: Layout, dtypes: Mapping[str, str], meeting: Meeting) -> str:
         """Join the engine's workers in a group, in place of an earlier one; the hash of the plan."""
@@ -51,6 +57,19 @@ class Sender:
         if self._end is None:
             raise RuntimeError("the rank is not connected to the engine")
         self._end.push(version)
+
+    def _obey(self, connection: Connection) -> None:
+        answer_calls(connection, self, METHODS)
+        if self._end is not None:
+            self._end.close()
+            self._end = None
+
+
+def _end(connection: Connection, thread: threading.Thread) -> None:
+    """Hang up, and wait for the thread: the interpreter's end must not find it inside of torch."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+    thread.join(_END_SECONDS)
 
 
 def held_dtypes(plan: Plan, dtypes: Mapping[str, str], default: torch.dtype) -> dict[str, torch.dtype]:

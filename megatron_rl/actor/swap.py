@@ -17,7 +17,7 @@ from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.reach import ON_DEVICE, offer, outbound
 from megatron_rl.resharding.replicas import Replicas
-from megatron_rl.resharding.shared_memory import RankMemory, publish
+from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import SwapSource, merge_hashes
 from megatron_rl.rollout.protocol import Attached, Engine, Reach, SwapError
 
@@ -29,9 +29,9 @@ class Swap:
         self.actor, self.engine = actor, engine
         places = _gather(machine.place())
         reach: Reach = _share(engine and engine.reach(places))
-        self.on_device = platform.on_gpu() and reach.transport in ON_DEVICE
+        self.transport, self.on_device = reach.transport, platform.on_gpu() and reach.transport in ON_DEVICE
         self.offered = self._offered()
-        memories = _gather(offer(reach.transport, self.offered))
+        memories = _gather(offer(self.transport, self.offered))
         self.source = SwapSource(actor.hf_config, parallel_sizes(actor.config), actor.fused, actor.fused, memories)
         layout, rank = self.source.layout(), dist.get_rank()
         for session in reach.sessions:
@@ -39,7 +39,7 @@ class Swap:
         there: Attached = _share(engine and engine.attach(self.source))
         self.plan, self.replicas = make_plan(layout, there.layout), Replicas(layout)
         dtypes = held_dtypes(self.plan, there.dtypes, actor.dtype)
-        self.outbound = outbound(reach.transport, self.plan, rank, self.offered, dtypes)
+        self.outbound = outbound(self.transport, self.plan, rank, self.offered, dtypes)
         if engine is not None:
             prove(self.plan, layout, there.layout)
             if there.plan_hash != self.plan.hash:
@@ -90,7 +90,7 @@ class Swap:
         """Write the present weights as a Hugging Face folder, with the tokenizer of ``model_folder``."""
         self.offer()
         source, held = self.source, self.offered
-        if not all(isinstance(memory, RankMemory) for memory in source.memories):
+        if self.transport != "shared_memory":
             held = {name: p.cpu() for name, p in held.items()}  # alive until it is written
             source = replace(source, memories=_gather(publish(held)))
         if dist.get_rank() == 0:

@@ -9,6 +9,7 @@ from megatron_rl import machine
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.table import tied
 from megatron_rl.resharding.sglang import EngineSizes, engine_violations
+from megatron_rl.rollout.channel import key_from_environment
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.process import OURS
 from megatron_rl.rollout.sglang.versions import supported
@@ -54,8 +55,12 @@ def check_sglang_model(options: SGLangConfig, hf_config: Mapping[str, Any]) -> l
 
 
 def _package(rollout: RolloutConfig) -> list[str]:
-    if rollout.sglang.urls:
-        return []  # the servers' own installation
+    if rollout.sglang.urls:  # the servers' own installation
+        try:
+            key_from_environment()
+        except InputError as error:
+            return [f"rollout.sglang.urls: {error} It is the one that `megatron-rl engine` printed or was given."]
+        return []
     version = machine.installed("sglang")
     if version is None:
         return [

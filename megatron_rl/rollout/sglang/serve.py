@@ -1,29 +1,21 @@
 """``megatron-rl serve``: a trained policy behind SGLang's OpenAI-compatible API."""
 
 import argparse
-import contextlib
 import os
 import secrets
-import signal
-import tempfile
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
 
 from megatron_rl import machine
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.process import ServerProcess, environment, on_this_machine
+from megatron_rl.rollout.sglang.foreground import run_server
+from megatron_rl.rollout.sglang.process import environment, on_this_machine
 from megatron_rl.rollout.sglang.versions import supported
 
 KEY = "MEGATRON_RL_API_KEY"  # environment variable: the key that callers must send; a new one when it is not set
 OURS = ("model_path", "host", "port", "tp_size", "api_key", "config")
-_POLL = 0.5  # seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,28 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C; 0 then, 1 when the server ends by itself. Raises InputError for what cannot be served."""
+    """Serve until Ctrl-C; returns 0. Raises InputError for what cannot be served, or a server that ends by itself."""
     folder, key = model_folder(Path(options.checkpoint)), os.environ.get(KEY) or secrets.token_hex(16)
     chosen = server_options(folder, options, key)
-    url = f"http://{options.host}:{options.port}"
-    with tempfile.TemporaryDirectory(prefix="mrl-") as scratch, _stopped() as stop:
-        env = environment(options.threads, options.tensor_parallel, None)
-        server = ServerProcess("serve", chosen, env, Path(scratch), Path(scratch) / "server.log")
-        print(f"Starting SGLang with {folder} …", flush=True)
-        server.start()
-        try:
-            while not stop.is_set() and not _ready(url, key):
-                if server.ended:
-                    raise InputError(f"SGLang ended before it was ready. It said:{server.last_words()}")
-                stop.wait(_POLL)
-            if not stop.is_set():
-                print(_how_to_call(url, folder, key), flush=True)
-            while not stop.is_set():
-                if server.ended:
-                    raise InputError(f"SGLang ended. It said:{server.last_words()}")
-                stop.wait(_POLL)
-        finally:
-            server.kill(gently=True)
+    env = environment(options.threads, options.tensor_parallel, None)
+    run_server(chosen, env, key, _how_to_call(f"http://{options.host}:{options.port}", folder, key))
     return 0
 
 
@@ -103,15 +78,6 @@ def server_options(folder: Path, options: argparse.Namespace, key: str) -> dict[
     return {name.replace("_", "-"): value for name, value in chosen.items()}
 
 
-def _ready(url: str, key: str) -> bool:
-    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
-
-
 def _how_to_call(url: str, folder: Path, key: str) -> str:
     body = f'{{"model": "{folder.name}", "messages": [{{"role": "user", "content": "…"}}]}}'
     return (
@@ -119,19 +85,3 @@ def _how_to_call(url: str, folder: Path, key: str) -> str:
         f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
         f"-d '{body}'"
     )
-
-
-@contextlib.contextmanager
-def _stopped() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set."""
-    event = threading.Event()
-
-    def stop(_: int, __: FrameType | None) -> None:
-        event.set()
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
