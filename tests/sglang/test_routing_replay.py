@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.generation import completion
+from megatron_rl.rollout.sglang.generation import part
 from megatron_rl.rollout.sglang.http import ServerError
 
 
@@ -27,12 +27,12 @@ def test_an_answer_without_experts_or_with_half_of_them() -> None:
             "routed_experts": base64.b64encode(chosen.tobytes()).decode(),
         },
     }
-    experts = completion(answer, experts=True).experts
+    experts = part(answer, experts=True).experts
     assert experts is not None and experts.dtype == np.int16 and experts.tolist() == chosen.reshape(2, 6).tolist()
-    assert completion(answer).experts is None
+    assert part(answer).experts is None
     answer["meta_info"]["routed_experts"] = base64.b64encode(chosen[:7].tobytes()).decode()
     with pytest.raises(ServerError, match="7 choices of experts for 2 tokens"):
-        completion(answer, experts=True)
+        part(answer, experts=True)
     del answer["meta_info"]["routed_experts"]
     with pytest.raises(InputError, match="--enable-return-routed-experts"):
-        completion(answer, experts=True)
+        part(answer, experts=True)

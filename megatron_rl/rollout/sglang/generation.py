@@ -1,7 +1,8 @@
 """Completions from servers over HTTP: token ids in, token ids and their log-probs out.
 
 Every completion is a request of its own. A request whose server died, was restarted or was too slow is sent again
-under a new name, so that each is answered once; how many are under way is bounded by what the servers can run.
+under a new name, so that each is answered once; of one that its server gave up, what it drew is kept and the rest is
+asked for. How many are under way is bounded by what the servers can run.
 Draws are the servers' own: a request's seed names it and does not decide its tokens.
 """
 
@@ -9,6 +10,7 @@ import asyncio
 import base64
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -21,10 +23,6 @@ from megatron_rl.rollout.sglang.http import Server, ServerError
 ATTEMPTS = 8  # at one completion
 ABORTS = 100  # of one completion by its server
 _PAUSE = 0.5  # seconds before a request is sent again
-
-
-class AbortedError(ServerError):
-    """A server gave a request up."""
 
 
 def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
@@ -47,26 +45,56 @@ def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
     }
 
 
-def completion(answer: dict[str, Any], experts: bool = False) -> Completion:
+@dataclass(frozen=True)
+class Part:
+    """Tokens of a completion that one request brought; "" as its reason: it was given up before its end."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    versions: tuple[tuple[int, int], ...] = ()
+    finish_reason: str = ""
+    experts: np.ndarray | None = None
+
+    def __add__(self, more: "Part") -> "Part":
+        versions = list(self.versions)
+        for version, tokens in more.versions:
+            if versions and versions[-1][0] == version:
+                tokens += versions.pop()[1]
+            versions.append((version, tokens))
+        return Part(
+            self.tokens + more.tokens,
+            self.logprobs + more.logprobs,
+            tuple(versions),
+            more.finish_reason,
+            more.experts,  # of the whole text: what was there before went through the layers again
+        )
+
+    def whole(self) -> Completion:
+        """The completion, when it has ended."""
+        return Completion(list(self.tokens), list(self.logprobs), self.finish_reason, self.versions, self.experts)
+
+
+def part(answer: dict[str, Any], experts: bool = False) -> Part:
     """What /generate answered, with the chosen ``experts`` if they were asked for.
 
-    Raises AbortedError for a request given up, FloatingPointError for log-probs that are not finite, InputError for a
-    server that says nothing of experts.
+    Raises FloatingPointError for log-probs that are not finite, InputError for a server that says nothing of experts.
     """
     meta = answer["meta_info"]
-    finish = meta["finish_reason"]
-    if finish is None or finish["type"] == "abort":
-        raise AbortedError(f"the server gave a request up: {(finish or {}).get('message', 'no reason given')}")
-    drawn = meta["output_token_logprobs"]
-    tokens, logprobs = [int(token) for _, token, *_ in drawn], [value for value, *_ in drawn]
-    if tokens != list(answer["output_ids"]):
+    kind = (meta["finish_reason"] or {"type": "abort"})["type"]
+    drawn = meta.get("output_token_logprobs") or []
+    tokens, logprobs = tuple(int(token) for _, token, *_ in drawn), tuple(value for value, *_ in drawn)
+    if kind == "abort" and not tokens:
+        return Part()
+    if list(tokens) != list(answer["output_ids"]):
         raise ServerError(f"a server answered {len(answer['output_ids'])} tokens with log-probs of others")
     if not all(value is not None and math.isfinite(value) for value in logprobs):
         raise FloatingPointError("a server's weights give log-probabilities that are not finite")
     spans = meta.get("weight_versions") or [{"version": meta["weight_version"], "start": 0, "end": len(tokens)}]
     versions = tuple((_number(span["version"]), span["end"] - span["start"]) for span in spans)
+    if kind == "abort":
+        return Part(tokens, logprobs, versions)
     routing = _experts(meta, meta["prompt_tokens"] + len(tokens) - 1) if experts else None
-    return Completion(tokens, logprobs, "stop" if finish["type"] == "stop" else "length", versions, routing)
+    return Part(tokens, logprobs, versions, "stop" if kind == "stop" else "length", routing)
 
 
 def _experts(meta: dict[str, Any], positions: int) -> np.ndarray:
@@ -110,19 +138,25 @@ async def generate(
         error: Exception | None = None
         async with slots:
             failures = aborts = 0
+            so_far = Part()
             while failures < ATTEMPTS and aborts < ABORTS:
                 await asyncio.sleep(_PAUSE * failures)
                 await available()
                 name = f"{seed:016x}-{next(names)}"
+                rest = replace(sampling, max_new_tokens=sampling.max_new_tokens - len(so_far.tokens))
+                text = Request([*request.tokens, *so_far.tokens], [seed])
                 try:
-                    answer = await send_to.generate(body(request, sampling, name), seconds)
-                    return completion(answer, sampling.experts)
-                except AbortedError as given_up:  # for a swap, by versions that cannot keep it
-                    error, aborts = given_up, aborts + 1
+                    so_far += part(await send_to.generate(body(text, rest, name), seconds), sampling.experts)
                 except ServerError as failed:
                     error, failures = failed, failures + 1
                     await abort(name)  # it may still run
-        raise ServerError(f"a completion failed {failures + aborts} times; the last time: {error}")
+                    continue
+                if len(so_far.tokens) == sampling.max_new_tokens and not so_far.finish_reason:
+                    so_far = replace(so_far, finish_reason="length")  # given up behind its last token
+                if so_far.finish_reason:
+                    return so_far.whole()
+                aborts += 1  # by a swap, of versions that cannot keep requests: the rest is asked for with its weights
+        raise ServerError(f"a completion failed {failures + aborts} times; the last time: {error or 'given up'}")
 
     tasks = [asyncio.ensure_future(one(request, seed)) for request in requests for seed in request.seeds]
     try:
