@@ -105,12 +105,21 @@ def _of_recipe(options: argparse.Namespace) -> Report:
         return _report(
             hf_config, config.model.dtype, actor, source, _words(engine), sglang_layout(hf_config, engine), options
         )
-    if options.fp8:
-        raise InputError("--fp8 needs --engine: the embedded engine holds its weights in the model's dtype.")
-    one, count = transformers_layout(hf_config), config.rollout.engines
+    one, count, each = transformers_layout(hf_config), config.rollout.engines, ""
+    if config.rollout.engine == "sglang":
+        servers = config.rollout.sglang
+        size = EngineSizes(tensor=servers.tensor_parallel, expert=servers.expert_parallel)
+        _require(engine_violations(hf_config, size))
+        one, each = sglang_layout(hf_config, size), f", each {_words(size)}" if servers.tensor_parallel > 1 else ""
+        options.fp8, options.colocated = options.fp8 or servers.fp8, options.colocated or servers.colocated
+    elif options.fp8:
+        raise InputError("--fp8 needs SGLang: the embedded engine holds its weights in the model's dtype.")
     engines = Layout(one.tensors, one.ranks * count, one.unused)
-    options.gpus_per_host = actor.world + count  # `megatron-rl train` starts all processes on one machine
-    words = f"{count} {config.rollout.engine} engine{'s' if count > 1 else ''}"
+    # `megatron-rl train` starts all processes on one machine
+    options.gpus_per_host = (
+        max(actor.world, len(engines.ranks)) if options.colocated else actor.world + len(engines.ranks)
+    )
+    words = f"{count} {config.rollout.engine} engine{'s' if count > 1 else ''}{each}"
     return _report(hf_config, config.model.dtype, actor, source, words, engines, options)
 
 

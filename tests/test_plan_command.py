@@ -69,7 +69,7 @@ def test_a_large_model_by_its_config(capsys: pytest.CaptureFixture[str], model: 
         (["quickstrat"], "quickstart"),
         (["quickstart", "actor.tensor_parallel=3"], "actor.tensor_parallel=3 does not divide num_attention_heads=4"),
         (["quickstart", "actor.tensr_parallel=3"], "did you mean actor.tensor_parallel"),
-        (["quickstart", "--fp8"], "--fp8 needs --engine"),
+        (["quickstart", "--fp8"], "--fp8 needs SGLang"),
         (["quickstart", "--actor", "tensor_parallel=2"], "--actor goes with --model"),
         (["quickstart", "--model", "x"], "exclude each other"),
         (["quickstart", "model.path=nowhere"], "nowhere/config.json does not exist"),

@@ -5,17 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from megatron_rl import machine
-from megatron_rl.actor import platform
 from megatron_rl.actor.actor import Actor, parallel_sizes
+from megatron_rl.actor.offered import Offered
 from megatron_rl.actor.sender import Sender, held_dtypes
 from megatron_rl.resharding.export import export_hf
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
-from megatron_rl.resharding.reach import ON_DEVICE, offer, outbound
+from megatron_rl.resharding.reach import offer, outbound
 from megatron_rl.resharding.replicas import Replicas
 from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import SwapSource, merge_hashes
@@ -29,17 +28,18 @@ class Swap:
         self.actor, self.engine = actor, engine
         places = _gather(machine.place())
         reach: Reach = _share(engine and engine.reach(places))
-        self.transport, self.on_device = reach.transport, platform.on_gpu() and reach.transport in ON_DEVICE
-        self.offered = self._offered()
-        memories = _gather(offer(self.transport, self.offered))
-        self.source = SwapSource(actor.hf_config, parallel_sizes(actor.config), actor.fused, actor.fused, memories)
-        layout, rank = self.source.layout(), dist.get_rank()
+        sizes, rank = parallel_sizes(actor.config), dist.get_rank()
+        source = SwapSource(actor.hf_config, sizes, actor.fused, actor.fused, [], reach.fp8)
+        own, layout = source.own_layout(), source.layout()
+        self.offered = Offered(actor, own, reach.transport, reach.fp8)
+        self.source = replace(source, memories=_gather(offer(reach.transport, self.offered.tensors)))
         for session in reach.sessions:
-            Sender(layout, rank, self.offered, actor.dtype).start(reach.control, session)
+            Sender(layout, rank, self.offered.tensors, actor.dtype).start(reach.control, session)
         there: Attached = _share(engine and engine.attach(self.source))
-        self.plan, self.replicas = make_plan(layout, there.layout), Replicas(layout)
+        self.plan, self.replicas = make_plan(layout, there.layout), Replicas(own)
         dtypes = held_dtypes(self.plan, there.dtypes, actor.dtype)
-        self.outbound = outbound(self.transport, self.plan, rank, self.offered, dtypes)
+        self.outbound = outbound(reach.transport, self.plan, rank, self.offered.tensors, dtypes)
+        self.readable = reach.transport == "shared_memory" and not reach.fp8  # by rank 0, as Hugging Face tensors
         if engine is not None:
             prove(self.plan, layout, there.layout)
             if there.plan_hash != self.plan.hash:
@@ -47,23 +47,17 @@ class Swap:
                     f"The engine made plan {there.plan_hash}, the trainer {self.plan.hash}: their versions differ."
                 )
 
-    def offer(self) -> None:
-        """Let what is offered of every rank show its present weights."""
-        if platform.on_gpu() and not self.on_device:
-            for name, p in self.actor.parameters().items():
-                self.offered[name].copy_(p)
-        dist.barrier()
-
     def __call__(self, version: int) -> dict[str, float]:
         """Bring the engine to the actor's weights, called ``version``, and prove it; metrics on rank 0.
 
         Returns only when the engine has copied everything, so the weights may change afterwards.
         """
         started = time.perf_counter()
-        self.offer()
+        self.offered.refresh()
+        dist.barrier()
         if self.engine is not None:
             self.engine.begin_swap(version)
-        mine = self.outbound.push(version), self.replicas.hashes(dist.get_rank(), self.offered)
+        mine = self.outbound.push(version), self.replicas.hashes(dist.get_rank(), self.actor.parameters())
         hashes = _gather(mine)
         metrics: dict[str, float] = {}
         if self.engine is not None:
@@ -88,19 +82,16 @@ class Swap:
 
     def export(self, target: Path, model_folder: Path) -> None:
         """Write the present weights as a Hugging Face folder, with the tokenizer of ``model_folder``."""
-        self.offer()
-        source, held = self.source, self.offered
-        if self.transport != "shared_memory":
-            held = {name: p.cpu() for name, p in held.items()}  # alive until it is written
-            source = replace(source, memories=_gather(publish(held)))
+        source = self.source
+        if self.readable:
+            self.offered.refresh()
+            dist.barrier()
+        else:
+            held = {name: p.detach().cpu() for name, p in self.actor.parameters().items()}  # alive until it is written
+            source = replace(source, memories=_gather(publish(held)), fp8=False)
         if dist.get_rank() == 0:
             export_hf(target, source, carry_from=model_folder)
         dist.barrier()
-
-    def _offered(self) -> dict[str, torch.Tensor]:
-        """The live weights; on a GPU, for transports that do not reach into it, a copy that every swap refreshes."""
-        live = self.actor.parameters()
-        return {n: p.cpu() for n, p in live.items()} if platform.on_gpu() and not self.on_device else live
 
 
 def _gather(value: Any) -> list[Any]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from megatron_rl.resharding.device_hash import device_hashes, hash_keys
+from megatron_rl.resharding.device_hash import device_hashes, hash_keys, hash_on_device
 from megatron_rl.resharding.execute import box, flat
 from megatron_rl.resharding.layout import merged
 from megatron_rl.resharding.plan import Copy, Plan
@@ -222,15 +222,9 @@ class HeldOnDevice:
 
     def __init__(self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], dtypes: Dtypes = None) -> None:
         self._indices = np.array(plan.copies_from(rank), dtype=np.int64)
-        tensors = {name: flat(p) for name, p in parameters.items()}
-        self._held, self._dtypes = [], []
-        for c in (plan.copies[i] for i in self._indices):
-            shape, (steps,) = merged(c.shape, c.source_strides)
-            self._held.append(box(tensors[c.source], shape, steps, c.source_offset))
-            wanted = dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes
-            self._dtypes.append(wanted or tensors[c.source].dtype)
-        self._keys = hash_keys(next(iter(tensors.values())).device)
+        self._copies = [plan.copies[i] for i in self._indices]
+        self._tensors, self._dtypes = {name: flat(p) for name, p in parameters.items()}, dtypes
 
     def push(self, version: int) -> Owned:
         """Hash what this rank owns (``device_hash``)."""
-        return self._indices, device_hashes(self._held, self._dtypes, self._keys)
+        return self._indices, hash_on_device(self._copies, self._tensors, self._dtypes)

@@ -7,19 +7,23 @@ differences escape by chance, with a probability of about 2**-32 at most (multil
 Lemire and Kaser, "Strongly universal string hashing is fast", 2014). How a tensor is cut does not matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import torch
 import xxhash
 
-from megatron_rl.resharding.execute import bands
+from megatron_rl.resharding.execute import bands, box
+from megatron_rl.resharding.layout import merged
+from megatron_rl.resharding.plan import Copy
 
 PERIOD = 1 << 18  # elements that share one sum
 LIMIT = 4 << 20  # bytes looked at together; their products need up to eight times as many
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # elements as they lie, whatever they mean
 
 
+@cache
 def hash_keys(device: torch.device) -> torch.Tensor:
     """The keys (int64 [PERIOD], odd): the same everywhere, for a bit generator's raw numbers never change."""
     return torch.from_numpy((np.random.Philox(key=0).random_raw(PERIOD) | 1).view(np.int64)).to(device)
@@ -37,6 +41,21 @@ def device_hashes(boxes: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype], 
             _add(box, dtype, keys, into)
     found = np.split(sums.cpu().numpy(), np.cumsum(counts)[:-1])
     return np.array([xxhash.xxh3_64_intdigest(one.tobytes()) for one in found], dtype=np.uint64)
+
+
+def hash_on_device(
+    copies: Sequence[Copy],
+    sources: Mapping[str, torch.Tensor],
+    dtypes: Mapping[str, torch.dtype] | torch.dtype | None = None,
+) -> np.ndarray:
+    """As ``execute.source_hashes``, of tensors on one device."""
+    boxes, kinds = [], []
+    for c in copies:
+        shape, (steps,) = merged(c.shape, c.source_strides)
+        boxes.append(box(sources[c.source], shape, steps, c.source_offset))
+        wanted = dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes
+        kinds.append(wanted or boxes[-1].dtype)
+    return device_hashes(boxes, kinds, hash_keys(next(iter(sources.values())).device))
 
 
 def _add(box: torch.Tensor, dtype: torch.dtype, keys: torch.Tensor, sums: torch.Tensor) -> None:

@@ -18,6 +18,12 @@ from megatron_rl.resharding.layout import Layout, Segment, Shard, TensorSpec, ro
 BLOCK = 128  # rows and columns of a tile (``weight_block_size`` in config.json)
 SCALE = "_scale_inv"  # what a weight's name ends with where its scales are meant
 FP8 = "float8_e4m3fn"
+QUANTISATION = {  # config.json's quantization_config
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [BLOCK, BLOCK],
+}
 Grid = tuple[tuple[int, int], tuple[int, int]]  # first row and column, numbers of rows and columns
 
 
@@ -79,10 +85,12 @@ def cut_tensors(layout: Layout, names: Collection[str], block: int = BLOCK) -> l
     return [name for name in layout.tensors if name in cut]
 
 
-def _tensors(layout: Layout, names: Collection[str], block: int) -> dict[str, TensorSpec]:
+def quantised_tensors(
+    tensors: Mapping[str, TensorSpec], names: Collection[str], block: int = BLOCK
+) -> dict[str, TensorSpec]:
     """The canonical tensors of the quantised model: each weight's scales follow it."""
     found: dict[str, TensorSpec] = {}
-    for name, spec in layout.tensors.items():
+    for name, spec in tensors.items():
         if name in names:
             found[name] = replace(spec, dtype=FP8)
             found[name + SCALE] = TensorSpec(scale_shape(spec.shape, block), dtype="float32")
@@ -116,7 +124,7 @@ def quantised_source(layout: Layout, names: Collection[str], block: int = BLOCK)
 
     done = {id(shard): convert(shard) for shard in layout.ranks}
     ranks = tuple(done[id(shard)] for shard in layout.ranks)
-    return Layout(_tensors(layout, names, block), ranks, _unused(layout, names))
+    return Layout(quantised_tensors(layout.tensors, names, block), ranks, _unused(layout, names))
 
 
 def quantised_engine(layout: Layout, names: Collection[str], block: int = BLOCK) -> Layout:
@@ -138,7 +146,7 @@ def quantised_engine(layout: Layout, names: Collection[str], block: int = BLOCK)
 
     done = {id(shard): convert(shard) for shard in layout.ranks}
     ranks = tuple(done[id(shard)] for shard in layout.ranks)
-    return Layout(_tensors(layout, names, block), ranks, _unused(layout, names))
+    return Layout(quantised_tensors(layout.tensors, names, block), ranks, _unused(layout, names))
 
 
 def _engine_scales(s: Segment, spec: TensorSpec, shape: tuple[int, ...], block: int) -> Segment:

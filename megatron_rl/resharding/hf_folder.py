@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import family
 from megatron_rl.resharding.families.table import HEAD, aliases
-from megatron_rl.resharding.fp8_layout import BLOCK, SCALE, quantised_names, scale_shape
+from megatron_rl.resharding.fp8_layout import QUANTISATION, SCALE, quantised_names, scale_shape
 from megatron_rl.resharding.stored import FP8, ITEMSIZES, PAGE, TORCH_DTYPES, Place, Stored
 from megatron_rl.resharding.transformers import files_layout
 
@@ -230,8 +230,7 @@ def small_files(
     config[key] = TORCH_DTYPES[dtype]
     config.pop("quantization_config", None)
     if fp8:
-        scheme = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
-        config["quantization_config"] = {**scheme, "weight_block_size": [BLOCK, BLOCK]}
+        config["quantization_config"] = QUANTISATION
     return found | {"config.json": json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"}
 
 
@@ -247,8 +246,8 @@ def quantised(hf_config: Mapping[str, Any]) -> bool:
     scheme = hf_config.get("quantization_config")
     if scheme is None:
         return False
-    expected = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
-    for key, wanted in expected.items():
+    for key in ("quant_method", "fmt", "weight_block_size"):
+        wanted = QUANTISATION[key]
         if scheme.get(key, wanted) != wanted:
             raise InputError(
                 f"config.json's quantization_config has {key}={scheme[key]!r}; only {wanted!r} can be converted."

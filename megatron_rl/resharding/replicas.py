@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from megatron_rl.resharding.device_hash import hash_on_device
 from megatron_rl.resharding.execute import flat, source_hashes
 from megatron_rl.resharding.layout import Layout, row_major
 from megatron_rl.resharding.plan import Copy
@@ -41,6 +42,8 @@ class Replicas:
     def hashes(self, rank: int, parameters: Mapping[str, torch.Tensor]) -> np.ndarray:
         """The uint64 hashes of a rank's shared boxes; ``parameters`` by local name are contiguous."""
         tensors = {name: flat(p) for name, p in parameters.items()}
+        if any(t.is_cuda for t in tensors.values()):
+            return hash_on_device(self._boxes[rank], tensors)
         return source_hashes(self._boxes[rank], tensors, None)
 
     def differing(self, hashes: Sequence[np.ndarray]) -> list[tuple[str, int, int]]:

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from megatron_rl.resharding.execute import box, flat, held_hashes
+from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.table import FINAL_NORM
-from megatron_rl.resharding.layout import Layout, ParallelSizes
+from megatron_rl.resharding.fp8_layout import quantised_names, quantised_source, quantised_tensors
+from megatron_rl.resharding.layout import Layout, ParallelSizes, TensorSpec
 from megatron_rl.resharding.meeting import Meeting
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import Copy, Plan, make_plan
@@ -35,12 +37,23 @@ class SwapSource:
     fused_norms: bool
     grouped_experts: bool
     memories: Sequence[Memory]  # by rank, all of one transport
+    fp8: bool = False  # they offer block-quantised weights (resharding.fp8), not their own
 
     def layout(self) -> Layout:
-        """Where the ranks keep the canonical tensors."""
+        """Where the ranks keep what they offer, as canonical tensors."""
+        own = self.own_layout()
+        return quantised_source(own, quantised_names(self.hf_config)) if self.fp8 else own
+
+    def own_layout(self) -> Layout:
+        """Where they keep their parameters."""
         return megatron_layout(
             self.hf_config, self.sizes, fused_norms=self.fused_norms, grouped_experts=self.grouped_experts
         )
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """The canonical tensors that they offer."""
+        own = canonical_tensors(self.hf_config)
+        return quantised_tensors(own, quantised_names(self.hf_config)) if self.fp8 else own
 
     def without_memory(self) -> "SwapSource":
         """The same for somebody who cannot read the ranks' memory, or need not."""

@@ -16,6 +16,7 @@ class SGLangConfig:
     # how pulled bytes travel: shared_memory | cuda_ipc (engines on the trainer's machine) | gloo | nccl (on any);
     # auto: as the machines and GPUs allow
     transport: str = "auto"
+    fp8: bool = False  # engines hold FP8 weights, e4m3 in blocks of 128 x 128; the actor keeps its own
     host: str = ""  # this machine's address for engines on others; empty: the one on the way to the first of them
     colocated: bool = False  # trainer and engines share GPUs: engines give back their memory while the actor trains
     start_seconds: float = 900.0  # a server must be ready by then

@@ -59,6 +59,7 @@ class Reach:
     transport: str = "shared_memory"  # one of resharding.reach.TRANSPORTS
     control: str = ""  # address that each rank calls, where it has to send: once for each of ``sessions``
     sessions: tuple[str, ...] = ()
+    fp8: bool = False  # it holds block-quantised weights
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ RANK = int(os.environ["RANK"])
 DTYPE = torch.bfloat16
 
 
-def build(folder: Path, sizes: EngineSizes, first: bool) -> torch.nn.Module:
-    """One worker's model, its weights read by SGLang from the folder."""
+def build(folder: Path, sizes: EngineSizes, first: bool, weights: str = "safetensors") -> torch.nn.Module:
+    """One worker's model, its weights read by SGLang from the folder, or "dummy" ones."""
     args = ServerArgs(
         model_path=str(folder),
         device="cpu",
@@ -58,7 +58,7 @@ def build(folder: Path, sizes: EngineSizes, first: bool) -> torch.nn.Module:
         port = int(os.environ["MASTER_PORT"])
         bootstrap.init_parallel_runtime(server_args=args, device=get_device().device, dist_port=port)
     bootstrap.init_layer_runtime(model_config=config)
-    loader = get_model_loader(LoadConfig(load_format="safetensors"), config)
+    loader = get_model_loader(LoadConfig(load_format=weights), config)
     return loader.load_model(model_config=config, device_config=DeviceConfig("cpu", RANK))
 
 

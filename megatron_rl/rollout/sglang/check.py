@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from megatron_rl import machine
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.table import tied
-from megatron_rl.resharding.sglang import EngineSizes, engine_violations
+from megatron_rl.resharding.fp8_layout import quantised_engine, quantised_names
+from megatron_rl.resharding.sglang import EngineSizes, engine_violations, sglang_layout
 from megatron_rl.rollout.channel import key_from_environment
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.process import OURS
@@ -32,6 +33,10 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
     for key in POSITIVE:
         if not getattr(options, key) > 0:
             found.append(f"rollout.sglang.{key} is {getattr(options, key)}; it must be above 0.")
+    if options.fp8 and options.swap != "pull":
+        found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
+    if options.fp8 and not options.urls and not machine.gpus():
+        found.append("rollout.sglang.fp8=true needs engines with GPUs, and there is none here.")
     if options.restarts < 0:
         found.append(f"rollout.sglang.restarts is {options.restarts}; it must be 0 or more.")
     for name in options.args:
@@ -47,6 +52,12 @@ def check_sglang_model(options: SGLangConfig, hf_config: Mapping[str, Any]) -> l
     found = [problem.replace("engine.", "rollout.sglang.") for problem in engine_violations(hf_config, sizes)]
     if hf_config.get("model_type") == "qwen3_moe" and tied(hf_config):
         found.append("SGLang's Qwen3-MoE has a head of its own: it cannot serve tie_word_embeddings=true.")
+    if options.fp8 and not found:
+        try:
+            names = quantised_names(hf_config)
+            quantised_engine(sglang_layout(hf_config, sizes), names)
+        except InputError as error:
+            found.append(f"rollout.sglang.fp8=true: {error}")
     if options.expert_parallel > 1 and not options.urls and not machine.gpus():
         found.append(
             f"rollout.sglang.expert_parallel={options.expert_parallel} needs GPUs: SGLang has no such experts on a CPU."

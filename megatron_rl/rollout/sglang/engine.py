@@ -69,7 +69,7 @@ class SGLangEngines:
         if transport in BACKENDS:
             self._backend = transport
             self._sessions = tuple(self.control.session() for _ in self.replicas)
-        return Reach(transport, self.control.address, self._sessions)
+        return Reach(transport, self.control.address, self._sessions, self.options.fp8)
 
     def attach(self, source: SwapSource) -> Attached:
         """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""

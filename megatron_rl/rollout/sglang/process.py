@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.processes import tied_to_this_process
+from megatron_rl.resharding.fp8_layout import QUANTISATION
 from megatron_rl.rollout.channel import KEY, api_key
 
 HOOK = "megatron_rl.rollout.sglang.worker.swap"
@@ -67,6 +69,9 @@ def arguments(config: Config, model_folder: Path, index: int, port: int, key: by
         "api_key": api_key(key),
         "custom_weight_loader": [HOOK],
     }
+    if options.fp8:
+        overrides = json.loads(str(chosen.get("json_model_override_args") or "{}"))
+        chosen["json_model_override_args"] = json.dumps(overrides | {"quantization_config": QUANTISATION})
     if options.routing_replay:
         chosen["enable_return_routed_experts"] = True
     return {name.replace("_", "-"): value for name, value in chosen.items()}

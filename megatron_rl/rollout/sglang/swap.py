@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.meeting import MARGIN, MeetingPlace
 from megatron_rl.resharding.swap import SwapSource
@@ -64,8 +63,8 @@ class ServerSwap:
         """
         await self.server.pause(self.seconds)
         async with self._update(None) as workers:
-            learnt = await self._all(workers, "learn", source.hf_config, dtype)
-            tensors = canonical_tensors(source.hf_config)
+            tensors = source.tensors()
+            learnt = await self._all(workers, "learn", tensors, dtype)
             unread = frozenset.intersection(*(missing for _, missing, _ in learnt))
             layout = Layout(tensors, tuple(shard for shard, _, _ in learnt), unread)
             dtypes = {local: kind for _, _, mine in learnt for local, kind in mine.items()}

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rl.resharding.families import canonical_tensors
-from megatron_rl.resharding.layout import Layout, Shard
+from megatron_rl.resharding.layout import Layout, Shard, TensorSpec
 from megatron_rl.resharding.meeting import Meeting
 from megatron_rl.resharding.swap import Receiver, SwapSource
 from megatron_rl.resharding.traced import fingerprint, learn
@@ -37,9 +36,9 @@ class Weights:
         self.learnt: Any = None
         self.fingerprint = ""
 
-    def learn(self, hf_config: dict[str, Any], dtype: torch.dtype) -> tuple[Shard, frozenset[str], dict[str, str]]:
+    def learn(self, tensors: dict[str, TensorSpec], dtype: torch.dtype) -> tuple[Shard, frozenset[str], dict[str, str]]:
         """Trace the model's own loading: this worker's layout, the tensors it did not take, its parameters' dtypes."""
-        self.learnt = learn(self.model, self.model.load_weights, canonical_tensors(hf_config), dtype)  # type: ignore
+        self.learnt = learn(self.model, self.model.load_weights, tensors, dtype)  # type: ignore
         self.fingerprint = fingerprint(self.model, self.learnt.parameters)
         dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in self.learnt.parameters.items()}
         return self.learnt.shard, self.learnt.unread, dtypes

@@ -1,0 +1,46 @@
+"""What a trainer rank offers to rollout engines: its live weights, or a copy that every swap makes anew."""
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from megatron_rl.actor import platform
+from megatron_rl.actor.actor import Actor
+from megatron_rl.resharding.fp8 import ShardQuantiser
+from megatron_rl.resharding.fp8_layout import quantised_names
+from megatron_rl.resharding.layout import Layout
+from megatron_rl.resharding.reach import ON_DEVICE
+
+
+class Offered:
+    """The tensors (contiguous, by local name) that a ``transport`` takes; their memory stays the same.
+
+    On a CPU they are the live weights; on a GPU those or, for a transport that does not reach into GPU memory, copies
+    in host memory. With ``fp8`` they are block-quantised copies, of the actor's ``layout``. Collective.
+    """
+
+    def __init__(self, actor: Actor, layout: Layout, transport: str, fp8: bool) -> None:
+        self.actor = actor
+        self._device = None if not platform.on_gpu() or transport in ON_DEVICE else torch.device("cpu")
+        names = quantised_names(actor.hf_config)
+        self._quantise = ShardQuantiser(layout, dist.get_rank(), names) if fp8 else None
+        fresh, live = self._fresh(), set(map(torch.Tensor.data_ptr, actor.parameters().values()))
+        self._copied = {n for n, t in fresh.items() if self._device is not None or t.data_ptr() not in live}
+        self.tensors = dict(fresh)
+        for name in self._copied:
+            self.tensors[name] = fresh[name].detach().to(self._device or fresh[name].device, copy=True)
+
+    def refresh(self) -> None:
+        """Let them show the present weights."""
+        if self._copied:
+            fresh = self._fresh()
+            for name in self._copied:
+                self.tensors[name].copy_(fresh[name])
+
+    def _fresh(self) -> dict[str, torch.Tensor]:
+        live = self.actor.parameters()
+        if self._quantise is None:
+            return live
+        with torch.no_grad():
+            return self._quantise(live, partial(dist.all_reduce, op=dist.ReduceOp.MAX))
