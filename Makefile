@@ -13,7 +13,7 @@ INSTALL := $(PIP) install -qq --prefer-binary --no-compile -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test sglang test-sglang lint clean
+.PHONY: quickstart test sglang test-sglang test-sglang-versions lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -26,6 +26,14 @@ sglang: $(VENV)/installed-sglang
 
 test-sglang: $(VENV)/installed-dev $(VENV)/installed-sglang
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/sglang $(ARGS)
+
+# The tests of one server with every version that is supported, each beside the pinned one and on its packages.
+VERSIONS := $(foreach n,12 13 14 15 16 17 18 19 20 21 22 23,0.5.$(n))
+test-sglang-versions: $(VENV)/installed-dev $(VENV)/installed-sglang
+	@for v in $(VERSIONS); do echo "== SGLang $$v"; \
+	$(PIP) install -qq --no-deps --upgrade --target $(VENV)/sglang-$$v sglang==$$v \
+	&& PYTHONPATH=$(abspath $(VENV))/sglang-$$v OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/sglang/test_engine.py \
+	|| exit 1; done
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,9 +1,11 @@
 """What this machine has. Imports no torch."""
 
+import contextlib
 import functools
 import ipaddress
 import os
 import platform
+import random
 import shutil
 import socket
 import subprocess
@@ -65,6 +67,16 @@ def free_port(address: str = "127.0.0.1") -> int:
             f"There is no free port on {address} for processes to meet at ({error.strerror}): end processes that hold "
             "ports, or widen net.ipv4.ip_local_port_range."
         ) from None
+
+
+def free_low_port() -> int:
+    """As ``free_port``, of 20000 to 29999: below those that connections are given, and with room for others that a
+    server counts from its own (SGLang 0.5.13: 10000 more)."""
+    for port in random.sample(range(20000, 30000), 200):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise InputError("There is no free port of 20000 to 29999 on 127.0.0.1 for a server: end processes that hold them.")
 
 
 def place() -> str:

@@ -164,7 +164,7 @@ class SGLangEngines:
         env = environment(rollout.threads, workers, self.key)
         found = []
         for index in range(rollout.engines):
-            port = options.port + index if options.port else machine.free_port()
+            port = options.port + index if options.port else machine.free_low_port()
             name, folder = f"sglang{index}", Path(self._folder.name)
             chosen = arguments(self.config, model_folder, index, port, self.key)
             process = ServerProcess(name, chosen, env, folder, self.logs / f"{name}.log")
