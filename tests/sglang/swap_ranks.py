@@ -1,6 +1,6 @@
 """One rank of the swap tests: trains a little, swaps, and compares the engine's log-probs with the actor's.
 
-argv: a JSON list of jobs {"name", "model", "actor": options, "swaps"}, the address of the engine that serves this
+argv: a JSON list of jobs {"name", "model", "actor": options, "swaps", "workers"}, the address of the engine that serves this
 model's architecture, and where rank 0 writes the largest gap of every swap.
 """
 
@@ -56,7 +56,9 @@ def run(job: dict, url: str, out: Path) -> None:
     folder = Path(job["model"])
     engine = None
     if dist.get_rank() == 0:
-        engine = SGLangEngines(configuration(urls=url), folder, key_from_environment(), out)
+        engine = SGLangEngines(
+            configuration(urls=url, tensor_parallel=job["workers"]), folder, key_from_environment(), out
+        )
     actor = Actor(json.loads((folder / "config.json").read_text()), config, "float32", str(folder))
     actor.new_optimizer(SETTINGS)
     swap = Swap(actor, engine)

@@ -12,13 +12,17 @@ from megatron_rl.rollout.sglang.engine import SGLangEngines
 RANKS = Path(__file__).parent / "swap_ranks.py"
 SWAPS = 50
 EXACT = 2e-5  # nats
-JOBS = {
-    "qwen3": {
+JOBS = {  # by the engine's model and its workers
+    ("qwen3", 1): {
         "tp1": dict(data_parallel=2),
         "tp2": dict(tensor_parallel=2),
         "pp2": dict(pipeline_parallel=2),
     },
-    "qwen3_moe": {
+    ("qwen3", 2): {
+        "two-workers-tp2": dict(tensor_parallel=2),
+        "two-workers-pp2": dict(pipeline_parallel=2),
+    },
+    ("qwen3_moe", 1): {
         "moe-tp1": dict(data_parallel=2),
         "moe-tp2": dict(tensor_parallel=2, sequence_parallel=True),
         "moe-pp2": dict(pipeline_parallel=2),
@@ -27,17 +31,21 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("model", list(JOBS))
+@pytest.mark.parametrize(("model", "workers"), list(JOBS))
 def test_every_swap_arrives(
     model: str,
+    workers: int,
     start: Callable[..., SGLangEngines],
     model_folder: Callable[[str], tuple[Path, PreTrainedModel]],
     run_ranks: Callable[..., None],
     tmp_path: Path,
 ) -> None:
     folder, _ = model_folder(model)
-    served = start(model)
-    jobs = [{"name": name, "model": str(folder), "actor": actor, "swaps": SWAPS} for name, actor in JOBS[model].items()]
+    served = start(model, tensor_parallel=workers)
+    jobs = [
+        {"name": name, "model": str(folder), "actor": actor, "swaps": SWAPS, "workers": workers}
+        for name, actor in JOBS[model, workers].items()
+    ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     run_ranks(RANKS, 2, tmp_path / "jobs.json", served.replicas[0].url, tmp_path, timeout=900)
     for job in jobs:

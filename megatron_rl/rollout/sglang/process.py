@@ -99,6 +99,8 @@ def environment(threads: int, workers: int, key: bytes | None) -> dict[str, str]
     if not machine.gpus():
         path = [str(STANDINS), str(CPU_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
         found |= {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": os.pathsep.join(path)}
+        # Workers that share matrices would compile a small function at their first token, for twenty seconds and more.
+        found["TORCHDYNAMO_DISABLE"] = "1"
         if workers > 1:
             cores = sorted(os.sched_getaffinity(0))
             found["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[i % len(cores)]) for i in range(workers))
