@@ -1,7 +1,7 @@
 """One rank of the swap tests: trains a little, swaps, and compares the engine's log-probs with the actor's.
 
-argv: a JSON list of jobs {"name", "model", "actor": options, "swaps", "workers"}, the address of the engine that serves this
-model's architecture, and where rank 0 writes the largest gap of every swap.
+argv: a JSON list of jobs {"name", "model", "actor": options, "swaps", "workers"}, the address of the engine, of so many
+workers, that serves this model's architecture, and where rank 0 writes the largest gap of every swap.
 """
 
 import json
