@@ -70,6 +70,7 @@ def train(run: RunFolder, config: Config) -> None:
         swap.export(run.export, run.model_folder())
     if driver:
         driver.finish(at)
+    swap.close()
     parallel.shutdown()
 
 

@@ -32,13 +32,13 @@ class Swap:
         source = SwapSource(actor.hf_config, sizes, actor.fused, actor.fused, [], reach.fp8)
         own, layout = source.own_layout(), source.layout()
         self.offered = Offered(actor, own, reach.transport, reach.fp8)
-        self.source = replace(source, memories=_gather(offer(reach.transport, self.offered.tensors)))
+        self.source = replace(source, memories=_gather(offer(reach, self.offered.tensors)))
         for session in reach.sessions:
             Sender(layout, rank, self.offered.tensors, actor.dtype).start(reach.control, session)
         there: Attached = _share(engine and engine.attach(self.source))
         self.plan, self.replicas = make_plan(layout, there.layout), Replicas(own)
         dtypes = held_dtypes(self.plan, there.dtypes, actor.dtype)
-        self.outbound = outbound(reach.transport, self.plan, rank, self.offered.tensors, dtypes)
+        self.outbound = outbound(reach, self.plan, rank, self.offered.tensors, dtypes)
         self.readable = reach.transport == "shared_memory" and not reach.fp8  # by rank 0, as Hugging Face tensors
         if engine is not None:
             prove(self.plan, layout, there.layout)
@@ -67,6 +67,10 @@ class Swap:
             metrics |= self._drift(version, [held for _, held in hashes])
         dist.barrier()
         return metrics | {"weight_version": float(version)}
+
+    def close(self) -> None:
+        """Remove what was written for the engines."""
+        self.outbound.close()
 
     def _drift(self, version: int, hashes: list[Any]) -> dict[str, float]:
         """Say so when ranks that hold the same weights hold different numbers: the engine has those of one of them."""

@@ -228,3 +228,6 @@ class HeldOnDevice:
     def push(self, version: int) -> Owned:
         """Hash what this rank owns (``device_hash``)."""
         return self._indices, hash_on_device(self._copies, self._tensors, self._dtypes)
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,9 +13,11 @@ from megatron_rl.resharding.meeting import BACKENDS, Meeting
 from megatron_rl.resharding.plan import Plan
 from megatron_rl.resharding.point_to_point import PointToPointDestination
 from megatron_rl.resharding.shared_memory import RankMemory, publish
-from megatron_rl.resharding.transport import Dtypes, HeldStill, Inbound, Loaded, Outbound, SharedMemory
+from megatron_rl.resharding.swap_files import FilesDestination, FilesSource
+from megatron_rl.resharding.transport import HeldStill, Inbound, Loaded, Outbound, SharedMemory
+from megatron_rl.rollout.protocol import Reach
 
-TRANSPORTS = ("shared_memory", "cuda_ipc", *BACKENDS)
+TRANSPORTS = ("shared_memory", "cuda_ipc", *BACKENDS, "files")
 ON_DEVICE = ("cuda_ipc", "nccl")  # those that take weights out of GPU memory
 
 
@@ -25,24 +28,44 @@ class Shapes:
     shapes: dict[str, tuple[int, ...]]
 
 
-Memory = RankMemory | DeviceMemory | Shapes
+@dataclass(frozen=True)
+class Written:
+    """A rank's parameters, which it writes into a folder that both sides see, under the name of this attempt."""
+
+    shapes: dict[str, tuple[int, ...]]
+    folder: str
+    attempt: str
+    seconds: float  # that a destination waits for a version
 
 
-def offer(transport: str, parameters: Mapping[str, torch.Tensor]) -> Memory:
-    """What destinations must know about one rank's contiguous parameters, for a transport of TRANSPORTS.
+Memory = RankMemory | DeviceMemory | Shapes | Written
+
+
+def offer(reach: Reach, parameters: Mapping[str, torch.Tensor]) -> Memory:
+    """What destinations must know about one rank's contiguous parameters, for the transport that ``reach`` says.
 
     Raises InputError when shared memory is too small, ValueError for parameters in another kind of memory.
     """
-    if transport == "shared_memory":
+    if reach.transport == "shared_memory":
         return publish(parameters)
-    if transport == "cuda_ipc":
+    if reach.transport == "cuda_ipc":
         return offer_device(parameters)
-    return Shapes({name: tuple(p.shape) for name, p in parameters.items()})
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    if reach.transport == "files":
+        return Written(shapes, reach.folder, reach.attempt, reach.seconds)
+    return Shapes(shapes)
 
 
-def outbound(transport: str, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], dtypes: Dtypes) -> Outbound:
-    """A source rank's hashes of what it owns, as the transport's destinations compute them."""
-    ends = HeldOnDevice if transport == "cuda_ipc" else HeldStill
+def outbound(
+    reach: Reach, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], dtypes: Mapping[str, torch.dtype]
+) -> Outbound:
+    """A source rank's end: it hashes what it owns as the transport's destinations do, and writes it for "files".
+
+    With gloo and nccl it only hashes: those send when an engine asks (``actor.sender``).
+    """
+    if reach.transport == "files":
+        return FilesSource(plan, rank, parameters, dtypes, Path(reach.folder), reach.attempt)
+    ends = HeldOnDevice if reach.transport == "cuda_ipc" else HeldStill
     return ends(plan, rank, parameters, dtypes)
 
 
@@ -56,10 +79,13 @@ def inbound(
     """Destination rank ``rank``'s end towards what the trainer's ranks offer; with a ``meeting`` they send."""
     if meeting is not None:
         return PointToPointDestination(plan, rank, parameters, meeting.join(meeting.sources + rank))
+    first = memories[0]
+    if isinstance(first, Written):
+        return FilesDestination(plan, rank, parameters, Path(first.folder), first.attempt, first.seconds)
     copies = [plan.copies[i] for i in plan.copies_to(rank)]
     destinations = {name: flat(p) for name, p in parameters.items()}
-    if all(isinstance(memory, RankMemory) for memory in memories):
+    if isinstance(first, RankMemory):
         return SharedMemory(copies, memories, destinations)  # type: ignore[arg-type]
-    if all(isinstance(memory, DeviceMemory) for memory in memories):
+    if isinstance(first, DeviceMemory):
         return CudaIpc(copies, memories, destinations)  # type: ignore[arg-type]
     return Loaded()

@@ -51,6 +51,10 @@ class Outbound(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of the destinations, and remove what was written for them."""
+        ...
+
 
 def owned_hashes(plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], dtypes: Dtypes = None) -> Owned:
     """An owner's half: the hashes of its boxes, computed from its live parameters (contiguous, by local name).
@@ -71,6 +75,9 @@ class HeldStill:
     def push(self, version: int) -> Owned:
         """Hash what this rank owns."""
         return owned_hashes(self._plan, self._rank, self._parameters, self._dtypes)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class InProcess:

@@ -59,6 +59,9 @@ class Reach:
     transport: str = "shared_memory"  # one of resharding.reach.TRANSPORTS
     control: str = ""  # address that each rank calls, where it has to send: once for each of ``sessions``
     sessions: tuple[str, ...] = ()
+    folder: str = ""  # seen by both sides, where weights are written for it
+    attempt: str = ""  # a name of this attempt at the run, for what is written there
+    seconds: float = 300.0  # that it waits for a version
     fp8: bool = False  # it holds block-quantised weights
 
 

@@ -23,6 +23,7 @@ from megatron_rl.resharding.sglang import sglang_layout
 from megatron_rl.resharding.swap import Receiver, SwapSource, merge_hashes, owned_hashes
 from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.control import Control, Worker, WorkerError, answer_calls, call_in
+from megatron_rl.rollout.protocol import Reach
 from tests.conftest import free_port
 from tests.resharding.reference import hf_tensors, megatron_shards
 from tests.resharding.sglang_reference import sglang_shards
@@ -120,7 +121,7 @@ def both(first: Callable[[], list[Any]], second: Callable[[], list[Any]]) -> tup
 
 
 def connect(place: MeetingPlace, ranks: list[Worker], engine: list[Worker], seconds: float = SECONDS) -> set[Any]:
-    source = SwapSource(CONFIG, SIZES, False, False, [offer("gloo", held) for held in HELD])
+    source = SwapSource(CONFIG, SIZES, False, False, [offer(Reach("gloo"), held) for held in HELD])
     meeting = place.meeting("gloo", len(ranks), WORKERS, seconds)
     here, there = both(
         lambda: ask(engine, "attach", source, meeting),

@@ -33,7 +33,7 @@ def attach(trainer: ServedTrainer, engine: SGLangEngines) -> None:
     for session in reach.sessions:
         for rank, parameters in enumerate(trainer.ranks):
             Sender(trainer.layout, rank, parameters, torch.float32).start(reach.control, session)
-    memories = [offer(reach.transport, parameters) for parameters in trainer.ranks]
+    memories = [offer(reach, parameters) for parameters in trainer.ranks]
     attached = engine.attach(SwapSource(trainer.hf_config, trainer.sizes, False, False, memories))
     trainer.plan = make_plan(trainer.layout, attached.layout)
     assert trainer.plan.hash == attached.plan_hash
@@ -80,10 +80,12 @@ def test_a_run_takes_an_engine_that_was_started_by_hand(tmp_path: Path, monkeypa
         assert said[0].startswith("Starting SGLang") and said[2].endswith(f"rollout.engine=sglang {urls}\n")
         monkeypatch.setitem(ENVIRONMENT, KEY, key)
         over = ["rollout.sglang.transport=gloo", "rollout.sglang.host=127.0.0.1"]
-        for name, how in (("network", over), ("memory", [])):  # one after the other: it is attached anew
+        through = ["rollout.sglang.transport=files"]
+        for name, how in (("network", over), ("memory", []), ("files", through)):  # it is attached anew by each
             _, steps = train(tmp_path, name, urls, *how)
             assert len(steps) == 6
             assert all(0 < row["max_logprob_gap"] < EXACT for row in steps)
+        assert list((tmp_path / "files" / "swap").iterdir()) == []  # removed when the run ends
         monkeypatch.delitem(ENVIRONMENT, KEY)
         without = subprocess.run(
             [*COMMAND, "check", "quickstart", "rollout.engine=sglang", urls],

@@ -1,6 +1,7 @@
 """All SGLang servers of a run as one ``protocol.Engine``: an event loop in a thread of rank 0."""
 
 import asyncio
+import secrets
 import tempfile
 import threading
 from collections.abc import Coroutine, Sequence
@@ -69,7 +70,15 @@ class SGLangEngines:
         if transport in BACKENDS:
             self._backend = transport
             self._sessions = tuple(self.control.session() for _ in self.replicas)
-        return Reach(transport, self.control.address, self._sessions, self.options.fp8)
+        return Reach(
+            transport,
+            self.control.address,
+            self._sessions,
+            folder=str((Path(self.config.run.folder) / self.config.run.name / "swap").absolute()),
+            attempt=secrets.token_hex(8),
+            seconds=self.options.swap_seconds,
+            fp8=self.options.fp8,
+        )
 
     def attach(self, source: SwapSource) -> Attached:
         """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""

@@ -12,7 +12,7 @@ from megatron_rl.rollout.config import SGLangConfig
 
 NEAR = ("shared_memory", "cuda_ipc")  # one machine
 FAR = ("gloo", "nccl")  # any
-CHOICES = ("auto", *NEAR, *FAR)
+CHOICES = ("auto", *NEAR, *FAR, "files")
 
 
 def hosts(options: SGLangConfig) -> list[str]:
@@ -48,6 +48,6 @@ def chosen_transport(options: SGLangConfig, places: Sequence[str]) -> str:
     if apart and options.transport in NEAR:
         raise InputError(
             f"rollout.sglang.transport={options.transport} reads the trainer's memory, but {apart} on another machine: "
-            f"set it to {FAR[0]} or {FAR[1]}, or to auto."
+            f"set it to {FAR[0]}, {FAR[1]} or files, or to auto."
         )
     return options.transport
