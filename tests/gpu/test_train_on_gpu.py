@@ -5,15 +5,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from megatron_rl import machine
 from megatron_rl.resharding.files import open_hf_folder
 from megatron_rl.resharding.hf_folder import read_hf_config
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")
+
+
+def _train(folder: Path, options: list[str]) -> list[dict[str, Any]]:
+    """A run to its end; its rows of metrics."""
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_rl.cli", "train", "quickstart", *options],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (folder / "quickstart" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize(("dtype", "gap"), [("float32", 1e-3), ("bfloat16", 0.3)])
@@ -23,20 +39,35 @@ def test_quickstart(dtype: str, gap: float, tmp_path: Path) -> None:
         *("sft.steps=40", "run.steps=3", "evaluation.prompts=16", "evaluation.every=0", "tracking.wandb=off"),
         *(f"run.folder={tmp_path}", f"model.dtype={dtype}", f"actor.tensor_parallel={ranks}"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_rl.cli", "train", "quickstart", *options],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "quickstart"
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows, run = _train(tmp_path, options), tmp_path / "quickstart"
     sft = [r["loss"] for r in rows if r["stage"] == "sft"]
     rl = [r for r in rows if r["stage"] == "rl"]
     assert sft[-1] < sft[0] / 4
     assert [r["weight_version"] for r in rl] == [2, 3, 4]
     assert max(r["max_logprob_gap"] for r in rl) < gap
+    _check_export(run)
+
+
+@pytest.mark.parametrize("transport", ["cuda_ipc", "shared_memory", "gloo", "nccl"])
+def test_sglang_is_swapped(transport: str, tmp_path: Path) -> None:
+    """The trainer's GPU is the engine's too; over NCCL they need one each."""
+    if machine.installed("sglang") is None:
+        pytest.skip("needs SGLang: make sglang")
+    if transport == "nccl" and torch.cuda.device_count() < 2:
+        pytest.skip("NCCL connects different GPUs, and there is one")
+    options = [
+        *("sft.steps=4", "run.steps=3", "evaluation.prompts=16", "evaluation.every=0", "tracking.wandb=off"),
+        *(f"run.folder={tmp_path}", "model.dtype=bfloat16", "actor.tensor_parallel=1", "rollout.engine=sglang"),
+        *(f"rollout.sglang.transport={transport}", "rollout.sglang.args.mem_fraction_static=0.3"),
+    ]
+    if transport == "nccl":
+        options.append("rollout.sglang.args.base_gpu_id=1")
+    rl = [r for r in _train(tmp_path, options) if r["stage"] == "rl"]
+    assert [r["weight_version"] for r in rl] == [2, 3, 4]
+    assert max(r["max_logprob_gap"] for r in rl) < 0.3
+    _check_export(tmp_path / "quickstart")
+
+
+def _check_export(run: Path) -> None:
     exported = open_hf_folder(run / "hf", read_hf_config(run / "hf"))
     assert all(t.isfinite().all() for t in exported.values())

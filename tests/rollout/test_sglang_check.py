@@ -6,12 +6,19 @@ import pytest
 
 from megatron_rl import machine
 from megatron_rl.errors import InputError
+from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.check import check_sglang_model
 from megatron_rl.rollout.sglang.versions import supported
 
 ELSEWHERE = "http://10.0.0.7:30000"  # servers that run elsewhere need no package here
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "5f" * 16)
+    monkeypatch.setattr(machine, "gpus", lambda: ())
 
 
 @pytest.mark.parametrize(
@@ -25,6 +32,21 @@ ELSEWHERE = "http://10.0.0.7:30000"  # servers that run elsewhere need no packag
         ({"restarts": -1}, "rollout.sglang.restarts is -1; it must be 0 or more."),
         ({"args": {"tp-size": 2}}, "rollout.sglang.args.tp-size cannot be given: set rollout.sglang.tensor_parallel."),
         ({"args": {"api_key": "x"}}, "rollout.sglang.args.api_key cannot be given: the trainer sets it itself."),
+        (
+            {"transport": "tcp"},
+            "rollout.sglang.transport is 'tcp'; it must be auto, shared_memory, cuda_ipc, gloo,",
+        ),
+        (
+            {"transport": "shared_memory"},
+            "rollout.sglang.transport=shared_memory reads the trainer's memory; 10.0.0",
+        ),
+        ({"transport": "nccl"}, "rollout.sglang.transport=nccl takes weights out of GPU memory, and there is no"),
+        (
+            {"transport": "gloo", "swap": "disk"},
+            "rollout.sglang.transport=gloo is how bytes are pulled: leave it",
+        ),
+        ({"host": "10.0.0.9"}, "rollout.sglang.host is '10.0.0.9', which is no IPv4 address of this machine."),
+        ({"fp8": True, "swap": "disk"}, "rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is disk."),
         ({"urls": "localhost:30000"}, "rollout.sglang.urls: 'localhost:30000' is no server's address"),
         ({"urls": f"{ELSEWHERE},http://a:1/path"}, "rollout.sglang.urls: 'http://a:1/path' is no server's address"),
     ],
@@ -32,6 +54,33 @@ ELSEWHERE = "http://10.0.0.7:30000"  # servers that run elsewhere need no packag
 def test_one_violation(options: dict, said: str) -> None:
     (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(**{"urls": ELSEWHERE} | options)))
     assert found.startswith(said)
+
+
+def test_servers_that_run_already_have_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY)
+    (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(urls=ELSEWHERE)))
+    assert found.startswith(f"rollout.sglang.urls: the environment variable {KEY} must hold the run's key")
+
+
+def test_fp8_needs_a_gpu_and_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "installed", lambda _: "0.5.21")
+    (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(fp8=True)))
+    assert found == "rollout.sglang.fp8=true needs engines with GPUs, and there is none here."
+    hf_config = {
+        "model_type": "qwen3",
+        "vocab_size": 256,
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    }
+    options = SGLangConfig(fp8=True, urls=ELSEWHERE)
+    assert check_sglang_model(options, hf_config) == []
+    options.tensor_parallel = 2
+    (found,) = check_sglang_model(options, hf_config)
+    assert "which cuts its 128 x 128 FP8 tiles" in found and found.startswith("rollout.sglang.fp8=true: ")
 
 
 def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
