@@ -1,4 +1,4 @@
-"""Converting checkpoints against `cp` of the same bytes: python benchmarks/convert.py [--layers N] [--mbridge PYTHON]
+"""Converting checkpoints against `cp` of the same bytes: python -m benchmarks.convert [--layers N] [--mbridge PYTHON]
 
 A random Qwen3-0.6B-shaped bfloat16 folder (--layers makes it larger) is converted to Megatron's torch_dist and back by
 the command line, each time as a process of its own, start and planning included. `cp` copies the same weights, warm in

@@ -1,6 +1,6 @@
 """New tokens per CPU-second: the embedded engine's decoding loop against transformers' ``generate``, same weights.
 
-    python benchmarks/generate.py [--groups 8] [--group-size 8] [--prompt 64] [--new 128] [--rounds 5]
+    python -m benchmarks.generate [--groups 8] [--group-size 8] [--prompt 64] [--new 128] [--rounds 5]
 
 A random Qwen3 of 0.85 M parameters (hidden 128, 4 layers), fp32, one thread, every completion of full length.
 The two alternate; the medians over the rounds are compared.

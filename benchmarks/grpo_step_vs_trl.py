@@ -1,6 +1,6 @@
 """CPU time of one GRPO step against TRL's GRPOTrainer: the same model and the same work, in one run.
 
-    python benchmarks/grpo_step_vs_trl.py --trl-python .venv-trl/bin/python [--steps 6] [--rounds 2]
+    python -m benchmarks.grpo_step_vs_trl --trl-python .venv-trl/bin/python [--steps 6] [--rounds 2]
 
 TRL gets an environment of its own, made once (without a GPU: torch==2.13.0+cpu):
 

@@ -1,6 +1,6 @@
 """Resident memory of every process of a run, over its RL steps: nothing may grow.
 
-    python benchmarks/memory.py [--steps 200] [key=value ...]
+    python -m benchmarks.memory [--steps 200] [key=value ...]
 
 Runs the quick start's RL stage with a short warm start, so that the policy's completions keep their lengths, and reads
 each process's resident set (shared pages included) whenever a step has been recorded.

@@ -1,4 +1,4 @@
-"""Planning the swap of DeepSeek-V3: python benchmarks/plan.py [--engine-expert-parallel N] [--engines N]
+"""Planning the swap of DeepSeek-V3: python -m benchmarks.plan [--engine-expert-parallel N] [--engines N]
 
 256 training ranks (tensor 8 x pipeline 16, expert 16, data 2; 61 layers as 4 + 14 x 4 + 1) to 32-way SGLang engines,
 on one core, without weights. Says how long each part takes, the process's peak memory, and what the plan predicts.

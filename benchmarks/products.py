@@ -1,6 +1,6 @@
 """fp32 matrix products by torch's MKL and by oneDNN, one thread: forward, input gradient, weight gradient.
 
-python benchmarks/products.py
+python -m benchmarks.products
 """
 
 import time

@@ -1,6 +1,6 @@
 """The quick start on several seeds: what each learns, how exactly engine and actor agree, and how long it takes.
 
-    python benchmarks/quickstart_seeds.py [--seeds 5] [key=value ...]
+    python -m benchmarks.quickstart_seeds [--seeds 5] [key=value ...]
 
 Runs them one after the other, with the recipe's own settings unless overrides are given. Accuracies are shares of
 the held-out stories, in percent, sampled / greedy.

@@ -1,6 +1,6 @@
 """Rewards: samples scored per second and core at 250 words of reasoning, and what the worker processes cost on top.
 
-    python benchmarks/rewards.py [--samples 256] [--rounds 20] [--workers 2]
+    python -m benchmarks.rewards [--samples 256] [--rounds 20] [--workers 2]
 
 Rates are CPU time of one process, the best of the rounds. On a machine whose cores are shared CPU time is not
 worth the same at all times: the yardstick says what the core did meanwhile. The pool's cost is the CPU time of the

@@ -1,6 +1,6 @@
 """Pause to resume of a real SGLang server: the pull of its workers against SGLang's own routes and against memcpy.
 
-    python benchmarks/sglang_swap.py [--repeats N] [--layers N]
+    python -m benchmarks.sglang_swap [--repeats N] [--layers N]
 
 A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory of this process, which also plays
 the trainer's ranks. One SGLang server takes its weights by each way in turn; all swaps are proved. memcpy is torch

@@ -1,4 +1,4 @@
-"""A weight swap against the machine's memory copy: python benchmarks/swap.py [--repeats N] [--mbridge PYTHON]
+"""A weight swap against the machine's memory copy: python -m benchmarks.swap [--repeats N] [--mbridge PYTHON]
 
 A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine; the
 same ranks then send it point-to-point, from processes of their own, over gloo on this machine's loopback. The floor is
