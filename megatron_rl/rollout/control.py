@@ -104,20 +104,26 @@ class Worker:
 
 
 class Control:
-    """The place where processes call in: a Unix socket, or host:port where some are on other hosts."""
+    """The place where processes call in: a Unix socket, or host:port where some are on other machines."""
 
     def __init__(self, address: str, key: bytes) -> None:
-        try:
-            self._listener = Listener(parse_address(address), backlog=128)
-        except OSError as error:
-            raise InputError(
-                f"Rank 0 cannot listen at {address} for the engines' workers: {error.strerror}."
-            ) from error
         self.address, self._key = address, key
         self._arrived: dict[str, dict[int, Connection]] = defaultdict(dict)
         self._changed = threading.Condition()
         self._open: set[str] = set()
-        threading.Thread(target=self._accept, name="control", daemon=True).start()
+        self._listeners: list[Listener] = []
+        self.listen(address)
+
+    def listen(self, address: str) -> None:
+        """Let processes call in at another address too. Raises InputError for one that cannot be had."""
+        try:
+            listener = Listener(parse_address(address), backlog=128)
+        except OSError as error:
+            raise InputError(
+                f"Rank 0 cannot listen at {address} for the engines' workers: {error.strerror}."
+            ) from error
+        self._listeners.append(listener)
+        threading.Thread(target=self._accept, args=(listener,), name="control", daemon=True).start()
 
     def session(self) -> str:
         """A new session, for workers to name."""
@@ -154,12 +160,13 @@ class Control:
 
     def close(self) -> None:
         """Listen no more."""
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: Listener) -> None:
         while True:
             try:
-                connection = self._listener.accept()
+                connection = listener.accept()
             except OSError:
                 return  # closed
             # In a thread: one that says nothing must not keep the others waiting.

@@ -70,9 +70,14 @@ class SGLangEngines:
         if transport in BACKENDS:
             self._backend = transport
             self._sessions = tuple(self.control.session() for _ in self.replicas)
+        control = self.control.address
+        if self._sessions and not self.host and set(places) != {machine.place()}:
+            self.host = machine.own_address()
+            control = f"{self.host}:{machine.free_port(self.host)}"
+            self.control.listen(control)
         return Reach(
             transport,
-            self.control.address,
+            control,
             self._sessions,
             folder=str((Path(self.config.run.folder) / self.config.run.name / "swap").absolute()),
             attempt=secrets.token_hex(8),
