@@ -26,11 +26,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_rl.resharding.endpoints import Endpoints
 from megatron_rl.resharding.execute import box, flat
 from megatron_rl.resharding.layout import ParallelSizes, merged
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import Plan, make_plan
-from megatron_rl.resharding.point_to_point import Endpoints, PointToPointDestination, PointToPointSource
+from megatron_rl.resharding.point_to_point import PointToPointDestination, PointToPointSource
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import Landing, Owned, Receiver, SwapSource, merge_hashes, owned_hashes

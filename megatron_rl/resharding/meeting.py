@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rl.machine import address_towards
-from megatron_rl.resharding.point_to_point import Endpoints
+from megatron_rl.resharding.endpoints import Endpoints
 from megatron_rl.rollout.protocol import LinkError
 
 BACKENDS = ("gloo", "nccl")  # messages from host memory, from GPU memory

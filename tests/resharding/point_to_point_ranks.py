@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_rl.resharding import point_to_point
+from megatron_rl.resharding.endpoints import Endpoints
 from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.plan import Plan, make_plan
-from megatron_rl.resharding.point_to_point import CONTROL, Endpoints, PointToPointDestination, PointToPointSource
+from megatron_rl.resharding.point_to_point import CONTROL, PointToPointDestination, PointToPointSource
 from megatron_rl.resharding.swap import Landing
 from megatron_rl.rollout.protocol import SwapError
 

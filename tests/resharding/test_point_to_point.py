@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.endpoints import Endpoints
 from megatron_rl.resharding.fp8 import quantised_names
 from megatron_rl.resharding.fp8_layout import SCALE, cut_tensors, quantised_engine, quantised_source
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import make_plan
-from megatron_rl.resharding.point_to_point import Endpoints, PointToPointSource
+from megatron_rl.resharding.point_to_point import PointToPointSource
 from megatron_rl.resharding.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.swap import merge_hashes
 from megatron_rl.resharding.transformers import transformers_layout
