@@ -1,5 +1,6 @@
 """What a Hugging Face config.json says, in one typed object (no torch)."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -115,3 +116,20 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
         rope_scaling=rope,
         **moe,
     )
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """In what two config.json compute differently, as "hidden 64, not 128"; empty when in nothing.
+
+    How long a text may be is left out. Raises InputError for a config that the actor does not compute.
+    """
+    one, other = read_architecture(ours), read_architecture(theirs)
+    fields = [f.name for f in dataclasses.fields(one) if f.name not in ("max_positions", "rope_theta", "rope_scaling")]
+    found = [
+        f"{name} {getattr(other, name)}, not {getattr(one, name)}"
+        for name in fields
+        if getattr(one, name) != getattr(other, name)
+    ]
+    if one.head_dim == other.head_dim and not np.array_equal(one.inverse_frequencies(), other.inverse_frequencies()):
+        found.append("another rotary embedding")
+    return ", ".join(found)

@@ -16,7 +16,7 @@ from megatron_rl.resharding.execute import box, flat, held_hashes
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.table import FINAL_NORM
 from megatron_rl.resharding.fp8_layout import quantised_names, quantised_source, quantised_tensors
-from megatron_rl.resharding.layout import Layout, ParallelSizes, TensorSpec
+from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, TensorSpec
 from megatron_rl.resharding.meeting import Meeting
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import Copy, Plan, make_plan
@@ -65,15 +65,23 @@ class Landing:
 
     ``pull``, ``verify`` (where the transport does not prove them itself), then, once every rank of the engine has got
     so far, ``commit``; or ``abort``. ``parameters`` (contiguous, by local name) are those of rank ``rank`` of the
-    plan's destination.
+    plan's destination; its ``padding`` becomes zero with every pull, for what lay there may have been lost.
     """
 
-    def __init__(self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], transport: Inbound) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        parameters: Mapping[str, torch.Tensor],
+        transport: Inbound,
+        padding: Sequence[Padding] = (),
+    ) -> None:
         self.plan, self.transport = plan, transport
         self.indices = np.array(plan.copies_to(rank), dtype=np.int64)
         self.copies = [plan.copies[i] for i in self.indices]
         self.version, self.hashes = -1, np.empty(0, dtype=np.uint64)
         self._destinations = {name: flat(p) for name, p in parameters.items()}
+        self._padding = [self._destinations[pad.local][pad.offset : pad.offset + pad.size] for pad in padding]
         self._record = _record(self.copies)
         norm = self.copies[self._record]
         self._norm = box(
@@ -103,6 +111,8 @@ class Landing:
         self.abort()
         try:
             self.hashes = self.transport.pull(version)
+            for pad in self._padding:
+                pad.zero_()
             self._true_norm = self._norm.clone()
         finally:
             self.poison()
@@ -199,7 +209,8 @@ class Receiver(Landing):
             check_parameters(shard, memory.shapes, f"trainer rank {owner}")
         plan = make_plan(layout, destination)
         prove(plan, layout, destination)
-        super().__init__(plan, rank, parameters, inbound(plan, rank, parameters, source.memories, meeting))
+        transport = inbound(plan, rank, parameters, source.memories, meeting)
+        super().__init__(plan, rank, parameters, transport, destination.ranks[rank].padding)
 
 
 def merge_hashes(plan: Plan, parts: Iterable[Owned]) -> np.ndarray:

@@ -253,11 +253,12 @@ class Trace(TorchDispatchMode):
         self.memory.hold(Holder(f"what it makes of {self.current}", _memory_order(tensor), tensor.dtype), tensor)
 
     def _constant(self, func: Any, value: torch.Tensor | float) -> None:
-        """Refuse a constant that may have been computed from a number of a weight that .item() gave out."""
-        if self._numbers:
-            constant = torch.as_tensor(value)
-            if constant.device.type == "meta" or constant.any():
-                self._refuse(func, constant)
+        """Refuse a constant that may have been computed from a number of a weight that .item() gave out, and any but
+        zero: what a swap writes there is zero.
+        """
+        constant = torch.as_tensor(value)
+        if (constant.device.type == "meta" and self._numbers) or (constant.device.type != "meta" and constant.any()):
+            self._refuse(func, constant)
 
     def _copy(self, func: Any, target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
         if not target.numel():

@@ -13,9 +13,7 @@ class SGLangConfig:
     tensor_parallel: int = 1  # workers that share every matrix
     expert_parallel: int = 1  # groups of the workers that share the experts
     swap: str = "pull"  # pull (workers take their own bytes) | tensor | distributed | disk (full tensors)
-    # how pulled bytes travel: shared_memory | cuda_ipc (engines on the trainer's machine) | gloo | nccl (on any) |
-    # files (in the run's folder, which all machines must see); auto: the fastest of the first four that reaches
-    transport: str = "auto"
+    transport: str = "auto"  # of a pull: auto | shared_memory | cuda_ipc | gloo | nccl | files; the README says more
     fp8: bool = False  # engines hold FP8 weights, e4m3 in blocks of 128 x 128; the actor keeps its own
     host: str = ""  # this machine's address for engines on others; empty: the one on the way to the first of them
     colocated: bool = False  # trainer and engines share GPUs: engines give back their memory while the actor trains

@@ -21,7 +21,7 @@ from tests.conftest import free_port
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, changed, gap
 from tests.sglang.test_recovery import SHORT, during, scheduler, wait_for_all
-from tests.sglang.test_runs import COMMAND, ENVIRONMENT, train
+from tests.sglang.test_runs import COMMAND, ENVIRONMENT, SMALL, train
 
 Models = Callable[[str], tuple[Path, PreTrainedModel]]
 
@@ -65,6 +65,20 @@ def test_an_engine_is_filled_over_the_network_and_filled_again_after_a_restart(
     assert replica.restarted == 2
 
 
+def refused(folder: Path, *overrides: str) -> str:
+    """What is said of a run that cannot use its engine."""
+    where = [f"run.folder={folder}", "run.name=refused", "run.resume=never"]
+    done = subprocess.run(
+        [*COMMAND, "train", "quickstart", *where, *SMALL, *overrides],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, (done.returncode, done.stderr[-2000:])
+    return done.stderr
+
+
 def test_a_run_takes_an_engine_that_was_started_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port, key = free_port(), "5f" * 16
     engine = subprocess.Popen(
@@ -86,6 +100,16 @@ def test_a_run_takes_an_engine_that_was_started_by_hand(tmp_path: Path, monkeypa
             assert len(steps) == 6
             assert all(0 < row["max_logprob_gap"] < EXACT for row in steps)
         assert list((tmp_path / "files" / "swap").iterdir()) == []  # removed when the run ends
+        for wrong, said in (
+            (["rollout.sglang.tensor_parallel=2"], "has 1 workers: set rollout.sglang.tensor_parallel=1; it is 2."),
+            (
+                ["model.architecture.intermediate_size=128"],
+                "another model than the one that is trained: mlp_hidden 256, not 128",
+            ),
+        ):
+            assert said in refused(tmp_path, urls, *wrong)
+        monkeypatch.setitem(ENVIRONMENT, KEY, key[2:])
+        assert "has another key" in refused(tmp_path, urls)
         monkeypatch.delitem(ENVIRONMENT, KEY)
         without = subprocess.run(
             [*COMMAND, "check", "quickstart", "rollout.engine=sglang", urls],

@@ -10,6 +10,8 @@ from typing import Any
 import aiohttp
 from packaging.version import Version
 
+from megatron_rl.errors import InputError
+from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.sglang.versions import supported
 
 _JSON = {"Content-Type": "application/json"}
@@ -26,6 +28,8 @@ class Abilities:
     version: str
     sessions: bool  # updates stand between /begin_weight_update and /end_weight_update (from 0.5.21)
     spans: bool  # an answer says which version drew which tokens (from 0.5.20)
+    workers: int  # that share every matrix
+    hooks: tuple[str, ...]  # functions that may load weights in its workers
 
 
 def _with_tensors(body: dict[str, Any], content: Any, workers: int) -> bytes:
@@ -35,7 +39,7 @@ def _with_tensors(body: dict[str, Any], content: Any, workers: int) -> bytes:
 
 
 class Server:
-    """One server at ``url``. Every method raises ServerError."""
+    """One server at ``url``. Every method raises ServerError, and InputError where the server has another key."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, key: str) -> None:
         self.http, self.url = http, url.rstrip("/")
@@ -55,6 +59,11 @@ class Server:
             raise ServerError(f"{self.url}{path} did not answer in {seconds:.0f} s") from error
         except aiohttp.ClientError as error:
             raise ServerError(f"{self.url}{path}: {error or type(error).__name__}") from error
+        if response.status == 401:
+            raise InputError(
+                f"The SGLang server at {self.url} has another key: start it and the run with the same {KEY} "
+                "(`megatron-rl engine` prints it)."
+            )
         try:
             content = json.loads(text) if text else None
         except ValueError:
@@ -69,7 +78,13 @@ class Server:
         version = str(info.get("version", "0"))
         supported(version)
         paths = (await self.call("GET", "/openapi.json", seconds=seconds))["paths"]
-        self.abilities = Abilities(version, "/begin_weight_update" in paths, Version(version) >= Version("0.5.20"))
+        self.abilities = Abilities(
+            version,
+            sessions="/begin_weight_update" in paths,
+            spans=Version(version) >= Version("0.5.20"),
+            workers=int(info["tp_size"]),
+            hooks=tuple(info.get("custom_weight_loader") or ()),
+        )
         return self.abilities
 
     async def ready(self, seconds: float = 5.0) -> bool:

@@ -15,7 +15,7 @@ from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.rollout.control import Control, WorkerError
 from megatron_rl.rollout.protocol import Attached, SwapError
 from megatron_rl.rollout.sglang.http import Server, ServerError
-from megatron_rl.rollout.sglang.process import ServerProcess
+from megatron_rl.rollout.sglang.process import HOOK, ServerProcess
 from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
 
 _POLL = 0.3  # seconds
@@ -84,7 +84,17 @@ class Replica:
                     f"(rollout.sglang.start_seconds). It said:{self._words()}"
                 )
             await asyncio.sleep(_POLL)
-        await self.server.ask_abilities(self.limits.health)
+        found = await self.server.ask_abilities(self.limits.health)
+        if HOOK not in found.hooks:
+            raise InputError(
+                f"The SGLang server at {self.url} does not let a trainer into its workers: start it by "
+                f"`megatron-rl engine`, or with --custom-weight-loader {HOOK}."
+            )
+        if found.workers != self.workers:
+            raise InputError(
+                f"The SGLang server at {self.url} has {found.workers} workers: set rollout.sglang.tensor_parallel="
+                f"{found.workers}; it is {self.workers}."
+            )
 
     async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
         """Have its workers plan their way to the trainer's weights; it serves nothing until it is swapped."""

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_rl.actor.architecture import differences
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.meeting import MARGIN, MeetingPlace
 from megatron_rl.resharding.swap import SwapSource
@@ -59,10 +61,13 @@ class ServerSwap:
     async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
         """Learn the workers' layout and plan the way from the trainer's ranks; the server is paused and poisoned.
 
-        Raises SwapError for a layout that is not understood or plans that differ.
+        Raises InputError for another model or a layout that is not understood, SwapError for plans that differ.
         """
         await self.server.pause(self.seconds)
         async with self._update(None) as workers:
+            for config in await self._all(workers, "config"):
+                if wrong := differences(source.hf_config, config):
+                    raise InputError(f"{self.name} holds another model than the one that is trained: {wrong}.")
             tensors = source.tensors()
             learnt = await self._all(workers, "learn", tensors, dtype)
             unread = frozenset.intersection(*(missing for _, missing, _ in learnt))

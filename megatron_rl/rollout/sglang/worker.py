@@ -23,7 +23,7 @@ from megatron_rl.resharding.traced import fingerprint, learn
 from megatron_rl.rollout.channel import key_from_environment
 from megatron_rl.rollout.control import answer_calls, call_in
 
-METHODS = ("learn", "attach", "poison", "pull", "digest", "verify", "commit")
+METHODS = ("config", "learn", "attach", "poison", "pull", "digest", "verify", "commit")
 _KEPT = "megatron_rl_weights"  # attribute of the model that lives from swap to swap
 
 
@@ -35,6 +35,10 @@ class Weights:
         self.receiver: Receiver | None = None
         self.learnt: Any = None
         self.fingerprint = ""
+
+    def config(self) -> dict[str, Any]:
+        """What SGLang read in the model's config.json."""
+        return dict(self.model.config.to_dict())  # type: ignore[operator,union-attr]
 
     def learn(self, tensors: dict[str, TensorSpec], dtype: torch.dtype) -> tuple[Shard, frozenset[str], dict[str, str]]:
         """Trace the model's own loading: this worker's layout, the tensors it did not take, its parameters' dtypes."""

@@ -1,0 +1,36 @@
+"""What is read of config.json."""
+
+from typing import Any
+
+import pytest
+
+from megatron_rl.actor.architecture import differences
+
+QWEN3: dict[str, Any] = {
+    "model_type": "qwen3",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rope_theta": 10000.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"max_position_embeddings": 77, "dtype": "bfloat16"}, ""),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, ""),  # transformers 5's spelling
+        ({"intermediate_size": 128}, "mlp_hidden 128, not 64"),
+        ({"hidden_size": 64, "tie_word_embeddings": True}, "hidden 64, not 32, tied True, not False"),
+        ({"rms_norm_eps": 1e-5}, "norm_eps 1e-05, not 1e-06"),
+        ({"rope_theta": 1e6}, "another rotary embedding"),
+        ({"model_type": "llama"}, "family llama, not qwen3, qk_norm False, not True"),
+    ],
+)
+def test_differences_of_two_models(changed: dict[str, Any], said: str) -> None:
+    assert differences(QWEN3, QWEN3 | changed) == said
