@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from megatron_rl.cli import main
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import make_plan
+from megatron_rl.resharding.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.transformers import transformers_layout
 from recipes.quickstart import QWEN3_454K
 from tests.resharding.test_families import DEEPSEEK_V3
@@ -41,6 +43,18 @@ def test_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for part in ("qwen3, 453,696 parameters, float32", "4 ranks on host 0", "2 workers", "H100: NVLink 4", "35 moved"):
         assert part in out
+
+
+def test_a_recipe_with_sglang_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["rollout.engine=sglang", "rollout.engines=2", "rollout.sglang.tensor_parallel=2"]
+    found = plan(capsys, "quickstart", *sizes)
+    layout = sglang_layout(QWEN3_454K, EngineSizes(tensor=2))
+    both = replace(layout, ranks=layout.ranks * 2)
+    assert found["hash"] == make_plan(megatron_layout(QWEN3_454K, ParallelSizes(tensor=2)), both).hash
+    assert found["engines"] == "4 workers on host 0: 2 sglang engines, each tensor_parallel 2"
+    whole_tiles = ["model.architecture.num_attention_heads=8", "model.architecture.num_key_value_heads=4"]
+    fp8 = plan(capsys, "quickstart", "rollout.engine=sglang", "rollout.sglang.fp8=true", *whole_tiles)
+    assert fp8["tensors"] > found["tensors"] and "FP8" in fp8["model"]
 
 
 def test_a_large_model_by_its_config(capsys: pytest.CaptureFixture[str], model: str) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from megatron_rl.errors import InputError
-from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.layout import Padding, ParallelSizes
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.proof import ProofError
@@ -230,6 +231,27 @@ def test_a_pull_that_stops_half_way_leaves_no_usable_model() -> None:
     assert parameters["model.norm.weight"].isnan().all()
     with pytest.raises(SwapError, match="holds version -1"):
         receiver.verify(2, job.hashes(receiver.plan))
+
+
+def test_padding_becomes_zero_with_every_pull() -> None:
+    job, parameters = Job(), engine()
+    layout = transformers_layout(CONFIG)
+    (shard,) = layout.ranks
+    name = "model.embed_tokens.weight"
+    rows, columns = shard.locals[name]
+    padded = replace(
+        shard,
+        locals=shard.locals | {name: (rows + 2, columns)},
+        padding=(Padding(name, rows * columns, 2 * columns),),
+    )
+    parameters[name] = torch.full((rows + 2, columns), 7.0)
+    receiver = Receiver(replace(layout, ranks=(padded,)), parameters, job.source)
+    for version in (1, 2):
+        parameters[name][rows:] = 7.0
+        receiver.pull(version)
+        receiver.verify(version, job.hashes(receiver.plan))
+        receiver.commit(version)
+        assert not parameters[name][rows:].any() and parameters[name][:rows].any()
 
 
 def test_each_copy_has_one_owner() -> None:

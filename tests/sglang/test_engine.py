@@ -126,6 +126,24 @@ def test_completions_under_way_are_swapped_in_flight(
                 at += count
 
 
+def test_what_a_server_gives_up_goes_on_where_it_was(served: SGLangEngines, model_folder: Models) -> None:
+    _, model = model_folder("qwen3")
+    requests = [Request([i, 5, 9], [i]) for i in range(32)]
+    groups: list[list[Completion]] = []
+    thread = threading.Thread(
+        target=lambda: groups.extend(served.generate(requests, Sampling(60, temperature=0.0, ignore_stop=True)))
+    )
+    thread.start()
+    time.sleep(0.5)
+    (replica,) = served.replicas
+    served._do(replica.server.call("POST", "/abort_request", {"rid": "", "abort_all": True}, seconds=5))
+    thread.join()
+    log = Path(replica.process.log).read_text() if replica.process else ""
+    assert "abort" in log.lower()
+    assert {(len(c.tokens), c.versions, c.finish_reason) for g in groups for c in g} == {(60, ((1, 60),), "length")}
+    assert gap(model, requests, groups) < EXACT
+
+
 def test_what_is_not_proved_is_not_served(served: SGLangEngines, trainer: ServedTrainer, model_folder: Models) -> None:
     _, model = model_folder("qwen3")
     hashes = trainer.hashes()
