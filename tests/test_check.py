@@ -81,7 +81,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
             ["rollout.sglang.routing_replay needs rollout.engine=sglang"],
         ),
         (
-            ["rollout.engine=sglang", "rollout.sglang.urls=http://engine:1", "rollout.sglang.routing_replay=true"],
+            ["rollout.engine=sglang", "rollout.sglang.urls=http://10.0.0.7:1", "rollout.sglang.routing_replay=true"],
             ["rollout.sglang.routing_replay is for mixtures of experts", "model_type=qwen3 is none"],
         ),
         (["rewards.terms.no.such.reward=1"], ["no.such.reward"]),

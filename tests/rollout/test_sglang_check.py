@@ -42,13 +42,17 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"transport": "nccl"}, "rollout.sglang.transport=nccl takes weights out of GPU memory, and there is no"),
         (
-            {"transport": "gloo", "swap": "disk"},
+            {"transport": "gloo", "swap": "tensor"},
             "rollout.sglang.transport=gloo is how bytes are pulled: leave it",
         ),
+        ({"swap": "disk"}, "rollout.sglang.swap=disk writes to this machine's /tmp, which 10.0.0.7 does not see: set"),
         ({"host": "10.0.0.9"}, "rollout.sglang.host is '10.0.0.9', which is no IPv4 address of this machine."),
-        ({"fp8": True, "swap": "disk"}, "rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is disk."),
+        ({"fp8": True, "swap": "tensor"}, "rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is tensor."),
         ({"urls": "localhost:30000"}, "rollout.sglang.urls: 'localhost:30000' is no server's address"),
-        ({"urls": f"{ELSEWHERE},http://a:1/path"}, "rollout.sglang.urls: 'http://a:1/path' is no server's address"),
+        (
+            {"urls": f"{ELSEWHERE},http://10.0.0.8:1/path"},
+            "rollout.sglang.urls: 'http://10.0.0.8:1/path' is no server's address",
+        ),
     ],
 )
 def test_one_violation(options: dict, said: str) -> None:

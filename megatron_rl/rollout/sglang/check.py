@@ -103,12 +103,15 @@ def _transport(options: SGLangConfig) -> list[str]:
     if options.host and not machine.is_address(options.host):
         found.append(f"rollout.sglang.host is {options.host!r}, which is no IPv4 address of this machine.")
     try:
-        if chosen in NEAR and (far := far_hosts(options)):
-            found.append(
-                f"rollout.sglang.transport={chosen} reads the trainer's memory; {far[0]} is another machine: set auto."
-            )
+        far = far_hosts(options)
     except InputError as error:
-        found.append(f"rollout.sglang.urls: {error}")
+        return [*found, f"rollout.sglang.urls: {error}"]
+    if far and chosen in NEAR:
+        found.append(
+            f"rollout.sglang.transport={chosen} reads the trainer's memory; {far[0]} is another machine: set auto."
+        )
+    if far and options.swap == "disk":
+        found.append(f"rollout.sglang.swap=disk writes to this machine's /tmp, which {far[0]} does not see: set pull.")
     return found
 
 
