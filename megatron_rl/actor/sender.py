@@ -21,7 +21,7 @@ from megatron_rl.resharding.point_to_point import PointToPointSource
 from megatron_rl.rollout.channel import key_from_environment
 from megatron_rl.rollout.control import answer_calls, call_in
 
-METHODS = ("connect", "push")
+METHODS = ("plan", "connect", "push")
 _END_SECONDS = 5.0
 
 
@@ -31,6 +31,8 @@ class Sender:
     def __init__(self, layout: Layout, rank: int, parameters: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
         self.layout, self.rank, self.parameters, self.dtype = layout, rank, parameters, dtype
         self._device = next(iter(parameters.values())).device
+        self._plan: Plan | None = None
+        self._dtypes: dict[str, torch.dtype] = {}
         self._end: PointToPointSource | None = None
 
     def start(self, control: str, session: str) -> None:
@@ -40,17 +42,21 @@ class Sender:
         thread.start()
         atexit.register(_end, connection, thread)
 
-    def connect(self, destination: Layout, dtypes: Mapping[str, str], meeting: Meeting) -> str:
-        """Join the engine's workers in a group, in place of an earlier one; the hash of the plan."""
+    def plan(self, destination: Layout, dtypes: Mapping[str, str]) -> str:
+        """Plan the way to the engine's workers, and let go of earlier ones; the plan's hash."""
+        self._leave()
+        self._plan = make_plan(self.layout, destination)
+        self._dtypes = held_dtypes(self._plan, dtypes, self.dtype)
+        return self._plan.hash
+
+    def connect(self, meeting: Meeting) -> None:
+        """Join the workers in a group."""
+        if self._plan is None:
+            raise RuntimeError("the rank has no plan for the engine")
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # this thread's
-        if self._end is not None:
-            self._end.close()
-            self._end = None
-        plan = make_plan(self.layout, destination)
-        ends = meeting.join(self.rank)
-        self._end = PointToPointSource(plan, self.rank, self.parameters, held_dtypes(plan, dtypes, self.dtype), ends)
-        return plan.hash
+        self._leave()
+        self._end = PointToPointSource(self._plan, self.rank, self.parameters, self._dtypes, meeting.join(self.rank))
 
     def push(self, version: int) -> None:
         """Send what this rank owns; returns when it has arrived."""
@@ -60,6 +66,9 @@ class Sender:
 
     def _obey(self, connection: Connection) -> None:
         answer_calls(connection, self, METHODS)
+        self._leave()
+
+    def _leave(self) -> None:
         if self._end is not None:
             self._end.close()
             self._end = None

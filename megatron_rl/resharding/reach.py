@@ -9,9 +9,8 @@ import torch
 from megatron_rl.resharding.cuda_ipc import CudaIpc, DeviceMemory, HeldOnDevice
 from megatron_rl.resharding.cuda_ipc import offer as offer_device
 from megatron_rl.resharding.execute import flat
-from megatron_rl.resharding.meeting import BACKENDS, Meeting
+from megatron_rl.resharding.meeting import BACKENDS
 from megatron_rl.resharding.plan import Plan
-from megatron_rl.resharding.point_to_point import PointToPointDestination
 from megatron_rl.resharding.shared_memory import RankMemory, publish
 from megatron_rl.resharding.swap_files import FilesDestination, FilesSource
 from megatron_rl.resharding.transport import HeldStill, Inbound, Loaded, Outbound, SharedMemory
@@ -69,16 +68,8 @@ def outbound(
     return ends(plan, rank, parameters, dtypes)
 
 
-def inbound(
-    plan: Plan,
-    rank: int,
-    parameters: Mapping[str, torch.Tensor],
-    memories: Sequence[Memory],
-    meeting: Meeting | None,
-) -> Inbound:
-    """Destination rank ``rank``'s end towards what the trainer's ranks offer; with a ``meeting`` they send."""
-    if meeting is not None:
-        return PointToPointDestination(plan, rank, parameters, meeting.join(meeting.sources + rank))
+def inbound(plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], memories: Sequence[Memory]) -> Inbound:
+    """Destination rank ``rank``'s end towards what the trainer's ranks offer, as far as it can be read."""
     first = memories[0]
     if isinstance(first, Written):
         return FilesDestination(plan, rank, parameters, Path(first.folder), first.attempt, first.seconds)

@@ -20,6 +20,7 @@ from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, Tensor
 from megatron_rl.resharding.meeting import Meeting
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import Copy, Plan, make_plan
+from megatron_rl.resharding.point_to_point import PointToPointDestination
 from megatron_rl.resharding.proof import check_parameters, prove
 from megatron_rl.resharding.reach import Memory, Shapes, inbound
 from megatron_rl.resharding.transport import Inbound, Owned, check_arrival, owned_hashes
@@ -188,9 +189,8 @@ def _record(copies: Sequence[Copy]) -> int:
 class Receiver(Landing):
     """An engine's half: its parameters, what the owners offer, and the plan from one to the other.
 
-    ``destination`` and ``parameters`` (contiguous, by local name) describe one rank of the engine, ``rank``. With a
-    ``meeting`` the owners send, and all of them must be joining it. Building one makes and proves the plan; raises
-    ProofError for parameters that are not what the layouts say, LinkError for owners that are not reached.
+    ``destination`` and ``parameters`` (contiguous, by local name) describe one rank of the engine, ``rank``. Building
+    one makes and proves the plan; raises ProofError for parameters that are not what the layouts say.
     """
 
     def __init__(
@@ -199,7 +199,6 @@ class Receiver(Landing):
         parameters: Mapping[str, torch.Tensor],
         source: SwapSource,
         rank: int = 0,
-        meeting: Meeting | None = None,
     ) -> None:
         layout = source.layout()
         if len(source.memories) != len(layout.ranks):
@@ -209,8 +208,14 @@ class Receiver(Landing):
             check_parameters(shard, memory.shapes, f"trainer rank {owner}")
         plan = make_plan(layout, destination)
         prove(plan, layout, destination)
-        transport = inbound(plan, rank, parameters, source.memories, meeting)
+        transport = inbound(plan, rank, parameters, source.memories)
         super().__init__(plan, rank, parameters, transport, destination.ranks[rank].padding)
+        self.rank, self.parameters = rank, parameters
+
+    def connect(self, meeting: Meeting) -> None:
+        """Let the owners send from now on, all of whom are joining the meeting. Raises LinkError when one does not."""
+        ends = meeting.join(meeting.sources + self.rank)
+        self.transport = PointToPointDestination(self.plan, self.rank, self.parameters, ends)
 
 
 def merge_hashes(plan: Plan, parts: Iterable[Owned]) -> np.ndarray:

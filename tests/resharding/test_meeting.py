@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from megatron_rl.actor.sender import Sender
-from megatron_rl.resharding.meeting import MeetingPlace
+from megatron_rl.resharding.meeting import Meeting, MeetingPlace
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.reach import offer
@@ -43,10 +43,13 @@ class EngineWorker:
         self.rank, self.layout = rank, sglang_layout(CONFIG, ENGINE)
         self.tensors = {n: torch.full(shape, -1.0) for n, shape in self.layout.ranks[rank].locals.items()}
 
-    def attach(self, source: SwapSource, meeting: Any) -> str:
-        self.receiver = Receiver(self.layout, self.tensors, source, self.rank, meeting)
+    def attach(self, source: SwapSource) -> str:
+        self.receiver = Receiver(self.layout, self.tensors, source, self.rank)
         self.receiver.poison()
         return self.receiver.plan_hash
+
+    def connect(self, meeting: Meeting) -> None:
+        self.receiver.connect(meeting)
 
     def pull(self, version: int, hashes: np.ndarray, fault: str) -> dict[str, torch.Tensor]:
         if fault == "kill":
@@ -66,7 +69,7 @@ def trainer_rank(address: str, session: str, rank: int) -> None:
 def engine_worker(address: str, session: str, rank: int) -> None:
     torch.set_num_threads(1)
     connection = call_in(address, bytes.fromhex(os.environ[KEY]), session, rank)
-    answer_calls(connection, EngineWorker(rank), ("attach", "pull"))
+    answer_calls(connection, EngineWorker(rank), ("attach", "connect", "pull"))
 
 
 @dataclass
@@ -124,11 +127,10 @@ def both(first: Callable[[], list[Any]], second: Callable[[], list[Any]]) -> tup
 def connect(place: MeetingPlace, ranks: list[Worker], engine: list[Worker], seconds: float = SECONDS) -> set[Any]:
     source = SwapSource(CONFIG, SIZES, False, False, [offer(Reach("gloo"), held) for held in HELD])
     meeting = place.meeting("gloo", len(ranks), WORKERS, seconds)
-    here, there = both(
-        lambda: ask(engine, "attach", source, meeting),
-        lambda: ask(ranks, "connect", sglang_layout(CONFIG, ENGINE), {}, meeting),
-    )
-    return {answer if isinstance(answer, str) else str(answer) for answer in (*here, *there)}
+    plans = [*ask(engine, "attach", source), *ask(ranks, "plan", sglang_layout(CONFIG, ENGINE), {})]
+    here, there = both(lambda: ask(engine, "connect", meeting), lambda: ask(ranks, "connect", meeting))
+    assert here + there == [None] * (len(engine) + len(ranks))
+    return {str(answer) for answer in plans}
 
 
 def swap(ranks: list[Worker], engine: list[Worker], version: int, fault: str = "") -> tuple[list[Any], list[Any]]:
@@ -175,6 +177,7 @@ def test_an_engine_that_was_killed_is_replaced(cluster: Cluster, ranks: list[Wor
 
 def test_whoever_does_not_come_is_missed(cluster: Cluster, ranks: list[Worker]) -> None:
     meeting = MeetingPlace("127.0.0.1").meeting("gloo", len(ranks), WORKERS, 2.0)
-    answers = ask(ranks, "connect", sglang_layout(CONFIG, ENGINE), {}, meeting)
+    ask(ranks, "plan", sglang_layout(CONFIG, ENGINE), {})
+    answers = ask(ranks, "connect", meeting)
     assert all("found no way to the others" in str(answer) for answer in answers)
     assert all("the rank is not connected" in str(answer) for answer in ask(ranks, "push", 1))

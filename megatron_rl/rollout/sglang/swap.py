@@ -73,24 +73,21 @@ class ServerSwap:
             unread = frozenset.intersection(*(missing for _, missing, _ in learnt))
             layout = Layout(tensors, tuple(shard for shard, _, _ in learnt), unread)
             dtypes = {local: kind for _, _, mine in learnt for local, kind in mine.items()}
-            hashes = set(await self._connect(workers, source, layout, dtypes))
+            offered = source if self.reads else source.without_memory()
+            hashes = set(await self._all(workers, "attach", offered, layout))
+            if self.network is not None:
+                hashes |= set(await self._all(self.network.senders, "plan", layout, dtypes))
             if len(hashes) > 1:
                 raise SwapError(f"Different plans were made for {self.name}: {', '.join(sorted(hashes))}.")
+            if self.network is not None:
+                await self._meet(self.network, workers)
         return Attached(layout, hashes.pop(), dtypes)
 
-    async def _connect(
-        self, workers: list[Worker], source: SwapSource, layout: Layout, dtypes: dict[str, str]
-    ) -> list[str]:
-        """Have both sides plan, and meet where they must; the plans' hashes."""
-        if self.network is None:
-            return await self._all(workers, "attach", source if self.reads else source.without_memory(), layout, None)
-        meeting = self.network.place.meeting(
-            self.network.backend, len(self.network.senders), self.workers, max(self.seconds - MARGIN, 1.0)
-        )
-        return await self._both(
-            self._all(workers, "attach", source, layout, meeting),
-            self._all(self.network.senders, "connect", layout, dtypes, meeting),
-        )
+    async def _meet(self, network: Network, workers: list[Worker]) -> None:
+        """Have the workers and the trainer's ranks join a group."""
+        seconds = max(self.seconds - MARGIN, 1.0)
+        meeting = network.place.meeting(network.backend, len(network.senders), self.workers, seconds)
+        await self._both(self._all(workers, "connect", meeting), self._all(network.senders, "connect", meeting))
 
     async def _pull(self, workers: list[Worker], version: int) -> list[Any]:
         """Have the workers pull, and the trainer's ranks send where they must; what the workers say."""

@@ -23,7 +23,7 @@ from megatron_rl.resharding.traced import fingerprint, learn
 from megatron_rl.rollout.channel import key_from_environment
 from megatron_rl.rollout.control import answer_calls, call_in
 
-METHODS = ("config", "learn", "attach", "poison", "pull", "digest", "verify", "commit")
+METHODS = ("config", "learn", "attach", "connect", "poison", "pull", "digest", "verify", "commit")
 _KEPT = "megatron_rl_weights"  # attribute of the model that lives from swap to swap
 
 
@@ -47,13 +47,17 @@ class Weights:
         dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in self.learnt.parameters.items()}
         return self.learnt.shard, self.learnt.unread, dtypes
 
-    def attach(self, source: SwapSource, layout: Layout, meeting: Meeting | None) -> str:
+    def attach(self, source: SwapSource, layout: Layout) -> str:
         """Plan the way from the trainer's ranks into this worker, and poison its weights; the plan's hash."""
         if self.receiver is not None:
             self.receiver.close()
-        self.receiver = Receiver(layout, self.learnt.parameters, source, self.rank, meeting)
+        self.receiver = Receiver(layout, self.learnt.parameters, source, self.rank)
         self.receiver.poison()
         return self.receiver.plan_hash
+
+    def connect(self, meeting: Meeting) -> None:
+        """Meet the trainer's ranks, which send from now on."""
+        self._attached().connect(meeting)
 
     def poison(self) -> None:
         """Make the weights unusable."""
