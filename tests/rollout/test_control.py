@@ -15,6 +15,7 @@ from megatron_rl.rollout.protocol import LinkError, SwapError
 from tests.conftest import free_port
 
 KEY = b"a run's key"
+ASKED: list[Worker] = []  # let go when a test ends, so that their threads end too
 
 
 class Target:
@@ -34,6 +35,8 @@ class Target:
 def control(tmp_path: Path) -> Iterator[Control]:
     control = Control(str(tmp_path / "c"), KEY)
     yield control
+    while ASKED:
+        ASKED.pop().release()
     control.close()
 
 
@@ -48,8 +51,8 @@ def call(address: str, session: str, rank: int, failed: list[str] | None = None)
 def one(control: Control, failed: list[str] | None = None) -> Worker:
     session = control.session()
     call(control.address, session, 0, failed)
-    (worker,) = control.collect(session, "worker", 1, 20.0)
-    return worker
+    ASKED.extend(control.collect(session, "worker", 1, 20.0))
+    return ASKED[-1]
 
 
 def test_calls_at_two_addresses_in_the_order_of_ranks(control: Control) -> None:
@@ -59,6 +62,7 @@ def test_calls_at_two_addresses_in_the_order_of_ranks(control: Control) -> None:
     call(other, session, 1)
     call(control.address, session, 0)
     workers = control.collect(session, "worker", 2, 20.0)
+    ASKED.extend(workers)
     assert [worker.name for worker in workers] == ["worker 0", "worker 1"]
     assert [worker.ask("double", 21 + i, seconds=20.0) for i, worker in enumerate(workers)] == [42, 44]
 
