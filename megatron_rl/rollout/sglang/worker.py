@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,10 @@ class Weights:
         self.fingerprint = ""
 
     def config(self) -> dict[str, Any]:
-        """What SGLang read in the model's config.json."""
-        return dict(self.model.config.to_dict())  # type: ignore[operator,union-attr]
+        """The model's config.json; not what SGLang makes of it, which on a CPU has sizes that it pads."""
+        config: Any = self.model.config
+        path = Path(config.name_or_path) / "config.json"
+        return dict(json.loads(path.read_text()) if path.is_file() else config.to_dict())
 
     def learn(self, tensors: dict[str, TensorSpec], dtype: torch.dtype) -> tuple[Shard, frozenset[str], dict[str, str]]:
         """Trace the model's own loading: this worker's layout, the tensors it did not take, its parameters' dtypes."""
