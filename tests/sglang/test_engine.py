@@ -197,6 +197,18 @@ def test_a_server_that_dies_at_start_is_an_error_with_its_last_words(
         engine.attach(trainer.source())
 
 
+def test_a_running_server_that_cannot_replay_its_routing(
+    dense: SGLangEngines, key: bytes, model_folder: Models, tmp_path: Path, trainer: ServedTrainer
+) -> None:
+    options = configuration(urls=dense.replicas[0].url, routing_replay=True)
+    engine = SGLangEngines(options, model_folder("qwen3")[0], key, tmp_path / "logs")
+    try:
+        with pytest.raises(InputError, match="--enable-return-routed-experts and --disable-radix-cache"):
+            engine.attach(trainer.source())
+    finally:
+        engine.stop()
+
+
 def test_a_model_that_sglang_refuses(key: bytes, tmp_path: Path, trainer: ServedTrainer) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "unheard_of", "architectures": ["Nothing"]}')

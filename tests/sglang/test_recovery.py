@@ -109,7 +109,7 @@ def test_a_swap_brings_back_an_engine_that_died(
 
 def test_an_engine_that_fails_too_often_ends_the_run(pair: SGLangEngines) -> None:
     for replica in pair.replicas:
-        replica.restarted = replica.limits.restarts
+        replica.restarted = replica.options.restarts
 
     def disturb() -> None:
         for replica in pair.replicas:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.generation import part
 from megatron_rl.rollout.sglang.http import ServerError
 
@@ -34,5 +33,5 @@ def test_an_answer_without_experts_or_with_half_of_them() -> None:
     with pytest.raises(ServerError, match="7 choices of experts for 2 tokens"):
         part(answer, experts=True)
     del answer["meta_info"]["routed_experts"]
-    with pytest.raises(InputError, match="--enable-return-routed-experts"):
+    with pytest.raises(ServerError, match="did not say which experts"):
         part(answer, experts=True)

@@ -25,7 +25,7 @@ from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
-from megatron_rl.rollout.sglang.replica import Limits, Replica
+from megatron_rl.rollout.sglang.replica import Replica
 from megatron_rl.rollout.sglang.router import Router
 from megatron_rl.rollout.sglang.swap import Network, Swapped
 from megatron_rl.rollout.sglang.way import chosen_transport, control_host
@@ -170,19 +170,17 @@ class SGLangEngines:
 
     def _replicas(self, model_folder: Path) -> list[Replica]:
         options, rollout = self.options, self.config.rollout
-        limits = Limits(options.start_seconds, options.swap_seconds, options.health_seconds, options.restarts)
-        workers = options.tensor_parallel
         adopted = [url.strip() for url in options.urls.split(",") if url.strip()]
         if adopted:
-            return [Replica(url, url, None, workers, self.control, limits) for url in adopted]
-        env = environment(rollout.threads, workers, self.key)
+            return [Replica(url, url, None, options, self.control) for url in adopted]
+        env = environment(rollout.threads, options.tensor_parallel, self.key)
         found = []
         for index in range(rollout.engines):
             port = options.port + index if options.port else machine.free_low_port()
             name, folder = f"sglang{index}", Path(self._folder.name)
             chosen = arguments(self.config, model_folder, index, port, self.key)
             process = ServerProcess(name, chosen, env, folder, self.logs / f"{name}.log")
-            found.append(Replica(name, f"http://127.0.0.1:{port}", process, workers, self.control, limits))
+            found.append(Replica(name, f"http://127.0.0.1:{port}", process, options, self.control))
         return found
 
     async def _open(self) -> None:

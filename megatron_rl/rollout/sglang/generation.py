@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from megatron_rl.errors import InputError
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
 from megatron_rl.rollout.sglang.http import Server, ServerError
 
@@ -77,7 +76,7 @@ class Part:
 def part(answer: dict[str, Any], experts: bool = False) -> Part:
     """What /generate answered, with the chosen ``experts`` if they were asked for.
 
-    Raises FloatingPointError for log-probs that are not finite, InputError for a server that says nothing of experts.
+    Raises FloatingPointError for log-probs that are not finite, ServerError for an answer that contradicts itself.
     """
     meta = answer["meta_info"]
     kind = (meta["finish_reason"] or {"type": "abort"})["type"]
@@ -101,10 +100,7 @@ def _experts(meta: dict[str, Any], positions: int) -> np.ndarray:
     """int16 [positions, layers x top_k] from SGLang's base64 of int32 [positions, layers, top_k]."""
     encoded = meta.get("routed_experts")
     if encoded is None:
-        raise InputError(
-            "rollout.sglang.routing_replay=true, but a server does not say which experts it chose. Start the servers "
-            "of rollout.sglang.urls with --enable-return-routed-experts, and serve a mixture of experts."
-        )
+        raise ServerError("a server did not say which experts it chose")
     chosen = np.frombuffer(base64.b64decode(encoded), dtype=np.int32)
     if not chosen.size or chosen.size % positions:
         raise ServerError(f"a server answered {chosen.size} choices of experts for {positions} tokens")

@@ -30,6 +30,8 @@ class Abilities:
     spans: bool  # an answer says which version drew which tokens (from 0.5.20)
     workers: int  # that share every matrix
     hooks: tuple[str, ...]  # functions that may load weights in its workers
+    experts: bool  # its answers say which experts a mixture chose
+    prefixes: bool  # it computes what texts begin with in common once
 
 
 def _with_tensors(body: dict[str, Any], content: Any, workers: int) -> bytes:
@@ -84,6 +86,8 @@ class Server:
             spans=Version(version) >= Version("0.5.20"),
             workers=int(info["tp_size"]),
             hooks=tuple(info.get("custom_weight_loader") or ()),
+            experts=bool(info.get("enable_return_routed_experts")),
+            prefixes=not info["disable_radix_cache"],
         )
         return self.abilities
 

@@ -52,6 +52,8 @@ def arguments(config: Config, model_folder: Path, index: int, port: int, key: by
         "log_level": "info",
         "log_level_http": "warning",
     }
+    if options.routing_replay:
+        chosen["disable_radix_cache"] = True  # Replica.ready says why
     if options.colocated:
         chosen["enable_memory_saver"] = True
     longest = config.data.max_prompt_tokens + rollout.max_new_tokens

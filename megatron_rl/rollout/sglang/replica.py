@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
 
 import aiohttp
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.rollout.config import SGLangConfig
 from megatron_rl.rollout.control import Control, WorkerError
 from megatron_rl.rollout.protocol import Attached, SwapError
 from megatron_rl.rollout.sglang.http import Server, ServerError
@@ -22,24 +22,14 @@ _POLL = 0.3  # seconds
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds, and how often a server may be started again."""
-
-    start: float
-    swap: float
-    health: float
-    restarts: int
-
-
 class Replica:
     """A server with a copy of the model. ``process`` is None for one that somebody else started."""
 
     def __init__(
-        self, name: str, url: str, process: ServerProcess | None, workers: int, control: Control, limits: Limits
+        self, name: str, url: str, process: ServerProcess | None, options: SGLangConfig, control: Control
     ) -> None:
-        self.name, self.url, self.process, self.workers = name, url, process, workers
-        self.control, self.limits = control, limits
+        self.name, self.url, self.process, self.options = name, url, process, options
+        self.workers, self.control = options.tensor_parallel, control
         self.server: Server
         self.attached: Attached | None = None
         self.version = -1  # of its weights; negative: poisoned
@@ -53,7 +43,7 @@ class Replica:
     def open(self, http: aiohttp.ClientSession, key: str, reads: bool) -> None:
         """Give it its HTTP side. ``reads``: whether its workers read the trainer's memory themselves."""
         self.server = Server(http, self.url, key)
-        self.swap = ServerSwap(self.name, self.server, self.control, self.workers, self.limits.swap, reads)
+        self.swap = ServerSwap(self.name, self.server, self.control, self.workers, self.options.swap_seconds, reads)
 
     @property
     def armed(self) -> bool:
@@ -66,7 +56,7 @@ class Replica:
     @property
     def exhausted(self) -> bool:
         """Whether it may not be started again."""
-        return self.process is None or self.restarted >= self.limits.restarts
+        return self.process is None or self.restarted >= self.options.restarts
 
     def poison(self, reason: str) -> None:
         """Note that its weights are not usable, and why."""
@@ -74,17 +64,17 @@ class Replica:
 
     async def ready(self) -> None:
         """Wait until it answers, and learn what it can do. Raises InputError with its last words when it ends."""
-        deadline = time.monotonic() + self.limits.start
+        deadline = time.monotonic() + self.options.start_seconds
         while not await self.server.ready():
             if self.gone:
                 raise InputError(f"The SGLang server {self.name} ended before it was ready. It said:{self._words()}")
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"The SGLang server {self.name} at {self.url} was not ready in {self.limits.start:.0f} s "
+                    f"The SGLang server {self.name} at {self.url} was not ready in {self.options.start_seconds:.0f} s "
                     f"(rollout.sglang.start_seconds). It said:{self._words()}"
                 )
             await asyncio.sleep(_POLL)
-        found = await self.server.ask_abilities(self.limits.health)
+        found = await self.server.ask_abilities(self.options.health_seconds)
         if HOOK not in found.hooks:
             raise InputError(
                 f"The SGLang server at {self.url} does not let a trainer into its workers: start it by "
@@ -94,6 +84,13 @@ class Replica:
             raise InputError(
                 f"The SGLang server at {self.url} has {found.workers} workers: set rollout.sglang.tensor_parallel="
                 f"{found.workers}; it is {self.workers}."
+            )
+        # A prefix cache keeps one of several computations of the same prompt, and answers name its experts: another
+        # request's first token may have come through others.
+        if self.options.routing_replay and (found.prefixes or not found.experts):
+            raise InputError(
+                f"rollout.sglang.routing_replay=true, but the SGLang server at {self.url} cannot say which experts "
+                "each token went through: start it with --enable-return-routed-experts and --disable-radix-cache."
             )
 
     async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
@@ -105,7 +102,7 @@ class Replica:
     async def release(self) -> None:
         """Have it give back the memory of its weights and its cache until the next swap."""
         self.poison("its memory was given back")
-        await self.server.release(self.limits.swap)
+        await self.server.release(self.options.swap_seconds)
         self.released = True
 
     async def bring(self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None) -> Swapped:
@@ -114,11 +111,11 @@ class Replica:
         self.poison(f"swap {version} is not finished")
         try:
             if self.released:
-                await self.server.reclaim("weights", self.limits.swap)
+                await self.server.reclaim("weights", self.options.swap_seconds)
             swapped = await self.swap(version, hashes, way, resume=not self.released)
             if self.released:  # the cache is taken back when the weights' way in needs no memory any more
-                await self.server.reclaim("kv_cache", self.limits.swap)
-                await self.server.resume(self.limits.swap)
+                await self.server.reclaim("kv_cache", self.options.swap_seconds)
+                await self.server.resume(self.options.swap_seconds)
                 self.released = False
         except BaseException as error:
             self.poison(f"swap {version} failed: {error}")
@@ -155,7 +152,8 @@ class Replica:
         """After a swap that failed for another reason than the weights: attached again, in a new process if need be."""
         if isinstance(error, SwapError):
             raise error
-        alive = not self.gone and isinstance(error, WorkerError) and await self.server.ready(self.limits.health)
+        alive = not self.gone and isinstance(error, WorkerError)
+        alive = alive and await self.server.ready(self.options.health_seconds)
         if not alive:
             await self.restart(f"a swap failed: {error}")
         else:
