@@ -1,11 +1,12 @@
-"""Moving rows of tensors between files and memory. The kernel brings them together and takes them apart."""
+"""Moving rows of tensors between files and memory, where they lie as they do in the canonical tensor."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.kernel import Files
@@ -14,14 +15,8 @@ from megatron_rl.resharding.layout import TensorSpec, merged, row_major
 from megatron_rl.resharding.plan import position
 from megatron_rl.resharding.stored import FP8, ITEMSIZES, Place, Stored
 
-if TYPE_CHECKING:
-    import numpy as np  # which a change of layout does without: its import takes as long as some models to copy
-
 Ints = tuple[int, ...]
-VECTORS = 1024  # pieces of memory in one call: the kernel's limit
-PORTION = (
-    1 << 16
-)  # bytes in one call: with more at a time Linux looks for larger pages, which takes longer than copying
+Bits = np.ndarray[Any, Any]  # elements as they lie, whatever they mean: unsigned integers of their size
 
 
 def row_boxes(spec: TensorSpec, first: int, last: int) -> Iterator[tuple[Ints, Ints]]:
@@ -66,105 +61,79 @@ def _pieces(stored: Stored, tensor: str, first: int, last: int) -> Iterator[_Pie
                 yield _Piece(stored.places[s.local], box, position(s, low), strides, band_at, band_strides)
 
 
-def _runs(piece: _Piece, band: memoryview, itemsize: int) -> Iterator[tuple[int, int, Iterator[memoryview]]]:
-    """(byte offset in the file, bytes, where these lie in the band) of each part that is contiguous in the file."""
-    depth = inner = len(piece.shape)
-    while depth and piece.strides[depth - 1 :] == row_major(piece.shape[depth - 1 :]):
-        depth -= 1
-    while inner > depth and piece.band_strides[inner - 1 :] == row_major(piece.shape[inner - 1 :]):
-        inner -= 1
-    size = prod(piece.shape[inner:]) * itemsize
-    steps = [range(0, n * step, step) for n, step in zip(piece.shape, piece.band_strides, strict=True)]
-    within = [sum(index) * itemsize for index in product(*steps[depth:inner])]
-    for index in product(*(range(n) for n in piece.shape[:depth])):
-        at = piece.at + sum(i * step for i, step in zip(index, piece.strides, strict=False))
-        start = piece.band_at + sum(i * step for i, step in zip(index, piece.band_strides, strict=False))
-        begin = start * itemsize
-        views = (band[begin + other : begin + other + size] for other in within)
-        yield piece.place.offset + at * itemsize, size * len(within), views
+def _runs(stored: Stored, tensor: str, first: int, band: Bits) -> Iterator[tuple[Place, int, Bits]]:
+    """(file, byte offset in it, view of the band) of each part of a band of rows that is contiguous in its file."""
+    itemsize = band.itemsize
+    for piece in _pieces(stored, tensor, first, first + band.size // prod(stored.layout.tensors[tensor].shape[1:])):
+        depth = len(piece.shape)
+        while depth and piece.strides[depth - 1 :] == row_major(piece.shape[depth - 1 :]):
+            depth -= 1
+        steps = [step * itemsize for step in piece.band_strides[depth:]]
+        for index in product(*(range(n) for n in piece.shape[:depth])):
+            at = piece.at + sum(i * step for i, step in zip(index, piece.strides, strict=False))
+            start = piece.band_at + sum(i * step for i, step in zip(index, piece.band_strides, strict=False))
+            view = np.ndarray(piece.shape[depth:], band.dtype, band.data, start * itemsize, steps)
+            yield piece.place, piece.place.offset + at * itemsize, view
 
 
-def _calls(views: Iterable[memoryview], at: int) -> Iterator[list[memoryview]]:
-    """Memory in the portions of one system call each, which end where the file has a multiple of ``PORTION``."""
-    some: list[memoryview] = []
-    left = PORTION - at % PORTION
-    for view in views:
-        while view:
-            some.append(view[:left])
-            view, left = view[left:], left - len(some[-1])
-            if left == 0 or len(some) == VECTORS:
-                yield some
-                some, left = [], left or PORTION
-    if some:
-        yield some
+def _transfer(call: Callable[[int, Any, int], int], handle: int, content: Bits, at: int) -> int:
+    """Have a contiguous array read or written, from byte ``at`` of the file on; bytes done: less where it ends."""
+    left = memoryview(content.reshape(-1).view(np.uint8))
+    while left:
+        count = call(handle, left, at + content.nbytes - len(left))
+        if not count:
+            break
+        left = left[count:]
+    return content.nbytes - len(left)
 
 
-def _transfer(call: Callable[[int, Any, int], int], handle: int, views: Iterable[memoryview], at: int) -> int:
-    """Have all bytes read or written, from byte ``at`` of the file on; how far it got: less where the file ends."""
-    for some in _calls(views, at):
-        left = sum(map(len, some))
-        while left:
-            count = call(handle, some, at)
-            if not count:
-                return at
-            at, left = at + count, left - count
-            while left and count:  # the rest of a call that was cut short
-                done = min(count, len(some[0]))
-                some[:1] = [some[0][done:]] if done < len(some[0]) else []
-                count -= done
-    return at
+def _read(files: Files, place: Place, at: int, content: Bits) -> None:
+    """Fill a contiguous array. Raises InputError naming a file that ends too early."""
+    done = _transfer(lambda handle, into, at: os.preadv(handle, [into], at), files.open(place.path), content, at)
+    if done != content.nbytes:
+        raise InputError(f"{place.path} ends at byte {at + done}: it became shorter meanwhile.")
 
 
-def read_exactly(files: Files, path: Path, offset: int, size: int, into: Iterable[memoryview]) -> None:
-    """Fill memory of so many bytes from a file. Raises InputError naming a file that ends too early."""
-    end = _transfer(os.preadv, files.open(path), into, offset)
-    if end != offset + size:
-        raise InputError(f"{path} ends at byte {end}: it became shorter meanwhile.")
+def _write(files: Files, place: Place, at: int, content: Bits) -> None:
+    with files.turn(place.path):
+        _transfer(os.pwrite, files.open(place.path, os.O_WRONLY), content, at)
 
 
-def write_exactly(files: Files, path: Path, offset: int, content: Iterable[memoryview]) -> None:
-    """Write memory to a file of the target."""
-    with files.turn(path):
-        _transfer(os.pwritev, files.open(path, os.O_WRONLY), content, offset)
-
-
-def read_rows(files: Files, stored: Stored, tensor: str, first: int, last: int) -> memoryview:
-    """The bytes of rows [first, last) of a canonical tensor, brought together by the kernel."""
-    spec = stored.layout.tensors[tensor]
-    itemsize = stored.places[stored.segments[tensor][0].local].itemsize
-    band = memoryview(bytearray((last - first) * prod(spec.shape[1:]) * itemsize))
-    for piece in _pieces(stored, tensor, first, last):
-        for offset, size, views in _runs(piece, band, itemsize):
-            read_exactly(files, piece.place.path, offset, size, views)
+def read_rows(files: Files, stored: Stored, tensor: str, first: int, last: int) -> Bits:
+    """Rows [first, last) of a canonical tensor, flat."""
+    dtype = f"u{ITEMSIZES[stored.dtypes[tensor]]}"
+    band = np.empty((last - first) * prod(stored.layout.tensors[tensor].shape[1:]), dtype)
+    for place, at, view in _runs(stored, tensor, first, band):
+        content = view if view.flags.c_contiguous else np.empty(view.shape, dtype)
+        _read(files, place, at, content)
+        if content is not view:
+            view[...] = content
     return band
 
 
-def write_rows(files: Files, stored: Stored, tensor: str, first: int, band: memoryview) -> None:
-    """Write the bytes of rows of a canonical tensor, from ``first`` on, wherever the layout keeps them."""
-    spec = stored.layout.tensors[tensor]
-    itemsize = stored.places[stored.segments[tensor][0].local].itemsize
-    last = first + len(band) // (prod(spec.shape[1:]) * itemsize)
-    for piece in _pieces(stored, tensor, first, last):
-        for offset, _, views in _runs(piece, band, itemsize):
-            write_exactly(files, piece.place.path, offset, views)
+def write_rows(files: Files, stored: Stored, tensor: str, first: int, band: Bits) -> None:
+    """Write rows of a canonical tensor, from ``first`` on, wherever the layout keeps them."""
+    for place, at, view in _runs(stored, tensor, first, band):
+        _write(files, place, at, np.ascontiguousarray(view))
 
 
-def read_scales(files: Files, stored: Stored, tensor: str, first: int, last: int) -> "np.ndarray[Any, Any]":
+def read_scales(files: Files, stored: Stored, tensor: str, first: int, last: int) -> Bits:
     """The float32 scales of rows [first, last), whole tiles, of an FP8 weight."""
-    import numpy as np
-
     place, columns = stored.scales[tensor], scale_shape(stored.layout.tensors[tensor].shape)[1]
     top = first // BLOCK
     scales = np.empty((-(-last // BLOCK) - top, columns), dtype=np.float32)
-    into = scales.reshape(-1).view(np.uint8).data
-    read_exactly(files, place.path, place.offset + top * columns * 4, len(into), [into])
+    _read(files, place, place.offset + top * columns * 4, scales)
     return scales
 
 
-def rows_as(
-    files: Files, stored: Stored, tensor: str, first: int, last: int, dtype: str
-) -> "tuple[memoryview, np.ndarray[Any, Any] | None]":
-    """The bytes of rows of a tensor in this dtype, and their scales when it is FP8 and the tensor is not.
+def write_scales(files: Files, stored: Stored, tensor: str, first: int, scales: Bits) -> None:
+    """Write scales, from row ``first`` of tiles on."""
+    place = stored.scales[tensor]
+    _write(files, place, place.offset + first * scales.shape[1] * 4, np.ascontiguousarray(scales))
+
+
+def rows_as(files: Files, stored: Stored, tensor: str, first: int, last: int, dtype: str) -> tuple[Bits, Bits | None]:
+    """Rows of a tensor in this dtype, flat, and their scales when it is FP8 and the tensor is not.
 
     FP8 on either side needs rows that begin and end with tiles.
     """
@@ -174,21 +143,5 @@ def rows_as(
         return rows, None
     from megatron_rl.resharding.convert.casts import cast_rows  # torch, which a mere change of layout does without
 
-    shape = stored.layout.tensors[tensor].shape
     scales = read_scales(files, stored, tensor, first, last) if have == FP8 else None
-    cast, scales = cast_rows(tensor, as_integers(rows, have), scales, have, dtype, prod(shape[1:]))
-    return cast.data.cast("B"), scales
-
-
-def as_integers(rows: memoryview, dtype: str) -> "np.ndarray[Any, Any]":
-    """Elements as they lie, whatever they mean: unsigned integers of their size, flat."""
-    import numpy as np
-
-    return np.frombuffer(rows, dtype=f"u{ITEMSIZES[dtype]}")
-
-
-def write_scales(files: Files, stored: Stored, tensor: str, first: int, scales: "np.ndarray[Any, Any]") -> None:
-    """Write scales, from row ``first`` of tiles on."""
-    place = stored.scales[tensor]
-    content = memoryview(scales.tobytes())
-    write_exactly(files, place.path, place.offset + first * scales.shape[1] * 4, [content])
+    return cast_rows(tensor, rows, scales, have, dtype, prod(stored.layout.tensors[tensor].shape[1:]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_rl.resharding.convert.kernel import Files
 from megatron_rl.resharding.convert.parts import COPIES_OF_A_BAND, Band, bands
-from megatron_rl.resharding.convert.rows import as_integers, read_rows, read_scales, rows_as
+from megatron_rl.resharding.convert.rows import read_rows, read_scales, rows_as
 from megatron_rl.resharding.fp8_layout import BLOCK, SCALE, scale_shape
 from megatron_rl.resharding.plan import check_same_tensors
 from megatron_rl.resharding.stored import FP8, ITEMSIZES, Stored
@@ -80,9 +80,8 @@ def _compare(first: Stored, second: Stored, band: Band) -> Difference | None:
         expected, scales = rows_as(files, first, name, low, high, dtype)
         found = read_rows(files, second, name, low, high)
         base = low * prod(shape[1:])
-        bits = [as_integers(rows, dtype) for rows in (expected, found)]
-        if (at := _first(*bits)) is not None:
-            values = [_number(side[at : at + 1], dtype) for side in bits]
+        if (at := _first(expected, found)) is not None:
+            values = [_number(side[at : at + 1], dtype) for side in (expected, found)]
             return Difference(name, _index(at + base, shape), *values)
         if dtype != FP8:
             return None
