@@ -68,7 +68,9 @@ def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]
     engines = [
         Process(
             f"engine{i}",
-            engine_command(config.rollout, folder.model_folder(), address, config.model.dtype),
+            engine_command(
+                config.rollout, folder.model_folder(), address, config.model.dtype, config.actor.true_on_policy
+            ),
             common | engine_environment(config.rollout, key),
             service=True,
         )

@@ -1,13 +1,14 @@
-"""What a Hugging Face config.json says, in one typed object (no torch)."""
+"""What a Hugging Face config.json says, in one typed object. Imports no torch but for what it computes."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from megatron_rl.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 TRAINED = {"llama", "qwen2", "qwen3", "qwen3_moe"}  # resharding knows more families than the actor computes
 QK_NORM = {"qwen3", "qwen3_moe"}
@@ -42,20 +43,25 @@ class Architecture:
         """Rows of the embedding: the smallest multiple of the tensor-parallel size."""
         return -(-self.vocab // tensor_parallel) * tensor_parallel
 
-    def inverse_frequencies(self) -> np.ndarray:
-        """float32 [head_dim / 2] rotary frequencies; Llama 3.1's scaling follows transformers' modeling_rope_utils."""
-        exponent = np.arange(0, self.head_dim, 2, dtype=np.int64).astype(np.float32) / np.float32(self.head_dim)
-        frequencies = (np.float32(1.0) / np.power(np.float32(self.rope_theta), exponent)).astype(np.float32)
+    def inverse_frequencies(self) -> "torch.Tensor":
+        """float32 [head_dim / 2] rotary frequencies, equal to transformers' (and so to an engine's) in every bit.
+
+        Their last bit turns a query at position 10,000 by up to 0.0006 rad, hence torch: numpy's powers differ.
+        Llama 3.1's scaling: modeling_rope_utils of transformers.
+        """
+        import torch
+
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
+        frequencies = 1.0 / self.rope_theta**exponent
         if self.rope_scaling.get("rope_type", "default") != "llama3":
             return frequencies
         factor, low, high = (float(self.rope_scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
-        length = float(self.rope_scaling["original_max_position_embeddings"])
+        length = self.rope_scaling["original_max_position_embeddings"]
         wavelength = 2 * math.pi / frequencies
+        scaled = torch.where(wavelength > length / low, frequencies / factor, frequencies)
         smooth = (length / wavelength - low) / (high - low)
-        blended = (1 - smooth) * frequencies / factor + smooth * frequencies
-        scaled = np.where(wavelength > length / low, frequencies / factor, frequencies)
-        medium = (wavelength >= length / high) & (wavelength <= length / low)
-        return np.where(medium, blended, scaled).astype(np.float32)
+        blended = (1 - smooth) * scaled / factor + smooth * scaled
+        return torch.where((wavelength >= length / high) & (wavelength <= length / low), blended, scaled)
 
 
 def read_architecture(config: dict[str, Any]) -> Architecture:
@@ -130,6 +136,6 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
         for name in fields
         if getattr(one, name) != getattr(other, name)
     ]
-    if one.head_dim == other.head_dim and not np.array_equal(one.inverse_frequencies(), other.inverse_frequencies()):
+    if one.head_dim == other.head_dim and bool((one.inverse_frequencies() != other.inverse_frequencies()).any()):
         found.append("another rotary embedding")
     return ", ".join(found)

@@ -13,15 +13,15 @@ from megatron_rl.actor.micro_batch import PackedSequences
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps) * w in fp32, with its backward by hand, in few passes over memory."""
+    """y = x / sqrt(mean(x^2) + eps) * w in ``wide``, with its backward by hand in fp32, in few passes over memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        x32 = x.float()
-        norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, wide: torch.dtype) -> torch.Tensor:
+        wide_x = x.to(wide)
+        norm = torch.linalg.vector_norm(wide_x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (x32 * scale).to(x.dtype).mul_(weight)  # rounded before the weight is applied, as transformers does
+        ctx.save_for_backward(x, weight, scale.float())
+        return (wide_x * scale).to(x.dtype).mul_(weight)  # rounded before the weight is applied, as transformers does
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -31,11 +31,13 @@ class _RMSNorm(torch.autograd.Function):
         mean = (product @ weight32).div_(x.shape[-1]).unsqueeze(-1)
         grad_weight = product.flatten(0, -2).sum(0)
         grad = torch.mul(grad, weight32, out=product)
-        return grad.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight.to(weight.dtype), None
+        return grad.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 
 class RMSNorm(torch.nn.Module):
     """RMSNorm in the parameters' dtype that marks its weight for sequence parallelism."""
+
+    wide = torch.float32  # what is summed in
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__()
@@ -44,17 +46,17 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return]
+        return _RMSNorm.apply(x, self.weight, self.eps, self.wide)  # type: ignore[no-any-return]
 
 
 class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up of [gate | up], computed again for its gradient; half the passes of Megatron's own on a CPU."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, wide: torch.dtype | None) -> torch.Tensor:
         ctx.save_for_backward(x)
         gate, up = x.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        return F.silu(gate.to(wide or x.dtype)).to(x.dtype).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -64,17 +66,19 @@ class _SwiGLU(torch.autograd.Function):
         grad_gate, grad_up = grad_x.chunk(2, -1)
         torch.mul(F.silu(gate), grads[0], out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=grad_gate)
-        return grad_x
+        return grad_x, None
 
 
 class SwiGLU(torch.nn.Module):
     """The MLP's activation: [..., 2 f] -> [..., f]."""
 
+    wide: torch.dtype | None = None  # what silu is computed in; None: the dtype of what comes in
+
     def __init__(self, config: Any) -> None:
         super().__init__()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _SwiGLU.apply(x)  # type: ignore[no-any-return]
+        return _SwiGLU.apply(x, self.wide)  # type: ignore[no-any-return]
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Part of Megatron's interface: nothing to save."""
@@ -87,7 +91,7 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(table)
-        return _rotate(x, table[0], table[1])
+        return _rotate(x.to(table.dtype), table[0], table[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -119,6 +123,8 @@ class PackedRotary(torch.nn.Module):
     def forward(self, length: int, **kwargs: Any) -> torch.Tensor:
         """[2, t, 1, d/2]: cosines and sines."""
         angles = self.positions.view(-1, 1, 1).float() * self.inv_freq
+        if self.dtype == torch.float64:
+            angles = angles.double()
         return torch.stack([angles.cos(), angles.sin()]).to(self.dtype)
 
 

@@ -25,12 +25,13 @@ class _TokenLogProbs(torch.autograd.Function):
         vocab_size: int,
         group: dist.ProcessGroup | None,
         chunk: int,
+        wide: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         log_z = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         logprobs, entropy = torch.empty_like(log_z), torch.empty_like(log_z)
         shard = _Shard(weight, temperature, first, vocab_size)
         for part in _chunks(len(hidden), chunk):
-            logits = shard.logits(hidden[part])
+            logits = shard.logits(hidden[part], wide)
             peak = logits.amax(-1)
             if group is not None:
                 dist.all_reduce(peak, dist.ReduceOp.MAX, group=group)
@@ -41,8 +42,9 @@ class _TokenLogProbs(torch.autograd.Function):
             )
             if group is not None:
                 dist.all_reduce(sums, group=group)
-            log_z[part] = peak + sums[0].log()
-            logprobs[part] = sums[2] - log_z[part]
+            log_mass = sums[0].log()
+            log_z[part] = peak + log_mass
+            logprobs[part] = (sums[2] - peak) - log_mass  # closer than with log_z, which has lost bits to the peak
             entropy[part] = log_z[part] - sums[1] / sums[0]
         ctx.save_for_backward(hidden, weight, targets, log_z, entropy)
         ctx.constants = (temperature, first, vocab_size, chunk)
@@ -66,7 +68,7 @@ class _TokenLogProbs(torch.autograd.Function):
             grad = grad.div_(temperature).to(hidden.dtype)
             torch.matmul(grad, weight, out=grad_hidden[part])
             grad_weight += (grad.t() @ hidden[part]).float()
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None, None, None
 
 
 class _Shard:
@@ -76,9 +78,9 @@ class _Shard:
         self.weight, self.temperature, self.first = weight, temperature, first
         self.real = max(0, min(weight.shape[0], vocab_size - first))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 [n, rows], scaled; padding rows can't be drawn."""
-        logits = (hidden @ self.weight.t()).float()
+    def logits(self, hidden: torch.Tensor, wide: bool = False) -> torch.Tensor:
+        """[n, rows], scaled; padding rows can't be drawn. float32, or ``wide``: float64."""
+        logits = hidden.double() @ self.weight.double().t() if wide else (hidden @ self.weight.t()).float()
         if self.temperature != 1.0:
             logits = logits.div_(self.temperature)
         logits[:, self.real :] = PADDING_LOGIT
@@ -105,11 +107,14 @@ def token_logprobs(
     rank: int = 0,
     group: dist.ProcessGroup | None = None,
     chunk: int = 2048,
+    wide: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and entropy of its distribution.
 
     hidden [n, h] final hidden states (equal on all tensor-parallel ranks; their gradient is this rank's share, to
     be summed over ``group``); weight [rows, h] this rank's rows of the padded output matrix; targets int64 [n].
-    ``temperature`` scales the logits. Returns two float32 [n], natural log / nats, equal on all ranks.
+    ``temperature`` scales the logits. ``wide``: everything is computed in float64. Returns two float32 [n], natural
+    log / nats, equal on all ranks.
     """
-    return _TokenLogProbs.apply(hidden, weight, targets, temperature, rank * weight.shape[0], vocab_size, group, chunk)  # type: ignore[no-any-return]
+    first = rank * weight.shape[0]
+    return _TokenLogProbs.apply(hidden, weight, targets, temperature, first, vocab_size, group, chunk, wide)  # type: ignore[no-any-return]

@@ -20,6 +20,7 @@ from megatron_rl.actor.layers import PackedAttention, PackedRotary, RMSNorm, Swi
 from megatron_rl.actor.logprobs import token_logprobs
 from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.routing import replay_routing
+from megatron_rl.actor.true_on_policy import replace_layers
 
 
 def transformer_engine() -> bool:
@@ -35,6 +36,8 @@ def transformer_engine() -> bool:
 
 class PolicyModel(GPTModel):
     """A GPT model whose last stage returns final hidden states [t, 1, h]: logits are made chunk by chunk later."""
+
+    true_on_policy = False
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if isinstance(self.rotary_pos_emb, PackedRotary):
@@ -69,6 +72,7 @@ class PolicyModel(GPTModel):
             rank=group.rank(),
             group=group if group.size() > 1 else None,
             chunk=chunk,
+            wide=self.true_on_policy,
         )
 
 
@@ -143,7 +147,7 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
     )
 
 
-def _layer_spec(arch: Architecture) -> ModuleSpec:
+def _layer_spec(arch: Architecture, true_on_policy: bool) -> ModuleSpec:
     if transformer_engine():
         return get_gpt_layer_with_transformer_engine_spec(
             num_experts=arch.experts or None, moe_grouped_gemm=bool(arch.experts), qk_layernorm=arch.qk_norm
@@ -158,6 +162,8 @@ def _layer_spec(arch: Architecture) -> ModuleSpec:
         inner.q_layernorm = inner.k_layernorm = RMSNorm
     mlp = spec.submodules.mlp.submodules
     (mlp.experts.submodules if arch.experts else mlp).activation_func = SwiGLU
+    if true_on_policy:
+        replace_layers(spec)
     return spec
 
 
@@ -165,7 +171,7 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
     """This rank's model chunks (one, or one per virtual pipeline stage), on its device, without weights."""
     platform.adapt()
     megatron = transformer_config(arch, config, dtype)
-    spec = _layer_spec(arch)
+    spec = _layer_spec(arch, config.true_on_policy)
     chunks = []
     for chunk in range(config.virtual_pipeline):
         vp_stage = chunk if config.virtual_pipeline > 1 else None
@@ -174,7 +180,7 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
         block: Any = spec
         if not transformer_engine():
             layers = get_num_layers_to_build(megatron, vp_stage=vp_stage)
-            block = TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)
+            block = TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=spec.submodules.input_layernorm)
         model = PolicyModel(
             config=megatron,
             transformer_layer_spec=block,
@@ -187,16 +193,17 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             rotary_base=int(arch.rope_theta),
             vp_stage=vp_stage,
         )
-        frequencies = torch.tensor(arch.inverse_frequencies(), device=platform.device())
+        frequencies = arch.inverse_frequencies().to(platform.device())
         if transformer_engine():
             model.rotary_pos_emb.inv_freq = frequencies
         else:
-            model.rotary_pos_emb = PackedRotary(frequencies, dtype)
+            model.rotary_pos_emb = PackedRotary(frequencies, torch.float64 if config.true_on_policy else dtype)
             attention.apply_rotary_pos_emb = apply_packed_rotary
         if arch.experts:
             replay_routing(model)
             _reduce_experts(model)
         model.to(device=platform.device(), dtype=dtype)
+        model.true_on_policy = config.true_on_policy
         chunks.append(model)
     return chunks
 

@@ -63,7 +63,7 @@ class StaticCache:
         heads = key.shape[1]
         # zeros: a masked column is still multiplied, and 0 * NaN is NaN
         keys = key.new_zeros(self.rows, heads, key.shape[3], self.columns)
-        return keys, value.new_zeros(self.rows, heads, self.columns, value.shape[3])
+        return keys, key.new_zeros(self.rows, heads, self.columns, value.shape[3])
 
 
 def attend(
@@ -78,8 +78,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers' layers call it: all arguments [batch, heads, tokens, head_dim].
 
-    Returns [batch, tokens, heads, head_dim]. Several tokens are a prompt (causal, or a boolean mask
-    [batch, 1, tokens, tokens]); one token is a decoding step over all keys (or an additive mask
+    Returns [batch, tokens, heads, head_dim] in the query's dtype. Several tokens are a prompt (causal, or a boolean
+    mask [batch, 1, tokens, tokens]); one token is a decoding step over all keys (or an additive mask
     [batch, 1, 1, columns]).
     """
     batch, heads, tokens, head_dim = query.shape
@@ -87,7 +87,13 @@ def attend(
         raise ValueError(f"a sequence of {key.shape[2]} tokens passes the sliding window of {sliding_window}")
     if tokens > 1:
         output = F.scaled_dot_product_attention(
-            query, key, value, attention_mask, scale=scaling, is_causal=attention_mask is None, enable_gqa=True
+            query,
+            key,
+            value.to(query.dtype),
+            attention_mask,
+            scale=scaling,
+            is_causal=attention_mask is None,
+            enable_gqa=True,
         )
         return output.transpose(1, 2).contiguous(), None
     groups = key.shape[1]
@@ -96,7 +102,8 @@ def attend(
     scores = torch.matmul(query * (scaling or head_dim**-0.5), key.transpose(2, 3))
     if attention_mask is not None:
         scores += attention_mask
-    output = torch.matmul(scores.softmax(-1, dtype=torch.float32).to(value.dtype), value)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    output = torch.matmul(scores.softmax(-1, dtype=wide).to(value.dtype), value)
     return output.reshape(batch, 1, heads, value.shape[3]), None
 
 

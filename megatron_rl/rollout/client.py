@@ -36,7 +36,9 @@ class EngineError(RuntimeError):
     """An error inside an engine, with its type in the message; the engine's log has its traceback."""
 
 
-def engine_command(config: RolloutConfig, model_folder: Path | str, address: str, dtype: str) -> list[str]:
+def engine_command(
+    config: RolloutConfig, model_folder: Path | str, address: str, dtype: str, true_on_policy: bool = False
+) -> list[str]:
     """The command line of one engine process; ``address`` is host:port or the path of a Unix socket."""
     options = {
         "model": model_folder,
@@ -45,7 +47,8 @@ def engine_command(config: RolloutConfig, model_folder: Path | str, address: str
         "threads": config.threads,
         "max-running": config.max_running,
     }
-    return [sys.executable, "-m", "megatron_rl.rollout.server", *(f"--{key}={options[key]}" for key in options)]
+    command = [sys.executable, "-m", "megatron_rl.rollout.server", *(f"--{key}={options[key]}" for key in options)]
+    return [*command, "--true-on-policy"] if true_on_policy else command
 
 
 def engine_environment(config: RolloutConfig, key: bytes) -> dict[str, str]:

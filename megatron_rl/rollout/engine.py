@@ -20,6 +20,7 @@ from megatron_rl.resharding.transformers import transformers_layout
 from megatron_rl.rollout.attention import ATTENTION
 from megatron_rl.rollout.generate import generate
 from megatron_rl.rollout.protocol import Attached, Completion, Reach, Request, Sampling, SwapError, SwapReport
+from megatron_rl.rollout.true_on_policy import replace_layers
 
 
 class TransformersEngine:
@@ -29,12 +30,14 @@ class TransformersEngine:
     began until it has.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, max_running: int) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, max_running: int, true_on_policy: bool = False) -> None:
         self.layout = transformers_layout(read_hf_config(folder))
         config = AutoConfig.from_pretrained(folder)
         with no_init_weights():
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
         self.model.tie_weights()
+        if true_on_policy:
+            replace_layers(self.model)
         self.max_running = max_running
         self.receiver: Receiver | None = None
         self.copying: Future[float] | None = None

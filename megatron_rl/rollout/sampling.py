@@ -34,10 +34,10 @@ def draw(
     int64 [n] and log-probabilities float32 [n] under the temperature-scaled distribution before top-k and
     top-p (temperature 0: the unscaled one, and the token is the most likely).
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature == 0:
         tokens = logits.argmax(-1, keepdim=True)
-        return tokens[:, 0], (logits.gather(1, tokens) - logits.logsumexp(-1, keepdim=True))[:, 0]
+        return tokens[:, 0], (logits.gather(1, tokens) - logits.logsumexp(-1, keepdim=True))[:, 0].float()
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
     shifted = logits - logits.amax(-1, keepdim=True)

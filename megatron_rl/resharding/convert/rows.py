@@ -78,7 +78,7 @@ def _runs(stored: Stored, tensor: str, first: int, band: Bits) -> Iterator[tuple
 
 def _transfer(call: Callable[[int, Any, int], int], handle: int, content: Bits, at: int) -> int:
     """Have a contiguous array read or written, from byte ``at`` of the file on; bytes done: less where it ends."""
-    left = memoryview(content.reshape(-1).view(np.uint8))
+    left = content.reshape(-1).view(np.uint8).data
     while left:
         count = call(handle, left, at + content.nbytes - len(left))
         if not count:
