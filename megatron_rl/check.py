@@ -97,10 +97,10 @@ def _options(config: Config) -> list[str]:
     actor = config.actor
     if actor.sequence_parallel and actor.tensor_parallel == 1:
         found.append("actor.sequence_parallel needs actor.tensor_parallel > 1; leave it false.")
-    if actor.true_on_policy and (config.rollout.engine != "embedded" or machine.gpus()):
+    if config.rollout.true_on_policy and machine.gpus():
         found.append(
-            "actor.true_on_policy=true needs rollout.engine=embedded and a machine without a GPU: other engines and "
-            "layers sum in their own ways. Leave it false."
+            "rollout.embedded.true_on_policy=true needs a machine without a GPU, whose layers sum in their own ways: "
+            "set it to false."
         )
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     room = actor.micro_batch_tokens * max(actor.context_parallel, 1)
@@ -167,8 +167,8 @@ def _fits_model(config: Config, hf_config: dict[str, Any]) -> list[str]:
         found += check_sglang_model(config.rollout.sglang, hf_config)
     if architecture.experts and config.actor.tensor_parallel > 1 and not config.actor.sequence_parallel:
         found.append("A mixture of experts with actor.tensor_parallel > 1 needs actor.sequence_parallel=true.")
-    if config.actor.true_on_policy and architecture.experts:
-        found.append("actor.true_on_policy=true is for dense models: leave it false for a mixture of experts.")
+    if config.rollout.true_on_policy and architecture.experts:
+        found.append("rollout.embedded.true_on_policy=true is for dense models, and this one is a mixture of experts.")
     if config.rollout.sglang.routing_replay and not architecture.experts:
         found.append(
             f"rollout.sglang.routing_replay is for mixtures of experts, and model_type={architecture.family} is none: "

@@ -68,9 +68,7 @@ def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]
     engines = [
         Process(
             f"engine{i}",
-            engine_command(
-                config.rollout, folder.model_folder(), address, config.model.dtype, config.actor.true_on_policy
-            ),
+            engine_command(config.rollout, folder.model_folder(), address, config.model.dtype),
             common | engine_environment(config.rollout, key),
             service=True,
         )

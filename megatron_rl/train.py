@@ -51,6 +51,8 @@ def train(run: RunFolder, config: Config) -> None:
         evaluate(driver, at, "after SFT")
         finish_warm_start(run, config, actor, swap, at, driver)
 
+    if config.rollout.true_on_policy:
+        actor.sum_as_engine()
     for step in range(at.step, config.run.steps):
         rollout = driver.take(at) if driver else None
         minibatches: list[list[Sequence]] = share(rollout and rollout.minibatches)

@@ -1,12 +1,13 @@
 """The whole loop in minutes on a laptop: a small Qwen3 learns to see through false beliefs."""
 
+from megatron_rl import machine
 from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.rollout.config import EmbeddedConfig, RolloutConfig
 
 QWEN3_454K = {  # 453,696 parameters
     "model_type": "qwen3",
@@ -30,7 +31,12 @@ def quickstart() -> Config:
         run=RunConfig(name="quickstart", steps=40, resume="never"),
         model=ModelConfig(architecture=dict(QWEN3_454K), dtype="float32"),
         data=DataConfig(task="false_belief", max_prompt_tokens=38),
-        rollout=RolloutConfig(prompts_per_step=16, group_size=8, max_new_tokens=48),
+        rollout=RolloutConfig(
+            prompts_per_step=16,
+            group_size=8,
+            max_new_tokens=48,
+            embedded=EmbeddedConfig(true_on_policy=not machine.gpus()),
+        ),
         rewards=RewardsConfig(terms={"answer_in_format": 1.0, "format": 0.2}, workers=1),
         algorithm=AlgorithmConfig(kl_coef=0.04, epochs=2),
         actor=ActorConfig(

@@ -28,7 +28,11 @@ LLAMA = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
-MIXTURE = ("model_type=qwen3_moe", "num_experts=4", "num_experts_per_tok=2", "moe_intermediate_size=64")
+MIXTURE = [
+    *("model.architecture.model_type=qwen3_moe", "model.architecture.num_experts=4"),
+    *("model.architecture.num_experts_per_tok=2", "model.architecture.moe_intermediate_size=64"),
+    "rollout.embedded.true_on_policy=false",
+]
 ONE_RANK = ("actor.tensor_parallel=1", "actor.data_parallel=1")
 
 
@@ -63,10 +67,14 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         (["actor.tensor_parallel=4", "model.architecture.num_attention_heads=6"], ["num_attention_heads=6", "1, 2"]),
         (["actor.pipeline_parallel=2"], ["pipeline_parallel=2", "num_hidden_layers", "1, 3"]),
         (
-            [f"model.architecture.{k}" for k in MIXTURE],
+            MIXTURE,
             ["A mixture of experts with actor.tensor_parallel > 1 needs actor.sequence_parallel=true"],
         ),
-        ([*(f"model.architecture.{k}" for k in MIXTURE), "actor.sequence_parallel=true"], []),
+        ([*MIXTURE, "actor.sequence_parallel=true"], []),
+        (
+            [*MIXTURE, "actor.sequence_parallel=true", "rollout.embedded.true_on_policy=true"],
+            ["rollout.embedded.true_on_policy=true is for dense models"],
+        ),
         (["actor.tensor_parallel=0"], ["actor.tensor_parallel=0 is not positive"]),
         (["rollout.max_new_tokens=100"], ["= 138", "max_position_embeddings=128"]),
         pytest.param(
@@ -77,7 +85,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         (["algorithm.minibatches=3"], ["algorithm.minibatches", "1, 2, 4, 8, 16"]),
         (["rollout.group_size=1"], ["rollout.group_size is 1", "at least 2"]),
         (
-            [*(f"model.architecture.{k}" for k in MIXTURE), *ONE_RANK, "rollout.sglang.routing_replay=true"],
+            [*MIXTURE, *ONE_RANK, "rollout.sglang.routing_replay=true"],
             ["rollout.sglang.routing_replay needs rollout.engine=sglang"],
         ),
         (

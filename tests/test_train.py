@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -19,6 +19,7 @@ from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config
 from megatron_rl.data.registry import make_task
 from megatron_rl.data.tokenizer import load_tokenizer, make_encoder
+from megatron_rl.driver import Driver
 from megatron_rl.errors import InputError
 from megatron_rl.position import Position
 from megatron_rl.tracking.run_folder import RunFolder
@@ -28,7 +29,7 @@ from tests.conftest import ROOT
 SMALL = [
     *("sft.steps=8", "run.steps=6", "run.save_every=2", "run.resume=auto", "evaluation.every=0"),
     *("rollout.prompts_per_step=4", "rollout.group_size=4", "evaluation.prompts=12", "tracking.wandb=off"),
-    *("sft_optimizer.warmup_steps=2", "algorithm.mismatch_limit=1e-30"),  # the alarm goes off at each step
+    *("sft_optimizer.warmup_steps=2", "algorithm.mismatch_limit=1e-12"),
 ]
 HELDOUT = 12
 
@@ -91,15 +92,14 @@ def test_every_step_is_recorded_and_every_swap_proved(whole: tuple[RunFolder, st
     assert [r["weight_version"] for r in rl] == [2, 3, 4, 5, 6, 7]
     assert all(r["replicas_differ"] == 0 for r in rl)
     assert all(r["swap_bytes"] == 4 * 453_696 for r in rl)
-    assert max(r["max_logprob_gap"] for r in rl) < 1e-5
+    assert max(r["max_logprob_gap"] for r in rl) < 1e-6  # true on-policy: a bit of a float32 at most
     assert recorded[1]["loss"] > 4 > 3 > recorded[8]["loss"]
     completions = [json.loads(line) for line in run.completions_file.read_text().splitlines()]
     assert [c["weight_versions"][0][0] for c in completions] == [1 + (c["step"] - 1) for c in completions]
     manifest = run.manifest()
     assert manifest["plan_hash"] and manifest["data_fingerprint"] and len(manifest["attempts"]) == 1
     assert "8 weight swaps, each proved" in out
-    for step in range(1, 7):
-        assert out.count(f"warning: step {step}: the engine's log-probs differ from the actor's by engine_kl_k3=") == 1
+    assert "warning" not in out
     for part in ("before", "after SFT", "after RL", "faithful", str(run.export)):
         assert part in out
 
@@ -157,12 +157,19 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
     assert len(run.manifest()["attempts"]) == 3
 
 
-def test_an_engine_that_disagrees_can_end_the_run() -> None:
+def test_an_engine_that_disagrees_can_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Every rank raises what the command line prints; at the limit itself, and without one, nothing happens."""
     config = Config(algorithm=AlgorithmConfig(mismatch_limit=0.05, mismatch_action="stop"))
     metrics = {"engine_kl_k3": 0.0625, "p99_logprob_gap": 1.5, "max_logprob_gap": 4.0}
     with pytest.raises(InputError, match=r"Step 7 stopped the run .*engine_kl_k3=0.0625 nats .*limit is 0.05"):
         watch(None, Position("rl", step=7), config, metrics)
+    config.algorithm.mismatch_action = "warn"
+    watch(None, Position("rl", step=7), config, metrics)  # rank 0 alone says it
+    assert not capsys.readouterr().out
+    watch(cast(Driver, object()), Position("rl", step=7), config, metrics)
+    said = "warning: step 7: the engine's log-probs differ from the actor's by engine_kl_k3=0.0625"
+    assert capsys.readouterr().out.startswith(said)
+    config.algorithm.mismatch_action = "stop"
     watch(None, Position("rl", step=7), config, metrics | {"engine_kl_k3": 0.05})
     config.algorithm.mismatch_limit = 0.0
     watch(None, Position("rl", step=7), config, metrics)

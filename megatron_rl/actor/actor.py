@@ -20,6 +20,7 @@ from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
 from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, wrap
 from megatron_rl.actor.packing import assign, group_by_prompt
+from megatron_rl.actor.true_on_policy import use_wide_sums
 from megatron_rl.algorithms.mismatch import percentile
 from megatron_rl.resharding.files import load_hf
 from megatron_rl.resharding.layout import ParallelSizes
@@ -76,6 +77,11 @@ class Actor:
             fused_norms=self.fused,
             grouped_experts=self.fused,
         )
+
+    def sum_as_engine(self) -> None:
+        """From now on compute as the embedded engine does under ``rollout.embedded.true_on_policy``."""
+        for chunk in self.chunks:
+            use_wide_sums(chunk)
 
     def new_optimizer(self, config: OptimizerConfig) -> None:
         """Start a stage: fresh moments, this stage's hyper-parameters."""

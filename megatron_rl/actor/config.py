@@ -44,6 +44,5 @@ class ActorConfig:
     logprob_chunk: int = 2048  # tokens whose logits exist at the same time
     recompute: str = "none"  # activation recomputation: none | selective | full
     fp8: str = "none"  # Transformer Engine FP8 recipe: none | delayed | tensorwise | blockwise
-    true_on_policy: bool = False  # actor and embedded engine sum in float64 and round once: the same log-probs
     threads: int = 1  # CPU threads per rank
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

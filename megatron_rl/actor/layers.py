@@ -1,4 +1,7 @@
-"""What replaces Transformer Engine's layers where it is missing: norm, activation, rotary embedding and attention."""
+"""What replaces Transformer Engine's layers where it is missing: norm, activation, rotary embedding and attention.
+
+``wide`` of a layer: what it computes in; None: as it always does (``megatron_rl.actor.true_on_policy``).
+"""
 
 import math
 from typing import Any
@@ -13,11 +16,11 @@ from megatron_rl.actor.micro_batch import PackedSequences
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps) * w in ``wide``, with its backward by hand in fp32, in few passes over memory."""
+    """y = x / sqrt(mean(x^2) + eps) * w in fp32 or ``wide``; its backward by hand, in few passes over memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, wide: torch.dtype) -> torch.Tensor:
-        wide_x = x.to(wide)
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, wide: torch.dtype | None) -> Any:
+        wide_x = x.to(wide or torch.float32)
         norm = torch.linalg.vector_norm(wide_x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale.float())
@@ -37,7 +40,7 @@ class _RMSNorm(torch.autograd.Function):
 class RMSNorm(torch.nn.Module):
     """RMSNorm in the parameters' dtype that marks its weight for sequence parallelism."""
 
-    wide = torch.float32  # what is summed in
+    wide: torch.dtype | None = None
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class _SwiGLU(torch.autograd.Function):
 class SwiGLU(torch.nn.Module):
     """The MLP's activation: [..., 2 f] -> [..., f]."""
 
-    wide: torch.dtype | None = None  # what silu is computed in; None: the dtype of what comes in
+    wide: torch.dtype | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -111,6 +114,8 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 class PackedRotary(torch.nn.Module):
     """Rotary angles of the packed positions, computed once per micro-batch instead of once per layer and sequence."""
 
+    wide: torch.dtype | None = None
+
     def __init__(self, inverse_frequencies: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.inv_freq, self.dtype = inverse_frequencies, dtype
@@ -123,9 +128,9 @@ class PackedRotary(torch.nn.Module):
     def forward(self, length: int, **kwargs: Any) -> torch.Tensor:
         """[2, t, 1, d/2]: cosines and sines."""
         angles = self.positions.view(-1, 1, 1).float() * self.inv_freq
-        if self.dtype == torch.float64:
-            angles = angles.double()
-        return torch.stack([angles.cos(), angles.sin()]).to(self.dtype)
+        if self.wide is not None:
+            angles = angles.to(self.wide)
+        return torch.stack([angles.cos(), angles.sin()]).to(self.wide or self.dtype)
 
 
 def apply_packed_rotary(t: torch.Tensor, freqs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -140,6 +145,8 @@ class PackedAttention(torch.nn.Module):
     the padding invisible. With context parallelism every rank gathers keys and values and attends with its
     own two zig-zag chunks of queries.
     """
+
+    wide: torch.dtype | None = None
 
     def __init__(self, config: Any, layer_number: int, attn_mask_type: Any, attention_type: str, **kwargs: Any) -> None:
         super().__init__()
@@ -158,6 +165,8 @@ class PackedAttention(torch.nn.Module):
     ) -> torch.Tensor:
         """query [t, heads, d], key and value [t, groups, d] -> [t, heads * d]."""
         assert isinstance(packed_seq_params, PackedSequences)
+        if self.wide is not None:
+            query, key, value = (x.to(self.wide) for x in (query, key, value))
         if self.cp_group.size() > 1:
             key, value = (gather_from_sequence_parallel_region(x, group=self.cp_group) for x in (key, value))
         repeat = query.shape[1] // key.shape[1]

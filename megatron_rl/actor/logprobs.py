@@ -25,7 +25,7 @@ class _TokenLogProbs(torch.autograd.Function):
         vocab_size: int,
         group: dist.ProcessGroup | None,
         chunk: int,
-        wide: bool,
+        wide: torch.dtype | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         log_z = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         logprobs, entropy = torch.empty_like(log_z), torch.empty_like(log_z)
@@ -78,9 +78,10 @@ class _Shard:
         self.weight, self.temperature, self.first = weight, temperature, first
         self.real = max(0, min(weight.shape[0], vocab_size - first))
 
-    def logits(self, hidden: torch.Tensor, wide: bool = False) -> torch.Tensor:
-        """[n, rows], scaled; padding rows can't be drawn. float32, or ``wide``: float64."""
-        logits = hidden.double() @ self.weight.double().t() if wide else (hidden @ self.weight.t()).float()
+    def logits(self, hidden: torch.Tensor, wide: torch.dtype | None = None) -> torch.Tensor:
+        """[n, rows], scaled; padding rows can't be drawn. float32, or computed in ``wide``."""
+        weight = self.weight.t()
+        logits = (hidden @ weight).float() if wide is None else hidden.to(wide) @ weight.to(wide)
         if self.temperature != 1.0:
             logits = logits.div_(self.temperature)
         logits[:, self.real :] = PADDING_LOGIT
@@ -107,14 +108,14 @@ def token_logprobs(
     rank: int = 0,
     group: dist.ProcessGroup | None = None,
     chunk: int = 2048,
-    wide: bool = False,
+    wide: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and entropy of its distribution.
 
     hidden [n, h] final hidden states (equal on all tensor-parallel ranks; their gradient is this rank's share, to
     be summed over ``group``); weight [rows, h] this rank's rows of the padded output matrix; targets int64 [n].
-    ``temperature`` scales the logits. ``wide``: everything is computed in float64. Returns two float32 [n], natural
-    log / nats, equal on all ranks.
+    ``temperature`` scales the logits. ``wide``: what the forward pass is computed in; None: float32.
+    Returns two float32 [n], natural log / nats, equal on all ranks.
     """
     first = rank * weight.shape[0]
     return _TokenLogProbs.apply(hidden, weight, targets, temperature, first, vocab_size, group, chunk, wide)  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from megatron_rl.actor.layers import PackedAttention, PackedRotary, RMSNorm, Swi
 from megatron_rl.actor.logprobs import token_logprobs
 from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.routing import replay_routing
-from megatron_rl.actor.true_on_policy import replace_layers
+from megatron_rl.actor.true_on_policy import ColumnParallel, RowParallel
 
 
 def transformer_engine() -> bool:
@@ -37,7 +37,7 @@ def transformer_engine() -> bool:
 class PolicyModel(GPTModel):
     """A GPT model whose last stage returns final hidden states [t, 1, h]: logits are made chunk by chunk later."""
 
-    true_on_policy = False
+    wide: torch.dtype | None = None  # see megatron_rl.actor.layers
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if isinstance(self.rotary_pos_emb, PackedRotary):
@@ -72,7 +72,7 @@ class PolicyModel(GPTModel):
             rank=group.rank(),
             group=group if group.size() > 1 else None,
             chunk=chunk,
-            wide=self.true_on_policy,
+            wide=self.wide,
         )
 
 
@@ -147,7 +147,7 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
     )
 
 
-def _layer_spec(arch: Architecture, true_on_policy: bool) -> ModuleSpec:
+def _layer_spec(arch: Architecture) -> ModuleSpec:
     if transformer_engine():
         return get_gpt_layer_with_transformer_engine_spec(
             num_experts=arch.experts or None, moe_grouped_gemm=bool(arch.experts), qk_layernorm=arch.qk_norm
@@ -162,8 +162,9 @@ def _layer_spec(arch: Architecture, true_on_policy: bool) -> ModuleSpec:
         inner.q_layernorm = inner.k_layernorm = RMSNorm
     mlp = spec.submodules.mlp.submodules
     (mlp.experts.submodules if arch.experts else mlp).activation_func = SwiGLU
-    if true_on_policy:
-        replace_layers(spec)
+    inner.linear_qkv, inner.linear_proj = ColumnParallel, RowParallel
+    if not arch.experts:
+        mlp.linear_fc1, mlp.linear_fc2 = ColumnParallel, RowParallel
     return spec
 
 
@@ -171,7 +172,7 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
     """This rank's model chunks (one, or one per virtual pipeline stage), on its device, without weights."""
     platform.adapt()
     megatron = transformer_config(arch, config, dtype)
-    spec = _layer_spec(arch, config.true_on_policy)
+    spec = _layer_spec(arch)
     chunks = []
     for chunk in range(config.virtual_pipeline):
         vp_stage = chunk if config.virtual_pipeline > 1 else None
@@ -180,7 +181,7 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
         block: Any = spec
         if not transformer_engine():
             layers = get_num_layers_to_build(megatron, vp_stage=vp_stage)
-            block = TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=spec.submodules.input_layernorm)
+            block = TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)
         model = PolicyModel(
             config=megatron,
             transformer_layer_spec=block,
@@ -197,13 +198,12 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
         if transformer_engine():
             model.rotary_pos_emb.inv_freq = frequencies
         else:
-            model.rotary_pos_emb = PackedRotary(frequencies, torch.float64 if config.true_on_policy else dtype)
+            model.rotary_pos_emb = PackedRotary(frequencies, dtype)
             attention.apply_rotary_pos_emb = apply_packed_rotary
         if arch.experts:
             replay_routing(model)
             _reduce_experts(model)
         model.to(device=platform.device(), dtype=dtype)
-        model.true_on_policy = config.true_on_policy
         chunks.append(model)
     return chunks
 

@@ -11,76 +11,58 @@ from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, mappings
-from megatron.core.transformer.spec_utils import ModuleSpec
-
-from megatron_rl.actor.layers import PackedAttention, RMSNorm, SwiGLU
 
 
 class _Product(torch.autograd.Function):
-    """float64 x @ weight.T of x [..., k] and weight [n, k], whatever they are in."""
+    """x @ weight.T of x [..., k] and weight [n, k], summed and returned in ``wide``."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
         ctx.save_for_backward(x.to(weight.dtype), weight)
-        return x.double() @ weight.double().t()
+        return x.to(wide) @ weight.to(wide).t()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
         grad = grads[0].to(weight.dtype)
-        return grad @ weight, grad.flatten(0, -2).t() @ x.flatten(0, -2)
+        return grad @ weight, grad.flatten(0, -2).t() @ x.flatten(0, -2), None
 
 
 class ColumnParallel(ColumnParallelLinear):  # type: ignore[misc]
     """A linear layer whose rows are shared."""
 
+    wide: torch.dtype | None = None
+
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **how: Any) -> Any:
+        if self.wide is None:
+            return super()._forward_impl(input=input, weight=weight, bias=bias, **how)
         if how["sequence_parallel"]:
             input = mappings.gather_from_sequence_parallel_region(
                 input, tensor_parallel_output_grad=True, group=how["tp_group"]
             )
         elif how["allreduce_dgrad"]:
             input = mappings.copy_to_tensor_model_parallel_region(input, group=how["tp_group"])
-        product = _Product.apply(input, weight)
+        product = _Product.apply(input, weight, self.wide)
         return (product if bias is None else product + bias).to(weight.dtype)
 
 
 class RowParallel(RowParallelLinear):  # type: ignore[misc]
     """A linear layer whose columns are shared: the ranks' parts are summed before they are rounded."""
 
+    wide: torch.dtype | None = None
+
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **how: Any) -> Any:
-        return _Product.apply(input, weight)
+        if self.wide is None:
+            return super()._forward_impl(input=input, weight=weight, **how)
+        return _Product.apply(input, weight, self.wide)
 
     def forward(self, input_: torch.Tensor) -> Any:
         output, bias = super().forward(input_)
         return output.to(self.weight.dtype), bias
 
 
-class Norm(RMSNorm):
-    """RMSNorm."""
-
-    wide = torch.float64
-
-
-class Activation(SwiGLU):
-    """SwiGLU."""
-
-    wide = torch.float64
-
-
-class Attention(PackedAttention):
-    """Attention that returns float64 for the linear layer behind it to round."""
-
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(query.double(), key.double(), value.double(), *args, **kwargs)
-
-
-def replace_layers(spec: ModuleSpec) -> None:
-    """Have the specification of a dense layer build these."""
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
-    inner, mlp = spec.submodules.self_attention.submodules, spec.submodules.mlp.submodules
-    inner.linear_qkv = mlp.linear_fc1 = ColumnParallel
-    inner.linear_proj = mlp.linear_fc2 = RowParallel
-    inner.core_attention, mlp.activation_func = Attention, Activation
-    if inner.q_layernorm is RMSNorm:
-        inner.q_layernorm = inner.k_layernorm = Norm
+def use_wide_sums(model: torch.nn.Module) -> None:
+    """From now on the model's layers, those of ``megatron_rl.actor.layers`` too, compute so."""
+    for module in model.modules():
+        if hasattr(module, "wide"):
+            setattr(module, "wide", torch.float64)  # noqa: B010 (a plain attribute, which torch's stubs do not know)

@@ -36,9 +36,7 @@ class EngineError(RuntimeError):
     """An error inside an engine, with its type in the message; the engine's log has its traceback."""
 
 
-def engine_command(
-    config: RolloutConfig, model_folder: Path | str, address: str, dtype: str, true_on_policy: bool = False
-) -> list[str]:
+def engine_command(config: RolloutConfig, model_folder: Path | str, address: str, dtype: str) -> list[str]:
     """The command line of one engine process; ``address`` is host:port or the path of a Unix socket."""
     options = {
         "model": model_folder,
@@ -48,7 +46,7 @@ def engine_command(
         "max-running": config.max_running,
     }
     command = [sys.executable, "-m", "megatron_rl.rollout.server", *(f"--{key}={options[key]}" for key in options)]
-    return [*command, "--true-on-policy"] if true_on_policy else command
+    return [*command, "--true-on-policy"] if config.true_on_policy else command
 
 
 def engine_environment(config: RolloutConfig, key: bytes) -> dict[str, str]:

@@ -5,6 +5,13 @@ from typing import Any
 
 
 @dataclass
+class EmbeddedConfig:
+    """The embedded engine: rollout.engine=embedded."""
+
+    true_on_policy: bool = False  # it and the actor sum in float64 and round once: their log-probs are equal
+
+
+@dataclass
 class SGLangConfig:
     """SGLang servers: rollout.engine=sglang."""
 
@@ -43,4 +50,10 @@ class RolloutConfig:
     in_flight: bool = False  # a swap interrupts completions, which go on with the new weights; else it waits for them
     max_running: int = 256  # sequences decoded at the same time by one engine
     threads: int = 1  # CPU threads per engine
+    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     sglang: SGLangConfig = field(default_factory=SGLangConfig)
+
+    @property
+    def true_on_policy(self) -> bool:
+        """Whether actor and engine have to compute the same bits."""
+        return self.engine == "embedded" and self.embedded.true_on_policy

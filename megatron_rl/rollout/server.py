@@ -73,9 +73,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights and the cache")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--max-running", type=int, default=256, help="sequences decoded at the same time")
-    parser.add_argument(
-        "--true-on-policy", action="store_true", help="sums in float64, as actor.true_on_policy has them"
-    )
+    parser.add_argument("--true-on-policy", action="store_true", help="sums in float64, as the actor will have them")
     options = parser.parse_args()
     with listen(options.address, key_from_environment()) as listener:
         # Importing torch and transformers takes seconds: first be tied to the parent and have the address.

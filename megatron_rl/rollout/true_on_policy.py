@@ -1,4 +1,4 @@
-"""The engine's half of ``actor.true_on_policy``: transformers' layers with sums in float64, rounded once.
+"""The engine's half of ``rollout.embedded.true_on_policy``: transformers' layers with sums in float64, rounded once.
 
 They round where the actor's do (``megatron_rl.actor.true_on_policy`` says why): what a linear layer, a norm and the
 activation return. Rotated queries and keys, the cache, what attention returns and the logits stay float64.
@@ -56,6 +56,8 @@ def replace_layers(model: PreTrainedModel) -> None:
         if kind is not None:
             layer.forward = partial(_KINDS[kind], layer)
         elif next(layer.children(), None) is None and not isinstance(layer, torch.nn.Embedding):
-            raise InputError(f"actor.true_on_policy=true cannot compute layer {name}, a {type(layer).__name__}.")
+            raise InputError(
+                f"rollout.embedded.true_on_policy=true cannot compute layer {name}, a {type(layer).__name__}."
+            )
     head = model.get_output_embeddings()
     head.forward = partial(_product, head)

@@ -19,10 +19,12 @@ def run(case: dict, out: Path) -> None:
     from megatron.core import parallel_state
     from megatron.core.distributed import finalize_model_grads
 
-    config = ActorConfig(**case["actor"])
+    config = ActorConfig(**{k: v for k, v in case["actor"].items() if k != "true_on_policy"})
     parallel.initialize(config, seed=0)
     folder = Path(case["model"])
     actor = Actor(json.loads((folder / "config.json").read_text()), config, "float32", str(folder))
+    if case["actor"].get("true_on_policy"):
+        actor.sum_as_engine()
     for chunk in actor.chunks:  # every rank keeps the whole gradient, to be compared
         chunk.config.finalize_model_grads_func = lambda model, tokens=None, **kw: partial(
             finalize_model_grads, model, None

@@ -107,7 +107,7 @@ def force_experts(model: torch.nn.Module, experts: list[list[int]]) -> None:
 
 
 def exact_logprobs(model: torch.nn.Module) -> dict[int, float]:
-    """As the engine computes them under ``actor.true_on_policy``, every sequence alone; float32."""
+    """As the engine computes them under ``true_on_policy``, every sequence alone; float32."""
     replace_layers(model)
     model.config._attn_implementation = ATTENTION
     found = {}

@@ -1,5 +1,6 @@
 """The decoding loop against transformers on the same weights."""
 
+from copy import deepcopy
 from itertools import chain
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.generate import generate
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.true_on_policy import replace_layers
 
 FAMILIES = ["qwen2", "qwen3", "qwen3_untied", "qwen3_moe", "llama"]
 
@@ -49,6 +51,28 @@ def test_logprobs_are_those_of_a_plain_forward(models, family, lengths):
             for completion in group:
                 expected = reference_logprobs(reference, list(request.tokens), completion, temperature)
                 assert np.abs(np.array(completion.logprobs) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3_untied", "llama"])
+def test_true_on_policy_logprobs_do_not_depend_on_the_batch(models, family):
+    model, reference = deepcopy(models[family])
+    replace_layers(model)
+    batch, sampling = requests([3, 17, 1, 8]), Sampling(24, temperature=0.7)
+    together = flat(generate(model, batch, sampling))
+    alone = flat([generate(model, [request], sampling)[0] for request in batch])
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+    assert [c.logprobs for c in together] == [c.logprobs for c in alone]
+    prompt_of = [request.tokens for request in batch for _ in request.seeds]
+    for tokens, completion in zip(prompt_of, together, strict=True):
+        expected = reference_logprobs(reference, list(tokens), completion, 0.7)
+        assert np.abs(np.array(completion.logprobs) - expected).max() <= 1e-5
+
+
+def test_true_on_policy_refuses_layers_that_it_does_not_know(models):
+    model, _ = deepcopy(models["qwen3"])
+    model.model.layers[1].mlp.act_fn = torch.nn.GELU()
+    with pytest.raises(InputError, match=r"cannot compute layer model.layers.1.mlp.act_fn, a GELU"):
+        replace_layers(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
