@@ -19,11 +19,13 @@ def run(case: dict, out: Path) -> None:
     from megatron.core import parallel_state
     from megatron.core.distributed import finalize_model_grads
 
-    config = ActorConfig(**{k: v for k, v in case["actor"].items() if k != "true_on_policy"})
+    options = dict(case["actor"])
+    true_on_policy, dtype = options.pop("true_on_policy", False), options.pop("dtype", "float32")
+    config = ActorConfig(**options)
     parallel.initialize(config, seed=0)
     folder = Path(case["model"])
-    actor = Actor(json.loads((folder / "config.json").read_text()), config, "float32", str(folder))
-    if case["actor"].get("true_on_policy"):
+    actor = Actor(json.loads((folder / "config.json").read_text()), config, dtype, str(folder))
+    if true_on_policy:
         actor.sum_as_engine()
     for chunk in actor.chunks:  # every rank keeps the whole gradient, to be compared
         chunk.config.finalize_model_grads_func = lambda model, tokens=None, **kw: partial(
