@@ -2,8 +2,10 @@
 
 A random Qwen3-0.6B-shaped bfloat16 folder (--layers makes it larger) is converted to Megatron's torch_dist and back by
 the command line, each time as a process of its own, start and planning included. `cp` copies the same weights, warm in
-the page cache, in turn with it. A conversion is on the disk when it ends, which `cp` does not promise, so `cp` is timed
-with and without fsync. Every figure is the best of the repeats; memory is the process's peak resident size.
+the page cache, in turn with it; another copy is made and removed before each of them, because memory of a virtual
+machine that has been free for a while may have to be fetched from the host again. A conversion is on the disk when it
+ends, which `cp` does not promise, so `cp` is timed with and without fsync. Every figure is the best of the repeats;
+memory is the process's peak resident size.
 
 With --mbridge, an interpreter that has megatron-core and mbridge does the same work: mbridge loads the folder into a
 model that megatron-core saves, and the other way round.
@@ -70,7 +72,8 @@ def write_model(folder: Path, layers: int) -> int:
 
 
 def timed(command: Sequence[str | Path]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and peak resident MB of a process that must succeed."""
+    """Wall seconds, CPU seconds and peak resident MB of a process that must succeed; nothing waits for the disk."""
+    os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -95,11 +98,13 @@ def measure(folder: Path, repeats: int, sizes: Sequence[str]) -> dict[tuple[str,
     weights = model / "model.safetensors"
     found: dict[tuple[str, bool], list[tuple[float, ...]]] = defaultdict(list)
     for sync in (False, True) * repeats:
+        copy_and_flush(weights, folder / "copy")
         for disk, figures in zip((False, True), copy_and_flush(weights, folder / "copy"), strict=True):
             found["cp", disk].append(figures)
         options = [] if sync else ["--no-sync"]
-        found[WAYS[0], sync].append(timed([*CONVERT, WAYS[0], model, megatron, *sizes, *options]))
-        found[WAYS[1], sync].append(timed([*CONVERT, WAYS[1], megatron, back, *options]))
+        for way, source, target, chosen in ((WAYS[0], model, megatron, sizes), (WAYS[1], megatron, back, [])):
+            copy_and_flush(weights, folder / "copy")
+            found[way, sync].append(timed([*CONVERT, way, source, target, *chosen, *options]))
         timed([*CONVERT, "verify", model, back])  # it fails when they differ
         shutil.rmtree(megatron)
         shutil.rmtree(back)

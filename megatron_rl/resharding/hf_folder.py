@@ -188,6 +188,18 @@ def file_name(number: int, count: int) -> str:
     return WEIGHTS if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
+def page_shift(order: Iterable[str], sizes: Mapping[str, int], sources: Mapping[str, int]) -> tuple[int, int]:
+    """Where tensors that follow each other should begin, modulo the page size, for most bytes to keep their position
+    modulo it; and how many bytes then do."""
+    shifts, begin = Counter({0: 0}), 0
+    for name in order:
+        if name in sources:
+            shifts[(sources[name] - begin) % PAGE] += sizes[name]
+        begin += sizes[name]
+    shift = max((s for s in shifts if s % 8 == 0), key=lambda s: shifts[s])
+    return shift, shifts[shift]
+
+
 def header_bytes(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], sources: Mapping[str, int] | None = None
 ) -> tuple[bytes, dict[str, int]]:
@@ -197,18 +209,15 @@ def header_bytes(
     so that most bytes keep their position modulo the page size, between which the kernel copies fastest.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    begins, begin = {}, 0
-    shifts: Counter[int] = Counter({0: 0})
+    begins, sizes, begin = {}, {}, 0
     for name, dtype, shape in tensors:
-        size = prod(shape) * ITEMSIZES[dtype]
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + size]}
+        sizes[name] = prod(shape) * ITEMSIZES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + sizes[name]]}
         begins[name] = begin
-        if sources and name in sources:
-            shifts[(sources[name] - begin) % PAGE] += size
-        begin += size
+        begin += sizes[name]
     text = json.dumps(entries, separators=(",", ":")).encode()
-    shift = max((s for s in shifts if s % 8 == 0), key=lambda s: shifts[s])
-    text += b" " * ((shift - 8 - len(text)) % (PAGE if shifts[shift] else 8))
+    shift, kept = page_shift(sizes, sizes, sources or {})
+    text += b" " * ((shift - 8 - len(text)) % (PAGE if kept else 8))
     header = len(text).to_bytes(8, "little") + text
     return header, {name: len(header) + at for name, at in begins.items()}
 

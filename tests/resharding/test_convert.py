@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from megatron_rl.cli import main
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert import kernel, parts
+from megatron_rl.resharding.convert.parts import Part, Queue
 from megatron_rl.resharding.convert.run import Conversion
 from megatron_rl.resharding.convert.targets import HfTarget, MegatronTarget
 from megatron_rl.resharding.fp8 import dequantise_blockwise, quantise_blockwise
 from megatron_rl.resharding.fp8_layout import quantised_names
-from megatron_rl.resharding.hf_folder import open_stored, read_hf_config
+from megatron_rl.resharding.hf_folder import open_stored, page_shift, read_hf_config
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.torch_dist.archive import find_tensor, object_archive, tensor_archive
 from megatron_rl.resharding.torch_dist.pickles import read_pickle
@@ -244,3 +245,30 @@ def test_converting_imports_no_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_threads_take_parts_of_files_that_nobody_writes() -> None:
+    parts = [Part(files=set(files)) for files in ("a", "a", "ab", "c", "b")]
+    queue = Queue(enumerate(parts))
+    assert [queue.take() for _ in range(2)] == [(0, parts[0]), (3, parts[3])]
+    assert queue.take() == (4, parts[4])
+    queue.done(parts[0])
+    assert queue.take() == (1, parts[1])
+    assert queue.take() == (2, parts[2])  # its files are busy, but it is what is left
+    assert queue.take() is None
+
+
+def test_an_error_ends_the_queue_for_all() -> None:
+    queue = Queue(enumerate([Part(), Part()]))
+    with pytest.raises(OSError), queue:
+        assert queue.take() is not None
+        raise OSError
+    assert queue.take() is None
+
+
+def test_page_shift_keeps_most_bytes_where_they_were_in_their_pages() -> None:
+    sizes = {"a": 8192, "b": 24, "c": 4096, "d": 8192}
+    sources = {"a": 4096 + 8, "b": 0, "c": 8192 + 32, "d": 12288 + 32}
+    assert page_shift("abcd", sizes, sources) == (8, 20480)  # a at 8; c and d lie 24 bytes behind it in both
+    assert page_shift("acdb", sizes, sources) == (32, 12288)  # without b between them, c and d at 32
+    assert page_shift("acdb", sizes, {}) == (0, 0)

@@ -1,8 +1,9 @@
 """A plan between two stored layouts as work for threads: runs of bytes for the kernel, bands of rows for memory."""
 
 import itertools
-from collections import defaultdict
-from collections.abc import Iterator
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
@@ -35,6 +36,38 @@ class Part:
     bands: list[Band] = field(default_factory=list)
     files: set[str] = field(default_factory=set)
     size: int = 0
+
+
+class Queue:
+    """Parts for several threads; each gets one whose files nobody writes, if there is one. An error ends it for all."""
+
+    def __init__(self, todo: Iterable[tuple[int, Part]]) -> None:
+        self._todo = list(todo)
+        self._written: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def take(self) -> tuple[int, Part] | None:
+        """The next part with its number; None when there are no more."""
+        with self._lock:
+            free = (i for i, (_, part) in enumerate(self._todo) if not any(self._written[f] for f in part.files))
+            if not self._todo:
+                return None
+            number, part = self._todo.pop(next(free, 0))
+            self._written.update(part.files)
+            return number, part
+
+    def done(self, part: Part) -> None:
+        """Nobody works at it any more."""
+        with self._lock:
+            self._written.subtract(part.files)
+
+    def __enter__(self) -> "Queue":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            with self._lock:
+                self._todo.clear()
 
 
 def bands(shape: tuple[int, ...], dtypes: tuple[str, str], limit: int) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,7 @@ from megatron_rl.resharding.plan import position
 from megatron_rl.resharding.stored import FP8, ITEMSIZES, Place, Stored
 
 Ints = tuple[int, ...]
+PORTION = 1 << 16  # bytes in one call: with more Linux looks for larger pages, which may take longer than copying
 Bits = np.ndarray[Any, Any]  # elements as they lie, whatever they mean: unsigned integers of their size
 
 
@@ -80,7 +81,7 @@ def _transfer(call: Callable[[int, Any, int], int], handle: int, content: Bits, 
     """Have a contiguous array read or written, from byte ``at`` of the file on; bytes done: less where it ends."""
     left = content.reshape(-1).view(np.uint8).data
     while left:
-        count = call(handle, left, at + content.nbytes - len(left))
+        count = call(handle, left[:PORTION], at + content.nbytes - len(left))
         if not count:
             break
         left = left[count:]

@@ -19,7 +19,7 @@ from megatron_rl.atomic import flush
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.journal import NAME, Journal
 from megatron_rl.resharding.convert.kernel import WAYS, Files, copy_run
-from megatron_rl.resharding.convert.parts import COPIES_OF_A_BAND, Band, Part, make_parts
+from megatron_rl.resharding.convert.parts import COPIES_OF_A_BAND, Band, Part, Queue, make_parts
 from megatron_rl.resharding.fp8_layout import BLOCK
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.space import require_space
@@ -147,7 +147,13 @@ class Conversion:
             for file in part.files:
                 left[file] += 1
         lock, busy = threading.Lock(), {file.path: threading.Lock() for file in self.target.files}
-        ways = list(WAYS)
+        ways, queue = list(WAYS), Queue(todo)
+
+        def work() -> None:
+            with queue:
+                while taken := queue.take():
+                    carry_out(*taken)
+                    queue.done(taken[1])
 
         def carry_out(number: int, part: Part) -> None:
             with Files(partial, busy) as files:
@@ -167,17 +173,12 @@ class Conversion:
                 journal.file(file)
             progress(part.size)
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            futures = [pool.submit(carry_out, number, part) for number, part in todo]
-            try:
-                self.prove()
-                small = self.target.small_files()
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
+        with ThreadPoolExecutor(self.threads) as pool, queue:
+            futures = [pool.submit(work) for _ in range(self.threads)]
+            self.prove()
+            small = self.target.small_files()
+            for future in as_completed(futures):
+                future.result()
         for new in self.target.files if sync else ():
             if new.path not in left and new.path not in journal.files:
                 flush(partial / new.path)

@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 from megatron_rl.resharding.fp8_layout import SCALE, scale_shape
-from megatron_rl.resharding.hf_folder import INDEX, divide, file_name, header_bytes, index_file, small_files
+from megatron_rl.resharding.hf_folder import INDEX, divide, file_name, header_bytes, index_file, page_shift, small_files
 from megatron_rl.resharding.layout import ParallelSizes, row_major
 from megatron_rl.resharding.stored import FP8, ITEMSIZES, PAGE, NewFile, Place, Stored
 from megatron_rl.resharding.torch_dist.writer import TorchDistWriter
@@ -37,7 +37,9 @@ class HfTarget:
         places: dict[str, Place] = {}
         copied = {name: _position(source, name) for name in dtypes if dtypes[name] == source.dtypes[name]}
         for path, names in self._names.items():
-            names.sort(key=lambda name: sizes[name] % PAGE != 0)  # what would shift the others comes last
+            # what would shift the others comes last, unless all still lie as in a file with names in order
+            orders = [sorted(names, key=lambda name: sizes[name] % PAGE != 0), sorted(names)]
+            names[:] = max(orders, key=lambda order: page_shift(order, sizes, copied)[1])
             header, begins = header_bytes(((name, *described[name]) for name in names), copied)
             self.files.append(NewFile(path, len(header) + sum(sizes[name] for name in names), [(0, header)]))
             places |= {name: Place(Path(path), begins[name], described[name][0]) for name in names}
