@@ -3,9 +3,9 @@
 A random Qwen3-0.6B-shaped bfloat16 folder (--layers makes it larger) is converted to Megatron's torch_dist and back by
 the command line, each time as a process of its own, start and planning included. `cp` copies the same weights, warm in
 the page cache, in turn with it; another copy is made and removed before each of them, because memory of a virtual
-machine that has been free for a while may have to be fetched from the host again. A conversion is on the disk when it
-ends, which `cp` does not promise, so `cp` is timed with and without fsync. Every figure is the best of the repeats;
-memory is the process's peak resident size.
+machine that has been free for a while may have to be fetched from the host again. Python keeps its bytecode, as it does
+unless told otherwise. A conversion is on the disk when it ends, which `cp` does not promise, so `cp` is timed with and
+without fsync. Every figure is the best of the repeats; memory is the process's peak resident size.
 
 With --mbridge, an interpreter that has megatron-core and mbridge does the same work: mbridge loads the folder into a
 model that megatron-core saves, and the other way round.
@@ -49,6 +49,7 @@ CONFIG: dict[str, Any] = {
 }
 CONVERT = [sys.executable, "-m", "megatron_rl.cli", "convert"]
 WAYS = ("hf-to-megatron", "megatron-to-hf")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 MBRIDGE = Path(__file__).parent / "mbridge_convert.py"
 
 
@@ -75,7 +76,7 @@ def timed(command: Sequence[str | Path]) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and peak resident MB of a process that must succeed; nothing waits for the disk."""
     os.sync()
     started = time.perf_counter()
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, command
     return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3
