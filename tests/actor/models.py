@@ -36,6 +36,18 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
 }
 
+QWEN3 = {  # a config.json of the least that can be said
+    "model_type": "qwen3",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rope_theta": 10000.0,
+}
+
 
 def write_model(name: str, folder: Path) -> torch.nn.Module:
     """Save a random model (norms and biases random too) and return it in eval mode, fp32."""

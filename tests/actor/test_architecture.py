@@ -8,18 +8,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from megatron_rl.actor.architecture import differences, read_architecture
-
-QWEN3: dict[str, Any] = {
-    "model_type": "qwen3",
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "rope_theta": 10000.0,
-}
+from tests.actor.models import QWEN3
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from megatron_rl.rollout.check import check_rollout
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.check import check_sglang_model
 from megatron_rl.rollout.sglang.versions import supported
+from tests.actor.models import QWEN3
 
 ELSEWHERE = "http://10.0.0.7:30000"  # servers that run elsewhere need no package here
 
@@ -133,21 +134,11 @@ def test_modes_that_exclude_each_other() -> None:
 
 
 def test_sizes_that_do_not_divide_the_model() -> None:
-    hf_config = {
-        "model_type": "qwen3",
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
-    assert check_sglang_model(SGLangConfig(tensor_parallel=2), hf_config) == []
-    found = check_sglang_model(SGLangConfig(tensor_parallel=3), hf_config)
+    assert check_sglang_model(SGLangConfig(tensor_parallel=2), QWEN3) == []
+    found = check_sglang_model(SGLangConfig(tensor_parallel=3), QWEN3)
     assert found[0] == "rollout.sglang.tensor_parallel=3 does not divide num_attention_heads=4."
     assert len(found) == 3
-    mixture = hf_config | {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16}
+    mixture = QWEN3 | {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16}
     mixture |= {"num_experts_per_tok": 2, "tie_word_embeddings": True}
     (said,) = check_sglang_model(SGLangConfig(), mixture)
     assert said.startswith("SGLang's Qwen3-MoE has a head of its own")

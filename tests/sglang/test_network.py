@@ -21,7 +21,7 @@ from tests.conftest import free_port
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, changed, gap
 from tests.sglang.test_recovery import SHORT, during, scheduler, wait_for_all
-from tests.sglang.test_runs import COMMAND, ENVIRONMENT, SMALL, train
+from tests.sglang.test_runs import COMMAND, ENVIRONMENT, launch, train
 
 Models = Callable[[str], tuple[Path, PreTrainedModel]]
 
@@ -67,14 +67,7 @@ def test_an_engine_is_filled_over_the_network_and_filled_again_after_a_restart(
 
 def refused(folder: Path, *overrides: str) -> str:
     """What is said of a run that cannot use its engine."""
-    where = [f"run.folder={folder}", "run.name=refused", "run.resume=never"]
-    done = subprocess.run(
-        [*COMMAND, "train", "quickstart", *where, *SMALL, *overrides],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = launch(folder, "refused", "run.resume=never", *overrides)
     assert done.returncode == 2, (done.returncode, done.stderr[-2000:])
     return done.stderr
 

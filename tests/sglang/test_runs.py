@@ -27,16 +27,15 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 COMMAND = [sys.executable, "-m", "megatron_rl.cli"]
 
 
+def launch(folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """A run to its end, however that is."""
+    command = [*COMMAND, "train", "quickstart", f"run.folder={folder}", f"run.name={name}", *SMALL, *overrides]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+
+
 def train(folder: Path, name: str, *overrides: str) -> tuple[RunFolder, list[dict[str, Any]]]:
-    """A run to its end, and its RL steps."""
-    where = [f"run.folder={folder}", f"run.name={name}"]
-    done = subprocess.run(
-        [*COMMAND, "train", "quickstart", *where, *SMALL, *overrides],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    """A run that succeeds, and its RL steps."""
+    done = launch(folder, name, *overrides)
     assert done.returncode == 0, done.stderr
     run = RunFolder(folder / name)
     rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
