@@ -2,9 +2,9 @@
 
 In the model's own dtype a sum depends on the order of its terms, and so on the batch, the sharding and the library:
 an engine's log-probs are never quite the actor's. Here the order moves the last bits of a float64 at most, which the
-rounding takes away. ``rollout.true_on_policy`` does the same to the engine's layers; the two must round at the same
-places: what a linear layer, a norm and the activation return, not the logits. Gradients are computed in the model's
-dtype as ever.
+rounding takes away. ``megatron_rl.rollout.true_on_policy`` does the same to the engine's layers; the two must round at
+the same places: what a linear layer, a norm and the activation return, not the logits. Gradients are computed in the
+model's dtype as ever.
 """
 
 from typing import Any
