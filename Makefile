@@ -13,7 +13,7 @@ INSTALL := $(PIP) install -qq --prefer-binary --no-compile -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test sglang test-sglang test-sglang-versions lint clean
+.PHONY: quickstart test sglang test-sglang test-sglang-versions test-gpu lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -34,6 +34,10 @@ test-sglang-versions: $(VENV)/installed-dev $(VENV)/installed-sglang
 	$(PIP) install -qq --no-deps --upgrade --target $(VENV)/sglang-$$v sglang==$$v \
 	&& PYTHONPATH=$(abspath $(VENV))/sglang-$$v OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/sglang/test_engine.py \
 	|| exit 1; done
+
+# Each test says why it is skipped where there is no GPU, or too few.
+test-gpu: $(VENV)/installed-dev $(VENV)/installed-sglang
+	$(BIN)/python -m pytest -rs tests/gpu $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

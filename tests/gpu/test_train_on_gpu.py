@@ -50,21 +50,27 @@ def test_quickstart(dtype: str, gap: float, tmp_path: Path) -> None:
 
 COLOCATED = ["rollout.sglang.colocated=true"]
 FP8 = ["rollout.sglang.fp8=true", "model.architecture.num_key_value_heads=4"]  # keys and values of whole tiles
+EXPERTS = [  # each of the engine's two workers has two of the four
+    *("model.architecture.model_type=qwen3_moe", "model.architecture.num_experts=4"),
+    *("model.architecture.num_experts_per_tok=2", "model.architecture.moe_intermediate_size=64"),
+    *("model.architecture.norm_topk_prob=true", "model.architecture.tie_word_embeddings=false"),
+    *("rollout.sglang.tensor_parallel=2", "rollout.sglang.expert_parallel=2"),
+]
 
 
 @pytest.mark.parametrize(
     ("transport", "how"),
     [
         *(("cuda_ipc", []), ("shared_memory", []), ("gloo", []), ("nccl", [])),
-        *(("cuda_ipc", COLOCATED), ("cuda_ipc", FP8), ("gloo", FP8)),
+        *(("cuda_ipc", COLOCATED), ("cuda_ipc", FP8), ("gloo", FP8), ("cuda_ipc", EXPERTS)),
     ],
 )
 def test_sglang_is_swapped(transport: str, how: list[str], tmp_path: Path) -> None:
     """The trainer's GPU is the engine's too; over NCCL they need one each."""
     if machine.installed("sglang") is None:
         pytest.skip("needs SGLang: make sglang")
-    if transport == "nccl" and torch.cuda.device_count() < 2:
-        pytest.skip("NCCL connects different GPUs, and there is one")
+    if (transport == "nccl" or how is EXPERTS) and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs: NCCL connects different ones, and every worker of an engine has its own")
     options = [
         *("sft.steps=4", "run.steps=3", "evaluation.prompts=16", "evaluation.every=0", "tracking.wandb=off"),
         *(f"run.folder={tmp_path}", "model.dtype=bfloat16", "actor.tensor_parallel=1", "rollout.engine=sglang"),
