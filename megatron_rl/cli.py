@@ -1,6 +1,7 @@
 """The command line: megatron-rl train | check | plan | recipes | options | convert | serve | engine."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (full := full_disk(error)) is None:
             raise
         said = full
+    except KeyboardInterrupt as interrupt:
+        print(f"Interrupted. {interrupt}".rstrip(), file=sys.stderr)
+        return 128 + signal.SIGINT
     print(f"{ERROR_PREFIX}{said}", file=sys.stderr)
     return BAD_INPUT
 

@@ -11,6 +11,14 @@ class InputError(ValueError):
     """
 
 
+def named(error: OSError) -> str:
+    """What the system refused, as a sentence that names the file."""
+    reason = error.strerror or str(error)
+    if error.errno in (ENOSPC, EDQUOT):
+        reason = "no space left there"
+    return f"{error.filename} cannot be used: {reason}." if error.filename else f"The system refused: {reason}."
+
+
 def full_disk(error: BaseException) -> InputError | None:
     """What to tell the user when a full disk is at the root of an exception; None when it is not."""
     seen: list[BaseException] = []

@@ -222,6 +222,12 @@ def header_bytes(
     return header, {name: len(header) + at for name, at in begins.items()}
 
 
+def carried(origin: Path | None) -> list[Path]:
+    """The files of a model folder that go along with its weights: tokenizer and generation config."""
+    files = sorted(origin.iterdir()) if origin is not None else []
+    return [file for file in files if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _CARRIED)]
+
+
 def small_files(
     hf_config: Mapping[str, Any], dtype: str, origin: Path | None, *, fp8: bool = False
 ) -> dict[str, bytes]:
@@ -230,10 +236,7 @@ def small_files(
     config.json for weights of this dtype (with ``fp8``, of all but the quantised ones), and the tokenizer files and
     generation_config.json of the folder ``origin``.
     """
-    found = {}
-    for file in sorted(origin.iterdir()) if origin is not None else ():
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _CARRIED):
-            found[file.name] = file.read_bytes()
+    found = {file.name: file.read_bytes() for file in carried(origin)}
     config = {"architectures": [family(hf_config).architecture], **hf_config}
     key = "torch_dtype" if "torch_dtype" in config else "dtype"  # transformers 4 and 5
     config[key] = TORCH_DTYPES[dtype]

@@ -67,10 +67,11 @@ def test_there_and_back(tmp_path_factory: pytest.TempPathFactory, case: Case) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "SHORTEST_RUN", 8)
         patch.setattr(parts, "PART", 64)
-        there = Conversion(source, MegatronTarget(source, sizes, source.dtypes), buffer=1024, threads=2)
+        patch.setattr(parts, "BAND", 64)
+        there = Conversion(source, MegatronTarget(source, sizes, source.dtypes), buffer=1 << 22, threads=2)
         there.run(path / "megatron")
         middle = open_torch_dist(path / "megatron", case.config)
-        back = Conversion(middle, HfTarget(middle, middle.dtypes, path / "hf", 500), buffer=1024, threads=2)
+        back = Conversion(middle, HfTarget(middle, middle.dtypes, path / "hf", 500), buffer=1 << 22, threads=2)
         back.run(path / "back")
     found = read_folder(path / "back")
     assert found.keys() == hf.keys() and all(torch.equal(found[name], hf[name]) for name in hf)

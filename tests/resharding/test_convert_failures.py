@@ -1,12 +1,11 @@
-"""Conversions that are killed, and every kind of bad input: exit code 2, one paragraph, nothing left or touched."""
+"""Every kind of bad input to a conversion: exit code 2, one paragraph, nothing left or touched."""
 
 import json
+import os
 import pickle
-import random
 import re
 import shutil
-import subprocess
-import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,89 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_rl.cli import main
-from megatron_rl.resharding.convert.journal import Journal
+from megatron_rl.resharding.convert.options import _size
 from tests.resharding.reference import hf_tensors
-from tests.resharding.test_files import CONFIG, MOE, SECOND, cut, edit_index, write_folder
-
-# Converts in small parts, and is killed by the kernel when so many of them are reported done (argument 4; 0: never).
-CONVERT = """
-import os, signal, sys
-from itertools import count
-from megatron_rl.cli import main
-from megatron_rl.resharding.convert import command, parts, run
-source, target, kind, number = sys.argv[1:5]
-parts.PART, parts.SHORTEST_RUN = 4096, 256
-begin = run.Conversion.run
-reports = count()  # the first is what an earlier attempt did
-def report(size):
-    if next(reports) == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-if int(number):
-    run.Conversion.run = lambda self, folder, progress, sync: begin(self, folder, report, sync=sync)
-sys.exit(main(["convert", kind, source, target, *sys.argv[5:]]))
-"""
-
-
-def child(source: Path, target: Path, kind: str, parts: int, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CONVERT, str(source), str(target), kind, str(parts), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def small_model(folder: Path, config: dict[str, Any] = MOE, files: int = 3) -> Path:
-    return write_folder(folder, hf_tensors(config, tags=False), config, files)
-
-
-@pytest.mark.parametrize("kind", ["hf-to-megatron", "megatron-to-hf"])
-def test_killed_conversions_go_on_and_give_the_same(kind: str, tmp_path: Path) -> None:
-    config = MOE | {"hidden_size": 64, "moe_intermediate_size": 48}
-    source = small_model(tmp_path / "hf", config)
-    options = ["--tensor-parallel", "2"]
-    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "m"), *options]) == 0
-    if kind == "megatron-to-hf":
-        source, options = tmp_path / "m", ["--max-shard-size", "100kB"]
-    assert child(source, tmp_path / "whole", kind, 0, *options).returncode == 0
-    numbers, target = random.Random(7), tmp_path / "target"
-    partial = tmp_path / ".target.partial"
-    kills, done = 0, 0
-    for attempt in range(40):  # later and later, so that it comes to an end
-        result = child(source, target, kind, numbers.randint(1, 5) * (attempt + 1), *options)
-        if result.returncode == 0:
-            break
-        assert result.returncode == -9, result.stderr
-        assert not target.exists() and not (partial / ".metadata").exists() and not (partial / "config.json").exists()
-        kills += 1
-        journal = partial / "conversion.journal"
-        done = max(done, journal.read_text().count("part ") if journal.exists() else 0)
-    assert kills >= 2 and done >= 2, "the process was never killed at work"
-    assert "continued where it was" in result.stdout
-    assert contents(target) == contents(tmp_path / "whole")
-    assert not partial.exists()
-
-
-def test_what_a_killed_conversion_left_is_not_mixed_with_another(tmp_path: Path) -> None:
-    source, target = small_model(tmp_path / "hf"), tmp_path / "target"
-    partial = tmp_path / ".target.partial"
-    assert child(source, target, "hf-to-megatron", 2).returncode == -9
-    journal = (partial / "conversion.journal").read_text().splitlines()
-    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "other"), "--tensor-parallel", "2"]) == 0
-    assert main(["convert", "hf-to-megatron", str(source), str(target), "--tensor-parallel", "2"]) == 0
-    assert contents(target) == contents(tmp_path / "other") and json.loads(journal[0])["identity"]
-
-
-def test_after_a_reboot_only_flushed_files_count(tmp_path: Path) -> None:
-    head = {"identity": "x", "boot": "another"}
-    lines = [json.dumps(head), "part 0.", "part 1.", "file a.", "part 2.", "par"]
-    (tmp_path / "conversion.journal").write_text("\n".join(lines))
-    journal = Journal(tmp_path, "x")
-    journal.keep({0: {"a"}, 1: {"a", "b"}, 2: {"b"}})
-    assert journal.resumed and journal.parts == {0} and journal.files == {"a"}
-    journal.close()
-    again = Journal(tmp_path, "y")
-    assert not again.resumed and not again.parts
+from tests.resharding.test_convert_resume import contents, small_model
+from tests.resharding.test_files import CONFIG, SECOND, cut, edit_index, write_folder
 
 
 def break_distcp(folder: Path, size: int | None = None, at: int = 0) -> None:
@@ -115,6 +35,11 @@ def break_distcp(folder: Path, size: int | None = None, at: int = 0) -> None:
 def edit_config(folder: Path, changes: dict[str, object]) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def touch(path: Path) -> Path:
+    path.touch()
+    return path
 
 
 def retype(folder: Path) -> None:
@@ -151,6 +76,8 @@ HF: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         r"num_attention_heads=4.*num_key_value_heads=2.*--pipeline-parallel=5 .*--expert-parallel=3 ",
     ),
     "space": (lambda f: None, [], r"MB free; the checkpoint needs"),
+    "space for the rest": (lambda f: os.truncate(touch(f / "tokenizer.json"), 1 << 43), [], r"needs 8796093 MB"),
+    "shard as a name": (lambda f: edit_index(f, {"model.norm.weight": "x" * 999}), [], r"x{999}"),
     "no folder": (lambda f: shutil.rmtree(f), [], r"config\.json does not exist: a Hugging Face model folder"),
 }
 MEGATRON: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
@@ -225,14 +152,58 @@ def test_a_target_that_exists_is_not_touched(tmp_path: Path, capsys: pytest.Capt
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "there"]
 
 
-def test_two_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+TARGETS: dict[str, tuple[str, str]] = {
+    "a file above": ("source/config.json/x", r"config\.json/x cannot be made: \S+config\.json is no folder"),
+    "a device above": ("/dev/null/x", r"/dev/null is no folder"),
+    "dangling": ("dangling", r"dangling exists already"),
+    "taken": ("taken", r"\.taken\.partial, where the work is done, is no folder: remove it"),
+    "long": ("x" * 250, r"The name x{250} is too long"),
+    "dots": ("none/..", r"none/\.\. does not name a folder"),
+}
+
+
+@pytest.mark.parametrize("what", TARGETS)
+def test_targets_that_cannot_be(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = small_model(tmp_path / "source", CONFIG)
-    (tmp_path / ".target.partial").mkdir()
-    other = Journal(tmp_path / ".target.partial", "x")
-    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "target")]) == 2
-    assert "Another process is converting into" in capsys.readouterr().err
-    other.close()
-    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "target")]) == 0
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / ".taken.partial").write_text("mine")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    target, message = TARGETS[what]
+    assert main(["convert", "hf-to-megatron", str(source), os.path.join(tmp_path, target)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert re.search(message, error), error
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["hf-to-megatron", "verify"])
+def test_what_the_system_refuses_is_named(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, really = small_model(tmp_path / "source", CONFIG), os.open
+
+    def refuse(path: os.PathLike[str] | str, *arguments: int, **keywords: Any) -> int:
+        if str(path).endswith(SECOND):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert main(["convert", command, str(source), str(tmp_path / "target" if command != "verify" else source)]) == 2
+    error = capsys.readouterr().err
+    assert f"{SECOND} cannot be used: Permission denied." in error
+    left = [".target.partial"] * ("goes on with what is in" in error)  # parts of other files
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*left, "source"]
+
+
+@pytest.mark.parametrize(("text", "size"), [("2048KiB", 2 << 20), ("5GB", 5 * 10**9), ("1 TB", 10**12), ("7", 7)])
+def test_sizes(text: str, size: int) -> None:
+    assert _size(text) == size
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5GB", "²", "GB", "1iB"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="is no size; write 256MiB"):
+        _size(text)
 
 
 def test_dtypes_that_megatron_cannot_keep_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,8 @@ def _options_wrong(options: argparse.Namespace) -> list[str]:
         problems.append(f"--threads={options.threads} is not positive.")
     if options.buffer_size < 1 << 20:
         problems.append(f"--buffer-size={options.buffer_size} is less than 1MiB.")
+    if getattr(options, "max_shard_size", None) == 0:
+        problems.append("--max-shard-size=0 leaves no room for a tensor.")
     return problems
 
 

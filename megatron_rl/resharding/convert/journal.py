@@ -21,7 +21,7 @@ def _boot() -> str:
 
 
 class Journal:
-    """The journal of a work folder, held by one process at a time.
+    """The journal of a work folder, which is made where there is none, held by one process at a time.
 
     ``identity`` says what is converted into what: a journal of another conversion is not ``resumed``.
     Raises InputError when another process holds it.
@@ -29,12 +29,7 @@ class Journal:
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.path = folder / NAME
-        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._handle)
-            raise InputError(f"Another process is converting into {folder}. Wait for it, or end it.") from None
+        self._handle = _hold(self.path)
         self.parts: set[int] = set()
         self.files: set[str] = set()
         lines = self.path.read_bytes().decode(errors="replace").splitlines()
@@ -53,7 +48,7 @@ class Journal:
             self._write(json.dumps(head))
             for file in self.files:
                 self.file(file)
-            for part in self.parts if not self.rebooted else ():
+            for part in sorted(self.parts) if not self.rebooted else ():
                 self.part(part)
 
     def keep(self, part_files: Mapping[int, set[str]]) -> None:
@@ -63,6 +58,7 @@ class Journal:
 
     def part(self, number: int) -> None:
         """Note that a part is written."""
+        self.parts.add(number)
         self._write(f"part {number}.")
 
     def file(self, name: str) -> None:
@@ -74,6 +70,31 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._handle)
+
+
+def _hold(path: Path) -> int:
+    """Open and lock a file. Who held it before may have moved or removed it meanwhile: then there is a new one."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is(path, handle):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise InputError(f"Another process is converting into {path.parent}. Wait for it, or end it.") from None
+        os.close(handle)
+
+
+def _is(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _json(text: str) -> dict[str, str]:

@@ -6,7 +6,9 @@ import os
 import re
 from pathlib import Path
 
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+from megatron_rl.errors import InputError, named
+
+_PREFIXES = "kMGT"  # of sizes
 
 EPILOG = """\
 examples:
@@ -87,10 +89,11 @@ def _threads() -> int:
 
 
 def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+)\s*([kMG]i?|)B?", text)
-    if not found or found[2] not in _UNITS:
+    found = re.fullmatch(rf"(\d+)\s*(?:([{_PREFIXES}])(i?))?B?", text.replace("K", "k"), re.ASCII)
+    if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 256MiB, 5GB or a number of bytes")
-    return int(found[1]) * _UNITS[found[2]]
+    power = _PREFIXES.index(found[2]) + 1 if found[2] else 0
+    return int(found[1]) * (1024 if found[3] else 1000) ** power
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -99,6 +102,10 @@ def _run(options: argparse.Namespace) -> int:
     gc.disable()  # a plan is many small objects without cycles: looking for them takes most of the planning
     try:
         result: int = getattr(command, options.convert)(options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{named(error)} Put that right, and give the same command again.") from error
     finally:
         gc.enable()
     return result

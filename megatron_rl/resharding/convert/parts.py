@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.kernel import Run
 from megatron_rl.resharding.fp8_layout import BLOCK
 from megatron_rl.resharding.layout import merged, row_major
@@ -16,8 +17,9 @@ from megatron_rl.resharding.stored import FP8, ITEMSIZES, Stored
 
 PART = 32 << 20  # bytes between two entries of the journal
 SHORTEST_RUN = 16 << 10  # bytes; shorter ones go through memory, many in one read
-CACHED = 1 << 20  # bytes of a band that is only read and written: they stay in the processor's cache between
+BAND = 1 << 20  # bytes of the rows that go through memory together: they stay in the processor's cache between
 COPIES_OF_A_BAND = 8  # a cast through FP8 needs the rows in float32 and more
+LEAST = 4 << 20  # bytes that a thread takes for anything
 
 
 class Band(NamedTuple):
@@ -70,17 +72,47 @@ class Queue:
                 self._todo.clear()
 
 
-def bands(shape: tuple[int, ...], dtypes: tuple[str, str], limit: int) -> Iterator[tuple[int, int]]:
-    """Rows that go through memory together: at most ``limit`` bytes of either dtype, and whole tiles of FP8."""
-    rows = max(limit // (prod(shape[1:]) * max(ITEMSIZES[d] for d in dtypes)), 1)
-    if FP8 in dtypes:
-        rows = max(rows // BLOCK, 1) * BLOCK
+def _rows_together(shape: tuple[int, ...], dtypes: tuple[str, str]) -> int:
+    """At most ``BAND`` bytes in either dtype, and whole tiles of FP8."""
+    rows = max(BAND // (prod(shape[1:]) * max(ITEMSIZES[d] for d in dtypes)), 1)
+    return max(rows // BLOCK, 1) * BLOCK if FP8 in dtypes else rows
+
+
+def bands(shape: tuple[int, ...], dtypes: tuple[str, str]) -> Iterator[tuple[int, int]]:
+    """Rows that go through memory together, [first, last), one after the other."""
+    rows = _rows_together(shape, dtypes)
     for first in range(0, shape[0], rows):
         yield first, min(first + rows, shape[0])
 
 
-def make_parts(plan: Plan, source: Stored, target: Stored, *, threads: int, band_bytes: int) -> list[Part]:
-    """Every part; those of different files take turns, because the kernel lets one thread at a time write to a file."""
+def rules() -> list[int]:
+    """What, besides the plan and the files, decides which part is which."""
+    return [BAND, PART, SHORTEST_RUN]
+
+
+def threads_within(buffer: int, wanted: int, source: Stored, target: Stored) -> int:
+    """How many of the ``wanted`` threads may take bands from one checkpoint to the other in ``buffer`` bytes.
+
+    Raises InputError when one alone needs more: the tiles of wide FP8 weights cannot be had in smaller bands.
+    """
+    needed, widest = LEAST, ""
+    for name, spec in target.layout.tensors.items():
+        dtypes = source.dtypes[name], target.dtypes[name]
+        itemsize = 4 if FP8 in dtypes else max(ITEMSIZES[d] for d in dtypes)
+        rows = min(_rows_together(spec.shape, dtypes), spec.shape[0])
+        size = rows * prod(spec.shape[1:]) * itemsize * COPIES_OF_A_BAND
+        if size > needed:
+            needed, widest = size, name
+    if needed > buffer and widest:
+        raise InputError(
+            f"Rows of tensor {widest} take up to {-(-needed >> 20)} MiB of memory on their way, and the buffer has "
+            f"{buffer >> 20}: set --buffer-size={-(-needed >> 20)}MiB or more."
+        )
+    return max(min(wanted, buffer // needed), 1)
+
+
+def make_parts(plan: Plan, source: Stored, target: Stored) -> list[Part]:
+    """Every part, file after file: the same ones whatever the threads and the memory that will work at them."""
     copies: dict[str, list[Copy]] = defaultdict(list)
     for copy in plan.copies:
         copies[copy.tensor].append(copy)
@@ -92,13 +124,9 @@ def make_parts(plan: Plan, source: Stored, target: Stored, *, threads: int, band
                 for run in _runs(copy, source, target):
                     _add_run(by_file, run)
         else:
-            limit = band_bytes if dtypes[0] != dtypes[1] else min(band_bytes, CACHED)
-            for first, last in bands(plan.tensors[name].shape, dtypes, limit):
+            for first, last in bands(plan.tensors[name].shape, dtypes):
                 _add_band(by_file, Band(name, first, last), target)
-    lists = list(by_file.values())
-    groups = (lists[i : i + threads] for i in range(0, len(lists), threads))
-    turns = (part for group in groups for turn in itertools.zip_longest(*group) for part in turn)
-    return [part for part in turns if part is not None]
+    return [part for parts in by_file.values() for part in parts]
 
 
 def _room(by_file: dict[str, list[Part]], file: str, size: int) -> Part:

@@ -1,6 +1,5 @@
 """A conversion: planned, proved, carried out by threads in a hidden folder that is renamed when it is whole."""
 
-import errno
 import json
 import os
 import shutil
@@ -15,12 +14,14 @@ from typing import Protocol
 
 import xxhash
 
+from megatron_rl import __version__
 from megatron_rl.atomic import flush
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, named
 from megatron_rl.resharding.convert.journal import NAME, Journal
 from megatron_rl.resharding.convert.kernel import WAYS, Files, copy_run
-from megatron_rl.resharding.convert.parts import COPIES_OF_A_BAND, Band, Part, Queue, make_parts
+from megatron_rl.resharding.convert.parts import Band, Part, Queue, make_parts, rules, threads_within
 from megatron_rl.resharding.fp8_layout import BLOCK
+from megatron_rl.resharding.hf_folder import carried
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.space import require_space
 from megatron_rl.resharding.stored import NewFile, Stored
@@ -37,6 +38,10 @@ class Target(Protocol):
     def files(self) -> list[NewFile]:
         """Every file of weights."""
 
+    @property
+    def origin(self) -> Path | None:
+        """The folder whose tokenizer and the like are carried along."""
+
     def small_files(self) -> dict[str, bytes]:
         """What makes the folder a checkpoint, by path, in the order in which it is to be written."""
 
@@ -48,10 +53,10 @@ class Conversion:
     """
 
     def __init__(self, source: Stored, target: Target, *, buffer: int, threads: int) -> None:
-        self.source, self.target, self.threads = source, target, threads
+        self.source, self.target = source, target
         self.plan: Plan = make_plan(source.layout, target.stored.layout)
-        band = buffer // threads // COPIES_OF_A_BAND
-        self.parts = make_parts(self.plan, source, target.stored, threads=threads, band_bytes=band)
+        self.parts = make_parts(self.plan, source, target.stored)
+        self.threads = min(threads_within(buffer, threads, source, target.stored), max(len(self.parts), 1))
 
     @property
     def file_bytes(self) -> int:
@@ -65,7 +70,7 @@ class Conversion:
 
     @cached_property
     def identity(self) -> str:
-        """Changes with every file of the source, every byte of the layout and every option that the result shows."""
+        """Changes with every file of the source, every byte of the layout and whatever makes the parts others."""
         state = xxhash.xxh3_128()
         for path in sorted(self.source.files()):
             stat = path.stat()
@@ -75,7 +80,7 @@ class Conversion:
             for at, content in file.frames:
                 state.update(at.to_bytes(8, "little") + content)
         sizes = [part.size for part in self.parts]
-        state.update(json.dumps([self.plan.hash, sizes]).encode())
+        state.update(json.dumps([__version__, *rules(), self.plan.hash, sizes]).encode())
         return state.hexdigest()
 
     def prove(self) -> None:
@@ -90,17 +95,13 @@ class Conversion:
         Work is done in a hidden folder beside it, which a kill leaves behind and the same conversion takes up again.
         The proof runs beside the first copies, so it costs no time; without it the folder never appears. ``sync``
         False does not wait for the disk: then a power cut may take what seemed complete.
-        Raises InputError when the target exists, another process writes it, or there is too little space.
+        Raises InputError when the target exists or cannot be written, another process writes it, or there is too little
+        space; KeyboardInterrupt, saying what stays, on Ctrl-C.
         """
-        if folder.exists():
-            raise InputError(f"{folder} exists already; a checkpoint is written to a new folder only. Name another.")
-        partial = folder.with_name(f".{folder.name}.partial")
-        present = sum(p.stat().st_blocks * 512 for p in partial.iterdir()) if partial.is_dir() else 0
-        existing = next(p for p in folder.absolute().parents if p.exists())
-        require_space(existing, self.file_bytes - present, "the checkpoint", "Free some, or write elsewhere.")
-        partial.mkdir(parents=True, exist_ok=True)
+        partial = self._work_folder(folder)
         journal = Journal(partial, self.identity)
         try:
+            _require_absent(folder)  # who held the journal before may have finished
             self._clear(partial, journal)
             resumed = bool(journal.parts)
             self._prepare(partial)
@@ -109,15 +110,36 @@ class Conversion:
         except (InputError, RuntimeError):
             shutil.rmtree(partial)
             raise
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise InputError(
-                f"{partial} has no space left. Free some and give the same command: it will go on where it was."
-            ) from error
+        except (OSError, KeyboardInterrupt) as error:
+            if not journal.parts:
+                shutil.rmtree(partial, ignore_errors=True)
+            goes_on = f"the same command goes on with what is in {partial}" if journal.parts else "nothing was written"
+            if isinstance(error, OSError):
+                raise InputError(f"{named(error)} Put that right; {goes_on}.") from error
+            raise KeyboardInterrupt(f"{goes_on[0].upper()}{goes_on[1:]}.") from None
         finally:
             journal.close()
         return resumed
+
+    def _work_folder(self, folder: Path) -> Path:
+        """Where the folder is made. Raises InputError when it cannot be, or there is too little space."""
+        _require_absent(folder)
+        if folder.name in ("", ".."):
+            raise InputError(f"{folder} does not name a folder that can be made: end it with the new folder's name.")
+        partial = folder.with_name(f".{folder.name}.partial")
+        existing = next(p for p in folder.absolute().parents if os.path.lexists(p))
+        if not existing.is_dir():
+            raise InputError(f"{folder} cannot be made: {existing} is no folder. Name another target.")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"{folder} cannot be made: there is no permission to write in {existing}.")
+        if len(os.fsencode(partial.name)) > os.pathconf(existing, "PC_NAME_MAX"):
+            raise InputError(f"The name {folder.name} is too long for the work folder {partial.name}: shorten it.")
+        if os.path.lexists(partial) and not partial.is_dir():
+            raise InputError(f"{partial}, where the work is done, is no folder: remove it, or name another target.")
+        present = sum(p.stat().st_blocks * 512 for p in partial.iterdir()) if partial.is_dir() else 0
+        small = sum(file.stat().st_size for file in carried(self.target.origin))
+        require_space(existing, self.file_bytes + small - present, "the checkpoint", "Free some, or write elsewhere.")
+        return partial
 
     def _clear(self, partial: Path, journal: Journal) -> None:
         """Remove what another conversion left, and forget what a reboot may have lost."""
@@ -201,11 +223,18 @@ class Conversion:
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(content)
         weights = {new.path for new in self.target.files}
-        (partial / NAME).unlink()
         if sync:
             for path in (*sorted(partial.rglob("*"), reverse=True), partial):  # a folder's files before the folder
                 if path.name not in weights:
                     flush(path)
+        _require_absent(folder)
         partial.rename(folder)
+        (folder / NAME).unlink()  # not before: it is the lock that keeps others out of the work folder
         if sync:
+            flush(folder)
             flush(folder.absolute().parent)
+
+
+def _require_absent(folder: Path) -> None:
+    if os.path.lexists(folder):
+        raise InputError(f"{folder} exists already; a checkpoint is written to a new folder only. Name another.")

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from megatron_rl.resharding.convert.kernel import Files
-from megatron_rl.resharding.convert.parts import COPIES_OF_A_BAND, Band, bands
+from megatron_rl.resharding.convert.parts import Band, bands, threads_within
 from megatron_rl.resharding.convert.rows import read_rows, read_scales, rows_as
 from megatron_rl.resharding.fp8_layout import BLOCK, SCALE, scale_shape
 from megatron_rl.resharding.plan import check_same_tensors
 from megatron_rl.resharding.stored import FP8, ITEMSIZES, Stored
-
-LARGEST_BAND = 4 << 20  # bytes compared at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,11 @@ def first_difference(
     compared. Raises InputError when they are not of one model.
     """
     check_same_tensors(first.layout, second.layout)
-    limit = min(buffer // threads // COPIES_OF_A_BAND, LARGEST_BAND)
+    threads = threads_within(buffer, threads, first, second)
     todo = (
         Band(name, *rows)
         for name, spec in second.layout.tensors.items()
-        for rows in bands(spec.shape, (first.dtypes[name], second.dtypes[name]), limit)
+        for rows in bands(spec.shape, (first.dtypes[name], second.dtypes[name]))
     )
     with ThreadPoolExecutor(threads) as pool:
         for band, difference in _in_order(pool, lambda band: _compare(first, second, band), todo, 4 * threads):
