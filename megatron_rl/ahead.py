@@ -6,6 +6,7 @@ from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
+_LOOK = 0.1  # seconds
 
 
 class Ahead(Generic[_T]):
@@ -28,9 +29,10 @@ class Ahead(Generic[_T]):
                 self._begun[later] = _begin(self.make, later)
         return self._begun.pop(step).result()
 
-    def finish(self) -> None:
-        """Wait for all that were begun; what they raise is raised when they are taken."""
-        wait(self._begun.values())
+    def finish(self, stalled: Callable[[], bool]) -> None:
+        """Wait for all that were begun, unless they are ``stalled``; what they raise is raised when they are taken."""
+        while wait(self._begun.values(), timeout=_LOOK).not_done and not stalled():
+            pass
 
 
 def _begin(make: Callable[[int], _T], step: int) -> "Future[_T]":

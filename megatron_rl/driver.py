@@ -167,9 +167,9 @@ class Driver:
         return batch
 
     def before_swap(self) -> None:
-        """Unless completions may be interrupted, wait for those that are under way."""
+        """Unless completions may be interrupted, wait for those that are under way and have an engine."""
         if not self.config.rollout.in_flight:
-            self.rollouts.finish()
+            self.rollouts.finish(self.engine.stalled)
 
     def collect(self, step: int) -> Batch:
         """One rollout of the present policy: prompts, completions, rewards, advantages, mini-batches."""

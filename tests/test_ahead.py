@@ -27,7 +27,7 @@ def test_each_is_begun_once_and_at_most_so_many_steps_before_it_is_taken(bound: 
     for step in range(6):
         taking[0] = step
         assert ahead.take(step) == step * 10
-        ahead.finish()
+        ahead.finish(lambda: False)
     assert begun == {step: max(0, step - bound) for step in range(6)}
 
 
@@ -42,7 +42,8 @@ def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None
 
     ahead = Ahead(make, 1, 3)
     assert ahead.take(0) == 0
-    finished = threading.Thread(target=ahead.finish)
+    ahead.finish(lambda: True)  # what is under way cannot go on: it is not waited for
+    finished = threading.Thread(target=ahead.finish, args=(lambda: False,))
     finished.start()
     assert finished.is_alive()
     gate.set()

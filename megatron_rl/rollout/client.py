@@ -89,6 +89,10 @@ class EmbeddedEngine:
     def release(self) -> None:
         """Nothing: the embedded engine keeps its memory, and takes weights in swaps only."""
 
+    def stalled(self) -> bool:
+        """See ``protocol.Engine``: an embedded engine that ends ends the run."""
+        return False
+
     def health(self) -> dict[str, Any]:
         """``pid``, ``weight_version`` (-1: poisoned) and ``resident_bytes``."""
         return self._call("health")
@@ -177,6 +181,10 @@ class EnginePool:
     def release(self) -> None:
         """See ``protocol.Engine``."""
         self._all(lambda engine: engine.release())
+
+    def stalled(self) -> bool:
+        """See ``protocol.Engine``."""
+        return any(engine.stalled() for engine in self.engines)
 
     def health(self) -> dict[str, Any]:
         """``engines``: the health of each."""

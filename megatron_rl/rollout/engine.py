@@ -100,6 +100,10 @@ class TransformersEngine:
     def release(self) -> None:
         """Nothing: the embedded engine keeps its memory, and takes weights in swaps only."""
 
+    def stalled(self) -> bool:
+        """Never: an embedded engine that ends ends the run."""
+        return False
+
     def stop(self) -> None:
         """Let go of the ranks' memory."""
         self._poison("the engine was stopped")

@@ -113,6 +113,9 @@ class Engine(Protocol):
     def release(self) -> None:
         """The trainer goes on: its weights change until the next swap, and on a shared GPU it needs the memory."""
 
+    def stalled(self) -> bool:
+        """Whether completions are under way that nothing can go on with before the next swap."""
+
     def health(self) -> dict[str, Any]:
         """Process id, weight version, resident memory in bytes."""
 

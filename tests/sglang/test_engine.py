@@ -99,6 +99,11 @@ def test_sampling_parameters(served: SGLangEngines, model_folder: Models) -> Non
     assert ended.tokens == first[: first.index(first[5]) + 1] and ended.finish_reason == "stop"
 
 
+def test_a_prompt_that_the_server_refuses_is_an_error_at_once(served: SGLangEngines) -> None:
+    with pytest.raises(InputError, match=r"refuses a prompt of 500 tokens with up to 16 more .*answered 400"):
+        served.generate([Request([4] * 500, [1])], GREEDY)
+
+
 def test_completions_under_way_are_swapped_in_flight(
     served: SGLangEngines, trainer: ServedTrainer, model_folder: Models
 ) -> None:

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from transformers import PreTrainedModel
 
-from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.control import WorkerError
+from megatron_rl.rollout.protocol import Completion, Request, Sampling, SwapError
 from megatron_rl.rollout.sglang.engine import SGLangEngines
 from megatron_rl.rollout.sglang.replica import Replica
 from tests.sglang.conftest import ServedTrainer
@@ -95,6 +97,15 @@ def test_one_engine_killed_and_one_hung(pair: SGLangEngines, model_folder: Model
     assert all(psutil.pid_exists(int(name.split("_")[-2])) for name in left)  # a killed server's memory is removed
 
 
+def test_a_router_that_ends_is_started_again(pair: SGLangEngines, model_folder: Models) -> None:
+    requests = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS // 4)]
+    assert pair.router is not None and pair.router.server is not None
+    groups = during(lambda: pair.generate(requests, SHORT), pair.router._process.kill)
+    assert [len(group) for group in groups] == [1] * len(requests)
+    assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
+    assert [state["restarts"] for state in pair.health()["engines"]] == [1, 1]  # theirs, of the test before
+
+
 def test_a_swap_brings_back_an_engine_that_died(
     pair: SGLangEngines, trainer: ServedTrainer, model_folder: Models
 ) -> None:
@@ -107,7 +118,60 @@ def test_a_swap_brings_back_an_engine_that_died(
     assert killed.restarted == 2
 
 
-def test_an_engine_that_fails_too_often_ends_the_run(pair: SGLangEngines) -> None:
+def test_completions_of_lost_engines_are_made_after_the_next_swap(
+    pair: SGLangEngines, trainer: ServedTrainer, model_folder: Models
+) -> None:
+    """The trainer's weights are changing: engines that come back wait for a swap, so it must not wait for them."""
+    pair.release()
+    before = [replica.restarted for replica in pair.replicas]
+
+    def disturb() -> None:
+        for replica in pair.replicas:
+            assert replica.process is not None
+            os.kill(replica.process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while not pair.stalled():
+            assert time.monotonic() < deadline, pair.health()
+            time.sleep(0.1)
+        trainer.swap(pair, 3)
+
+    requests = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS)]
+    groups = during(lambda: pair.generate(requests, SHORT), disturb)
+    assert [len(group) for group in groups] == [1] * PROMPTS
+    assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
+    assert {c.versions for group in groups for c in group} - {((2, 16),)} == {((3, 16),)}
+    assert [replica.restarted for replica in pair.replicas] == [count + 1 for count in before]  # once each
+    assert not pair.stalled()
+
+
+def test_a_swap_that_fails_again_and_again_ends(
+    pair: SGLangEngines, trainer: ServedTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is, attached anew, restarted: that is not allowed any more."""
+    tried, attached = [], []
+    broken = pair.replicas[0]
+    broken.restarted = broken.options.restarts
+    attach = broken.attach
+
+    async def fail(version: int, *arguments: object) -> None:
+        tried.append(version)
+        raise WorkerError("sglang0 0, pull: RuntimeError: the cat is on the keyboard")
+
+    async def note(*arguments: Any) -> Any:
+        attached.append(len(tried))
+        return await attach(*arguments)
+
+    monkeypatch.setattr(broken, "bring", fail)
+    monkeypatch.setattr(broken, "attach", note)
+    with pytest.raises(SwapError, match=r"sglang0 could not be swapped: .*failed again after 3 restarts.*the cat"):
+        trainer.swap(pair, 4)
+    assert tried == [4, 4, 4] and attached == [2]
+    monkeypatch.undo()
+
+
+def test_an_engine_that_fails_too_often_ends_the_run(pair: SGLangEngines, trainer: ServedTrainer) -> None:
+    pair.replicas[0].restarted = 0
+    trainer.swap(pair, 5)
     for replica in pair.replicas:
         replica.restarted = replica.options.restarts
 

@@ -16,6 +16,7 @@ import torch
 
 from megatron_rl import machine
 from megatron_rl.config import Config
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.meeting import BACKENDS, MeetingPlace
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.rollout.channel import api_key
@@ -25,7 +26,7 @@ from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
-from megatron_rl.rollout.sglang.replica import Replica
+from megatron_rl.rollout.sglang.replica import LostError, Replica
 from megatron_rl.rollout.sglang.router import Router
 from megatron_rl.rollout.sglang.swap import Network, Swapped
 from megatron_rl.rollout.sglang.way import chosen_transport, control_host
@@ -138,6 +139,11 @@ class SGLangEngines:
             self._do(self._each(lambda replica: replica.release()))
             self.failed = "the engines gave back their memory"
 
+    def stalled(self) -> bool:
+        """See ``protocol.Engine``: all servers were lost after ``release``."""
+        armed = any(replica.armed for replica in self.replicas)
+        return bool(self._generating) and not self._still and not armed
+
     def health(self) -> dict[str, Any]:
         """``engines``: address, process id, weight version (-1: poisoned), why, and restarts of each."""
         return {
@@ -194,6 +200,7 @@ class SGLangEngines:
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:
             self.router = Router(machine.free_port(), self.key, self.logs / "router.log")
+            self._watching.append(asyncio.ensure_future(self._watch_router(self.router)))
 
     async def _close(self) -> None:
         for task in self._watching:
@@ -225,23 +232,27 @@ class SGLangEngines:
     async def _swap(self, replica: Replica, version: int, hashes: "asyncio.Future[np.ndarray]") -> Swapped:
         """Swap one server, again if it fails, in a new process if it must."""
         assert self.source is not None
-        failed: Exception | None = None
         async with replica.lock:
             while True:
                 try:
-                    if failed is not None or replica.gone or replica.attached is None:
-                        await replica.recover(failed or ServerError("it had ended"), self.source, self.dtype)
+                    await replica.prepare(self.source, self.dtype)
                     swapped = await replica.bring(version, asyncio.shield(hashes), self._way)
-                    await self._route(replica)
-                    return swapped
+                    break
+                except LostError as error:
+                    raise SwapError(f"{replica.name} could not be swapped: {error}") from error
                 except _RECOVERABLE as error:
-                    if failed is not None and (replica.process is None or replica.exhausted):
-                        raise SwapError(f"{replica.name} could not be swapped: {error}") from error
-                    failed = error
+                    replica.failed = error
+            await self._route(replica)
+            return swapped
 
     async def _route(self, replica: Replica) -> None:
-        if self.router is not None:
-            await self.router.add(replica.url, api_key(self.key))
+        """Have the router send requests to a server; one that is just started again gets all that are armed."""
+        if self.router is not None and self.router.ready:
+            try:
+                await self.router.add(replica.url, api_key(self.key))
+            except ServerError as error:
+                print(f"warning: the router does not answer: {error}", flush=True)
+                self.router.ready = False
 
     async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if self.failed:
@@ -264,9 +275,12 @@ class SGLangEngines:
 
     async def _available(self) -> None:
         """Wait for a server that can generate. Raises ServerError when all are lost."""
-        while not any(replica.armed for replica in self.replicas):
+        router = self.router
+        while not any(replica.armed for replica in self.replicas) or (router is not None and not router.ready):
             if all(replica.lost for replica in self.replicas):
                 raise ServerError("; ".join(replica.lost for replica in self.replicas))
+            if router is not None and router.lost:
+                raise ServerError(router.lost)
             await asyncio.sleep(_LOOK)
 
     async def _abort(self, name: str) -> None:
@@ -295,6 +309,27 @@ class SGLangEngines:
                 async with replica.lock:
                     await self._revive(replica, why)
 
+    async def _watch_router(self, router: Router) -> None:
+        """Start a router again that ended or does not answer, with the servers that are armed behind it."""
+        for _ in range(self.options.restarts):
+            while router.server is None or (router.ready and not router.ended):
+                await asyncio.sleep(_WATCH)
+            router.ready = False
+            print("the router is started again: it ended or does not answer", flush=True)
+            router.stop()
+            router.start()
+            with suppress(InputError):  # it is tried again
+                await router.connect(router.server)
+                for replica in self.replicas:
+                    if replica.armed:
+                        await self._route(replica)
+        while router.ready and not router.ended:
+            await asyncio.sleep(_WATCH)
+        router.ready, router.lost = (
+            False,
+            f"the router ended too often (rollout.sglang.restarts); {router.log} says why",
+        )
+
     async def _revive(self, replica: Replica, why: str) -> None:
         """Restart a server and bring it back to the weights that are served; at the next swap if they are changing."""
         assert self.source is not None and self.proof is not None
@@ -306,8 +341,7 @@ class SGLangEngines:
                 await replica.restart(why)
             if not self._still:
                 return
-            if replica.attached is None:
-                await replica.attach(self.source, self.dtype)
+            await replica.prepare(self.source, self.dtype)
             version, hashes = self.proof
             expected: asyncio.Future[np.ndarray] = self._loop.create_future()
             expected.set_result(hashes)
@@ -315,8 +349,9 @@ class SGLangEngines:
             await self._route(replica)
         except SwapError as error:  # the trainer went on meanwhile
             print(f"{replica.name} waits for the next swap: {error}", flush=True)
-        except _RECOVERABLE as error:
-            if replica.exhausted:  # else it is tried again
+        except Exception as error:
+            replica.failed = error
+            if isinstance(error, LostError) or not isinstance(error, _RECOVERABLE):  # else it is tried again
                 print(f"{replica.name} is lost: {error}", flush=True)
                 replica.lost = str(error)
 

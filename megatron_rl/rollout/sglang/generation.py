@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from megatron_rl.errors import InputError
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
-from megatron_rl.rollout.sglang.http import Server, ServerError
+from megatron_rl.rollout.sglang.http import Server, ServerError, UnprocessableError
 
 ATTEMPTS = 8  # at one completion
 ABORTS = 100  # of one completion by its server
@@ -125,7 +126,7 @@ async def generate(
 
     At most ``running`` are under way at a time, and each for at most ``seconds``. ``available`` is awaited before each
     is sent: it returns when a server can take it, and raises when none will. ``abort`` ends a request by its name,
-    wherever it runs.
+    wherever it runs. Raises InputError for a request that the servers refuse, ServerError for one that none answers.
     """
     slots = asyncio.Semaphore(running)
     names = count()
@@ -143,6 +144,11 @@ async def generate(
                 text = Request([*request.tokens, *so_far.tokens], [seed])
                 try:
                     so_far += part(await send_to.generate(body(text, rest, name), seconds), sampling.experts)
+                except UnprocessableError as failed:
+                    raise InputError(
+                        f"A server refuses a prompt of {len(text.tokens)} tokens with up to {rest.max_new_tokens} more "
+                        f"({failed}): see rollout.max_new_tokens, data.max_prompt_tokens and rollout.sglang.args."
+                    ) from failed
                 except ServerError as failed:
                     error, failures = failed, failures + 1
                     await abort(name)  # it may still run

@@ -15,10 +15,15 @@ from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.sglang.versions import supported
 
 _JSON = {"Content-Type": "application/json"}
+_FOR_GOOD = (400, 413, 422)  # answers that the same call will always get
 
 
 class ServerError(ConnectionError):
     """A server is gone, late, or refused a call."""
+
+
+class UnprocessableError(ServerError):
+    """A server will never do what it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class Server:
         except ValueError:
             content = text
         if not 200 <= response.status < 300 or (isinstance(content, dict) and content.get("success") is False):
-            raise ServerError(f"{self.url}{path} answered {response.status}: {text[:500]}")
+            kind = UnprocessableError if response.status in _FOR_GOOD else ServerError
+            raise kind(f"{self.url}{path} answered {response.status}: {text[:500]}")
         return content
 
     async def ask_abilities(self, seconds: float) -> Abilities:

@@ -119,9 +119,11 @@ class ServerProcess:
             yaml.safe_dump(dict(options), out)
         self._command = [sys.executable, "-m", "sglang.launch_server", "--config", str(file)]
         self._popen: subprocess.Popen[bytes] | None = None
+        self._parts: list[psutil.Process] = []
 
     def start(self) -> None:
         """Start it. It dies with the thread that calls this."""
+        self._parts = []
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._began = log.tell()
@@ -137,10 +139,15 @@ class ServerProcess:
     def pid(self) -> int:
         return self._popen.pid if self._popen else 0
 
+    def note_parts(self) -> None:
+        """It is ready: from now on it has ended when one of its schedulers, or its detokenizer, has."""
+        children = psutil.Process(self.pid).children()
+        self._parts = [child for child in children if any(word.startswith("sglang::") for word in child.cmdline())]
+
     @property
     def ended(self) -> bool:
-        """Whether it has been started and is gone."""
-        return self._popen is not None and self._popen.poll() is not None
+        """Whether it has been started and is gone, or a part of it is without which it cannot answer."""
+        return self._popen is not None and (self._popen.poll() is not None or any(map(_gone, self._parts)))
 
     def last_words(self) -> str:
         """The end of what it printed since it was started."""
@@ -187,3 +194,10 @@ def _remove(mapped: set[str]) -> None:
             known = path in mapped or not psutil.pid_exists(int(path.split("_")[-2]))
             if known and os.stat(path).st_uid == os.getuid():
                 os.unlink(path)
+
+
+def _gone(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

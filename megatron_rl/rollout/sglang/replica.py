@@ -13,13 +13,17 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.rollout.config import SGLangConfig
 from megatron_rl.rollout.control import Control, WorkerError
-from megatron_rl.rollout.protocol import Attached, SwapError
+from megatron_rl.rollout.protocol import Attached
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import HOOK, ServerProcess
 from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
 
 _POLL = 0.3  # seconds
 _log = logging.getLogger(__name__)
+
+
+class LostError(ServerError):
+    """A server failed and may not be started again."""
 
 
 class Replica:
@@ -35,6 +39,8 @@ class Replica:
         self.version = -1  # of its weights; negative: poisoned
         self.poisoned = "no complete swap yet"
         self.restarted = 0
+        self.failed: Exception | None = None  # why it is not swapped, since it was last started or swapped
+        self.repairs = 0  # tried since its last complete swap
         self.swaps = 0  # begun
         self.released = False  # its memory is given back
         self.lost = ""  # why it will not come back
@@ -43,7 +49,8 @@ class Replica:
     def open(self, http: aiohttp.ClientSession, key: str, reads: bool) -> None:
         """Give it its HTTP side. ``reads``: whether its workers read the trainer's memory themselves."""
         self.server = Server(http, self.url, key)
-        self.swap = ServerSwap(self.name, self.server, self.control, self.workers, self.options.swap_seconds, reads)
+        seconds = self.options.swap_seconds, self.options.health_seconds
+        self.swap = ServerSwap(self.name, self.server, self.control, self.workers, *seconds, reads)
 
     @property
     def armed(self) -> bool:
@@ -74,6 +81,8 @@ class Replica:
                     f"(rollout.sglang.start_seconds). It said:{self._words()}"
                 )
             await asyncio.sleep(_POLL)
+        if self.process is not None:
+            self.process.note_parts()
         found = await self.server.ask_abilities(self.options.health_seconds)
         if HOOK not in found.hooks:
             raise InputError(
@@ -106,36 +115,43 @@ class Replica:
         self.released = True
 
     async def bring(self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None) -> Swapped:
-        """Swap its weights once."""
+        """Swap its weights once. Raises ServerError when that takes longer than ``swap_seconds``."""
         self.swaps += 1
         self.poison(f"swap {version} is not finished")
         try:
-            if self.released:
-                await self.server.reclaim("weights", self.options.swap_seconds)
-            swapped = await self.swap(version, hashes, way, resume=not self.released)
-            if self.released:  # the cache is taken back when the weights' way in needs no memory any more
-                await self.server.reclaim("kv_cache", self.options.swap_seconds)
-                await self.server.resume(self.options.swap_seconds)
-                self.released = False
+            async with asyncio.timeout(self.options.swap_seconds):
+                swapped = await self._bring(version, hashes, way)
         except BaseException as error:
+            if isinstance(error, TimeoutError):
+                error = ServerError(f"{self.name} was not swapped in {self.options.swap_seconds:.0f} s")
             self.poison(f"swap {version} failed: {error}")
             if self.swap.network is not None:  # links that a swap broke off are of no use any more
                 self.attached = None
-            raise
-        self.version = version
+            raise error
+        self.version, self.failed, self.repairs = version, None, 0
+        return swapped
+
+    async def _bring(self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None) -> Swapped:
+        if self.released:
+            await self.server.reclaim("weights", self.options.swap_seconds)
+        swapped = await self.swap(version, hashes, way, resume=not self.released)
+        if self.released:  # the cache is taken back when the weights' way in needs no memory any more
+            await self.server.reclaim("kv_cache", self.options.swap_seconds)
+            await self.server.resume(self.options.swap_seconds)
+            self.released = False
         return swapped
 
     async def restart(self, why: str) -> None:
         """End it, start it again and wait until it is ready; unattached then.
 
-        Raises ServerError when it is not ours or was restarted too often.
+        Raises LostError when it is not ours or was restarted too often, ServerError when it does not become ready.
         """
         self.poison(why)
         self.attached, self.released = None, False
         if self.process is None:
-            raise ServerError(f"the SGLang server at {self.url} failed and was not started here: {why}")
+            raise LostError(f"the SGLang server at {self.url} failed and was not started here: {why}")
         if self.exhausted:
-            raise ServerError(
+            raise LostError(
                 f"{self.name} failed again after {self.restarted} restarts (rollout.sglang.restarts): {why}. "
                 f"It said:{self._words()}"
             )
@@ -147,17 +163,19 @@ class Replica:
             await self.ready()
         except InputError as error:
             raise ServerError(str(error)) from error
+        self.failed = None
 
-    async def recover(self, error: Exception, source: SwapSource, dtype: torch.dtype) -> None:
-        """After a swap that failed for another reason than the weights: attached again, in a new process if need be."""
-        if isinstance(error, SwapError):
-            raise error
-        alive = not self.gone and isinstance(error, WorkerError)
-        alive = alive and await self.server.ready(self.options.health_seconds)
-        if not alive:
-            await self.restart(f"a swap failed: {error}")
-        else:
-            print(f"{self.name} is swapped again: {error}", flush=True)
+    async def prepare(self, source: SwapSource, dtype: torch.dtype) -> None:
+        """What comes before a swap. Where the last one failed it is tried again, then attached anew, then restarted."""
+        if self.gone or self.failed is not None:
+            self.repairs += 1
+            alive = not self.gone and isinstance(self.failed, WorkerError) and self.repairs <= 2
+            if not (alive and await self.server.ready(self.options.health_seconds)):
+                await self.restart(f"a swap failed: {self.failed}" if self.failed is not None else "it ended")
+            else:
+                print(f"{self.name} is swapped again: {self.failed}", flush=True)
+                if self.repairs == 2:
+                    self.attached = None
         if self.attached is None:
             await self.attach(source, dtype)
 

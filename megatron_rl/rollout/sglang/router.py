@@ -27,36 +27,49 @@ class Router:
     """The router's process and the servers behind it."""
 
     def __init__(self, port: int, key: bytes, log: Path) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        options = [f"--port={port}", f"--metrics-port={machine.free_port()}"]
-        with log.open("ab") as file:
+        self.url, self.log, self._key = f"http://127.0.0.1:{port}", log, key
+        self._options = [f"--port={port}", f"--metrics-port={machine.free_port()}"]
+        self.server: Server | None = None
+        self.ready = False  # to take requests
+        self.lost = ""  # why it will not come back
+        self._ids: dict[str, str] = {}  # the router's names of the servers, by address
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, with no servers behind it. It dies with the thread that calls this."""
+        self._ids.clear()
+        with self.log.open("ab") as file:
             self._process = subprocess.Popen(
-                tied_to_this_process([sys.executable, "-m", "megatron_rl.rollout.sglang.router", *options]),
-                env=_environment(key),
+                tied_to_this_process([sys.executable, "-m", "megatron_rl.rollout.sglang.router", *self._options]),
+                env=_environment(self._key),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
             )
-        self.log = log
-        self.server: Server | None = None
-        self._ids: dict[str, str] = {}  # the router's names of the servers, by address
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
 
     async def connect(self, server: Server) -> None:
-        """Wait until it answers; ``server`` is its HTTP side."""
+        """Wait until it answers; ``server`` is its HTTP side. Raises InputError when it does not start."""
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
                 await server.call("GET", "/workers", seconds=5)
                 break
             except ServerError as error:
-                if self._process.poll() is not None or time.monotonic() > deadline:
+                if self.ended or time.monotonic() > deadline:
                     raise InputError(f"The router did not start ({error}); {self.log} says why.") from error
                 await asyncio.sleep(0.2)
-        self.server = server
+        self.server, self.ready = server, True
 
     async def add(self, url: str, key: str) -> None:
         """Send requests to the server at ``url`` from now on."""
         assert self.server is not None
+        if url in self._ids:
+            return
         await self.server.call("POST", "/workers", {"url": url, "api_key": key}, seconds=30)
         deadline = time.monotonic() + _START_SECONDS
         while url not in self._ids:

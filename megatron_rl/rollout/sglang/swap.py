@@ -24,9 +24,10 @@ from megatron_rl.resharding.meeting import MARGIN, MeetingPlace
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.rollout.control import Control, Worker, WorkerError
 from megatron_rl.rollout.protocol import Attached, SwapError
-from megatron_rl.rollout.sglang.http import Server, ServerError
+from megatron_rl.rollout.sglang.http import Server, ServerError, UnprocessableError
 from megatron_rl.rollout.sglang.process import HOOK
 
+_TIDY = 10.0  # seconds for a server to leave a swap that broke off
 Bring = Callable[[Server, int], Awaitable[None]]  # how full tensors get into a server without the hook
 
 
@@ -50,12 +51,15 @@ class Network:
 class ServerSwap:
     """Swaps one server's weights; ``workers`` is the number of its processes that hold a part of the model.
 
+    A step may take ``seconds``, and ``prompt`` seconds where the server has only to answer.
     ``reads`` says whether they read the memory that the trainer's ranks offer; with a ``network`` they are sent to.
     """
 
-    def __init__(self, name: str, server: Server, control: Control, workers: int, seconds: float, reads: bool) -> None:
+    def __init__(
+        self, name: str, server: Server, control: Control, workers: int, seconds: float, prompt: float, reads: bool
+    ) -> None:
         self.name, self.server, self.control, self.workers, self.seconds = name, server, control, workers, seconds
-        self.reads = reads
+        self.prompt, self.reads = min(prompt, seconds), reads
         self.network: Network | None = None
 
     async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
@@ -63,7 +67,7 @@ class ServerSwap:
 
         Raises InputError for another model or a layout that is not understood, SwapError for plans that differ.
         """
-        await self.server.pause(self.seconds)
+        await self.server.pause(self.prompt)
         async with self._update(None) as workers:
             for config in await self._all(workers, "config"):
                 if wrong := differences(source.hf_config, config):
@@ -112,7 +116,7 @@ class ServerSwap:
         ``bring`` has SGLang load full tensors before the workers' memory is proved; None: the workers pull.
         """
         marks = [("", time.perf_counter())]
-        await self.server.pause(self.seconds)
+        await self.server.pause(self.prompt)
         marks.append(("pause", time.perf_counter()))
         if bring is None:
             async with self._update(version) as workers:
@@ -134,7 +138,7 @@ class ServerSwap:
                 marks.append(("prove", time.perf_counter()))
         marks.append(("end", time.perf_counter()))
         if resume:
-            await self.server.resume(self.seconds)
+            await self.server.resume(self.prompt)
             marks.append(("resume", time.perf_counter()))
         seconds = {name: at - before for (_, before), (name, at) in pairwise(marks)}
         seconds |= {"copy": max(took for took, _ in moved), "paused": marks[-1][1] - marks[0][1]}
@@ -153,15 +157,15 @@ class ServerSwap:
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[None]:
         try:
-            await self.server.begin(self.seconds)
-        except ServerError:  # one that broke off may have left a session open
+            await self.server.begin(self.prompt)
+        except UnprocessableError:  # one that broke off may have left a session open
             await self.server.end(self.seconds)
-            await self.server.begin(self.seconds)
+            await self.server.begin(self.prompt)
         try:
             yield
         except BaseException:
             with suppress(ServerError):
-                await self.server.end(self.seconds)
+                await self.server.end(_TIDY)
             raise
         await self.server.end(self.seconds)
 
@@ -182,12 +186,12 @@ class ServerSwap:
             yield workers
         except BaseException as error:
             _release(workers)
-            with suppress(ServerError):
-                await update
-            if update.done() and not update.cancelled() and isinstance(error, Exception) and not workers:
-                refused = update.exception()
-                if refused is not None:
-                    raise refused from error
+            await asyncio.wait({update}, timeout=_TIDY)
+            if not update.done():
+                update.cancel()
+            refused = update.exception() if update.done() and not update.cancelled() else None
+            if refused is not None and isinstance(error, Exception) and not workers:
+                raise refused from error
             raise
         _release(workers)
         await update
