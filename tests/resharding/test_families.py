@@ -148,7 +148,8 @@ def test_an_uneven_pipeline() -> None:
     places = layer_places(61, sizes)
     assert places[:5] == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), (1, 0, 0)] and places[60] == (15, 0, 0)
     (problem,) = layout_violations(DEEPSEEK_V3, ParallelSizes(pipeline=16, last_stage=3))
-    assert "first_stage=0 and last_stage=3" in problem and "num_hidden_layers=61" in problem
+    assert "actor.first_stage=0 and actor.last_stage=3" in problem
+    assert "(num_hidden_layers=61, actor.pipeline_parallel=16)" in problem
     (problem,) = layout_violations(DEEPSEEK_V3, ParallelSizes(pipeline=16))
     assert "actor.pipeline_parallel=16 does not divide num_hidden_layers=61; 1, 61 do." in problem
 
