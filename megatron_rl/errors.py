@@ -1,5 +1,6 @@
 """The one exception a user is meant to read."""
 
+from collections.abc import Sequence
 from errno import EDQUOT, ENOSPC
 
 
@@ -17,6 +18,15 @@ def named(error: OSError) -> str:
     if error.errno in (ENOSPC, EDQUOT):
         reason = "no space left there"
     return f"{error.filename} cannot be used: {reason}." if error.filename else f"The system refused: {reason}."
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises InputError with all that is wrong, numbered where it is more than one thing; does nothing for nothing."""
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        listed = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+        raise InputError(f"{len(problems)} problems: {listed}")
 
 
 def full_disk(error: BaseException) -> InputError | None:

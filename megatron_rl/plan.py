@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_rl import machine
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, refuse
 from megatron_rl.footprint import parallel_sizes
 from megatron_rl.resharding.families import canonical_tensors, family
-from megatron_rl.resharding.families.table import value
 from megatron_rl.resharding.fp8_layout import BLOCK, quantised_engine, quantised_names, quantised_source
 from megatron_rl.resharding.hf_folder import read_json
 from megatron_rl.resharding.layout import Layout, ParallelSizes
@@ -22,6 +21,7 @@ from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.report import FABRICS, Report, predict, traffic
 from megatron_rl.resharding.sglang import EngineSizes, engine_violations, sglang_layout
 from megatron_rl.resharding.transformers import transformers_layout
+from megatron_rl.rollout.check import check_engines
 
 EXAMPLES = """\
 examples:
@@ -56,7 +56,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fp8", action="store_true", help=f"the engines hold FP8 weights, in {BLOCK} x {BLOCK} blocks"
     )
-    command.add_argument("--gpus-per-host", metavar="N", type=int, default=8, help="ranks on one host (8)")
+    command.add_argument(
+        "--gpus-per-host", metavar="N", type=int, help="ranks on one host (8; of a recipe without --engine: all)"
+    )
     command.add_argument("--colocated", action="store_true", help="the engines run on the trainer's GPUs")
     command.add_argument("--json", action="store_true", help="print plain data")
     command.set_defaults(run=run)
@@ -64,6 +66,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan; returns the exit code."""
+    if options.gpus_per_host is not None and options.gpus_per_host < 1:
+        raise InputError(f"--gpus-per-host {options.gpus_per_host} is not positive.")
     report = (_of_model if options.model else _of_recipe)(options)
     print(json.dumps(report.data(), indent=2) if options.json else report.text())
     return 0
@@ -75,11 +79,11 @@ def _of_model(options: argparse.Namespace) -> Report:
     path = Path(options.model)
     config = read_json(path / "config.json" if path.is_dir() else path)
     actor, engine = _sizes("--actor", options.actor, ParallelSizes), _sizes("--engine", options.engine, EngineSizes)
-    _require(layout_violations(config, actor, fused_norms=True) + engine_violations(config, engine))
+    refuse(layout_violations(config, actor, fused_norms=True) + engine_violations(config, engine))
     # Trainers of this size have GPUs, and there the layers are Transformer Engine's.
     source = megatron_layout(config, actor, fused_norms=True, grouped_experts=True)
     destination = sglang_layout(config, engine)
-    dtype = value(config, "torch_dtype", "dtype", default="bfloat16")
+    dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
     return _report(config, dtype, actor, source, _words(engine), destination, options)
 
 
@@ -91,35 +95,38 @@ def _of_recipe(options: argparse.Namespace) -> Report:
     if options.actor:
         raise InputError("--actor goes with --model; with a recipe write actor.tensor_parallel=2 and so on.")
     config, problems = load(options.recipe, options.overrides)
-    _require(problems)
-    hf_config = config.model.architecture
-    if config.model.path:
-        hf_config = read_json(Path(config.model.path) / "config.json")
-    actor = parallel_sizes(config)
-    _require(layout_violations(hf_config, actor))
+    rollout, servers = config.rollout, config.rollout.sglang
+    problems += check_engines(rollout)
+    if rollout.engine == "sglang":
+        options.fp8, options.colocated = options.fp8 or servers.fp8, options.colocated or servers.colocated
+    elif options.fp8 and not options.engine:
+        problems.append("--fp8 needs SGLang: the embedded engine holds its weights in the model's dtype.")
+    engine, named = EngineSizes(tensor=servers.tensor_parallel, expert=servers.expert_parallel), "rollout.sglang."
+    if options.engine:
+        engine, named = _sizes("--engine", options.engine, EngineSizes), "engine."
+    hf_config, actor = config.model.architecture, parallel_sizes(config)
+    try:
+        if config.model.path:
+            hf_config = read_json(Path(config.model.path) / "config.json")
+        problems += layout_violations(hf_config, actor)
+        if options.engine or rollout.engine == "sglang":
+            problems += [problem.replace("engine.", named) for problem in engine_violations(hf_config, engine)]
+    except InputError as error:  # of config.json
+        problems.append(str(error))
+    refuse(problems)
     fused = bool(machine.gpus() and machine.installed("transformer-engine"))
     source = megatron_layout(hf_config, actor, fused_norms=fused, grouped_experts=fused)
     if options.engine:
-        engine = _sizes("--engine", options.engine, EngineSizes)
-        _require(engine_violations(hf_config, engine))
         return _report(
             hf_config, config.model.dtype, actor, source, _words(engine), sglang_layout(hf_config, engine), options
         )
-    one, count, each = transformers_layout(hf_config), config.rollout.engines, ""
-    if config.rollout.engine == "sglang":
-        servers = config.rollout.sglang
-        size = EngineSizes(tensor=servers.tensor_parallel, expert=servers.expert_parallel)
-        _require(engine_violations(hf_config, size))
-        one, each = sglang_layout(hf_config, size), f", each {_words(size)}" if servers.tensor_parallel > 1 else ""
-        options.fp8, options.colocated = options.fp8 or servers.fp8, options.colocated or servers.colocated
-    elif options.fp8:
-        raise InputError("--fp8 needs SGLang: the embedded engine holds its weights in the model's dtype.")
+    one, count, each = transformers_layout(hf_config), rollout.engines, ""
+    if rollout.engine == "sglang":
+        one, each = sglang_layout(hf_config, engine), f", each {_words(engine)}" if engine.tensor > 1 else ""
     engines = Layout(one.tensors, one.ranks * count, one.unused)
     # `megatron-rl train` starts all processes on one machine
-    options.gpus_per_host = (
-        max(actor.world, len(engines.ranks)) if options.colocated else actor.world + len(engines.ranks)
-    )
-    words = f"{count} {config.rollout.engine} engine{'s' if count > 1 else ''}{each}"
+    options.gpus_per_host = options.gpus_per_host or actor.world + len(engines.ranks)
+    words = f"{count} {rollout.engine} engine{'s' if count > 1 else ''}{each}"
     return _report(hf_config, config.model.dtype, actor, source, words, engines, options)
 
 
@@ -140,15 +147,15 @@ def _report(
     if options.fp8:
         names = quantised_names(config)
         source, destination = quantised_source(source, names), quantised_engine(destination, names)
-    trainer, workers = _places(len(source.ranks), len(destination.ranks), options.gpus_per_host, options.colocated)
+    trainer, workers = _places(len(source.ranks), len(destination.ranks), options.gpus_per_host or 8, options.colocated)
     plan = make_plan(source, destination, source_places=trainer, destination_places=workers)
     prove(plan, source, destination)
     moved = traffic(plan, trainer, workers, ITEMSIZES[dtype])
     sent = f"{dtype}{f', engines in FP8 blocks of {BLOCK} x {BLOCK}' if options.fp8 else ''}"
     return Report(
         model=f"{family(config).model_type}, {parameters:,} parameters, {sent}",
-        trainer=f"{len(trainer)} ranks on {_hosts(trainer)}: {_words(actor)}",
-        engines=f"{len(workers)} worker{'s' if len(workers) > 1 else ''} on {_hosts(workers)}: {engines}",
+        trainer=f"{_count(trainer, 'rank')} on {_hosts(trainer)}: {_words(actor)}",
+        engines=f"{_count(workers, 'worker')} on {_hosts(workers)}: {engines}",
         plan=plan,
         moved=moved,
         predictions=tuple(predict(moved, fabric) for fabric in FABRICS),
@@ -161,11 +168,13 @@ def _places(ranks: int, workers: int, per_host: int, colocated: bool) -> tuple[l
 
     Engines have hosts of their own unless all fit on one.
     """
-    if per_host < 1:
-        raise InputError(f"--gpus-per-host {per_host} is not positive.")
     first = 0 if colocated else ranks if ranks + workers <= per_host else -(-ranks // per_host) * per_host
     places: list[Place] = [divmod(n, per_host) for n in range(max(ranks, first + workers))]
     return places[:ranks], places[first : first + workers]
+
+
+def _count(places: Sequence[Place], what: str) -> str:
+    return f"{len(places)} {what}{'s' if len(places) > 1 else ''}"
 
 
 def _hosts(places: Sequence[Place]) -> str:
@@ -188,9 +197,12 @@ def _sizes(option: str, text: str, cls: type[_Sizes]) -> _Sizes:
     names, found = _names(cls), {}
     for item in filter(None, text.split(",")):
         key, _, number = item.partition("=")
-        if key.strip() not in names or not number.strip().isdigit():
+        name = names.get(key.strip())
+        if name is None or not number.strip().isdecimal():
             raise InputError(f"{option} {item!r} is not understood; write {_keys(cls)}, separated by commas.")
-        found[names[key.strip()]] = int(number)
+        if name in found:
+            raise InputError(f"{option} gives {key.strip()} twice; write it once.")
+        found[name] = int(number)
     return cls(**found)
 
 
@@ -200,9 +212,3 @@ def _words(sizes: ParallelSizes | EngineSizes) -> str:
     named = _names(type(sizes)).items()
     said = [f"{key} {getattr(sizes, name)}" for key, name in named if getattr(sizes, name) != getattr(plain, name)]
     return ", ".join(said) or "not sharded"
-
-
-def _require(problems: Sequence[str]) -> None:
-    """All that is wrong, in one error."""
-    if problems:
-        raise InputError(" ".join(problems))

@@ -65,6 +65,8 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         (["model.architecture.model_type=gpt2"], ["gpt2", "llama, qwen2, qwen3, qwen3_moe"]),
         (["model.architecture.hidden_act=gelu"], ["hidden_act", "silu"]),
         (["actor.tensor_parallel=4", "model.architecture.num_attention_heads=6"], ["num_attention_heads=6", "1, 2"]),
+        (["model.architecture.hidden_size=wide"], ["hidden_size='wide'", "a whole number"]),
+        (["model.architecture.max_position_embeddings=long"], ["max_position_embeddings='long'"]),
         (["actor.pipeline_parallel=2"], ["pipeline_parallel=2", "num_hidden_layers", "1, 3"]),
         (
             MIXTURE,

@@ -53,8 +53,18 @@ def test_a_recipe_with_sglang_engines(capsys: pytest.CaptureFixture[str]) -> Non
     assert found["hash"] == make_plan(megatron_layout(QWEN3_454K, ParallelSizes(tensor=2)), both).hash
     assert found["engines"] == "4 workers on host 0: 2 sglang engines, each tensor_parallel 2"
     whole_tiles = ["model.architecture.num_attention_heads=8", "model.architecture.num_key_value_heads=4"]
-    fp8 = plan(capsys, "quickstart", "rollout.engine=sglang", "rollout.sglang.fp8=true", *whole_tiles)
-    assert fp8["tensors"] > found["tensors"] and "FP8" in fp8["model"]
+    options = ["rollout.engine=sglang", "rollout.sglang.fp8=true", "rollout.sglang.colocated=true", *whole_tiles]
+    fp8 = plan(capsys, "quickstart", *options)
+    assert fp8["tensors"] > found["tensors"] and "FP8" in fp8["model"] and fp8["bytes_by_link"]["same GPU"] > 0
+    other = plan(capsys, "quickstart", *options, "--engine", "tensor_parallel=1")  # are still the recipe's
+    assert (other["hash"], other["bytes_by_link"]) == (fp8["hash"], fp8["bytes_by_link"])
+
+
+def test_hosts_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["quickstart", "actor.tensor_parallel=1", "rollout.engines=2"]
+    assert plan(capsys, *options)["engines"].startswith("2 workers on host 0")
+    found = plan(capsys, *options, "--gpus-per-host", "2")
+    assert (found["trainer"], found["engines"][:19]) == ("1 rank on host 0: not sharded", "2 workers on host 1")
 
 
 def test_a_large_model_by_its_config(capsys: pytest.CaptureFixture[str], model: str) -> None:
@@ -88,6 +98,13 @@ def test_a_large_model_by_its_config(capsys: pytest.CaptureFixture[str], model: 
         (["quickstart", "--model", "x"], "exclude each other"),
         (["quickstart", "model.path=nowhere"], "nowhere/config.json does not exist"),
         (["quickstart", "--engine", "tp=2"], "--engine 'tp=2' is not understood; write tensor_parallel=N"),
+        (["quickstart", "--engine", "tensor_parallel=²"], "--engine 'tensor_parallel=²' is not understood; write"),
+        (["quickstart", "--engine", "data_parallel=2,data_parallel=1"], "--engine gives data_parallel twice"),
+        (["quickstart", "--engine", "expert_parallel=2"], "engine.expert_parallel=2, but qwen3 has no experts; use 1."),
+        (["quickstart", "--gpus-per-host", "-3"], "--gpus-per-host -3 is not positive"),
+        (["quickstart", "rollout.engines=0"], "rollout.engines is 0; it must be at least 1."),
+        (["quickstart", "rollout.engine=foo"], "rollout.engine is 'foo'; it must be embedded or sglang."),
+        (["quickstart", "model.architecture.hidden_size=wide"], "config.json has hidden_size='wide'; a whole number"),
         (["quickstart", "--engine", "tensor_parallel=3"], "engine.tensor_parallel=3 does not divide num_attention"),
     ],
 )
@@ -98,10 +115,17 @@ def test_bad_input_is_one_paragraph(arguments: list[str], said: str, capsys: pyt
 
 
 def test_every_violation_of_both_sides_at_once(capsys: pytest.CaptureFixture[str], model: str) -> None:
-    arguments = ["--model", model, "--actor", "tensor_parallel=3", "--engine", "tensor_parallel=6,expert_parallel=4"]
+    arguments = ["--model", model, "--actor", "expert_parallel=3", "--engine", "tensor_parallel=6,expert_parallel=4"]
     assert main(["plan", *arguments]) == 2
     error = capsys.readouterr().err
-    for part in ("actor.tensor_parallel=3", "num_attention_heads=128", "engine.expert_parallel=4 does not divide"):
+    assert error.startswith("error: 5 problems: (1) actor.expert_parallel=3 does not divide num_experts=16; 1, 2, 4")
+    for part in (") engine.tensor_parallel=6 does not", "(5) engine.expert_parallel=4 does not divide engine.tensor_"):
+        assert part in error
+    sizes = ["rollout.engine=sglang", "rollout.sglang.tensor_parallel=3", "actor.tensor_parallel=3", "actor.tensr=1"]
+    assert main(["plan", "quickstart", *sizes, "rollout.engines=-2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 8 problems: (1) actor.tensr=1: ") and error.count("\n") == 1
+    for part in ("(2) rollout.engines is -2", "(3) actor.tensor_parallel=3", "(6) rollout.sglang.tensor_parallel=3"):
         assert part in error
     assert main(["plan", "--model", model, "--engine", "tensor_parallel=32", "--fp8"]) == 2
     assert "cuts its 128 x 128 FP8 tiles" in capsys.readouterr().err

@@ -70,23 +70,24 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
     Raises InputError for a family or an option that the actor does not compute.
     """
     from megatron_rl.resharding.families import FAMILIES, family
+    from megatron_rl.resharding.families.table import dimensions, value
 
     name = config.get("model_type")
-    if name not in TRAINED:
-        known = f" {name} is known to megatron-rl plan and convert only." if name in FAMILIES else ""
+    if not isinstance(name, str) or name not in TRAINED:
+        known = f" {name} is known to megatron-rl plan and convert only." if str(name) in FAMILIES else ""
         raise InputError(
             f"config.json has model_type={name!r}, which the actor does not train; it trains "
             f"{', '.join(sorted(TRAINED))}.{known}"
         )
-    family(config)  # an option that the family's table does not have is an error
+    dimensions(family(config), config)  # an option or a size that the family's table cannot have is an error
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type", "default")
     if rope["rope_type"] not in ("default", "llama3"):
         raise InputError(f"config.json asks for rope_type={rope['rope_type']!r}; default and llama3 are supported.")
-    for key, value in (("hidden_act", "silu"), ("use_sliding_window", False), ("mlp_bias", False)):
-        if config.get(key, value) != value:
-            raise InputError(f"config.json has {key}={config[key]!r}; only {value!r} is supported.")
+    for key, only in (("hidden_act", "silu"), ("use_sliding_window", False), ("mlp_bias", False)):
+        if config.get(key, only) != only:
+            raise InputError(f"config.json has {key}={config[key]!r}; only {only!r} is supported.")
     if config.get("attention_bias", name in QKV_BIAS) != (name in QKV_BIAS):
         raise InputError(
             f"config.json has attention_bias={config['attention_bias']!r}, which {name} is not built with."
@@ -113,7 +114,7 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         vocab=config["vocab_size"],
-        max_positions=config.get("max_position_embeddings", 2048),
+        max_positions=value(config, "max_position_embeddings", default=2048),
         norm_eps=config.get("rms_norm_eps", 1e-6),
         tied=config.get("tie_word_embeddings", False),
         qk_norm=name in QK_NORM,

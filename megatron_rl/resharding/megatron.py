@@ -18,8 +18,8 @@ from megatron_rl.resharding.families.table import (
     Family,
     Instance,
     Kind,
+    dense_layers,
     dimensions,
-    expert_layer,
     instances,
     tied,
 )
@@ -212,45 +212,56 @@ def layout_violations(hf_config: Mapping[str, Any], sizes: ParallelSizes, *, fus
         "expert_tensor_parallel": sizes.expert_tensor,
         "data_parallel": sizes.data,
     }
+    ends = {"first_stage": sizes.first_stage, "last_stage": sizes.last_stage}
     problems = [f"actor.{key}={size} is not positive." for key, size in named.items() if size < 1]
+    problems += [f"actor.{key}={size} is negative." for key, size in ends.items() if size < 0]
     if problems:
         return problems
     problems += _tensor_violations(found, hf_config, numbers, sizes.tensor, fused_norms)
     problems += _pipeline_violations(numbers["layers"], sizes)
-    if sizes.expert > 1 and not numbers["experts"]:
-        problems.append(f"actor.expert_parallel={sizes.expert}, but {found.model_type} has no experts; use 1.")
-    elif numbers["experts"] % sizes.expert:
-        count = numbers["experts"]
-        what = f"actor.expert_parallel={sizes.expert}"
-        problems.append(_indivisible(what, "num_experts", count, lambda n: count % n == 0))
-    if sizes.stage % (sizes.expert * sizes.expert_tensor):
-        problems.append(
-            f"actor.expert_parallel={sizes.expert} does not divide the {sizes.stage} ranks of one pipeline stage "
-            f"(tensor_parallel x context_parallel x data_parallel)."
-        )
-    if numbers["experts"] and numbers["expert_mlp"] % sizes.expert_tensor:
-        problems.append(f"{sizes.expert_tensor} expert-tensor-parallel ranks do not divide moe_intermediate_size.")
-    return problems
+    return problems + _expert_violations(found, numbers, sizes)
+
+
+def _expert_violations(found: Family, numbers: Mapping[str, int], sizes: ParallelSizes) -> list[str]:
+    expert, cut = sizes.expert, sizes.expert_tensor
+    said = {"actor.expert_parallel": expert, "actor.expert_tensor_parallel": cut}
+    said = {key: size for key, size in said.items() if size > 1}
+    if not numbers["experts"]:
+        return [f"{key}={size}, but {found.model_type} has no experts; use 1." for key, size in said.items()]
+    ranks = "the ranks of one pipeline stage, tensor_parallel x context_parallel x data_parallel"
+    rules = [
+        (f"actor.expert_parallel={expert}", expert, "num_experts", numbers["experts"]),
+        (f"actor.expert_tensor_parallel={cut}", cut, "moe_intermediate_size", numbers["expert_mlp"]),
+        (_product(said), expert * cut, ranks, sizes.stage),
+    ]
+    return [indivisible(what, key, value) for what, size, key, value in rules if value % size]
 
 
 def _pipeline_violations(layers: int, sizes: ParallelSizes) -> list[str]:
-    if sizes.virtual > 1 and sizes.pipeline == 1:
-        return [f"actor.virtual_pipeline={sizes.virtual} needs actor.pipeline_parallel > 1."]
-    stages = sizes.pipeline * sizes.virtual
-    if not (sizes.first_stage or sizes.last_stage) or sizes.pipeline == 1:
-        if layers % stages == 0:
-            return []
-        what = f"actor.pipeline_parallel={sizes.pipeline}"
-        if sizes.virtual > 1:
-            what = f"actor.pipeline_parallel x actor.virtual_pipeline = {sizes.pipeline} x {sizes.virtual}"
-        return [_indivisible(what, "num_hidden_layers", layers, lambda n: layers % n == 0)]
+    chunks = {"actor.virtual_pipeline": sizes.virtual} if sizes.virtual > 1 else {}
+    ends = {"actor.first_stage": sizes.first_stage, "actor.last_stage": sizes.last_stage}
+    if sizes.pipeline == 1:
+        said = chunks | {key: count for key, count in ends.items() if count}
+        return [f"{key}={size} needs actor.pipeline_parallel > 1." for key, size in said.items()]
+    stages = {"actor.pipeline_parallel": sizes.pipeline} | chunks
+    if not any(ends.values()):
+        over = sizes.pipeline * sizes.virtual
+        return [indivisible(_product(stages), "num_hidden_layers", layers)] if layers % over else []
     if len(layer_places(layers, sizes)) == layers:
         return []
     return [
-        f"first_stage={sizes.first_stage} and last_stage={sizes.last_stage} leave layers that cannot be divided evenly "
-        f"over the other stages and their chunks (num_hidden_layers={layers}, pipeline_parallel={sizes.pipeline}, "
-        f"virtual_pipeline={sizes.virtual})."
+        f"actor.first_stage={sizes.first_stage} and actor.last_stage={sizes.last_stage} leave layers that cannot be "
+        f"divided evenly over the other stages and their chunks (num_hidden_layers={layers}, {_listed(stages)})."
     ]
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{key}={size}" for key, size in sizes.items())
+
+
+def _product(sizes: Mapping[str, int]) -> str:
+    """a=2, or "a x b = 2 x 3" of several."""
+    return f"{' x '.join(sizes)} = {' x '.join(map(str, sizes.values()))}" if len(sizes) > 1 else _listed(sizes)
 
 
 def _tensor_violations(
@@ -267,21 +278,27 @@ def _tensor_violations(
     elif not fused_norms:  # latent attention with Megatron's own layers splits the down-projections
         down = {"q_lora_rank": "q_lora", "kv_lora_rank + qk_rope_head_dim": "kv_lora_rope"}
         rules += ((key, n, partial(_divides, n)) for key, name in down.items() if (n := numbers.get(name, 0)))
-    if not all(expert_layer(found, config, layer) for layer in range(numbers["layers"])):
+    if dense_layers(found, config):
         rules.append(("intermediate_size", numbers["mlp"], partial(_divides, numbers["mlp"])))
     if numbers.get("predictors"):
         rules.append(("hidden_size", numbers["hidden"], partial(_divides, numbers["hidden"])))
     if shared := numbers.get("shared_mlp"):
         rules.append(("moe_intermediate_size x n_shared_experts", shared, partial(_divides, shared)))
     what = f"actor.tensor_parallel={size}"
-    return [_indivisible(what, key, value, divides) for key, value, divides in rules if not divides(size)]
+    return [indivisible(what, key, value, divides) for key, value, divides in rules if not divides(size)]
 
 
 def _divides(value: int, size: int) -> bool:
     return value % size == 0
 
 
-def _indivisible(what: str, key: str, value: int, divides: Callable[[int], bool]) -> str:
-    fitting = [str(n) for n in range(1, value + 1) if divides(n)]
-    shown = fitting if len(fitting) <= 12 else [*fitting[:11], "...", fitting[-1]]
-    return f"{what} does not divide {key}={value}; {', '.join(shown)} do."
+def indivisible(what: str, key: str, value: int, divides: Callable[[int], bool] | None = None) -> str:
+    """That ``what`` does not divide the size ``key``, and what does."""
+    return f"{what} does not divide {key}={value}; {fitting(value, divides or partial(_divides, value))}."
+
+
+def fitting(most: int, fits: Callable[[int], bool]) -> str:
+    """The sizes up to ``most`` that fit, as "1, 2, 4 do": the first ones and the last."""
+    found = [str(n) for n in range(1, most + 1) if fits(n)]
+    shown = found if len(found) <= 12 else [*found[:11], "...", found[-1]]
+    return f"{', '.join(shown)} {'do' if len(found) > 1 else 'does'}"

@@ -204,23 +204,29 @@ def _index(source: Layout) -> dict[str, dict[tuple[Ints, Ints], list[_Holder]]]:
     return boxes
 
 
-def check_same_tensors(source: Layout, destination: Layout) -> None:
-    """Raises InputError naming a tensor that only one side knows, or that has two shapes.
+def check_same_tensors(
+    source: Layout, destination: Layout, sides: tuple[str, str] = ("the source", "the destination")
+) -> None:
+    """Raises InputError naming a tensor that only one side knows, or that the two have otherwise, and in what.
 
-    What the destination declares unused need not be in the source.
+    What the destination declares unused need not be in the source. ``sides``: what messages call them.
     """
+    mine, theirs = sides
     for name in (*source.tensors, *destination.tensors):
         here, there = source.tensors.get(name), destination.tensors.get(name)
         if (here is None or name in source.unused) and name not in destination.unused:
-            raise InputError(f"The destination asks for tensor {name}, which the source does not have.")
+            raise InputError(f"Tensor {name}: {theirs} asks for it, and {mine} does not have it.")
         if here is None:
             continue
         if there is None:
-            raise InputError(f"The source has tensor {name}, which the destination does not know.")
-        if here != there:
-            raise InputError(
-                f"Tensor {name} has shape {here.shape} in the source and {there.shape} in the destination."
-            )
+            raise InputError(f"Tensor {name}: {mine} has it, and {theirs} does not know it.")
+        for what, a, b in (
+            ("shape", here.shape, there.shape),
+            ("dtype", here.dtype or "the model's", there.dtype or "the model's"),
+            ("[num_key_value_heads, rows, columns]", here.index, there.index),
+        ):
+            if a != b:
+                raise InputError(f"Tensor {name} has {what} {a} in {mine} and {b} in {theirs}.")
 
 
 class _Sources:

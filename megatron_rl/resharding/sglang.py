@@ -15,9 +15,18 @@ from math import prod
 from typing import Any
 
 from megatron_rl.resharding.families import canonical_tensors, family
-from megatron_rl.resharding.families.table import EMBEDDING, HEAD, Instance, Kind, dimensions, instances, tied
+from megatron_rl.resharding.families.table import (
+    EMBEDDING,
+    HEAD,
+    Instance,
+    Kind,
+    dense_layers,
+    dimensions,
+    instances,
+    tied,
+)
 from megatron_rl.resharding.layout import Layout, Padding, Segment, Shard, TensorSpec, row_major
-from megatron_rl.resharding.megatron import Box, Split, split, split_vocabulary
+from megatron_rl.resharding.megatron import Box, Split, fitting, indivisible, split, split_vocabulary
 
 PADDING = 64  # rows: the vocabulary is padded to a multiple of it
 _FUSED = {  # the last parts of Hugging Face's names -> SGLang's
@@ -170,7 +179,7 @@ def sglang_layout(hf_config: Mapping[str, Any], sizes: EngineSizes) -> Layout:
 
 
 def engine_violations(hf_config: Mapping[str, Any], sizes: EngineSizes) -> list[str]:
-    """Every reason why engines cannot shard the model this way; empty when they can."""
+    """Every reason why engines cannot shard the model this way, each with the sizes that can; empty when they can."""
     named = {
         "tensor_parallel": sizes.tensor,
         "pipeline_parallel": sizes.pipeline,
@@ -180,29 +189,27 @@ def engine_violations(hf_config: Mapping[str, Any], sizes: EngineSizes) -> list[
     problems = [f"engine.{key}={size} is not positive." for key, size in named.items() if size < 1]
     if problems:
         return problems
-    numbers = dimensions(family(hf_config), hf_config)
-    if sizes.tensor % sizes.expert:
-        return [f"engine.expert_parallel={sizes.expert} does not divide engine.tensor_parallel={sizes.tensor}."]
-    ways = sizes.tensor // sizes.expert
-    rules = [("tensor_parallel", sizes.tensor, "num_attention_heads", numbers["heads"])]
-    rules += [
-        ("tensor_parallel", sizes.tensor, key, numbers[name])
-        for key, name in (("intermediate_size", "mlp"), ("moe_intermediate_size x n_shared_experts", "shared_mlp"))
-        if name in numbers
-    ]
+    found = family(hf_config)
+    numbers = dimensions(found, hf_config)
+    heads, groups = numbers["heads"], numbers["groups"]
+    tensor, expert = f"engine.tensor_parallel={sizes.tensor}", f"engine.expert_parallel={sizes.expert}"
+    rules = [(tensor, sizes.tensor, "num_attention_heads", heads)]
+    if dense_layers(found, hf_config):
+        rules.append((tensor, sizes.tensor, "intermediate_size", numbers["mlp"]))
+    if "shared_mlp" in numbers:
+        rules.append((tensor, sizes.tensor, "moe_intermediate_size x n_shared_experts", numbers["shared_mlp"]))
     if numbers["experts"]:
-        rules.append(("expert_parallel", sizes.expert, "num_experts", numbers["experts"]))
-        rules.append(("tensor_parallel / expert_parallel", ways, "moe_intermediate_size", numbers["expert_mlp"]))
+        rules.append((expert, sizes.expert, "num_experts", numbers["experts"]))
+        rules.append((expert, sizes.expert, "engine.tensor_parallel", sizes.tensor))
+        if sizes.tensor % sizes.expert == 0:
+            what = f"engine.tensor_parallel / engine.expert_parallel = {sizes.tensor} / {sizes.expert}"
+            rules.append((what, sizes.tensor // sizes.expert, "moe_intermediate_size", numbers["expert_mlp"]))
     elif sizes.expert > 1:
-        problems.append(f"engine.expert_parallel={sizes.expert}, but the model has no experts; use 1.")
-    problems += [
-        f"engine.{what}={size} does not divide {key}={value}." for what, size, key, value in rules if value % size
-    ]
-    groups = numbers["groups"]
+        problems.append(f"{expert}, but {found.model_type} has no experts; use 1.")
+    problems += [indivisible(what, key, value) for what, size, key, value in rules if value % size]
     if "kv" in numbers and groups % sizes.tensor and sizes.tensor % groups:
-        problems.append(
-            f"engine.tensor_parallel={sizes.tensor} and num_key_value_heads={groups} do not divide each other."
-        )
+        fit = fitting(heads, lambda n: heads % n == 0 and (groups % n == 0 or n % groups == 0))
+        problems.append(f"{tensor} and num_key_value_heads={groups} do not divide each other; {fit}.")
     if sizes.pipeline > numbers["layers"]:
         problems.append(f"engine.pipeline_parallel={sizes.pipeline} exceeds num_hidden_layers={numbers['layers']}.")
     return problems

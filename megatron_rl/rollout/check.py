@@ -4,14 +4,22 @@ from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.rollout.sglang.check import check_sglang
 
 ENGINES = ("embedded", "sglang")
-AT_LEAST_ONE = ("engines", "prompts_per_step", "group_size", "max_new_tokens", "max_running", "threads")
+AT_LEAST_ONE = ("prompts_per_step", "group_size", "max_new_tokens", "max_running", "threads")
+
+
+def check_engines(config: RolloutConfig) -> list[str]:
+    """What is wrong with which engines there are, and how many."""
+    found = []
+    if config.engine not in ENGINES:
+        found.append(f"rollout.engine is {config.engine!r}; it must be {' or '.join(ENGINES)}.")
+    if config.engines < 1:
+        found.append(f"rollout.engines is {config.engines}; it must be at least 1.")
+    return found
 
 
 def check_rollout(config: RolloutConfig) -> list[str]:
     """Every violation, one sentence each with the allowed values; empty when there is none."""
-    found = []
-    if config.engine not in ENGINES:
-        found.append(f"rollout.engine is {config.engine!r}; it must be {' or '.join(ENGINES)}.")
+    found = check_engines(config)
     if config.engine == "sglang":
         found += check_sglang(config)
     if config.staleness < 0:

@@ -52,6 +52,7 @@ DEEPSEEK = MISTRAL | EXPERTS | {
     "qk_rope_head_dim": 4,
     "v_head_dim": 6,
 }  # fmt: skip
+QWEN3_MOE = MISTRAL | {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16}
 NO_Q_LORA = DEEPSEEK | {"q_lora_rank": None, "num_nextn_predict_layers": 0}
 DEEPSEEK_V3 = DEEPSEEK | {
     "hidden_size": 7168,
@@ -147,7 +148,8 @@ def test_an_uneven_pipeline() -> None:
     places = layer_places(61, sizes)
     assert places[:5] == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), (1, 0, 0)] and places[60] == (15, 0, 0)
     (problem,) = layout_violations(DEEPSEEK_V3, ParallelSizes(pipeline=16, last_stage=3))
-    assert "first_stage=0 and last_stage=3" in problem and "num_hidden_layers=61" in problem
+    assert "actor.first_stage=0 and actor.last_stage=3" in problem
+    assert "(num_hidden_layers=61, actor.pipeline_parallel=16)" in problem
     (problem,) = layout_violations(DEEPSEEK_V3, ParallelSizes(pipeline=16))
     assert "actor.pipeline_parallel=16 does not divide num_hidden_layers=61; 1, 61 do." in problem
 
@@ -185,6 +187,34 @@ def test_the_actor_says_that_it_does_not_train_them(config: dict[str, Any]) -> N
 def test_a_size_that_config_json_lacks_is_named(key: str) -> None:
     with pytest.raises(InputError, match=key):
         canonical_tensors({k: v for k, v in DEEPSEEK.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "wrong", "needed"),
+    [
+        (MISTRAL, "hidden_size", "64", "a whole number of 1 or more is needed"),
+        (MISTRAL | {"head_dim": None}, "num_attention_heads", 0, "a whole number of 1 or more is needed"),
+        (MISTRAL, "vocab_size", True, "a whole number of 1 or more is needed"),
+        (DEEPSEEK, "kv_lora_rank", "a", "a whole number of 1 or more is needed"),
+        (DEEPSEEK, "n_shared_experts", "1", "a whole number of 1 or more is needed"),
+        (DEEPSEEK, "num_nextn_predict_layers", 1.0, "a whole number of 0 or more is needed"),
+        (DEEPSEEK, "num_nextn_predict_layers", -1, "a whole number of 0 or more is needed"),
+        (DEEPSEEK, "first_k_dense_replace", "x", "a whole number of 0 or more is needed"),
+        (QWEN3_MOE, "decoder_sparse_step", -1, "a whole number of 1 or more is needed"),
+        (QWEN3_MOE, "mlp_only_layers", 3, "a list of layers' numbers is needed"),
+        (QWEN3_MOE, "mlp_only_layers", ["1"], "a list of layers' numbers is needed"),
+        (MISTRAL, "model_type", ["llama"], "which is no known family"),
+        (MISTRAL, "model_type", {}, "which is no known family"),
+        (MISTRAL, "tie_word_embeddings", "no", "it must be True or False"),
+        (GLM4_MOE, "use_qk_norm", "no", "it must be True or False"),
+        (MISTRAL, "dtype", "int8", "it must be 'bfloat16', 'float16', 'float32' or"),
+        (MISTRAL, "torch_dtype", ["bf16"], "it must be 'bfloat16', 'float16', 'float32' or"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(config: dict[str, Any], key: str, wrong: object, needed: str) -> None:
+    with pytest.raises(InputError) as error:
+        canonical_tensors(config | {key: wrong})
+    assert str(error.value).startswith(f"config.json has {key}={wrong!r}") and needed in str(error.value)
 
 
 def test_an_unsupported_option_is_named() -> None:

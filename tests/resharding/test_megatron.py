@@ -123,24 +123,31 @@ def test_vocabulary_padding() -> None:
 
 def test_every_violation_at_once() -> None:
     config = DENSE | {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 36}
-    assert layout_violations(config, ParallelSizes(tensor=3, pipeline=5, virtual=2, expert=2)) == [
+    assert layout_violations(config, ParallelSizes(tensor=3, pipeline=5, virtual=2, expert=2, expert_tensor=7)) == [
         "actor.tensor_parallel=3 does not divide num_attention_heads=32; 1, 2, 4, 8, 16, 32 do.",
         "actor.tensor_parallel=3 does not divide num_key_value_heads=8; 1, 2, 4, 8 do.",
         "actor.pipeline_parallel x actor.virtual_pipeline = 5 x 2 does not divide num_hidden_layers=36; "
         "1, 2, 3, 4, 6, 9, 12, 18, 36 do.",
         "actor.expert_parallel=2, but qwen3 has no experts; use 1.",
-        "actor.expert_parallel=2 does not divide the 3 ranks of one pipeline stage "
-        "(tensor_parallel x context_parallel x data_parallel).",
+        "actor.expert_tensor_parallel=7, but qwen3 has no experts; use 1.",
     ]
-    assert layout_violations(MOE, ParallelSizes(expert=3, data=3)) == [
-        "actor.expert_parallel=3 does not divide num_experts=4; 1, 2, 4 do."
+    stage = "the ranks of one pipeline stage, tensor_parallel x context_parallel x data_parallel"
+    assert layout_violations(MOE, ParallelSizes(expert=3, expert_tensor=5, data=3)) == [
+        "actor.expert_parallel=3 does not divide num_experts=4; 1, 2, 4 do.",
+        "actor.expert_tensor_parallel=5 does not divide moe_intermediate_size=16; 1, 2, 4, 8, 16 do.",
+        f"actor.expert_parallel x actor.expert_tensor_parallel = 3 x 5 does not divide {stage}=3; 1, 3 do.",
     ]
-    assert layout_violations(DENSE, ParallelSizes(tensor=2, virtual=2)) == [
-        "actor.virtual_pipeline=2 needs actor.pipeline_parallel > 1."
+    assert layout_violations(MOE, ParallelSizes(expert=2)) == [
+        f"actor.expert_parallel=2 does not divide {stage}=1; 1 does."
     ]
-    assert layout_violations(DENSE, ParallelSizes(tensor=0, data=-1)) == [
+    assert layout_violations(DENSE, ParallelSizes(tensor=2, virtual=2, first_stage=3)) == [
+        "actor.virtual_pipeline=2 needs actor.pipeline_parallel > 1.",
+        "actor.first_stage=3 needs actor.pipeline_parallel > 1.",
+    ]
+    assert layout_violations(DENSE, ParallelSizes(tensor=0, data=-1, first_stage=-3)) == [
         "actor.tensor_parallel=0 is not positive.",
         "actor.data_parallel=-1 is not positive.",
+        "actor.first_stage=-3 is negative.",
     ]
 
 
@@ -157,8 +164,8 @@ def test_families() -> None:
         canonical_tensors({k: v for k, v in DENSE.items() if k != "hidden_size"})
     with pytest.raises(InputError, match="num_attention_heads=4, not a multiple of num_key_value_heads=3"):
         canonical_tensors(DENSE | {"num_key_value_heads": 3})
-    with pytest.raises(InputError, match="vocabulary the size '61'"):
-        canonical_tensors(DENSE | {"vocab_size": "61"})
+    with pytest.raises(InputError, match="no head_dim"):  # which hidden_size / num_attention_heads would make 0
+        canonical_tensors(DENSE | {"hidden_size": 3, "head_dim": None})
 
 
 def test_sizes_that_config_json_leaves_out() -> None:

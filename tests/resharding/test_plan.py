@@ -16,7 +16,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.execute import pull, source_hashes
 from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, Segment, Shard, TensorSpec
 from megatron_rl.resharding.megatron import layout_violations, megatron_layout
-from megatron_rl.resharding.plan import Copy, Plan, make_plan
+from megatron_rl.resharding.plan import Copy, Plan, check_same_tensors, make_plan
 from megatron_rl.resharding.proof import ProofError, check_layout, prove, tiles
 from megatron_rl.resharding.sglang import engine_violations, sglang_layout
 from megatron_rl.resharding.transformers import files_layout, transformers_layout
@@ -226,7 +226,7 @@ def test_what_an_engine_does_without_is_declared() -> None:
         prove(dataclasses.replace(plan, unused=frozenset()), source, silent)
     without = megatron_layout(config | {"num_nextn_predict_layers": 0}, ParallelSizes(tensor=2))
     prove(make_plan(without, destination), without, destination)  # a trainer that has none of it either
-    with pytest.raises(InputError, match=r"asks for tensor model\.layers\.2\..*, which the source does not have"):
+    with pytest.raises(InputError, match=r"model\.layers\.2\..*: the destination asks for it, and the source does not"):
         make_plan(without, silent)
 
 
@@ -241,13 +241,20 @@ def test_bytes_are_those_of_each_tensors_dtype() -> None:
 def test_a_tensor_that_one_side_lacks_is_named() -> None:
     untied = files_layout(QWEN3 | {"tie_word_embeddings": False})
     tied = files_layout(QWEN3)
-    with pytest.raises(InputError, match=r"source has tensor lm_head\.weight, which the destination"):
+    with pytest.raises(InputError, match=r"lm_head\.weight: the source has it, and the destination does not know it"):
         make_plan(untied, tied)
-    with pytest.raises(InputError, match=r"asks for tensor lm_head\.weight, which the source"):
-        make_plan(tied, untied)
+    with pytest.raises(InputError, match=r"lm_head\.weight: models/b asks for it, and models/a does not have it"):
+        check_same_tensors(tied, untied, ("models/a", "models/b"))
     wide = files_layout(QWEN3 | {"intermediate_size": 16})
     with pytest.raises(InputError, match=r"layers\.0\.mlp\.gate_proj\.weight has shape \(8, 4\).*\(16, 4\)"):
         make_plan(tied, wide)
+    grouped = files_layout(QWEN3 | {"num_key_value_heads": 2})
+    said = r"q_proj\.weight has \[num_key_value_heads, rows, columns\] \(4, 4, 4\) in the source and \(2, 8, 4\) in the"
+    with pytest.raises(InputError, match=said):
+        make_plan(tied, grouped)
+    typed = {name: dataclasses.replace(spec, dtype="float32") for name, spec in tied.tensors.items()}
+    with pytest.raises(InputError, match=r"has dtype the model's in the source and float32 in the destination"):
+        make_plan(tied, dataclasses.replace(tied, tensors=typed))
 
 
 def test_a_source_that_holds_a_part_or_too_much_is_named() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_rl.resharding.proof import check_layout
 from megatron_rl.resharding.sglang import EngineSizes, engine_violations, padded_vocabulary, sglang_layout
-from tests.resharding.test_families import DEEPSEEK_V3, GLM4_MOE, MISTRAL
+from tests.resharding.test_families import DEEPSEEK_V3, GLM4_MOE, MISTRAL, QWEN3_MOE
 
 QWEN3_4B: dict[str, Any] = {
     "model_type": "qwen3",
@@ -77,20 +77,32 @@ def test_every_violation_at_once() -> None:
     assert engine_violations(QWEN3_4B, EngineSizes(tensor=16, pipeline=2)) == []
     assert engine_violations(DEEPSEEK_V3, EngineSizes(tensor=32, expert=32, pipeline=2, data=8)) == []
     assert engine_violations(MISTRAL, EngineSizes(tensor=3, pipeline=5)) == [
-        "engine.tensor_parallel=3 does not divide num_attention_heads=4.",
-        "engine.tensor_parallel=3 and num_key_value_heads=2 do not divide each other.",
+        "engine.tensor_parallel=3 does not divide num_attention_heads=4; 1, 2, 4 do.",
+        "engine.tensor_parallel=3 and num_key_value_heads=2 do not divide each other; 1, 2, 4 do.",
         "engine.pipeline_parallel=5 exceeds num_hidden_layers=4.",
     ]
-    assert engine_violations(MISTRAL, EngineSizes(expert=2, tensor=2)) == [
-        "engine.expert_parallel=2, but the model has no experts; use 1."
+    assert engine_violations(MISTRAL, EngineSizes(expert=2)) == [
+        "engine.expert_parallel=2, but mistral has no experts; use 1."
     ]
     assert engine_violations(GLM4_MOE, EngineSizes(tensor=4, expert=3)) == [
-        "engine.expert_parallel=3 does not divide engine.tensor_parallel=4."
+        "engine.expert_parallel=3 does not divide num_experts=4; 1, 2, 4 do.",
+        "engine.expert_parallel=3 does not divide engine.tensor_parallel=4; 1, 2, 4 do.",
+    ]
+    narrow = GLM4_MOE | {"moe_intermediate_size": 15, "n_shared_experts": 4}
+    assert engine_violations(narrow, EngineSizes(tensor=4, expert=2)) == [
+        "engine.tensor_parallel / engine.expert_parallel = 4 / 2 does not divide moe_intermediate_size=15; "
+        "1, 3, 5, 15 do."
     ]
     assert engine_violations(GLM4_MOE, EngineSizes(tensor=0, data=-1)) == [
         "engine.tensor_parallel=0 is not positive.",
         "engine.data_parallel=-1 is not positive.",
     ]
+
+
+@pytest.mark.parametrize(("dense", "problems"), [([], 0), ([1], 1)])
+def test_only_dense_layers_have_an_intermediate_size(dense: list[int], problems: int) -> None:
+    config = QWEN3_MOE | {"intermediate_size": 6145, "mlp_only_layers": dense}
+    assert len(engine_violations(config, EngineSizes(tensor=2))) == problems
 
 
 @pytest.mark.parametrize("config", [QWEN3_4B, DEEPSEEK_V3 | {"num_hidden_layers": 5}, GLM4_MOE, MISTRAL])

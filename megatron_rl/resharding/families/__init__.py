@@ -15,15 +15,24 @@ from megatron_rl.resharding.families.table import Family, instances
 from megatron_rl.resharding.layout import TensorSpec
 
 FAMILIES = {f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, DEEPSEEK_V3, GLM4_MOE)}
+_DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn")
+_ALLOWED: dict[str, tuple[Any, ...]] = {  # options of every family -> what each may be where it is set
+    "tie_word_embeddings": (True, False),
+    "attention_bias": (True, False),
+    "use_qk_norm": (True, False),
+    "dtype": _DTYPES,
+    "torch_dtype": _DTYPES,
+}
 
 
 def family(hf_config: Mapping[str, Any]) -> Family:
     """The family of a config.json, by its ``model_type``.
 
-    Raises InputError for an unknown family, or for an option whose tensors the family's table does not have.
+    Raises InputError for an unknown family, for an option whose tensors the family's table does not have, and for one
+    that is none of what it may be.
     """
     model_type = hf_config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise InputError(f"config.json has model_type={model_type!r}, which is no known family; known are {known}.")
     found = FAMILIES[model_type]
@@ -32,6 +41,10 @@ def family(hf_config: Mapping[str, Any]) -> Family:
             raise InputError(
                 f"config.json has {key}={hf_config[key]!r}; {model_type} is supported with {expected!r} only."
             )
+    for key, allowed in _ALLOWED.items():
+        if hf_config.get(key) is not None and hf_config[key] not in allowed:
+            named = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+            raise InputError(f"config.json has {key}={hf_config[key]!r}; it must be {named}.")
     return found
 
 

@@ -1,6 +1,6 @@
 """What a family is: a table of rows, and the sizes that a config.json gives to their symbols."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -85,26 +85,38 @@ HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 
 
-def value(config: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
-    """The first of these keys that config.json sets; InputError when none is set and there is no default."""
+def value(config: Mapping[str, Any], *keys: str, default: int | None = None, least: int = 1) -> int:
+    """The first of these keys that config.json sets: a whole number, ``least`` or more.
+
+    Raises InputError naming the key when it is anything else, or when none is set and there is no default.
+    """
     for key in keys:
-        if config.get(key) is not None:
-            return config[key]
+        found = config.get(key)
+        if found is None:
+            continue
+        if type(found) is not int or found < least:  # a bool is an int, too
+            raise InputError(f"config.json has {key}={found!r}; a whole number of {least} or more is needed.")
+        return found
     if default is None:
         raise InputError(f"config.json has no {' or '.join(keys)}: the model's sizes cannot be known without it.")
     return default
 
 
 def _heads(config: Mapping[str, Any]) -> int:
-    return value(config, "num_attention_heads")  # type: ignore[no-any-return]
+    return value(config, "num_attention_heads")
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:
-    return value(config, "head_dim", default=value(config, "hidden_size") // _heads(config))  # type: ignore[no-any-return]
+    # with fewer features than heads it cannot be left out
+    return value(config, "head_dim", default=value(config, "hidden_size") // _heads(config) or None)
 
 
 def _groups(config: Mapping[str, Any]) -> int:
-    return value(config, "num_key_value_heads", default=_heads(config))  # type: ignore[no-any-return]
+    return value(config, "num_key_value_heads", default=_heads(config))
+
+
+def _predictors(config: Mapping[str, Any]) -> int:
+    return value(config, "num_nextn_predict_layers", default=0, least=0)
 
 
 _SIZES: dict[str, Callable[[Mapping[str, Any]], int]] = {  # symbol -> its size
@@ -134,31 +146,28 @@ _SIZES: dict[str, Callable[[Mapping[str, Any]], int]] = {  # symbol -> its size
 
 def active_rows(family: Family, config: Mapping[str, Any]) -> list[Row]:
     """The rows that this config.json's options call for."""
-    predictors = config.get("num_nextn_predict_layers") or 0
     return [
         row
         for row in family.rows
         if (not row.needs or config.get(row.needs))
         and (not row.lacks or not config.get(row.lacks))
-        and (row.layers is not Layers.PREDICTORS or predictors)
+        and (row.layers is not Layers.PREDICTORS or _predictors(config))
     ]
 
 
 def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     """Sizes of the symbols that rows use, and ``heads``, ``groups``, ``layers``, ``experts``, ``predictors``.
 
-    A family without grouped queries has as many groups as heads; one without experts has 0 of them.
+    A family without grouped queries has as many groups as heads; one without experts has 0 of them. Raises InputError
+    naming a key of config.json that is missing or no such size.
     """
     used = {symbol for row in active_rows(family, config) for dims in row.parts.values() for symbol in dims}
     used |= {"heads", "mlp", "layers"} | ({"groups", "head_dim"} if "kv" in used else set())
     sizes = {symbol: size(config) for symbol, size in _SIZES.items() if symbol in used}
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise InputError(f"config.json gives {name} the size {size!r}; a positive whole number is needed.")
     sizes.setdefault("groups", sizes["heads"])
     sizes.setdefault("experts", 0)
     if family.predicts:
-        sizes["predictors"] = config.get("num_nextn_predict_layers") or 0
+        sizes["predictors"] = _predictors(config)
     heads, groups = sizes["heads"], sizes["groups"]
     if heads % groups:
         raise InputError(
@@ -175,9 +184,16 @@ def expert_layer(family: Family, config: Mapping[str, Any], layer: int) -> bool:
     if not family.experts:
         return False
     if family.leading_dense:
-        return bool(layer >= value(config, "first_k_dense_replace"))
-    step = config.get("decoder_sparse_step") or 1
-    return layer not in (config.get("mlp_only_layers") or ()) and (layer + 1) % step == 0
+        return layer >= value(config, "first_k_dense_replace", least=0)
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, Sequence) or any(type(number) is not int for number in dense):
+        raise InputError(f"config.json has mlp_only_layers={dense!r}; a list of layers' numbers is needed.")
+    return layer not in dense and (layer + 1) % value(config, "decoder_sparse_step", default=1) == 0
+
+
+def dense_layers(family: Family, config: Mapping[str, Any]) -> bool:
+    """True when a decoder layer is no mixture of experts, so that ``intermediate_size`` is the size of something."""
+    return not all(expert_layer(family, config, layer) for layer in range(value(config, "num_hidden_layers")))
 
 
 def tied(config: Mapping[str, Any]) -> bool:
