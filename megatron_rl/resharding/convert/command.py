@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, refuse
 from megatron_rl.resharding.convert.run import Conversion, Target
 from megatron_rl.resharding.convert.targets import MODEL, HfTarget, MegatronTarget
 from megatron_rl.resharding.families import canonical_tensors
@@ -42,14 +42,6 @@ def _options_wrong(options: argparse.Namespace) -> list[str]:
     if getattr(options, "max_shard_size", None) == 0:
         problems.append("--max-shard-size=0 leaves no room for a tensor.")
     return problems
-
-
-def _refuse(problems: list[str]) -> None:
-    if len(problems) == 1:
-        raise InputError(problems[0])
-    if problems:
-        listed = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
-        raise InputError(f"{len(problems)} problems: {listed}")
 
 
 def _model_folder(checkpoint: Path, named: Path | None) -> Path:
@@ -94,7 +86,7 @@ def to_megatron(options: argparse.Namespace) -> int:
         options.last_stage,
     )
     violations = layout_violations(hf_config, sizes, fused_norms=True)
-    _refuse(_options_wrong(options) + [_as_options(text) for text in violations])
+    refuse(_options_wrong(options) + [_as_options(text) for text in violations])
     source = open_stored(options.source, hf_config, fp8=quantised(hf_config))
     return _convert(options, source, MegatronTarget(source, sizes, _dtypes(source, options.dtype)))
 
@@ -105,7 +97,7 @@ def _as_options(text: str) -> str:
 
 
 def to_hf(options: argparse.Namespace) -> int:
-    _refuse(_options_wrong(options))
+    refuse(_options_wrong(options))
     if not is_torch_dist(options.source):
         raise InputError(f"{options.source} is no torch_dist checkpoint: it has no .metadata.")
     model = _model_folder(options.source, options.model)
@@ -153,7 +145,7 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 def verify(options: argparse.Namespace) -> int:
     from megatron_rl.resharding.convert.verify import first_difference
 
-    _refuse(_options_wrong(options))
+    refuse(_options_wrong(options))
     folders = [options.first, options.second]
     models = [None if is_torch_dist(f) else f for f in folders]
     model = options.model or next((m for m in models if m is not None), None)

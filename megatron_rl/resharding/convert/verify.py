@@ -40,7 +40,7 @@ def first_difference(
     Tensors are compared in the order of the forward pass. ``progress`` is told how many bytes more of the second are
     compared. Raises InputError when they are not of one model.
     """
-    check_same_tensors(first.layout, second.layout)
+    check_same_tensors(first.layout, second.layout, (str(first.folder), str(second.folder)))
     threads = threads_within(buffer, threads, first, second)
     todo = (
         Band(name, *rows)
