@@ -144,6 +144,11 @@ HF: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         [],
         r"quant_method='awq'; only 'fp8'",
     ),
+    "scheme of no kind": (
+        lambda f: edit_config(f, {"quantization_config": "fp8"}),
+        [],
+        r"quantization_config is 'fp8'; a JSON object is needed",
+    ),
     "layout": (
         lambda f: None,
         ["--tensor-parallel=3", "--pipeline-parallel=5", "--expert-parallel=3", "--threads=0", "--buffer-size=3kB"],
