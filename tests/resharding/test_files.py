@@ -187,7 +187,9 @@ def test_a_stored_head_is_the_embedding(other: str, tmp_path: Path, monkeypatch:
     head[12, 7] += other == "number"
     head = head[:5, :3] if other == "shape" else head.bfloat16() if other == "dtype" else head
     folder = write_folder(tmp_path / "a", hf | {"lm_head.weight": head}, CONFIG)
-    with pytest.raises(InputError, match=r"lm_head\.weight of .* is not equal to model\.embed_tokens.*Set tie_word_emb"):
+    with pytest.raises(
+        InputError, match=r"lm_head\.weight of .* is not equal to model\.embed_tokens.*Set tie_word_emb"
+    ):
         open_hf_folder(folder, CONFIG)
 
 
