@@ -33,6 +33,7 @@ from megatron_rl.resharding.torch_dist.pickles import read_pickle
 from megatron_rl.resharding.torch_dist.reader import open_torch_dist
 from megatron_rl.resharding.torch_dist.writer import target_sizes
 from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards
+from tests.resharding.test_families import DEEPSEEK
 from tests.resharding.test_files import CONFIG, MOE, read_folder, write_folder
 
 
@@ -184,6 +185,23 @@ def test_inspect(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert lines[-1].split(";")[0] != hf[-1].split(";")[0] and hf[-1].startswith("Hugging Face: 45 tensors")
     total = sum(t.numel() * 2 for t in read_folder(model).values())
     assert f"{total:,} bytes" in hf[-1]
+
+
+def test_inspect_counts_every_byte_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Norms that have two names in Megatron; dtypes that no weight has."""
+    hf = hf_tensors(DEEPSEEK, tags=False)
+    numbers, size = sum(t.numel() for t in hf.values()), sum(t.nbytes for t in hf.values())
+    write_folder(tmp_path / "hf", hf, DEEPSEEK)
+    assert convert("hf-to-megatron", tmp_path / "hf", tmp_path / "m") == 0
+    capsys.readouterr()
+    assert convert("inspect", tmp_path / "m") == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert f"{numbers:,} numbers, {size:,} bytes" in last
+    assert any("pre_mlp_layernorm" in row and ", also decoder.layers" in row for row in rows)
+    kinds = [torch.uint16, torch.uint64, torch.complex64, torch.bool]
+    save_file({str(kind): torch.zeros(3, dtype=kind) for kind in kinds}, tmp_path / "model.safetensors")
+    assert convert("inspect", tmp_path) == 0
+    assert f"{3 * (2 + 8 + 8 + 1)} bytes" in capsys.readouterr().out
 
 
 def test_a_number_that_the_dtype_cannot_hold(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
