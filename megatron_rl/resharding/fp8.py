@@ -41,8 +41,8 @@ _TINY = torch.finfo(torch.float32).tiny  # a tile of zeros has this scale: never
 
 
 def _scale(amax: torch.Tensor) -> torch.Tensor:
-    """float32 scales of maxima; NaN and infinity stay visible, in the scale and so in every element."""
-    return (amax / LARGEST).clamp_min(_TINY)
+    """float32 scales of maxima; NaN for NaN and infinity, so that they stay visible in every element."""
+    return (amax / LARGEST).clamp_min(_TINY).masked_fill(amax.isinf(), torch.nan)
 
 
 def _cast(weight: torch.Tensor, scale_inv: torch.Tensor) -> torch.Tensor:

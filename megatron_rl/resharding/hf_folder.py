@@ -5,7 +5,7 @@ The file format is https://github.com/huggingface/safetensors#format: a length, 
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
@@ -21,6 +21,8 @@ from megatron_rl.resharding.transformers import files_layout
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = ("BF16", "F16", "F32")
+_LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
+_COMPARED = 1 << 20  # bytes at a time
 _CARRIED = (  # what a model folder holds besides weights and config.json
     "generation_config.json",
     "tokenizer*",
@@ -30,6 +32,7 @@ _CARRIED = (  # what a model folder holds besides weights and config.json
     "merges.txt",
     "chat_template*",
     "*.tiktoken",
+    "tekken.json",
     "*.model",
 )
 
@@ -49,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist: a Hugging Face model folder (config.json, *.safetensors) is needed.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}). It may be cut short: fetch it again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}; a JSON object is needed.")
@@ -64,7 +67,8 @@ def read_hf_config(folder: str | Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> dict[str, list[str]]:
     """File name -> the tensors that the index expects in it (none without an index).
 
-    Raises InputError when there are no weights, or the index names a file that is not there.
+    Raises InputError when there are no weights, the index names a file that is not there, or a model.safetensors lies
+    beside it: transformers would load that one, SGLang the index's files.
     """
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
@@ -72,12 +76,17 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
             raise InputError(f"{folder / INDEX} has no weight_map: it cannot say which shard holds which tensor.")
         expected: dict[str, list[str]] = {}
         for tensor, file in weight_map.items():
-            if not (folder / str(file)).is_file():
+            if not isinstance(file, str) or not (folder / file).is_file():
                 raise InputError(
                     f"{folder / INDEX} says that {tensor} is in {file}, and {folder} has no such file: the shard is "
                     f"missing. Fetch the model again."
                 )
             expected.setdefault(file, []).append(tensor)
+        if (folder / WEIGHTS).is_file() and expected.keys() != {WEIGHTS}:
+            raise InputError(
+                f"{folder} has {WEIGHTS}, and {INDEX}, which names {min(expected.keys() - {WEIGHTS})}: programs differ "
+                f"in which of them they load. Remove the one that is not meant."
+            )
         return expected
     if (folder / WEIGHTS).is_file():
         return {WEIGHTS: []}
@@ -86,8 +95,19 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
     raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}: {hint}. Save the model as safetensors first.")
 
 
+def _whole(numbers: object) -> tuple[int, ...]:
+    """A list from JSON as whole numbers that are not negative; ValueError when it is none."""
+    if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(f"{numbers!r} are no whole numbers")
+    return tuple(numbers)
+
+
 def read_header(path: Path) -> dict[str, Entry]:
-    """A safetensors file's tensors. Raises InputError naming file and tensor when the header does not fit the file."""
+    """A safetensors file's tensors.
+
+    Raises InputError naming file and tensor when the header does not fit the file, whose every byte behind the header
+    has to belong to one tensor.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -95,23 +115,55 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise InputError(
                 f"{path} is cut short: its header should have {length} bytes, the file has {size}. Fetch it again."
             )
+        if length > _LONGEST_HEADER:
+            raise InputError(f"{path} is no safetensors file: its header would have {length} bytes.")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
             raise InputError(f"{path} is no safetensors file: its header is not JSON ({error}).") from error
     entries = {}
     for name, entry in header.items():
         try:
-            begin, end = (8 + length + int(n) for n in entry["data_offsets"])
-            entries[name] = Entry(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), begin, end)
+            begin, end = (8 + length + n for n in _whole(entry["data_offsets"]))
+            entries[name] = Entry(str(entry["dtype"]), _whole(entry["shape"]), begin, end)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged: its header does not describe tensor {name}.") from error
         if end > size:
             raise InputError(
                 f"{path} is cut short: tensor {name} ends at byte {end}, the file at {size}. Fetch it again."
             )
+    at = 8 + length
+    for name, item in sorted(entries.items(), key=lambda pair: (pair[1].begin, pair[1].end)):
+        if item.begin != at or item.end < at:
+            raise InputError(
+                f"{path} is damaged: tensor {name} is said to be bytes {item.begin} to {item.end}, and what stands "
+                f"before it ends at {at}. Fetch it again."
+            )
+        at = item.end
+    if at != size:
+        raise InputError(f"{path} is damaged: its last tensor ends at byte {at}, the file at {size}. Fetch it again.")
     return entries
+
+
+def read_headers(folder: Path) -> Iterator[tuple[Path, dict[str, Entry]]]:
+    """Every file of weights and the tensors in it.
+
+    Raises InputError naming file and tensor unless each tensor is stored once, in the file that the index names.
+    """
+    for file, expected in weight_files(folder).items():
+        path, listed = folder / file, set(expected)
+        header = read_header(path)
+        for name in expected:
+            if name not in header:
+                raise InputError(f"{folder / INDEX} says that {name} is in {file}, which does not hold it.")
+        for name in header if expected else ():
+            if name not in listed:
+                raise InputError(
+                    f"{path} holds tensor {name}, and {INDEX} does not say so: they are not of one model. Fetch it "
+                    f"again."
+                )
+        yield path, header
 
 
 def _check(path: Path, name: str, entry: Entry, shape: tuple[int, ...], dtypes: Collection[str]) -> None:
@@ -126,31 +178,51 @@ def _check(path: Path, name: str, entry: Entry, shape: tuple[int, ...], dtypes: 
         raise InputError(f"Tensor {name} of {path}: {entry.end - entry.begin} bytes do not fit shape {list(shape)}.")
 
 
+def _check_copy(name: str, path: Path, entry: Entry, original: str, place: Place, shape: tuple[int, ...]) -> None:
+    """Raises InputError unless a tensor that is stored a second time has the dtype, shape and bytes of the original."""
+    size = entry.end - entry.begin
+    same = (entry.dtype, entry.shape, size) == (place.dtype, shape, prod(shape) * place.itemsize)
+    if same:
+        with path.open("rb") as one, place.path.open("rb") as other:
+            one.seek(entry.begin)
+            other.seek(place.offset)
+            sizes = (min(_COMPARED, size - done) for done in range(0, size, _COMPARED))
+            same = all(one.read(n) == other.read(n) for n in sizes)
+    if not same:
+        advice = (
+            "Set tie_word_embeddings=false there if it is a weight of its own, or remove it from the file."
+            if name == HEAD
+            else "It cannot be converted as a weight of its own; remove it from the file if it is none."
+        )
+        raise InputError(
+            f"Tensor {name} of {path} is not equal to {original}, of which this config.json makes it a copy. {advice}"
+        )
+
+
 def open_stored(folder: Path, hf_config: Mapping[str, Any], *, fp8: bool = False) -> Stored:
     """Where every canonical tensor of a folder of safetensors files (one, or sharded with an index) lies.
 
-    ``fp8``: block-quantised weights are welcome. Raises InputError naming file and tensor for a missing or truncated
-    shard, and for a tensor that is missing, unknown, of an unsupported dtype, or of another shape than ``hf_config``
-    says.
+    ``fp8``: block-quantised weights are welcome. Raises InputError naming file and tensor for a missing or damaged
+    shard, for a tensor that is missing, unknown, of an unsupported dtype, or of another shape than ``hf_config``
+    says, for one stored a second time (``aliases``) with other bytes, which are all compared, and for scales of a
+    weight that is not quantised.
     """
     layout = files_layout(hf_config)
     canonical = layout.tensors
     scales = {name + SCALE: name for name in quantised_names(hf_config)} if fp8 else {}
-    ignored = aliases(family(hf_config), hf_config)  # some checkpoints store a shared tensor twice
+    originals = aliases(family(hf_config), hf_config)
     endings = family(hf_config).ignored
     found: dict[str, Place] = {}
     found_scales: dict[str, Place] = {}
-    for file, expected in weight_files(folder).items():
-        path = folder / file
-        header = read_header(path)
-        for name in expected:
-            if name not in header:
-                raise InputError(f"{folder / INDEX} says that {name} is in {file}, which does not hold it.")
+    copies: dict[str, tuple[Path, Entry]] = {}
+    for path, header in read_headers(folder):
         for name, entry in header.items():
-            if name in ignored or name.endswith(endings):
-                continue
             place = Place(path, entry.begin, entry.dtype)
-            if name in canonical:
+            if name.endswith(endings):
+                continue
+            if name in originals:
+                copies[name] = path, entry
+            elif name in canonical:
                 _check(path, name, entry, canonical[name].shape, (*FLOATS, FP8) if fp8 else FLOATS)
                 found[name] = place
             elif name in scales:
@@ -167,6 +239,15 @@ def open_stored(folder: Path, hf_config: Mapping[str, Any], *, fp8: bool = False
         raise InputError(
             f"{folder} does not hold tensor {missing[0]}{note}; {len(missing)} of {len(canonical)} are missing."
         )
+    for name, place in found_scales.items():
+        if found[name].dtype != FP8:
+            raise InputError(
+                f"{place.path} holds scales of {name}, whose dtype is {found[name].dtype} and not {FP8}: the folder "
+                f"mixes two models."
+            )
+    for name, (path, entry) in copies.items():
+        original = originals[name]
+        _check_copy(name, path, entry, original, found[original], canonical[original].shape)
     return Stored(folder, hf_config, layout, found, found_scales)
 
 
@@ -258,6 +339,8 @@ def quantised(hf_config: Mapping[str, Any]) -> bool:
     scheme = hf_config.get("quantization_config")
     if scheme is None:
         return False
+    if not isinstance(scheme, Mapping):
+        raise InputError(f"config.json's quantization_config is {scheme!r}; a JSON object is needed.")
     for key in ("quant_method", "fmt", "weight_block_size"):
         wanted = QUANTISATION[key]
         if scheme.get(key, wanted) != wanted:

@@ -66,10 +66,10 @@ def tiles(shape: Ints, boxes: tuple[Strided, ...]) -> bool:
         return False
     if sum((bottom - top) * (right - left) for top, bottom, left, right in rectangles) != height * width:
         return False
-    return _disjoint([((top, left), (bottom, right)) for top, bottom, left, right in rectangles])
+    return disjoint([((top, left), (bottom, right)) for top, bottom, left, right in rectangles])
 
 
-def _disjoint(boxes: list[tuple[Ints, Ints]]) -> bool:
+def disjoint(boxes: list[tuple[Ints, Ints]]) -> bool:
     """True when no two boxes, (low, high) corners of any number of dimensions, have an element in common."""
     if len(boxes) <= FEW:
         return not any(
@@ -162,7 +162,7 @@ def _fills(start: Ints, shape: Ints, boxes: tuple[tuple[Ints, Ints], ...]) -> bo
     """True when boxes inside a segment's box are disjoint and add up to it."""
     if sum(prod(extent) for _, extent in boxes) != prod(shape):
         return False
-    return _disjoint([(low, tuple(a + n for a, n in zip(low, extent, strict=True))) for low, extent in boxes])
+    return disjoint([(low, tuple(a + n for a, n in zip(low, extent, strict=True))) for low, extent in boxes])
 
 
 def _boxes(plan: Plan) -> Iterator[Copy]:

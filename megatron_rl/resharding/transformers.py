@@ -9,16 +9,20 @@ from megatron_rl.resharding.families.table import dimensions, instances
 from megatron_rl.resharding.layout import Layout, Segment, Shard, TensorSpec, row_major
 
 
-def whole(name: str, spec: TensorSpec) -> Segment:
-    """A canonical tensor that lies whole and contiguous in a local tensor of the same name."""
-    return Segment(name, (0,) * len(spec.index), spec.index, name, 0, row_major(spec.index))
+def whole(name: str, spec: TensorSpec, local: str = "") -> Segment:
+    """A canonical tensor that lies whole and contiguous in a local tensor, by default of the same name."""
+    return Segment(name, (0,) * len(spec.index), spec.index, local or name, 0, row_major(spec.index))
 
 
-def files_layout(hf_config: Mapping[str, Any]) -> Layout:
-    """One rank that holds every canonical tensor as a checkpoint on the hub stores it."""
+def files_layout(hf_config: Mapping[str, Any], copies: Mapping[str, str] | None = None) -> Layout:
+    """One rank that holds every canonical tensor as a checkpoint on the hub stores it.
+
+    ``copies``: tensors that it stores a second time, by the second name.
+    """
     tensors = canonical_tensors(hf_config)
-    segments = tuple(whole(name, spec) for name, spec in tensors.items())
-    return Layout(tensors, (Shard({name: spec.shape for name, spec in tensors.items()}, segments),))
+    stored = {name: name for name in tensors} | dict(copies or {})
+    segments = tuple(whole(name, tensors[name], local) for local, name in stored.items())
+    return Layout(tensors, (Shard({local: tensors[name].shape for local, name in stored.items()}, segments),))
 
 
 def transformers_layout(hf_config: Mapping[str, Any]) -> Layout:

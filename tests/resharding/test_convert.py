@@ -1,6 +1,7 @@
 """Conversions of every family between folders and checkpoints: contents, dtypes, FP8, comparing, listing."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,18 +17,23 @@ from safetensors.torch import load_file, save_file
 from megatron_rl.cli import main
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert import kernel, parts
+from megatron_rl.resharding.convert.casts import cast_rows, tensor_of
 from megatron_rl.resharding.convert.parts import Part, Queue
 from megatron_rl.resharding.convert.run import Conversion
 from megatron_rl.resharding.convert.targets import HfTarget, MegatronTarget
+from megatron_rl.resharding.families import family
+from megatron_rl.resharding.families.table import aliases
 from megatron_rl.resharding.fp8 import dequantise_blockwise, quantise_blockwise
 from megatron_rl.resharding.fp8_layout import quantised_names
 from megatron_rl.resharding.hf_folder import open_stored, page_shift, read_hf_config
 from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.stored import TORCH_DTYPES
 from megatron_rl.resharding.torch_dist.archive import find_tensor, object_archive, tensor_archive
 from megatron_rl.resharding.torch_dist.pickles import read_pickle
 from megatron_rl.resharding.torch_dist.reader import open_torch_dist
 from megatron_rl.resharding.torch_dist.writer import target_sizes
 from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards
+from tests.resharding.test_families import DEEPSEEK
 from tests.resharding.test_files import CONFIG, MOE, read_folder, write_folder
 
 
@@ -74,6 +80,8 @@ def test_there_and_back(tmp_path_factory: pytest.TempPathFactory, case: Case) ->
         back = Conversion(middle, HfTarget(middle, middle.dtypes, path / "hf", 500), buffer=1 << 22, threads=2)
         back.run(path / "back")
     found = read_folder(path / "back")
+    copies = aliases(family(case.config), case.config)
+    hf |= {copy: hf[name] for copy, name in copies.items() if copy != "lm_head.weight"}
     assert found.keys() == hf.keys() and all(torch.equal(found[name], hf[name]) for name in hf)
     state = loaded(path / "megatron")
     for name, expected in megatron_shards(hf, case.config, ParallelSizes(), fused=True)[0].items():
@@ -180,6 +188,23 @@ def test_inspect(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f"{total:,} bytes" in hf[-1]
 
 
+def test_inspect_counts_every_byte_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Norms that have two names in Megatron; dtypes that no weight has."""
+    hf = hf_tensors(DEEPSEEK, tags=False)
+    numbers, size = sum(t.numel() for t in hf.values()), sum(t.nbytes for t in hf.values())
+    write_folder(tmp_path / "hf", hf, DEEPSEEK)
+    assert convert("hf-to-megatron", tmp_path / "hf", tmp_path / "m") == 0
+    capsys.readouterr()
+    assert convert("inspect", tmp_path / "m") == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert f"{numbers:,} numbers, {size:,} bytes" in last
+    assert any("pre_mlp_layernorm" in row and ", also decoder.layers" in row for row in rows)
+    kinds = [torch.uint16, torch.uint64, torch.complex64, torch.bool]
+    save_file({str(kind): torch.zeros(3, dtype=kind) for kind in kinds}, tmp_path / "model.safetensors")
+    assert convert("inspect", tmp_path) == 0
+    assert f"{3 * (2 + 8 + 8 + 1)} bytes" in capsys.readouterr().out
+
+
 def test_a_number_that_the_dtype_cannot_hold(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = model / "model-00001-of-00002.safetensors"
     tensors = load_file(path)
@@ -188,6 +213,75 @@ def test_a_number_that_the_dtype_cannot_hold(model: Path, tmp_path: Path, capsys
     assert convert("hf-to-megatron", model, tmp_path / "m", "--dtype", "float16") == 2
     assert "model.embed_tokens.weight holds numbers beyond float16's largest" in capsys.readouterr().err
     assert not list(tmp_path.glob("*m*"))
+
+
+LARGE = 3.4028e38  # in float32; bfloat16 rounds it to infinity
+ROW = "model.layers.0.self_attn.o_proj.weight"  # of a family's table, quantised
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "message"),
+    [
+        (LARGE, ("--dtype", "bfloat16"), r"beyond bfloat16's largest, 3\.38953e\+38: convert to float32"),
+        (float("inf"), ("--fp8",), r"holds inf, which would make a whole tile of FP8 NaN"),
+        (float("nan"), ("--fp8",), r"holds nan, which would make a whole tile of FP8 NaN"),
+    ],
+)
+def test_numbers_that_a_dtype_cannot_hold(
+    number: float, options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf = hf_tensors(CONFIG, tags=False)
+    hf[ROW][5, 9] = number
+    assert convert("hf-to-megatron", write_folder(tmp_path / "hf", hf, CONFIG), tmp_path / "m") == 0
+    assert convert("megatron-to-hf", tmp_path / "m", tmp_path / "b", *options) == 2
+    assert re.search(f"Tensor {re.escape(ROW)} {message}", capsys.readouterr().err.replace("holds numbers ", ""))
+    assert not (tmp_path / "b").exists()
+
+
+def test_fp8_beyond_float16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What FP8 blocks hold is compared with float16's largest before it is rounded to it; infinity stays infinity."""
+    hf = hf_tensors(CONFIG, tags=False)
+    hf[ROW][5, 9] = 1e6
+    half = {name: t.half() for name, t in hf.items()}
+    assert half[ROW][5, 9].isinf()
+    write_folder(tmp_path / "hf", hf, CONFIG)
+    write_folder(tmp_path / "half", half, CONFIG)
+    assert convert("hf-to-megatron", tmp_path / "hf", tmp_path / "m") == 0
+    assert convert("megatron-to-hf", tmp_path / "m", tmp_path / "fp8", "--fp8") == 0
+    assert convert("hf-to-megatron", tmp_path / "fp8", tmp_path / "again", "--dtype", "float16") == 2
+    assert f"Tensor {ROW} holds numbers beyond float16's largest, 65504" in capsys.readouterr().err
+    assert convert("verify", tmp_path / "hf", tmp_path / "half") == 1
+    assert f"{ROW}[5, 9] is 1000000.0 in the first and inf in the second" in capsys.readouterr().out
+    assert convert("hf-to-megatron", tmp_path / "half", tmp_path / "wide", "--dtype", "float32") == 0
+    assert convert("verify", tmp_path / "half", tmp_path / "wide") == 0
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F16"])
+def test_fp8_is_rounded_once(dtype: str) -> None:
+    bits = torch.full((1, 3), 448.0).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    scales = torch.full((1, 1), 0.3)
+    found, _ = cast_rows("x", bits, scales.numpy(), "F8_E4M3", dtype, 3)
+    wanted = (torch.full((3,), 448.0) * scales[0]).to(getattr(torch, TORCH_DTYPES[dtype]))
+    assert torch.equal(tensor_of(found, dtype, 3)[0], wanted)
+
+
+def test_fp8_that_float32_cannot_hold() -> None:
+    bits = torch.tensor([[448.0, 1.0]]).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    with pytest.raises(
+        InputError, match=r"Tensor x holds numbers beyond float32's largest, .*: its scales are damaged"
+    ):
+        cast_rows("x", bits, torch.full((1, 1), 1e36).numpy(), "F8_E4M3", "F32", 2)
+
+
+def test_scales_of_a_weight_that_is_not_quantised(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert("hf-to-megatron", model, tmp_path / "m") == 0
+    assert convert("megatron-to-hf", tmp_path / "m", tmp_path / "fp8", "--fp8") == 0
+    path = tmp_path / "fp8" / "model.safetensors"
+    save_file(load_file(path) | {ROW: torch.zeros(192, 192).bfloat16()}, path)
+    assert convert("hf-to-megatron", tmp_path / "fp8", tmp_path / "again") == 2
+    assert f"holds scales of {ROW}, whose dtype is BF16 and not F8_E4M3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("refused", [1, 2])

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 from argparse import ArgumentTypeError
@@ -15,7 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_rl.cli import main
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.options import _size
+from megatron_rl.resharding.hf_folder import read_hf_config
+from megatron_rl.resharding.torch_dist.reader import open_torch_dist
 from tests.resharding.reference import hf_tensors
 from tests.resharding.test_convert_resume import contents, small_model
 from tests.resharding.test_files import CONFIG, SECOND, cut, edit_index, write_folder
@@ -40,6 +44,52 @@ def edit_config(folder: Path, changes: dict[str, object]) -> None:
 def touch(path: Path) -> Path:
     path.touch()
     return path
+
+
+Metadata = Any  # torch.distributed.checkpoint.metadata.Metadata
+FC1 = "decoder.layers.mlp.experts.experts.linear_fc1.weight"
+
+
+def edit_metadata(change: Callable[[Metadata], object]) -> Callable[[Path], object]:
+    """Damage that changes a checkpoint's metadata, which torch reads and writes."""
+
+    def damage(folder: Path) -> None:
+        metadata = pickle.loads((folder / ".metadata").read_bytes())
+        change(metadata)
+        (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+    return damage
+
+
+def storage(metadata: Metadata, key: str) -> list[Any]:
+    """Where the chunks of a tensor lie."""
+    return [at for index, at in metadata.storage_data.items() if index.fqn == key]
+
+
+def double_chunk(metadata: Metadata) -> None:
+    chunks = metadata.state_dict_metadata[FC1].chunks
+    chunks[3] = chunks[0]
+
+
+def flatten_chunk(metadata: Metadata) -> None:
+    metadata.state_dict_metadata[FC1].chunks[0].sizes = torch.Size([1])
+
+
+def share_place(metadata: Metadata) -> None:
+    one, other = storage(metadata, FC1)[:2]
+    other.__dict__.update(one.__dict__)
+
+
+def move_name(metadata: Metadata) -> None:
+    first, second = storage(metadata, "decoder.layers.pre_mlp_layernorm.weight")
+    first.__dict__, second.__dict__ = second.__dict__, first.__dict__
+
+
+def shift_data(folder: Path) -> None:
+    """The local header of a tensor's data says that they begin two bytes later."""
+    content = bytearray((folder / "__0_0.distcp").read_bytes())
+    content[content.index(b"archive/data/0") - 2] ^= 2
+    (folder / "__0_0.distcp").write_bytes(content)
 
 
 def retype(folder: Path) -> None:
@@ -69,6 +119,11 @@ HF: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         [],
         r"quant_method='awq'; only 'fp8'",
     ),
+    "scheme of no kind": (
+        lambda f: edit_config(f, {"quantization_config": "fp8"}),
+        [],
+        r"quantization_config is 'fp8'; a JSON object is needed",
+    ),
     "layout": (
         lambda f: None,
         ["--tensor-parallel=3", "--pipeline-parallel=5", "--expert-parallel=3", "--threads=0", "--buffer-size=3kB"],
@@ -97,6 +152,26 @@ MEGATRON: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         [],
         r"\.metadata cannot be read \(it names builtins\.print",
     ),
+    "huge object number": (
+        lambda f: (f / ".metadata").write_bytes(b"\x80\x02Nr\x00\x00\x00\x40."),
+        [],
+        r"\.metadata cannot be read \(object number 1073741824",
+    ),
+    "chunk twice": (edit_metadata(double_chunk), [], rf"The chunks of tensor {FC1} of .* do not make up its shape \["),
+    "chunk of other dimensions": (edit_metadata(flatten_chunk), [], rf"the chunk of {FC1} at .* has other dimensions"),
+    "file elsewhere": (
+        edit_metadata(lambda m: storage(m, FC1)[0].__dict__.update(relative_path="../x")),
+        [],
+        r"\.metadata cannot be read \('\.\./x' is no file of the folder\)",
+    ),
+    "negative offset": (
+        edit_metadata(lambda m: storage(m, FC1)[0].__dict__.update(offset=-1)),
+        [],
+        r"\.metadata cannot be read \(.*-1.* stands where whole numbers should\)",
+    ),
+    "two chunks in one place": (edit_metadata(share_place), [], rf"{FC1}@\S+ and {FC1}@\S+ are both at byte \d+ of"),
+    "two names": (edit_metadata(move_name), [], r"which are two names of one weight, in two places"),
+    "shifted data": (shift_data, [], r"__0_0\.distcp is damaged .*entry archive/data/0 is not what the directory says"),
     "archive": (lambda f: break_distcp(f, at=0), [], r"__0_0\.distcp is damaged at the chunk of \S+ at \["),
     "no metadata": (lambda f: (f / ".metadata").unlink(), [], r"has no \.metadata: it is no torch_dist checkpoint"),
     "no model": (lambda f: shutil.rmtree(f / "huggingface"), [], r"does not say of which model it is: .*\(--model\)"),
@@ -140,6 +215,36 @@ def test_bad_input(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert re.search(message, error), error
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
+def test_a_flipped_bit_is_found_or_changes_nothing(file: str, tmp_path: Path) -> None:
+    source = small_model(tmp_path / "source")
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "m")]) == 0
+    content, config = (tmp_path / "m" / file).read_bytes(), read_hf_config(source)
+    whole = open_torch_dist(tmp_path / "m", config)
+    numbers, refused = random.Random(5), 0
+    for _ in range(300):
+        at, bit = numbers.randrange(len(content)), numbers.randrange(8)
+        (tmp_path / "m" / file).write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+        try:
+            assert open_torch_dist(tmp_path / "m", config) == whole, (at, bit)
+        except InputError:
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize("what", ["missing file", "cut data"])
+def test_inspect_looks_at_the_files(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "hf-to-megatron", str(small_model(tmp_path / "hf")), str(tmp_path / "m")]) == 0
+    assert main(["convert", "inspect", str(tmp_path / "m")]) == 0
+    damage, _, message = MEGATRON[what]
+    damage(tmp_path / "m")
+    assert main(["convert", "inspect", str(tmp_path / "m")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    edit_index(tmp_path / "hf", {"model.layers.0.x": SECOND})
+    assert main(["convert", "inspect", str(tmp_path / "hf")]) == 2
+    assert f"says that model.layers.0.x is in {SECOND}, which does not hold it" in capsys.readouterr().err
 
 
 def test_a_target_that_exists_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

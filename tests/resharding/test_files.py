@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from megatron_rl.errors import InputError
-from megatron_rl.resharding import export
+from megatron_rl.resharding import export, hf_folder
 from megatron_rl.resharding.export import export_hf
 from megatron_rl.resharding.files import load_hf, open_hf_folder
 from megatron_rl.resharding.hf_folder import read_hf_config
@@ -172,10 +172,25 @@ def test_export_is_all_or_nothing(tmp_path: Path) -> None:
 
 def test_a_tied_checkpoint_may_store_its_head(tmp_path: Path) -> None:
     hf = hf_tensors(CONFIG, tags=False)
-    stored = hf | {"lm_head.weight": torch.randn(13, 8), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
-    tensors = open_hf_folder(write_folder(tmp_path / "a", stored, CONFIG), CONFIG)
+    head = hf["model.embed_tokens.weight"].clone()
+    stored = hf | {"lm_head.weight": head, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    tensors = open_hf_folder(write_folder(tmp_path / "a", stored, CONFIG, files=2), CONFIG)
     assert tensors.keys() == hf.keys()
     assert all(torch.equal(tensors[name], t.flatten()) for name, t in hf.items())
+
+
+@pytest.mark.parametrize("other", ["number", "shape", "dtype"])
+def test_a_stored_head_is_the_embedding(other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_folder, "_COMPARED", 100)
+    hf = hf_tensors(CONFIG, tags=False)
+    head = hf["model.embed_tokens.weight"].clone()
+    head[12, 7] += other == "number"
+    head = head[:5, :3] if other == "shape" else head.bfloat16() if other == "dtype" else head
+    folder = write_folder(tmp_path / "a", hf | {"lm_head.weight": head}, CONFIG)
+    with pytest.raises(
+        InputError, match=r"lm_head\.weight of .* is not equal to model\.embed_tokens.*Set tie_word_emb"
+    ):
+        open_hf_folder(folder, CONFIG)
 
 
 def test_parameters_of_another_model_are_named(tmp_path: Path) -> None:
@@ -206,6 +221,37 @@ def edit_index(folder: Path, changes: dict[str, str | None]) -> None:
     (folder / INDEX).write_text(json.dumps(content))
 
 
+def edit_header(change: Callable[[dict[str, Any], int], object]) -> Damage:
+    """Damage that changes the header of the only file, of so many bytes of data; the data stay."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        content = path.read_bytes()
+        data = content[8 + int.from_bytes(content[:8], "little") :]
+        header = json.loads(content[8 : -len(data)])
+        change(header, len(data))
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+    return damage
+
+
+def offsets(*values: object) -> Damage:
+    return edit_header(lambda header, size: header[GATE].update(data_offsets=list(values)))
+
+
+def shape(*values: object) -> Damage:
+    return edit_header(lambda header, size: header[GATE].update(shape=list(values)))
+
+
+def add_copy(folder: Path) -> None:
+    """GATE also lies in a shard in which the index does not have it."""
+    where = json.loads((folder / INDEX).read_text())["weight_map"][GATE]
+    other = next(path for path in folder.glob("*.safetensors") if path.name != where)
+    rewrite(other, lambda tensors: tensors | {GATE: torch.ones(12, 8)})
+
+
+NO_WHOLE_NUMBERS = rf"is damaged: its header does not describe tensor {GATE}"
 BROKEN: dict[str, tuple[int, Damage, str]] = {
     "no folder": (1, lambda f: f.rename(f.parent / "b"), r"a has neither model\.safetensors nor .*it holds no weights"),
     "no index": (3, lambda f: (f / INDEX).unlink(), r"it has model-00001-of-00003\.safetensors, .*but no index"),
@@ -218,7 +264,7 @@ BROKEN: dict[str, tuple[int, Damage, str]] = {
     "wrong shard": (
         3,
         lambda f: edit_index(f, {GATE: SECOND}),
-        rf"says that {GATE} is in {SECOND}, which does not",
+        rf"model-00001-of-00003\.safetensors holds tensor {GATE}, and {INDEX} does not say so",
     ),
     "broken index": (3, lambda f: cut(f / INDEX, 50), r"index\.json is not valid JSON .*cut short"),
     "empty index": (3, lambda f: (f / INDEX).write_text("{}"), r"index\.json has no weight_map"),
@@ -227,6 +273,37 @@ BROKEN: dict[str, tuple[int, Damage, str]] = {
         lambda f: cut(f / "model.safetensors", (f / "model.safetensors").stat().st_size - 1),
         r"model\.safetensors is cut short: tensor \S+ ends at byte \d+, the file at \d+",
     ),
+    "no tensor of the index": (
+        3,
+        lambda f: edit_index(f, {"model.layers.0.x": SECOND}),
+        rf"says that model\.layers\.0\.x is in {SECOND}, which does not",
+    ),
+    "not in the index": (3, lambda f: edit_index(f, {GATE: None}), rf"holds tensor {GATE}, and {INDEX} does not say"),
+    "stored twice": (3, add_copy, rf"holds tensor {GATE}, and {INDEX} does not say so"),
+    "file of no name": (3, lambda f: edit_index(f, {GATE: ["x"]}), rf"says that {GATE} is in \['x'\]"),
+    "index and one file": (
+        3,
+        lambda f: save_file({}, f / "model.safetensors"),
+        r"has model\.safetensors, and .*index\.json, which names model-00001-of-00003.*Remove the one",
+    ),
+    "bytes of another tensor": (1, offsets(0, 12 * 8 * 4), r"is damaged: tensor \S+ is said to be bytes \d+ to \d+"),
+    "negative offsets": (1, offsets(-1000, 12 * 8 * 4 - 1000), NO_WHOLE_NUMBERS),
+    "infinite offsets": (1, offsets(0, float("inf")), NO_WHOLE_NUMBERS),
+    "offsets in no order": (1, offsets(12 * 8 * 4, 0), r"is damaged: tensor \S+ is said to be bytes \d+ to \d+"),
+    "shape of words": (1, shape("12", "8"), NO_WHOLE_NUMBERS),
+    "shape of fractions": (1, shape(12.0, 8.0), NO_WHOLE_NUMBERS),
+    "infinite shape": (1, shape(float("inf"), 8), NO_WHOLE_NUMBERS),
+    "bytes at the end": (
+        1,
+        lambda f: (f / "model.safetensors").open("ab").write(bytes(8)),
+        r"is damaged: its last tensor ends at byte (\d+), the file at \d+",
+    ),
+    "nested header": (
+        1,
+        lambda f: (f / "model.safetensors").write_bytes((200_000).to_bytes(8, "little") + b"[" * 200_000),
+        r"is no safetensors file: its header is not JSON",
+    ),
+    "nested index": (3, lambda f: (f / INDEX).write_text("[" * 200_000), r"index\.json is not valid JSON"),
     "cut header": (1, lambda f: cut(f / "model.safetensors", 100), r"model\.safetensors is cut short: its header"),
     "empty file": (1, lambda f: cut(f / "model.safetensors", 0), r"model\.safetensors is cut short: its header"),
     "no safetensors": (

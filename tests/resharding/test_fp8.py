@@ -86,10 +86,12 @@ def test_every_tile_has_its_own_scale(rows: int, cols: int, dtype: torch.dtype, 
     assert same(torch.cat([upper[0], lower[0]]), quantised) and same(torch.cat([upper[1], lower[1]]), scales)
 
 
-def test_zeros_nan_and_wrong_scales() -> None:
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_zeros_nan_and_wrong_scales(number: float) -> None:
     weight = torch.zeros(256, 256)
-    weight[130, 3] = torch.nan
+    weight[130, 3] = number
     quantised, scales = quantise_blockwise(weight)
+    assert quantised[128:, :128].float().isnan().all() and scales[1, 0].isnan() and scales.isnan().sum() == 1
     back = dequantise_blockwise(quantised, scales, torch.float32)
     assert back[128:, :128].isnan().all() and not back[:128].any() and not back[:, 128:].any()
     with pytest.raises(ValueError, match=r"shape \[2, 1\]; .*\[256, 256\] in blocks of 128 needs \[2, 2\]"):

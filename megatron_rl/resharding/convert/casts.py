@@ -5,11 +5,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rl.errors import InputError
+from megatron_rl.resharding.convert.rows import UnfitError
 from megatron_rl.resharding.fp8 import dequantise_blockwise, quantise_blockwise
+from megatron_rl.resharding.fp8_layout import BLOCK
 from megatron_rl.resharding.stored import FP8, ITEMSIZES, TORCH_DTYPES
 
 _CARRIERS = {1: np.uint8, 2: np.int16, 4: np.int32}  # numpy's dtypes that torch takes for any bits of their size
+
+_INSTEAD = {
+    "F16": "convert to bfloat16 or float32 instead",
+    "BF16": "convert to float32 instead",
+    "F32": "its scales are damaged",
+}
 
 
 def tensor_of(bits: np.ndarray[Any, Any], dtype: str, width: int) -> torch.Tensor:
@@ -30,19 +37,39 @@ def cast_rows(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
     """Rows in another dtype, and their scales when it is FP8. Rows of FP8 begin and end with tiles.
 
-    Raises InputError naming the tensor when it holds a finite number that the target cannot.
+    Raises UnfitError naming the tensor when it holds a finite number that the target cannot, or, where the target is
+    FP8, NaN or infinity, which would take the other numbers of their tile with them.
     """
     tensor = tensor_of(bits, source, width)
-    if source == FP8:
-        assert scales is not None
-        to = torch.float32 if target == FP8 else getattr(torch, TORCH_DTYPES[target])
-        tensor = dequantise_blockwise(tensor, torch.from_numpy(scales), to)
     if target == FP8:
         quantised, grid = quantise_blockwise(tensor)
-        return bits_of(quantised), grid.numpy()
-    cast = tensor.to(getattr(torch, TORCH_DTYPES[target]))
-    if target == "F16" and bool((cast.isinf() & ~tensor.isinf()).any()):
-        raise InputError(
-            f"Tensor {name} holds numbers beyond float16's largest, 65504: convert to bfloat16 or float32 instead."
-        )
+        result = bits_of(quantised), grid.numpy()
+        if not bool(grid.isfinite().all()):
+            at = _first(~tensor.isfinite())
+            value = float(tensor.flatten()[at])
+            text = f"Tensor {name} holds {value}, which would make a whole tile of FP8 NaN: convert to another dtype."
+            raise UnfitError(text, at, value, result)
+        return result
+    dtype = getattr(torch, TORCH_DTYPES[target])
+    cast = tensor.to(dtype) if scales is None else dequantise_blockwise(tensor, torch.from_numpy(scales), dtype)
+    if bool(cast.isinf().any()):
+        exact = tensor.double() if scales is None else _exact(tensor, torch.from_numpy(scales))
+        lost = cast.isinf() & exact.isfinite()
+        if bool(lost.any()):
+            at = _first(lost)
+            largest = f"{TORCH_DTYPES[target]}'s largest, {torch.finfo(dtype).max:.6g}"
+            text = f"Tensor {name} holds numbers beyond {largest}: {_INSTEAD[target]}."
+            raise UnfitError(text, at, float(exact.flatten()[at]), (bits_of(cast), None))
     return bits_of(cast), None
+
+
+def _exact(quantised: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Dequantised without rounding, which float64 allows."""
+    rows, cols = quantised.shape
+    grid = scales.double().repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :cols]
+    return quantised.double() * grid
+
+
+def _first(found: torch.Tensor) -> int:
+    """Position of the first true element."""
+    return int(found.flatten().int().argmax())

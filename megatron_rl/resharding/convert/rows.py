@@ -20,6 +20,14 @@ PORTION = 1 << 16  # bytes in one call: with more Linux looks for larger pages, 
 Bits = np.ndarray[Any, Any]  # elements as they lie, whatever they mean: unsigned integers of their size
 
 
+class UnfitError(InputError):
+    """Rows hold a number that another dtype cannot: which, where in the rows, and what a cast makes of them."""
+
+    def __init__(self, text: str, at: int, value: float, result: tuple[Bits, Bits | None]) -> None:
+        super().__init__(text)
+        self.at, self.value, self.result = at, value, result
+
+
 def row_boxes(spec: TensorSpec, first: int, last: int) -> Iterator[tuple[Ints, Ints]]:
     """(start, extent) of the boxes of the index space that make up rows [first, last) of a tensor, in order."""
     if len(spec.index) == len(spec.shape):
@@ -136,7 +144,8 @@ def write_scales(files: Files, stored: Stored, tensor: str, first: int, scales: 
 def rows_as(files: Files, stored: Stored, tensor: str, first: int, last: int, dtype: str) -> tuple[Bits, Bits | None]:
     """Rows of a tensor in this dtype, flat, and their scales when it is FP8 and the tensor is not.
 
-    FP8 on either side needs rows that begin and end with tiles.
+    FP8 on either side needs rows that begin and end with tiles. Raises UnfitError for a number that the dtype cannot
+    hold.
     """
     have = stored.dtypes[tensor]
     rows = read_rows(files, stored, tensor, first, last)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+from megatron_rl.resharding.families import family
+from megatron_rl.resharding.families.table import HEAD, aliases
 from megatron_rl.resharding.fp8_layout import SCALE, scale_shape
 from megatron_rl.resharding.hf_folder import INDEX, divide, file_name, header_bytes, index_file, page_shift, small_files
 from megatron_rl.resharding.layout import ParallelSizes, row_major
@@ -17,18 +19,21 @@ MODEL = "huggingface"  # folder inside a Megatron checkpoint with config.json, t
 class HfTarget:
     """The files of a model folder that holds ``source`` in these dtypes; FP8 ones are followed by their scales.
 
+    Multi-token prediction layers have their copies of embedding and head, as the releases on the hub have them.
     ``stored.places`` are relative to the folder. ``origin``: the folder whose tokenizer and generation config are
     carried along. ``limit``: bytes per file.
     """
 
     def __init__(self, source: Stored, dtypes: Mapping[str, str], origin: Path | None, limit: int) -> None:
         self.hf_config, self.dtypes, self.origin = source.hf_config, dtypes, origin
-        layout = files_layout(self.hf_config)
+        copies = aliases(family(self.hf_config), self.hf_config)
+        copies.pop(HEAD, None)  # a tied head is not stored
+        layout = files_layout(self.hf_config, copies)
         described: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for name, spec in layout.tensors.items():
-            described[name] = dtypes[name], spec.shape
-            if dtypes[name] == FP8:
-                described[name + SCALE] = "F32", scale_shape(spec.shape)
+        for name, shape in layout.ranks[0].locals.items():
+            described[name] = dtypes[copies.get(name, name)], shape
+            if dtypes.get(name) == FP8:
+                described[name + SCALE] = "F32", scale_shape(shape)
         sizes = {name: prod(shape) * ITEMSIZES[dtype] for name, (dtype, shape) in described.items()}
         self.total = sum(sizes.values())
         groups = divide(sizes, limit)
@@ -36,6 +41,7 @@ class HfTarget:
         self.files: list[NewFile] = []
         places: dict[str, Place] = {}
         copied = {name: _position(source, name) for name in dtypes if dtypes[name] == source.dtypes[name]}
+        copied |= {copy: copied[name] for copy, name in copies.items() if name in copied}
         for path, names in self._names.items():
             # what would shift the others comes last, unless all still lie as in a file with names in order
             orders = [sorted(names, key=lambda name: sizes[name] % PAGE != 0), sorted(names)]

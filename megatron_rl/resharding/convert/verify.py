@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_rl.resharding.convert.kernel import Files
 from megatron_rl.resharding.convert.parts import Band, bands, threads_within
-from megatron_rl.resharding.convert.rows import read_rows, read_scales, rows_as
+from megatron_rl.resharding.convert.rows import UnfitError, read_rows, read_scales, rows_as
 from megatron_rl.resharding.fp8_layout import BLOCK, SCALE, scale_shape
 from megatron_rl.resharding.plan import check_same_tensors
 from megatron_rl.resharding.stored import FP8, ITEMSIZES, Stored
@@ -37,8 +37,9 @@ def first_difference(
 ) -> Difference | None:
     """Where ``second`` is not, bit for bit, what converting ``first`` to its dtypes gives; None when it is everywhere.
 
-    Tensors are compared in the order of the forward pass. ``progress`` is told how many bytes more of the second are
-    compared. Raises InputError when they are not of one model.
+    A number of the first that the second's dtype cannot hold is a difference, whatever the second has there. Tensors
+    are compared in the order of the forward pass. ``progress`` is told how many bytes more of the second are compared.
+    Raises InputError when they are not of one model.
     """
     check_same_tensors(first.layout, second.layout, (str(first.folder), str(second.folder)))
     threads = threads_within(buffer, threads, first, second)
@@ -75,12 +76,18 @@ def _compare(first: Stored, second: Stored, band: Band) -> Difference | None:
     name, low, high = band
     dtype, shape = second.dtypes[name], second.layout.tensors[name].shape
     with Files(Path()) as files:
-        expected, scales = rows_as(files, first, name, low, high, dtype)
+        lost: UnfitError | None = None
+        try:
+            expected, scales = rows_as(files, first, name, low, high, dtype)
+        except UnfitError as error:  # no number of this dtype is what the first has
+            lost, (expected, scales) = error, error.result
         found = read_rows(files, second, name, low, high)
         base = low * prod(shape[1:])
-        if (at := _first(expected, found)) is not None:
-            values = [_number(side[at : at + 1], dtype) for side in (expected, found)]
-            return Difference(name, _index(at + base, shape), *values)
+        at = _first(expected, found)
+        if lost is not None and (at is None or lost.at <= at):
+            return Difference(name, _index(lost.at + base, shape), lost.value, _number(found[lost.at :], dtype))
+        if at is not None:
+            return Difference(name, _index(at + base, shape), _number(expected[at:], dtype), _number(found[at:], dtype))
         if dtype != FP8:
             return None
         if scales is None:
@@ -105,9 +112,9 @@ def _index(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _number(bits: np.ndarray[Any, Any], dtype: str) -> float:
-    """The value of one element."""
+    """The value of the first element."""
     if dtype == "BF16":
-        return float((bits.astype(np.uint32) << 16).view(np.float32)[0])
+        return float((bits[:1].astype(np.uint32) << 16).view(np.float32)[0])
     if dtype != FP8:
         return float(bits.view({"F16": np.float16, "F32": np.float32}[dtype])[0])
     sign, exponent, fraction = int(bits[0]) >> 7, int(bits[0]) >> 3 & 15, int(bits[0]) & 7

@@ -9,7 +9,7 @@ import os
 import struct
 import zlib
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_rl.resharding.layout import row_major
 from megatron_rl.resharding.stored import ITEMSIZES, PAGE
@@ -28,6 +28,8 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR64 = struct.Struct("<4sIQI")
+_DESCRIPTOR, _DESCRIPTOR64 = struct.Struct("<4s3I"), struct.Struct("<4sI2Q")
+_DESCRIBED = 8  # flag of an entry whose sizes stand behind it
 _FULL = 0xFFFFFFFF
 _TAIL = 2048  # bytes at an archive's end that hold its directory in any usual case
 
@@ -93,8 +95,17 @@ def tensor_archive(dtype: str, shape: tuple[int, ...], position: int, residue: i
     return before, _directory(entries, len(before) + size)
 
 
-def _entries(handle: int, begin: int, length: int) -> dict[str, tuple[int, int, int]]:
-    """Name -> (compression, size, position of the local header in the file) of an archive inside a file."""
+class _Entry(NamedTuple):
+    """What an archive's directory says of an entry: its size, and from where to where in the file it reaches."""
+
+    name: bytes
+    size: int
+    begin: int  # its local header
+    end: int  # the next one, or the directory
+
+
+def _entries(handle: int, begin: int, length: int) -> dict[str, _Entry]:
+    """The entries of an archive inside a file, by their names without the first folder."""
     tail = os.pread(handle, min(length, _TAIL), begin + max(length - _TAIL, 0))
     if len(tail) < _END.size or tail[-_END.size :][:4] != b"PK\5\6":
         raise ValueError("its directory is missing")
@@ -103,18 +114,21 @@ def _entries(handle: int, begin: int, length: int) -> dict[str, tuple[int, int, 
         locator = tail[-_END.size - _LOCATOR64.size : -_END.size]
         if locator[:4] != b"PK\6\7":
             raise ValueError("its directory is broken")
-        record = os.pread(handle, _END64.size, begin + _LOCATOR64.unpack(locator)[2])
+        at = _LOCATOR64.unpack(locator)[2]
+        if at > length:
+            raise ValueError("its directory is broken")
+        record = os.pread(handle, _END64.size, begin + at)
         _, _, _, _, _, _, _, count, size, first = _END64.unpack(record)
+    if length - first - size not in (_END.size, _END64.size + _LOCATOR64.size + _END.size):
+        raise ValueError("its directory is broken")
     past = length - len(tail)
     directory = tail[first - past :][:size] if first >= past else os.pread(handle, size, begin + first)
-    found, at = {}, 0
+    rows, at = [], 0
     for _ in range(count):
         fields = _CENTRAL.unpack_from(directory, at)
-        if fields[0] != b"PK\1\2":
-            raise ValueError("its directory is broken")
         method, stored, names, extras, comments, offset = (fields[i] for i in (4, 9, 10, 11, 12, 16))
         at += _CENTRAL.size
-        name = directory[at : at + names].decode()
+        name = directory[at : at + names]
         extra = directory[at + names : at + names + extras]
         at += names + extras + comments
         while len(extra) >= 4:
@@ -127,18 +141,36 @@ def _entries(handle: int, begin: int, length: int) -> dict[str, tuple[int, int, 
                 if offset == _FULL:
                     offset = wide.pop(0)
             extra = extra[4 + n :]
-        found[name.partition("/")[2]] = (method, stored, begin + offset)
-    return found
+        if fields[0] != b"PK\1\2" or method or offset >= first:
+            raise ValueError("its directory is broken, or an entry compressed")
+        rows.append((offset, stored, name))
+    ends = [offset for offset, _, _ in sorted(rows)[1:]] + [first]
+    return {
+        name.decode().partition("/")[2]: _Entry(name, stored, begin + offset, begin + end)
+        for (offset, stored, name), end in zip(sorted(rows), ends, strict=True)
+    }
 
 
-def _content(handle: int, entry: tuple[int, int, int]) -> int:
-    """Position in the file of a stored entry's bytes."""
-    method, _, header = entry
-    fields = os.pread(handle, _LOCAL.size, header)
-    if method or len(fields) < _LOCAL.size or fields[:4] != b"PK\3\4":
-        raise ValueError("an entry is broken or compressed")
-    names, extras = _LOCAL.unpack(fields)[9:11]
-    return int(header + _LOCAL.size + names + extras)
+def _content(handle: int, entry: _Entry) -> int:
+    """Position in the file of an entry's bytes.
+
+    They end where the next entry begins or, in torch's own files, a descriptor before it. Raises ValueError when they
+    do not, or when the local header is not what the directory says.
+    """
+    head = os.pread(handle, _LOCAL.size + len(entry.name), entry.begin)
+    signature, _, flags, method, _, _, _, packed, size, names, extras = _LOCAL.unpack(head[: _LOCAL.size])
+    position = entry.begin + _LOCAL.size + names + extras
+    after = entry.end - position - entry.size
+    short = min(entry.size, _FULL)
+    if flags & _DESCRIBED:
+        kind = {_DESCRIPTOR.size: _DESCRIPTOR, _DESCRIPTOR64.size: _DESCRIPTOR64}.get(after)
+        described = os.pread(handle, after, position + entry.size) if kind else b""
+        right = kind is not None and kind.unpack(described)[::2] == (b"PK\7\10", entry.size)
+    else:
+        right = after == 0 and packed == size == short
+    if not right or signature != b"PK\3\4" or method or head[_LOCAL.size :] != entry.name:
+        raise ValueError(f"entry {entry.name.decode()} is not what the directory says")
+    return int(position)
 
 
 def find_tensor(handle: int, begin: int, length: int) -> tuple[str, tuple[int, ...], int]:
@@ -149,12 +181,12 @@ def find_tensor(handle: int, begin: int, length: int) -> tuple[str, tuple[int, .
     try:
         entries = _entries(handle, begin, length)
         position = _content(handle, entries["data.pkl"])
-        saved = read_pickle(os.pread(handle, entries["data.pkl"][1], position))
+        saved = read_pickle(os.pread(handle, entries["data.pkl"].size, position))
         if not isinstance(saved, SavedTensor):
             raise ValueError("it holds no tensor")
         dtype, key, _ = saved.storage
         data = entries[f"data/{key}"]
-    except (struct.error, KeyError, UnicodeDecodeError, IndexError) as error:
+    except (struct.error, KeyError, UnicodeDecodeError, IndexError, TypeError) as error:
         raise ValueError(f"it is damaged ({error!r})") from error
     moved = [
         (n, step)
@@ -163,9 +195,6 @@ def find_tensor(handle: int, begin: int, length: int) -> tuple[str, tuple[int, .
     ]
     if moved or saved.offset:
         raise ValueError("its tensor is not contiguous")
-    if data[1] != prod(saved.shape) * ITEMSIZES.get(dtype, 0):
-        raise ValueError(f"{data[1]} bytes do not fit {dtype} {list(saved.shape)}")
-    position = _content(handle, data)
-    if position + data[1] > begin + length:
-        raise ValueError("its data reach beyond its end")
-    return dtype, saved.shape, position
+    if data.size != prod(saved.shape) * ITEMSIZES.get(dtype, 0):
+        raise ValueError(f"{data.size} bytes do not fit {dtype} {list(saved.shape)}")
+    return dtype, saved.shape, _content(handle, data)

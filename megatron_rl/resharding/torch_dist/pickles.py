@@ -6,6 +6,7 @@ file from a stranger can build data and nothing else; writing spells the opcodes
 
 import io
 import pickle
+import pickletools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _STORAGES = {
     "BoolStorage": "BOOL",
 }
 STORAGE_NAMES = {dtype: name for name, dtype in _STORAGES.items()}
+_MEMOISES = {"PUT", "LONG_BINPUT"}
 _PACKAGES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")
 
 
@@ -67,7 +69,14 @@ class SavedTensor:
     @classmethod
     def rebuild(cls, storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Any:
         """Stands for torch._utils._rebuild_tensor_v2."""
-        return cls(storage, offset, tuple(shape), tuple(strides))
+        return cls(storage, offset, whole_numbers(shape), whole_numbers(strides))
+
+
+def whole_numbers(value: Any) -> tuple[int, ...]:
+    """A tuple from a pickle that holds whole numbers, none negative; ValueError when it is another thing."""
+    if not isinstance(value, tuple) or not all(type(n) is int and n >= 0 for n in value):
+        raise ValueError(f"{value!r:.99} stands where whole numbers should")
+    return value
 
 
 class _Unpickler(pickle.Unpickler):
@@ -99,6 +108,10 @@ def read_pickle(content: bytes) -> Any:
     Raises ValueError for anything that is no such pickle.
     """
     try:
+        for opcode, number, _ in pickletools.genops(content):
+            # Python would make room for all numbers below, which of a damaged one takes minutes or all memory.
+            if opcode.name in _MEMOISES and (number or 0) > len(content):
+                raise ValueError(f"object number {number} of {len(content)} bytes")
         return _Unpickler(io.BytesIO(content)).load()
     except Exception as error:  # what a damaged pickle raises is anyone's guess
         raise ValueError(str(error)) from error

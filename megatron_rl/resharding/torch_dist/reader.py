@@ -12,10 +12,11 @@ from typing import Any
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.layout import Layout, Padding, Segment, Shard
+from megatron_rl.resharding.proof import disjoint
 from megatron_rl.resharding.stored import ITEMSIZES, Place, Stored
 from megatron_rl.resharding.torch_dist.archive import find_tensor
 from megatron_rl.resharding.torch_dist.keys import Position, Rectangle, by_key, place_chunk, positions, stacked_layers
-from megatron_rl.resharding.torch_dist.pickles import read_pickle
+from megatron_rl.resharding.torch_dist.pickles import read_pickle, whole_numbers
 
 METADATA = ".metadata"
 _OPEN_FILES = 256  # a process may usually have 1024
@@ -50,8 +51,19 @@ def is_torch_dist(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (METADATA, "metadata.json"))
 
 
-def read_metadata(folder: Path) -> tuple[dict[str, GlobalTensor], list[str]]:
-    """The tensors and the names of the objects of a checkpoint. Raises InputError for a folder that is none."""
+def _chunk(start: Any, shape: Any, at: dict[str, Any]) -> Chunk:
+    """ValueError when one of its numbers is none, or the file would lie elsewhere."""
+    file, (offset, length) = at["relative_path"], whole_numbers((at["offset"], at["length"]))
+    if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
+        raise ValueError(f"{file!r} is no file of the folder")
+    return Chunk(whole_numbers(start), whole_numbers(shape), file, offset, length)
+
+
+def read_metadata(folder: Path) -> tuple[dict[str, GlobalTensor], dict[str, Chunk]]:
+    """The tensors of a checkpoint, and its objects as chunks without dimensions.
+
+    Raises InputError for a folder that is none, or whose metadata are damaged.
+    """
     path = folder / METADATA
     if not path.is_file():
         raise InputError(
@@ -61,48 +73,56 @@ def read_metadata(folder: Path) -> tuple[dict[str, GlobalTensor], list[str]]:
     try:
         metadata = read_pickle(path.read_bytes())
         items = {(i.get("fqn"), i.get("offset")): at.__dict__ for i, at in metadata.storage_data.items()}
-        tensors, objects = {}, []
+        tensors: dict[str, GlobalTensor] = {}
+        objects: dict[str, Chunk] = {}
         for key, entry in metadata.state_dict_metadata.items():
             if entry.get("chunks") is None:
-                objects.append(key)
+                objects[str(key)] = _chunk((), (), items[key, None])
                 continue
-            chunks = []
+            chunks, shape = [], whole_numbers(entry.size)
             for chunk in entry.chunks:
                 at = items.get((key, chunk.offsets))
                 if at is None or at.get("transform_descriptors"):
                     raise ValueError(f"the chunk of {key} at {list(chunk.offsets)} is nowhere, or it is transformed")
-                chunks.append(Chunk(chunk.offsets, chunk.sizes, at["relative_path"], at["offset"], at["length"]))
-            tensors[key] = GlobalTensor(key, entry.properties.arguments[0], entry.size, tuple(chunks))
+                chunks.append(_chunk(chunk.offsets, chunk.sizes, at))
+                if not len(shape) == len(chunks[-1].start) == len(chunks[-1].shape):
+                    raise ValueError(f"the chunk of {key} at {list(chunk.offsets)} has other dimensions")
+            tensors[str(key)] = GlobalTensor(str(key), str(entry.properties.arguments[0]), shape, tuple(chunks))
     except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path} cannot be read ({error}): it is damaged, or of another format.") from error
     return tensors, objects
 
 
-class _Files:
+class ChunkFiles:
     """The .distcp files of a folder, kept open while chunks are found."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.handles: dict[str, tuple[int, int]] = {}
 
-    def locate(self, tensor: GlobalTensor, chunk: Chunk) -> Place:
-        """Where a chunk's bytes begin. Raises InputError naming file and tensor when they are not there."""
+    def open(self, key: str, chunk: Chunk) -> int:
+        """The file that holds a chunk. Raises InputError naming it when it is missing or ends too early."""
         path = self.folder / chunk.file
         if chunk.file not in self.handles:
             if len(self.handles) == _OPEN_FILES:
                 self.close()
             if not path.is_file():
                 raise InputError(
-                    f"{self.folder / METADATA} says that a chunk of {tensor.key} is in {chunk.file}, and there is no "
+                    f"{self.folder / METADATA} says that a chunk of {key} is in {chunk.file}, and there is no "
                     f"such file: the checkpoint is not complete."
                 )
             self.handles[chunk.file] = os.open(path, os.O_RDONLY), path.stat().st_size
         handle, size = self.handles[chunk.file]
         if chunk.offset + chunk.length > size:
             raise InputError(
-                f"{path} is cut short: the chunk of {tensor.key} at {list(chunk.start)} ends at byte "
+                f"{path} is cut short: the chunk of {key} at {list(chunk.start)} ends at byte "
                 f"{chunk.offset + chunk.length}, the file at {size}."
             )
+        return handle
+
+    def locate(self, tensor: GlobalTensor, chunk: Chunk) -> Place:
+        """Where a chunk's bytes begin. Raises InputError naming file and tensor when they are not there."""
+        path, handle = self.folder / chunk.file, self.open(tensor.key, chunk)
         try:
             dtype, shape, offset = find_tensor(handle, chunk.offset, chunk.length)
         except ValueError as error:
@@ -115,6 +135,12 @@ class _Files:
                 f"the chunk of {tensor.key} at {list(chunk.start)}: they are not of one checkpoint."
             )
         return Place(path, offset, dtype)
+
+    def __enter__(self) -> "ChunkFiles":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close all; they open again when they are needed."""
@@ -147,14 +173,17 @@ def open_torch_dist(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
     segments: list[Segment] = []
     padding: list[Padding] = []
     places: dict[str, Place] = {}
-    files = _Files(folder)
-    filled: set[int] = set()
-    try:
+    filled: dict[int, str] = {}
+    with ChunkFiles(folder) as files:
         for key, here in found.items():
-            if key not in weights or any(id(position) in filled for position in here):
-                continue  # under another of its names
-            filled.update(id(position) for position in here)
+            if key not in weights:
+                continue
             tensor = weights[key]
+            other = next((filled[id(position)] for position in here if id(position) in filled), None)
+            if other is not None:
+                _check_same(folder, tensor, weights[other])
+                continue
+            filled |= {id(position): key for position in here}
             _check(folder, tensor, here)
             for chunk in tensor.chunks:
                 local = f"{key}@{','.join(map(str, chunk.start))}"
@@ -162,13 +191,32 @@ def open_torch_dist(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
                 for inside, pads in _place(here, chunk, local):
                     segments += inside
                     padding += pads
-    finally:
-        files.close()
+    _check_apart(places)
     _check_complete(folder, weights, found, filled)
     order = {name: i for i, name in enumerate(canonical_tensors(hf_config))}
     segments.sort(key=lambda s: order[s.tensor])
     layout = Layout(canonical_tensors(hf_config), (Shard(shapes, tuple(segments), tuple(padding)),))
     return Stored(folder, hf_config, layout, places)
+
+
+def _check_same(folder: Path, tensor: GlobalTensor, other: GlobalTensor) -> None:
+    """Of two names of a weight, both have to mean the same bytes."""
+    if tensor.chunks != other.chunks:
+        raise InputError(
+            f"{folder} holds {tensor.key} and {other.key}, which are two names of one weight, in two places: which is "
+            f"meant cannot be known."
+        )
+
+
+def _check_apart(places: Mapping[str, Place]) -> None:
+    """No two chunks are in one place of a file."""
+    found: dict[Place, str] = {}
+    for local, place in places.items():
+        if (other := found.setdefault(place, local)) != local:
+            raise InputError(
+                f"{place.path.parent / METADATA} says that {other} and {local} are both at byte {place.offset} of "
+                f"{place.path.name}: it is damaged."
+            )
 
 
 def _check(folder: Path, tensor: GlobalTensor, here: list[Position]) -> None:
@@ -182,21 +230,24 @@ def _check(folder: Path, tensor: GlobalTensor, here: list[Position]) -> None:
         have == want or (position.padded and i == len(position.stack) and have >= want)
         for i, (have, want) in enumerate(zip(tensor.shape, expected, strict=False))
     )
-    covered = sum(prod(chunk.shape) for chunk in tensor.chunks)
     if not same:
         raise InputError(
             f"Tensor {tensor.key} of {folder} has shape {list(tensor.shape)}, but config.json makes it "
             f"{list(expected)}: the model folder is not this checkpoint's."
         )
-    if covered != prod(tensor.shape):
+    ends = [tuple(a + n for a, n in zip(chunk.start, chunk.shape, strict=True)) for chunk in tensor.chunks]
+    covered = sum(prod(chunk.shape) for chunk in tensor.chunks)
+    inside = all(end <= whole for corner in ends for end, whole in zip(corner, tensor.shape, strict=True))
+    boxes = [(chunk.start, end) for chunk, end in zip(tensor.chunks, ends, strict=True)]
+    if not inside or covered != prod(tensor.shape) or not disjoint(boxes):
         raise InputError(
-            f"The chunks of tensor {tensor.key} of {folder} hold {covered} elements of {prod(tensor.shape)}: the "
-            f"checkpoint is not complete."
+            f"The chunks of tensor {tensor.key} of {folder}, {covered} elements, do not make up its shape "
+            f"{list(tensor.shape)}: the checkpoint is not complete, or damaged."
         )
 
 
 def _check_complete(
-    folder: Path, weights: Mapping[str, GlobalTensor], found: Mapping[str, list[Position]], filled: set[int]
+    folder: Path, weights: Mapping[str, GlobalTensor], found: Mapping[str, list[Position]], filled: Mapping[int, str]
 ) -> None:
     missing = [p for here in found.values() for p in here if id(p) not in filled]
     if missing:
