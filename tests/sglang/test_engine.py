@@ -175,6 +175,28 @@ def test_memory_that_was_given_back_comes_back_with_the_next_swap(
     assert {c.versions for g in groups for c in g} == {((2, 16),)}
 
 
+def test_memory_is_taken_back_once_by_a_swap_that_is_tried_again(
+    served: SGLangEngines, trainer: ServedTrainer, model_folder: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.options, "colocated", True)
+    (replica,) = served.replicas
+    served.release()
+    assert replica.released == {"weights", "kv_cache"}
+    served.begin_swap(2)
+    with pytest.raises(SwapError, match="did not arrive"):
+        served.finish_swap(2, trainer.hashes() ^ np.uint64(1))
+    assert replica.released == {"kv_cache"}
+    trainer.swap(served, 3)
+    assert not replica.released
+    groups = served.generate(REQUESTS, GREEDY)
+    assert gap(model_folder("qwen3")[1], REQUESTS, groups) < EXACT
+    served.release()
+    served._do(replica.restart("a test"))
+    assert not replica.released
+    trainer.swap(served, 4)
+    assert {c.versions for g in served.generate(REQUESTS, GREEDY) for c in g} == {((4, 16),)}
+
+
 @pytest.mark.parametrize("way", ["tensor", "distributed", "disk"])
 def test_sglangs_own_ways_are_proved_too(
     way: str, served: SGLangEngines, trainer: ServedTrainer, model_folder: Models, monkeypatch: pytest.MonkeyPatch
