@@ -7,6 +7,7 @@ modules are used, and again after importing further ones.
 """
 
 import contextlib
+import gc
 import os
 import sys
 from types import ModuleType
@@ -35,6 +36,13 @@ def synchronize() -> None:
     """Wait for everything that this process has begun on its GPU."""
     if on_gpu():
         torch.cuda.synchronize()
+
+
+def give_back_memory() -> None:
+    """Return what torch keeps of this process's GPU without using it: an engine that shares the GPU needs it."""
+    if on_gpu():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def backend() -> str:
