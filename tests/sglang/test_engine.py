@@ -219,6 +219,23 @@ def test_a_server_that_dies_at_start_is_an_error_with_its_last_words(
         engine.attach(trainer.source())
 
 
+@pytest.mark.parametrize(("gpu", "at_once"), [(1, True), (0, False)])
+def test_on_a_gpu_of_the_trainer_a_server_starts_when_it_is_attached(
+    gpu: int,
+    at_once: bool,
+    start: Callable[..., SGLangEngines],
+    trainer: ServedTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("megatron_rl.rollout.sglang.engine.engine_gpus", lambda *_: [range(gpu, gpu + 1)])
+    engine = start("qwen3", args={"no-such-option": 1})
+    (process,) = (replica.process for replica in engine.replicas)
+    assert process is not None and process.started == at_once
+    with pytest.raises(InputError, match="no-such-option"):
+        engine.attach(trainer.source())
+    assert process.started
+
+
 def test_a_running_server_that_cannot_replay_its_routing(
     dense: SGLangEngines, key: bytes, model_folder: Models, tmp_path: Path, trainer: ServedTrainer
 ) -> None:
