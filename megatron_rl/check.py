@@ -27,7 +27,7 @@ from megatron_rl.footprint import Footprint, footprint, parallel_sizes, read_con
 from megatron_rl.resharding.megatron import layout_violations
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
-from megatron_rl.rollout.sglang.check import check_sglang_model
+from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
 from megatron_rl.settings import from_yaml, to_yaml
 
 CHOICES = {
@@ -165,6 +165,7 @@ def _fits_model(config: Config, hf_config: dict[str, Any]) -> list[str]:
         return [f"{where} has no {error.args[0]}, which {hf_config.get('model_type')} needs."]
     if config.rollout.engine == "sglang":
         found += check_sglang_model(config.rollout.sglang, hf_config)
+        found += check_sglang_gpus(config.rollout, parallel_sizes(config).world)
     if architecture.experts and config.actor.tensor_parallel > 1 and not config.actor.sequence_parallel:
         found.append("A mixture of experts with actor.tensor_parallel > 1 needs actor.sequence_parallel=true.")
     if config.rollout.true_on_policy and architecture.experts:

@@ -5,6 +5,7 @@
 
 import copy
 import dataclasses
+import os
 import secrets
 import shutil
 import subprocess
@@ -54,8 +55,13 @@ def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]
     addresses = [str(sockets / f"engine{i}") for i in range(embedded)]
     world = parallel_sizes(config).world
     common = {"PYTHONUNBUFFERED": "1"}
-    # megatron-core compiles small fusions at import: worth it on a GPU only
-    common |= {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if machine.gpus() else {"TORCHDYNAMO_DISABLE": "1"}
+    if machine.gpus():
+        # megatron-core begins communication before the products that it shall overlap, and relies on that order
+        common["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+        # as SGLang sets it in its servers: NCCL connects only processes that allocate alike
+        common["NCCL_CUMEM_ENABLE"] = os.environ.get("NCCL_CUMEM_ENABLE", "0")
+    else:
+        common["TORCHDYNAMO_DISABLE"] = "1"  # megatron-core compiles small fusions at import: worth it on a GPU only
     job = common | engine_environment(config.rollout, key)
     job |= {
         ENGINES: ",".join(addresses),

@@ -9,6 +9,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,24 @@ from megatron_rl.errors import InputError
 
 SUPPORTED = {"torch": ">=2.11,<2.14", "megatron-core": ">=0.16.1,<0.17", "transformers": ">=5.12,<6"}
 RECORDED = (*SUPPORTED, "omegaconf", "datasets", "safetensors", "numpy", "xxhash", "transformer-engine", "sglang")
+DRIVER = Path("/dev/nvidiactl")  # there where NVIDIA's driver is
+_ASK_TORCH = """
+import torch
+print(*(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())))
+"""
 
 
 @functools.cache
 def gpus() -> tuple[int, ...]:
     """Memory in bytes of each GPU that a process started here computes on; empty without one or with a CPU torch."""
-    if "+cpu" in (installed("torch") or "+cpu") or not shutil.which("nvidia-smi"):
+    if "+cpu" in (installed("torch") or "+cpu"):
+        return ()
+    return _listed_gpus() or _found_gpus()
+
+
+def _listed_gpus() -> tuple[int, ...]:
+    """As nvidia-smi says, at once."""
+    if not shutil.which("nvidia-smi"):
         return ()
     query = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True)
@@ -34,6 +47,14 @@ def gpus() -> tuple[int, ...]:
         chosen = [name.strip() for name in visible.split(",") if name.strip()]
         found = [gpu for i, gpu in enumerate(found) if str(i) in chosen or gpu[0].startswith(tuple(chosen))]
     return tuple(int(memory) * 2**20 for _, memory in found)
+
+
+def _found_gpus() -> tuple[int, ...]:
+    """As torch says: a container may lack nvidia-smi, which does not list the parts of a GPU (MIG) either."""
+    if not DRIVER.exists() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return ()
+    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True)
+    return tuple(map(int, answer.stdout.split())) if answer.returncode == 0 else ()
 
 
 def installed(package: str) -> str | None:

@@ -6,6 +6,7 @@ parent, process PID, dies: so even a SIGKILL of the parent leaves no orphan, wha
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -48,4 +49,6 @@ def run(main: Callable[[], None]) -> None:
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # memory that is shared costs file descriptors
     os.execvp(sys.argv[2], sys.argv[2:])

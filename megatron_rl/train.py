@@ -5,7 +5,6 @@ environment variables. All ranks run the same lines; what only rank 0 knows is s
 """
 
 import sys
-from typing import Any
 
 import torch.distributed as dist
 
@@ -13,6 +12,7 @@ from megatron_rl import processes
 from megatron_rl.actor import parallel
 from megatron_rl.actor.actor import Actor
 from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor.parallel import share
 from megatron_rl.actor.schedule import learning_rate
 from megatron_rl.actor.swap import Swap
 from megatron_rl.algorithms.mismatch import alarm
@@ -90,13 +90,6 @@ def evaluate(driver: Driver | None, at: Position, label: str) -> None:
     """Held-out metrics of the weights in the engine; the other ranks wait at the next exchange."""
     result = share(driver and driver.evaluate(at, label))
     at.evaluations[label] = result
-
-
-def share(value: Any) -> Any:
-    """Rank 0's value on every rank."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def quickstart() -> Config:
         rewards=RewardsConfig(terms={"answer_in_format": 1.0, "format": 0.2}, workers=1),
         algorithm=AlgorithmConfig(kl_coef=0.04, epochs=2),
         actor=ActorConfig(
-            tensor_parallel=2,
+            tensor_parallel=min(2, len(machine.gpus()) or 2),
             optimizer=OptimizerConfig(
                 lr=3e-4, beta2=0.95, clip_grad=1.0, warmup_steps=5, decay="linear", min_lr_ratio=0.1
             ),

@@ -49,6 +49,18 @@ def test_processes(tmp_path: Path) -> None:
     assert processes(folder, config, tmp_path)[0].env["MEGATRON_RL_KEY"] != started[0].env["MEGATRON_RL_KEY"]
 
 
+def test_nccl_allocates_as_in_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quickstart(tmp_path)
+    folder = open_run(config)
+    folder.write_config(config)
+    for given, gpus, said in ((None, 1, "0"), ("1", 1, "1"), (None, 0, None)):
+        monkeypatch.setattr(machine, "gpus", lambda gpus=gpus: (80 << 30,) * gpus)
+        monkeypatch.delenv("NCCL_CUMEM_ENABLE", raising=False)
+        if given:
+            monkeypatch.setenv("NCCL_CUMEM_ENABLE", given)
+        assert {p.env.get("NCCL_CUMEM_ENABLE") for p in processes(folder, config, tmp_path)} == {said}
+
+
 def test_bad_input_found_by_a_process_is_one_paragraph(tmp_path: Path) -> None:
     """The tokenizer does not fit the model: found while the initial model is written. The records keep the attempt."""
     config = quickstart(tmp_path, "model.architecture.vocab_size=50", "run.resume=auto", "run.seed=3")

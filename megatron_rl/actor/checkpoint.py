@@ -19,7 +19,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import distrib_optimizer
 
-from megatron_rl.actor import platform
+from megatron_rl.actor import parallel, platform
 from megatron_rl.actor.actor import Actor, parallel_sizes
 from megatron_rl.atomic import flush_folder
 from megatron_rl.processes import die_with_parent
@@ -51,7 +51,7 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    dist.barrier()
+    parallel.barrier()
     try:
         dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
         if dist.get_rank() == 0:
@@ -65,7 +65,7 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    dist.barrier()
+    parallel.barrier()
     return target
 
 

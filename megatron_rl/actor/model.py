@@ -78,7 +78,6 @@ class PolicyModel(GPTModel):
 
 def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> TransformerConfig:
     """Megatron's configuration of this architecture and sharding."""
-    gpu = platform.on_gpu()
     te = transformer_engine()
     moe: dict[str, Any] = {}
     if arch.experts:
@@ -133,13 +132,13 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         calculate_per_token_loss=True,  # gradients are summed: losses come normalised over the global batch
-        use_cpu_initialization=not gpu,
+        use_cpu_initialization=not platform.on_gpu(),
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         bias_activation_fusion=te,
         use_te_activation_func=not te,  # an activation of our own, in fact
-        bias_dropout_fusion=gpu,
-        masked_softmax_fusion=gpu,
+        bias_dropout_fusion=False,  # torch.compile would need a C compiler, and there is no dropout to fuse
+        masked_softmax_fusion=False,  # apex's, of an attention that is not used here
         apply_rope_fusion=te,
         **moe,
         **fp8,

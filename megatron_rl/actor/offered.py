@@ -1,5 +1,7 @@
 """What a trainer rank offers to rollout engines: its live weights, or a copy that every swap makes anew."""
 
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -11,6 +13,8 @@ from megatron_rl.resharding.fp8 import ShardQuantiser
 from megatron_rl.resharding.fp8_layout import quantised_names
 from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.reach import ON_DEVICE
+
+_ALIGNED = 64  # bytes at whose multiples copies begin: vectors are read whole
 
 
 class Offered:
@@ -27,9 +31,7 @@ class Offered:
         self._quantise = ShardQuantiser(layout, dist.get_rank(), names) if fp8 else None
         fresh, live = self._fresh(), set(map(torch.Tensor.data_ptr, actor.parameters().values()))
         self._copied = {n for n, t in fresh.items() if self._device is not None or t.data_ptr() not in live}
-        self.tensors = dict(fresh)
-        for name in self._copied:
-            self.tensors[name] = fresh[name].detach().to(self._device or fresh[name].device, copy=True)
+        self.tensors = dict(fresh) | packed({n: t for n, t in fresh.items() if n in self._copied}, self._device)
 
     def refresh(self) -> None:
         """Let them show the present weights."""
@@ -44,3 +46,23 @@ class Offered:
             return live
         with torch.no_grad():
             return self._quantise(live, partial(dist.all_reduce, op=dist.ReduceOp.MAX))
+
+
+def packed(tensors: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """Contiguous copies on a device (None: theirs, of which there is one), all of one dtype in one storage.
+
+    Every storage that other processes read costs its owner a file descriptor, and models have thousands of tensors.
+    """
+    room: Counter[torch.dtype] = Counter()
+    starts = {}
+    for name, tensor in tensors.items():
+        starts[name] = room[tensor.dtype]
+        whole = _ALIGNED // tensor.element_size()
+        room[tensor.dtype] += -(-tensor.numel() // whole) * whole
+    where = {tensor.dtype: device or tensor.device for tensor in tensors.values()}
+    buffers = {dtype: torch.empty(count, dtype=dtype, device=where[dtype]) for dtype, count in room.items()}
+    copies = {}
+    for name, tensor in tensors.items():
+        place = buffers[tensor.dtype][starts[name] : starts[name] + tensor.numel()]
+        copies[name] = place.view(tensor.shape).copy_(tensor.detach())
+    return copies

@@ -2,11 +2,12 @@
 
 Megatron-Core 0.16.1 names CUDA in about sixty places: devices of small tensors, streams and events, the
 random state, type names. None of them is numerics. ``adapt()`` gives each its CPU meaning, in this process
-only and only when there is no GPU; on CUDA it does nothing. Call it before Megatron modules are used, and
-again after importing further ones.
+only and only when there is no GPU; on CUDA it binds one name that Megatron leaves out. Call it before Megatron
+modules are used, and again after importing further ones.
 """
 
 import contextlib
+import gc
 import os
 import sys
 from types import ModuleType
@@ -29,6 +30,19 @@ def on_gpu() -> bool:
 def device() -> torch.device:
     """Where this rank's tensors live."""
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
+
+
+def synchronize() -> None:
+    """Wait for everything that this process has begun on its GPU."""
+    if on_gpu():
+        torch.cuda.synchronize()
+
+
+def give_back_memory() -> None:
+    """Return what torch keeps of this process's GPU without using it: an engine that shares the GPU needs it."""
+    if on_gpu():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def backend() -> str:
@@ -109,13 +123,18 @@ def _adapt_torch() -> None:
 
 
 def adapt() -> None:
-    """Give Megatron's CUDA call sites their CPU meaning; idempotent, and nothing at all on CUDA."""
+    """Give Megatron's CUDA call sites their CPU meaning; idempotent, and on CUDA next to nothing."""
+    from megatron.core.transformer.moe import moe_utils
+
+    if not on_gpu() or not hasattr(moe_utils, "te_general_gemm"):
+        moe: Any = moe_utils
+        moe.te_general_gemm = None  # left unbound where Transformer Engine is missing; every router asks for it
     if on_gpu():
         return
     import megatron.core.optimizer
     import megatron.core.pipeline_parallel.schedules  # noqa: F401 (so that the loop below finds it)
     from megatron.core.tensor_parallel import random as megatron_random
-    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+    from megatron.core.transformer.moe import token_dispatcher
 
     if torch.cuda.Stream is not _NullStream:
         onednn.use_for_products()
@@ -123,8 +142,6 @@ def adapt() -> None:
         rng: Any = megatron_random
         rng._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
         rng._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-        moe: Any = moe_utils
-        moe.te_general_gemm = None  # left unbound when Transformer Engine is missing
         dispatcher: Any = token_dispatcher
         dispatcher.maybe_move_tensor_to_cpu = _to_numpy
     for name, module in list(sys.modules.items()):

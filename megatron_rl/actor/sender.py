@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing.connection import Connection
 
 import torch
@@ -31,6 +31,8 @@ class Sender:
     def __init__(self, layout: Layout, rank: int, parameters: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
         self.layout, self.rank, self.parameters, self.dtype = layout, rank, parameters, dtype
         self._device = next(iter(parameters.values())).device
+        # Of its own on a GPU: on the one that training uses it would wait for ranks that wait for it.
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._plan: Plan | None = None
         self._dtypes: dict[str, torch.dtype] = {}
         self._end: PointToPointSource | None = None
@@ -56,13 +58,19 @@ class Sender:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # this thread's
         self._leave()
-        self._end = PointToPointSource(self._plan, self.rank, self.parameters, self._dtypes, meeting.join(self.rank))
+        ends = meeting.join(self.rank)
+        with self._on_stream():
+            self._end = PointToPointSource(self._plan, self.rank, self.parameters, self._dtypes, ends)
 
     def push(self, version: int) -> None:
         """Send what this rank owns; returns when it has arrived."""
         if self._end is None:
             raise RuntimeError("the rank is not connected to the engine")
-        self._end.push(version)
+        with self._on_stream():
+            self._end.push(version)
+
+    def _on_stream(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _obey(self, connection: Connection) -> None:
         answer_calls(connection, self, METHODS)

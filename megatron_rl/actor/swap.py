@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megatron_rl import machine
+from megatron_rl.actor import platform
 from megatron_rl.actor.actor import Actor, parallel_sizes
-from megatron_rl.actor.offered import Offered
+from megatron_rl.actor.offered import Offered, packed
+from megatron_rl.actor.parallel import barrier, gather, share
 from megatron_rl.actor.sender import Sender, held_dtypes
 from megatron_rl.resharding.export import export_hf
 from megatron_rl.resharding.plan import make_plan
@@ -26,19 +29,20 @@ class Swap:
 
     def __init__(self, actor: Actor, engine: Engine | None) -> None:
         self.actor, self.engine = actor, engine
-        places = _gather(machine.place())
-        reach: Reach = _share(engine and engine.reach(places))
+        places = gather(machine.place())
+        reach: Reach = share(engine and engine.reach(places))
         sizes, rank = parallel_sizes(actor.config), dist.get_rank()
         source = SwapSource(actor.hf_config, sizes, actor.fused, actor.fused, [], reach.fp8)
         own, layout = source.own_layout(), source.layout()
         self.offered = Offered(actor, own, reach.transport, reach.fp8)
-        self.source = replace(source, memories=_gather(offer(reach, self.offered.tensors)))
+        self.source = replace(source, memories=gather(offer(reach, self.offered.tensors)))
         for session in reach.sessions:
             Sender(layout, rank, self.offered.tensors, actor.dtype).start(reach.control, session)
-        there: Attached = _share(engine and engine.attach(self.source))
+        there: Attached = share(engine and engine.attach(self.source))
         self.plan, self.replicas = make_plan(layout, there.layout), Replicas(own)
         dtypes = held_dtypes(self.plan, there.dtypes, actor.dtype)
         self.outbound = outbound(reach, self.plan, rank, self.offered.tensors, dtypes)
+        self.colocated = reach.colocated
         self.readable = reach.transport == "shared_memory" and not reach.fp8  # by rank 0, as Hugging Face tensors
         if engine is not None:
             prove(self.plan, layout, there.layout)
@@ -54,18 +58,21 @@ class Swap:
         """
         started = time.perf_counter()
         self.offered.refresh()
-        dist.barrier()
+        if self.colocated:
+            platform.give_back_memory()
+        platform.synchronize()  # those who read the weights know nothing of this rank's streams
+        barrier()
         if self.engine is not None:
             self.engine.begin_swap(version)
         mine = self.outbound.push(version), self.replicas.hashes(dist.get_rank(), self.actor.parameters())
-        hashes = _gather(mine)
+        hashes = gather(mine)
         metrics: dict[str, float] = {}
         if self.engine is not None:
             report = self.engine.finish_swap(version, merge_hashes(self.plan, [owned for owned, _ in hashes]))
             metrics = {"time/swap": time.perf_counter() - started, "swap_bytes": float(report.bytes)}
             metrics |= {f"time/swap_{phase}": seconds for phase, seconds in report.phases.items()}
             metrics |= self._drift(version, [held for _, held in hashes])
-        dist.barrier()
+        barrier()
         return metrics | {"weight_version": float(version)}
 
     def close(self) -> None:
@@ -88,25 +95,13 @@ class Swap:
         """Write the present weights as a Hugging Face folder, with the tokenizer of ``model_folder``."""
         source = self.source
         if self.readable:
-            self.offered.refresh()
-            dist.barrier()
+            self.offered.refresh()  # waits for the GPU, where there is one: these are copies on the host
+            barrier()
         else:
-            held = {name: p.detach().cpu() for name, p in self.actor.parameters().items()}  # alive until it is written
-            source = replace(source, memories=_gather(publish(held)), fp8=False)
+            held = self.actor.parameters()
+            if platform.on_gpu():
+                held = packed(held, torch.device("cpu"))  # alive until it is written
+            source = replace(source, memories=gather(publish(held)), fp8=False)
         if dist.get_rank() == 0:
             export_hf(target, source, carry_from=model_folder)
-        dist.barrier()
-
-
-def _gather(value: Any) -> list[Any]:
-    """Every rank's value, on rank 0."""
-    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, values)
-    return values or []
-
-
-def _share(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+        barrier()

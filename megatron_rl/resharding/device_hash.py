@@ -39,7 +39,7 @@ def device_hashes(boxes: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype], 
     with torch.no_grad():
         for box, dtype, into in zip(boxes, dtypes, sums.split(counts), strict=True):
             _add(box, dtype, keys, into)
-    found = np.split(sums.cpu().numpy(), np.cumsum(counts)[:-1])
+    found = np.split(sums.cpu().numpy(), np.cumsum(counts, dtype=np.int64))[:-1]  # the rest is empty
     return np.array([xxhash.xxh3_64_intdigest(one.tobytes()) for one in found], dtype=np.uint64)
 
 

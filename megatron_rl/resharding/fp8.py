@@ -42,7 +42,9 @@ _TINY = torch.finfo(torch.float32).tiny  # a tile of zeros has this scale: never
 
 def _scale(amax: torch.Tensor) -> torch.Tensor:
     """float32 scales of maxima; NaN for NaN and infinity, so that they stay visible in every element."""
-    return (amax / LARGEST).clamp_min(_TINY).masked_fill(amax.isinf(), torch.nan)
+    # By a tensor: CUDA divides by a number of Python's as a product with its rounded reciprocal, which is other bits.
+    quotients = amax / torch.full((), LARGEST, device=amax.device)
+    return quotients.clamp_min(_TINY).masked_fill(amax.isinf(), torch.nan)
 
 
 def _cast(weight: torch.Tensor, scale_inv: torch.Tensor) -> torch.Tensor:
@@ -174,7 +176,7 @@ class ShardQuantiser:
             for weight, (start, _), size in zip(held, self.boxes, self.sizes, strict=True)
         ]
         if self.cut:
-            self._exchange(maxima, reduce_max)
+            self._exchange(maxima, next(iter(parameters.values())).device, reduce_max)
         offered = dict(parameters)
         for local in {s.local for s in self.segments}:
             offered[local] = torch.empty_like(parameters[local], dtype=torch.float8_e4m3fn)
@@ -189,9 +191,10 @@ class ShardQuantiser:
                 offered[s.tensor + SCALE] = inside.contiguous()
         return offered
 
-    def _exchange(self, maxima: list[torch.Tensor], reduce_max: Callable[[torch.Tensor], object]) -> None:
-        """Replace the maxima of cut tensors' tiles by those over all ranks."""
-        device = maxima[0].device if maxima else None
+    def _exchange(
+        self, maxima: list[torch.Tensor], device: torch.device, reduce_max: Callable[[torch.Tensor], object]
+    ) -> None:
+        """Replace the maxima of cut tensors' tiles by those over all ranks; ``device``: of a rank's, if it has none."""
         vector = torch.zeros(sum(rows * cols for rows, cols in self.cut.values()), device=device)
         pieces = vector.split([rows * cols for rows, cols in self.cut.values()])
         grids = {name: piece.view(shape) for (name, shape), piece in zip(self.cut.items(), pieces, strict=True)}

@@ -5,8 +5,12 @@ engine, and again after each restart, it names a ``Meeting``, at which all train
 a new group. Nobody else's groups are touched when it breaks.
 """
 
+import os
 import secrets
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,6 +24,8 @@ from megatron_rl.rollout.protocol import LinkError
 
 BACKENDS = ("gloo", "nccl")  # messages from host memory, from GPU memory
 MARGIN = 10.0  # seconds by which whoever asks for a swap waits longer than its links do
+_BLOCKING_WAIT = "TORCH_NCCL_BLOCKING_WAIT"
+_changing = threading.Lock()  # the environment: a rank has a thread for each engine
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,19 @@ class Meeting:
         """Join as ``rank`` of the group; returns when all are there. Raises LinkError when somebody is not in time."""
         limit = timedelta(seconds=self.seconds)
         host, port = self.address
+        ranks = range(self.sources + self.destinations)
         try:
-            store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
-            group = _group(self.backend, dist.PrefixStore(self.name, store), rank, self)
+            store = dist.PrefixStore(
+                self.name, dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+            )
+            store.set(f"here/{rank}", "")  # NCCL's group meets nobody before its first message
+            store.wait([f"here/{other}" for other in ranks], limit)
+            group = _group(self.backend, store, rank, self)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise LinkError(
                 f"Process {rank} of a swap over {self.backend} found no way to the others: {reason}."
             ) from error
-        ranks = range(self.sources + self.destinations)
         device = torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
         return Endpoints(
             ranks[: self.sources], ranks[self.sources :], timeout=self.seconds, group=group, device=device, own=True
@@ -72,9 +82,28 @@ def _group(backend: str, store: dist.Store, rank: int, meeting: Meeting) -> Any:
     if backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = limit
-        return dist.ProcessGroupNCCL(store, rank, world, options)
+        with _blocking_wait():
+            return dist.ProcessGroupNCCL(store, rank, world, options)
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = limit
     # Not what the host's name stands for: that is often loopback
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address_towards(meeting.address[0]))]
     return dist.ProcessGroupGloo(store, rank, world, options)
+
+
+@contextmanager
+def _blocking_wait() -> Iterator[None]:
+    """NCCL groups made inside raise in the thread that waits for a message that is lost or late.
+
+    Others have a watchdog, which ends the process: here that would be a trainer rank, or a server.
+    """
+    with _changing:
+        before = os.environ.get(_BLOCKING_WAIT)
+        os.environ[_BLOCKING_WAIT] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_BLOCKING_WAIT]
+            else:
+                os.environ[_BLOCKING_WAIT] = before

@@ -42,6 +42,7 @@ GOOD, REFUSED = -1, -2  # verdicts; from 0 on the number of the link's first cop
 BROKEN_CHUNK = -3  # and from here downwards that of the first chunk without its trailer
 
 Wanted = Mapping[str, torch.dtype] | torch.dtype  # the destination's dtypes: by its local names, or one for all
+_Begun = tuple[Any, float]  # a message under way, and when it was begun
 
 
 class _Link:
@@ -124,21 +125,23 @@ class _End:
     def _name(self, peer: int) -> str:
         return f"{self._side} rank {peer} (process {self._ranks[peer]})"
 
-    def _send(self, peer: int, message: torch.Tensor, what: str) -> Any:
+    def _send(self, peer: int, message: torch.Tensor, what: str) -> _Begun:
         try:
-            return send(self.ends.group, message, self._ranks[peer])
+            return send(self.ends.group, message, self._ranks[peer]), time.monotonic()
         except RuntimeError as error:
             raise self._lost(peer, what, error) from error
 
-    def _receive(self, peer: int, message: torch.Tensor, what: str) -> Any:
+    def _receive(self, peer: int, message: torch.Tensor, what: str) -> _Begun:
         try:
-            return receive(self.ends.group, message, self._ranks[peer])
+            return receive(self.ends.group, message, self._ranks[peer]), time.monotonic()
         except RuntimeError as error:
             raise self._lost(peer, what, error) from error
 
-    def _wait(self, peer: int, work: Any, what: str) -> None:
+    def _wait(self, peer: int, message: _Begun, what: str) -> None:
+        work, begun = message
+        counted = begun if self.ends.device.type == "cuda" else time.monotonic()  # NCCL's clock starts at the send
         try:
-            work.wait(timedelta(seconds=max(self._deadline - time.monotonic(), 1e-3)))
+            work.wait(timedelta(seconds=max(self._deadline - counted, 1e-3)))
         except RuntimeError as error:
             raise self._lost(peer, what, error) from error
 
@@ -151,7 +154,7 @@ class _End:
         first = link.copies[link.chunks[number].pieces[0].copy].tensor
         return f"chunk {number + 1} of {len(link.chunks)}, from tensor {first} on,"
 
-    def _tell(self, peer: int, version: int, verdict: int, what: str) -> Any:
+    def _tell(self, peer: int, version: int, verdict: int, what: str) -> _Begun:
         link = self.links[peer]
         content = CONTROL.pack(MAGIC, version, verdict, bytes.fromhex(self.plan.hash), link.schedule)
         message = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(self.ends.device)

@@ -63,6 +63,7 @@ class Reach:
     attempt: str = ""  # a name of this attempt at the run, for what is written there
     seconds: float = 300.0  # that it waits for a version
     fp8: bool = False  # it holds block-quantised weights
+    colocated: bool = False  # at a swap it takes back memory of the ranks' GPUs
 
 
 @dataclass(frozen=True)

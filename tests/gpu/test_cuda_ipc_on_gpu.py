@@ -38,7 +38,11 @@ class Owner:
         self.process = spawn.Process(target=own, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
-        self.offers: list[DeviceMemory] = self.pipe.recv()
+
+    def offers(self) -> list[DeviceMemory]:
+        """One for each reader; waits until the process has started."""
+        offers: list[DeviceMemory] = self.pipe.recv()
+        return offers
 
     def push(self, version: int) -> Owned:
         self.pipe.send(version)
@@ -55,8 +59,9 @@ def test_a_swap_is_proved_poisons_and_heals(tmp_path: Path) -> None:
 
     def connect(plan: Plan, held: list[Tensors], wanted: list[Tensors], folder: Path) -> Ends:
         started.extend(Owner(plan, r, tensors, len(wanted)) for r, tensors in enumerate(held))
+        offers = [owner.offers() for owner in started]
         inbound: list[Inbound] = [
-            CudaIpc(copies_to(plan, r), [o.offers[r] for o in started], {n: flat(t) for n, t in tensors.items()}, 60)
+            CudaIpc(copies_to(plan, r), [o[r] for o in offers], {n: flat(t) for n, t in tensors.items()}, 60)
             for r, tensors in enumerate(wanted)
         ]
         owners: list[Outbound] = [*started]

@@ -6,6 +6,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
@@ -39,12 +40,18 @@ def test_unknown_names():
         find("social_r1._card")
 
 
+@pytest.mark.parametrize(("gpus", "ranks"), [(0, 2), (1, 1), (2, 2), (8, 2)])
+def test_quickstart_fits_the_machine(gpus, ranks, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: (80 << 30,) * gpus)
+    assert find("quickstart")().actor.tensor_parallel == ranks
+
+
 def test_quickstart():
     config = find("quickstart")()
     assert check_data(config) == check_evaluation(config) == []
     assert (config.run.steps, config.rollout.prompts_per_step, config.rollout.group_size) == (40, 16, 8)
     assert (config.sft.steps, config.sft.batch_size, config.sft.prompt_weight) == (600, 32, 0.1)
-    assert config.actor.tensor_parallel == 2 and config.model.dtype == "float32"
+    assert config.model.dtype == "float32"
     assert config.algorithm.minibatches * config.algorithm.epochs == 2
     assert config.rewards.terms == {"answer_in_format": 1.0, "format": 0.2}
     assert config.rollout.max_new_tokens >= 44

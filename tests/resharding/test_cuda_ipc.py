@@ -46,6 +46,11 @@ def test_the_hash_is_its_formula(dtype: torch.dtype, count: int) -> None:
     assert one_hash(numbers.float(), dtype) == by_the_formula(numbers)
 
 
+def test_no_tensors_have_no_hashes() -> None:
+    none = device_hashes([], [], KEYS)
+    assert none.shape == (0,) and none.dtype == np.uint64
+
+
 def test_the_hash_does_not_depend_on_strides_or_cuts() -> None:
     """Columns of a large matrix, in bands that end within periods, and the same numbers in one row."""
     wide = torch.randn(1500, 3000, dtype=torch.float32)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.execute import pull
 from megatron_rl.resharding.fp8 import (
+    LARGEST,
     ShardQuantiser,
+    _scale,
     dequantise_blockwise,
     dequantise_tensor,
     quantise_blockwise,
@@ -84,6 +87,12 @@ def test_every_tile_has_its_own_scale(rows: int, cols: int, dtype: torch.dtype, 
     upper = quantise_blockwise(weight[:aligned], block) if aligned else (quantised[:0], scales[:0])
     lower = quantise_blockwise(weight[aligned:], block)
     assert same(torch.cat([upper[0], lower[0]]), quantised) and same(torch.cat([upper[1], lower[1]]), scales)
+
+
+def test_scales_are_quotients_not_products_with_a_reciprocal() -> None:
+    amax = torch.rand(10000) * 7
+    assert torch.equal(_scale(amax), torch.from_numpy(amax.numpy() / np.float32(LARGEST)))
+    assert not torch.equal(_scale(amax), amax * (1 / LARGEST))  # as CUDA divides by a number of Python's
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
@@ -243,6 +252,15 @@ def test_nothing_is_exchanged_where_tiles_are_whole() -> None:
         "mlp.up_proj.weight",
         "mlp.down_proj.weight",
     ]
+
+
+def test_a_rank_without_quantised_parts_exchanges_where_its_parameters_are() -> None:
+    names = quantised_names(MODEL)
+    quantiser = ShardQuantiser(megatron_layout(MODEL, ParallelSizes(tensor=2)), 0, names)
+    quantiser.segments, quantiser.boxes, quantiser.sizes = [], [], []
+    seen: list[torch.device] = []
+    quantiser({"0/norm": torch.empty(2, device="meta")}, lambda vector: seen.append(vector.device))
+    assert [device.type for device in seen] == ["meta"]
 
 
 def test_two_processes_agree_on_the_scales_of_cut_tiles(tmp_path: Path) -> None:

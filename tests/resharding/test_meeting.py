@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from megatron_rl.actor.sender import Sender
-from megatron_rl.resharding.meeting import Meeting, MeetingPlace
+from megatron_rl.resharding.meeting import BACKENDS, Meeting, MeetingPlace
 from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.reach import offer
@@ -23,7 +23,7 @@ from megatron_rl.resharding.sglang import sglang_layout
 from megatron_rl.resharding.swap import Receiver, SwapSource, merge_hashes, owned_hashes
 from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.control import Control, Worker, WorkerError, answer_calls, call_in
-from megatron_rl.rollout.protocol import Reach
+from megatron_rl.rollout.protocol import LinkError, Reach
 from tests.conftest import free_port
 from tests.resharding.reference import hf_tensors, megatron_shards
 from tests.resharding.sglang_reference import sglang_shards
@@ -181,3 +181,34 @@ def test_whoever_does_not_come_is_missed(cluster: Cluster, ranks: list[Worker]) 
     answers = ask(ranks, "connect", meeting)
     assert all("found no way to the others" in str(answer) for answer in answers)
     assert all("the rank is not connected" in str(answer) for answer in ask(ranks, "push", 1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_rank_alone_gives_up_at_the_deadline(backend: str) -> None:
+    place = MeetingPlace("127.0.0.1")
+    with pytest.raises(LinkError, match=f"Process 0 of a swap over {backend} found no way to the others: .*timeout"):
+        place.meeting(backend, 1, 1, 0.5).join(0)
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_groups_over_nccl_raise_instead_of_ending_the_process(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT", raising=False)
+    if before is not None:
+        monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", before)
+    seen: list[str | None] = []
+
+    class Group:
+        class Options:
+            _timeout = None
+
+        def __init__(self, *arguments: Any) -> None:
+            seen.append(os.environ.get("TORCH_NCCL_BLOCKING_WAIT"))
+
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", Group, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    place = MeetingPlace("127.0.0.1")
+    ends = place.meeting("nccl", 1, 0, 5.0).join(0)
+    assert isinstance(ends.group, Group) and seen == ["1"]
+    assert os.environ.get("TORCH_NCCL_BLOCKING_WAIT") == before

@@ -1,15 +1,19 @@
 """What `check` says about the SGLang options; no server is started."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from megatron_rl import machine
+from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
-from megatron_rl.rollout.sglang.check import check_sglang_model
+from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
+from megatron_rl.rollout.sglang.gpus import engine_gpus, first_gpus, shared
+from megatron_rl.rollout.sglang.process import arguments
 from megatron_rl.rollout.sglang.versions import supported
 from tests.actor.models import QWEN3
 
@@ -131,6 +135,68 @@ def test_modes_that_exclude_each_other() -> None:
     ]
     shared = RolloutConfig(engine="sglang", staleness=1, sglang=SGLangConfig(urls=ELSEWHERE, colocated=True))
     assert "rollout.sglang.colocated=true needs rollout.staleness=0" in check_rollout(shared)[0]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "world", "options", "environment", "said"),
+    [
+        (2, 1, {"transport": "nccl"}, "", ""),
+        (1, 1, {"transport": "nccl"}, "", "rollout.sglang.transport=nccl connects processes that have a GPU each"),
+        (4, 2, {"transport": "nccl", "args": {"base-gpu-id": 1}}, "", "rollout.sglang.transport=nccl connects"),
+        (4, 2, {"transport": "nccl", "args": {"base_gpu_id": 2}}, "", ""),
+        (4, 2, {"swap": "distributed", "args": {"base_gpu_id": 1}}, "", ""),  # rank 0 alone sends
+        (2, 2, {"swap": "distributed"}, "", "rollout.sglang.swap=distributed connects"),
+        (2, 1, {"tensor_parallel": 3}, "", "rollout.sglang.tensor_parallel=3 gives every worker of an engine its own"),
+        (2, 1, {"args": {"base_gpu_id": 2}}, "", "rollout.sglang.args.base_gpu_id: an engine takes GPU 2, and the"),
+        (2, 2, {"transport": "gloo"}, "expandable_segments:True", ""),
+        (2, 1, {}, "max_split_size_mb:64,expandable_segments:True", "The environment variable PYTORCH_ALLOC_CONF has"),
+        (2, 1, {"transport": "gloo", "colocated": True}, "expandable_segments:True", "The environment variable"),
+        (1, 1, {"transport": "auto", "urls": ELSEWHERE}, "expandable_segments:True", ""),  # over nccl
+        (0, 1, {"tensor_parallel": 3}, "expandable_segments:True", ""),
+    ],
+)
+def test_gpus(
+    gpus: int, world: int, options: dict, environment: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: (80 << 30,) * gpus)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", environment)
+    found = check_sglang_gpus(RolloutConfig(engine="sglang", sglang=SGLangConfig(**options)), world)
+    assert len(found) == bool(said) and all(each.startswith(said) for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("world", "workers", "engines", "gpus", "colocated", "firsts"),
+    [
+        (4, 1, 4, 8, False, [4, 5, 6, 7]),
+        (4, 2, 2, 8, False, [4, 6]),
+        (4, 1, 6, 8, False, [4, 5, 6, 7, 4, 5]),  # they share GPUs with each other, not with the trainer
+        (4, 2, 2, 7, False, [4, 4]),
+        (7, 2, 2, 8, False, [0, 2]),
+        (1, 1, 2, 1, False, [0, 0]),
+        (1, 1, 1, 2, False, [1]),
+        (8, 2, 4, 8, True, [0, 2, 4, 6]),
+        (2, 2, 3, 4, True, [0, 2, 0]),
+        (4, 3, 2, 4, True, [0, 0]),
+        (1, 4, 1, 2, False, [0]),  # refused
+    ],
+)
+def test_where_engines_compute(
+    world: int, workers: int, engines: int, gpus: int, colocated: bool, firsts: list[int]
+) -> None:
+    assert first_gpus(world, workers, engines, gpus, colocated) == firsts
+
+
+def test_servers_are_told_their_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = Config()
+    config.actor.tensor_parallel, config.rollout.engine, config.rollout.engines = 2, "sglang", 2
+    monkeypatch.setattr(machine, "gpus", lambda: (80 << 30,) * 4)
+    places = engine_gpus(config.rollout, 2)
+    chosen = [arguments(config, tmp_path, i, 1, b"", place)["base-gpu-id"] for i, place in enumerate(places)]
+    assert chosen == [2, 3] and not shared(places, 2)
+    config.rollout.sglang.args = {"base_gpu_id": 1}
+    (place, _) = places = engine_gpus(config.rollout, 2)
+    assert place == range(1, 2) and arguments(config, tmp_path, 0, 1, b"", place)["base-gpu-id"] == 1
+    assert shared(places, 2) and not shared(places, 1)
 
 
 def test_sizes_that_do_not_divide_the_model() -> None:

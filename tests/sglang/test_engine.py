@@ -180,6 +180,29 @@ def test_memory_that_was_given_back_comes_back_with_the_next_swap(
     assert {c.versions for g in groups for c in g} == {((2, 16),)}
 
 
+def test_memory_is_taken_back_once_by_a_swap_that_is_tried_again(
+    served: SGLangEngines, trainer: ServedTrainer, model_folder: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.options, "colocated", True)
+    (replica,) = served.replicas
+    restarted = replica.restarted
+    served.release()
+    assert replica.released == {"weights", "kv_cache"}
+    served.begin_swap(2)
+    with pytest.raises(SwapError, match="did not arrive"):
+        served.finish_swap(2, trainer.hashes() ^ np.uint64(1))
+    assert replica.released == {"kv_cache"}
+    trainer.swap(served, 3)
+    assert not replica.released and replica.restarted == restarted  # asked twice, SGLang 0.5.21 ends
+    groups = served.generate(REQUESTS, GREEDY)
+    assert gap(model_folder("qwen3")[1], REQUESTS, groups) < EXACT
+    served.release()
+    served._do(replica.restart("a test"))
+    assert not replica.released
+    trainer.swap(served, 4)
+    assert {c.versions for g in served.generate(REQUESTS, GREEDY) for c in g} == {((4, 16),)}
+
+
 @pytest.mark.parametrize("way", ["tensor", "distributed", "disk"])
 def test_sglangs_own_ways_are_proved_too(
     way: str, served: SGLangEngines, trainer: ServedTrainer, model_folder: Models, monkeypatch: pytest.MonkeyPatch
@@ -200,6 +223,23 @@ def test_a_server_that_dies_at_start_is_an_error_with_its_last_words(
     engine = start("qwen3", args={"no-such-option": 1})
     with pytest.raises(InputError, match=r"(?s)sglang0 ended before it was ready.*no-such-option"):
         engine.attach(trainer.source())
+
+
+@pytest.mark.parametrize(("gpu", "at_once"), [(1, True), (0, False)])
+def test_on_a_gpu_of_the_trainer_a_server_starts_when_it_is_attached(
+    gpu: int,
+    at_once: bool,
+    start: Callable[..., SGLangEngines],
+    trainer: ServedTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("megatron_rl.rollout.sglang.engine.engine_gpus", lambda *_: [range(gpu, gpu + 1)])
+    engine = start("qwen3", args={"no-such-option": 1})
+    (process,) = (replica.process for replica in engine.replicas)
+    assert process is not None and process.started == at_once
+    with pytest.raises(InputError, match="no-such-option"):
+        engine.attach(trainer.source())
+    assert process.started
 
 
 def test_a_running_server_that_cannot_replay_its_routing(

@@ -1,5 +1,6 @@
 """Violations of the SGLang options. Imports neither torch nor SGLang."""
 
+import os
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +13,16 @@ from megatron_rl.resharding.fp8_layout import quantised_engine, quantised_names
 from megatron_rl.resharding.sglang import EngineSizes, engine_violations, sglang_layout
 from megatron_rl.rollout.channel import key_from_environment
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
+from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
 from megatron_rl.rollout.sglang.process import OURS
 from megatron_rl.rollout.sglang.versions import supported
 from megatron_rl.rollout.sglang.way import CHOICES, NEAR, far_hosts
 
 WAYS = ("pull", "tensor", "distributed", "disk")
+_APART = (
+    "connects processes that have a GPU each, and an engine would share one with the trainer: set "
+    "rollout.sglang.swap=pull and rollout.sglang.transport=auto, or use fewer GPUs for the trainer."
+)
 POSITIVE = ("start_seconds", "swap_seconds", "request_seconds", "health_seconds")
 
 
@@ -63,6 +69,41 @@ def check_sglang_model(options: SGLangConfig, hf_config: Mapping[str, Any]) -> l
             f"rollout.sglang.expert_parallel={options.expert_parallel} needs GPUs: SGLang has no such experts on a CPU."
         )
     return found
+
+
+def check_sglang_gpus(rollout: RolloutConfig, world: int) -> list[str]:
+    """Why servers cannot use this machine's GPUs beside ``world`` trainer ranks, or on theirs."""
+    options, gpus = rollout.sglang, len(machine.gpus())
+    if not gpus or options.tensor_parallel < 1:
+        return []
+    found = _allocator(options)
+    if not (taken := engine_gpus(rollout, world)):
+        return found
+    if options.tensor_parallel > gpus:
+        found.append(
+            f"rollout.sglang.tensor_parallel={options.tensor_parallel} gives every worker of an engine its own GPU, "
+            f"and this machine has {gpus}: lower it."
+        )
+    elif (last := max(place.stop for place in taken) - 1) >= gpus:
+        found.append(f"rollout.sglang.args.base_gpu_id: an engine takes GPU {last}, and the last here is {gpus - 1}.")
+    elif options.swap == "distributed" and shared(taken, 1):  # rank 0 alone sends
+        found.append(f"rollout.sglang.swap=distributed {_APART}")
+    elif options.swap == "pull" and options.transport == "nccl" and shared(taken, world):
+        found.append(f"rollout.sglang.transport=nccl {_APART}")
+    return found
+
+
+def _allocator(options: SGLangConfig) -> list[str]:
+    """A setting of torch's memory that keeps it from being given back, and from being read by other processes."""
+    here, chosen = not options.urls, options.transport
+    cuda_ipc = options.swap == "pull" and (chosen == "cuda_ipc" or (chosen == "auto" and here))
+    who = "colocated=true" if here and options.colocated else f"transport={chosen}" if cuda_ipc else ""
+    return [
+        f"The environment variable {name} has expandable_segments:True, with which rollout.sglang.{who} does not work: "
+        "take it out."
+        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+        if who and "expandable_segments:true" in os.environ.get(name, "").lower().replace(" ", "")
+    ]
 
 
 def _package(rollout: RolloutConfig) -> list[str]:

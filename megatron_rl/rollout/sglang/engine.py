@@ -17,6 +17,7 @@ import torch
 from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
+from megatron_rl.footprint import parallel_sizes
 from megatron_rl.resharding.meeting import BACKENDS, MeetingPlace
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.rollout.channel import api_key
@@ -24,6 +25,7 @@ from megatron_rl.rollout.control import Control, WorkerError
 from megatron_rl.rollout.protocol import Attached, Completion, Reach, Request, Sampling, SwapError, SwapReport
 from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
+from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
 from megatron_rl.rollout.sglang.replica import LostError, Replica
@@ -38,7 +40,11 @@ _RECOVERABLE = (ServerError, WorkerError)
 
 
 class SGLangEngines:
-    """A ``protocol.Engine`` over one or more servers, which it starts (or adopts) at once and watches over."""
+    """A ``protocol.Engine`` over one or more servers, which it starts (or adopts) and watches over.
+
+    They start at once, but on the trainer's GPUs when they are attached: a server gives its cache a share of the memory
+    that is free when it starts, and by then the trainer has taken its own.
+    """
 
     def __init__(self, config: Config, model_folder: Path, key: bytes, logs: Path) -> None:
         self.config, self.options = config, config.rollout.sglang
@@ -50,6 +56,7 @@ class SGLangEngines:
         self.control = Control(f"{self.host}:{machine.free_port(self.host)}" if self.host else socket, key)
         self._backend = ""  # where the trainer's ranks have to send
         self._sessions: tuple[str, ...] = ()
+        self._gpus = engine_gpus(config.rollout, parallel_sizes(config).world)
         self.replicas = self._replicas(model_folder)
         self.router: Router | None = None
         self.source: SwapSource | None = None
@@ -84,6 +91,7 @@ class SGLangEngines:
             attempt=secrets.token_hex(8),
             seconds=self.options.swap_seconds,
             fp8=self.options.fp8,
+            colocated=self.options.colocated,
         )
 
     def attach(self, source: SwapSource) -> Attached:
@@ -184,7 +192,8 @@ class SGLangEngines:
         for index in range(rollout.engines):
             port = options.port + index if options.port else machine.free_low_port()
             name, folder = f"sglang{index}", Path(self._folder.name)
-            chosen = arguments(self.config, model_folder, index, port, self.key)
+            gpus = self._gpus[index] if self._gpus else None
+            chosen = arguments(self.config, model_folder, index, port, self.key, gpus)
             process = ServerProcess(name, chosen, env, folder, self.logs / f"{name}.log")
             found.append(Replica(name, f"http://127.0.0.1:{port}", process, options, self.control))
         return found
@@ -195,12 +204,17 @@ class SGLangEngines:
         key = api_key(self.key)
         for replica in self.replicas:
             replica.open(self._http, key, reads=self.options.swap == "pull")
-            if replica.process is not None:
-                replica.process.start()
+        if not shared(self._gpus, parallel_sizes(self.config).world):
+            self._start()
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:
             self.router = Router(machine.free_port(), self.key, self.logs / "router.log")
             self._watching.append(asyncio.ensure_future(self._watch_router(self.router)))
+
+    def _start(self) -> None:
+        for replica in self.replicas:
+            if replica.process is not None and not replica.process.started:
+                replica.process.start()
 
     async def _close(self) -> None:
         for task in self._watching:
@@ -210,6 +224,7 @@ class SGLangEngines:
 
     async def _attach(self) -> list[Attached]:
         assert self.source is not None
+        self._start()
         await self._each(lambda replica: replica.ready())
         if self.router is not None and self.router.server is None:
             await self.router.connect(Server(self._http, self.router.url, api_key(self.key)))

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,9 +194,9 @@ class Server:
         body["flush_cache"] = False
         await self.call("POST", "/update_weights_from_distributed", body, seconds=seconds)
 
-    async def release(self, seconds: float) -> None:
-        """Give back the memory of the weights and of the cache; the weights are lost."""
-        await self.call("POST", "/release_memory_occupation", {"tags": ["kv_cache", "weights"]}, seconds=seconds)
+    async def release(self, what: Sequence[str], seconds: float) -> None:
+        """Give back the memory of the "weights", which are lost, or of the "kv_cache"."""
+        await self.call("POST", "/release_memory_occupation", {"tags": [*what]}, seconds=seconds)
 
     async def reclaim(self, what: str, seconds: float) -> None:
         """Take back the memory of the "weights" or of the "kv_cache", with nothing in it."""

@@ -41,8 +41,10 @@ _END_SECONDS = 5.0
 _SHARED = ("/dev/shm/sgl_shm_", "/dev/shm/sglang_loads_")
 
 
-def arguments(config: Config, model_folder: Path, index: int, port: int, key: bytes) -> dict[str, Any]:
-    """One server's options, by SGLang's own names."""
+def arguments(
+    config: Config, model_folder: Path, index: int, port: int, key: bytes, gpus: range | None = None
+) -> dict[str, Any]:
+    """One server's options, by SGLang's own names; ``gpus``: those of its workers, where it is not to choose."""
     rollout, options = config.rollout, config.rollout.sglang
     chosen: dict[str, Any] = {
         "random_seed": (config.run.seed * 1009 + index) % 2**31,
@@ -56,6 +58,8 @@ def arguments(config: Config, model_folder: Path, index: int, port: int, key: by
         chosen["disable_radix_cache"] = True  # Replica.ready says why
     if options.colocated:
         chosen["enable_memory_saver"] = True
+    if gpus is not None:
+        chosen["base_gpu_id"] = gpus.start
     longest = config.data.max_prompt_tokens + rollout.max_new_tokens
     chosen |= on_this_machine((longest + 8) * rollout.max_running)
     chosen |= {name.replace("-", "_"): value for name, value in options.args.items()}
@@ -143,6 +147,11 @@ class ServerProcess:
         """It is ready: from now on it has ended when one of its schedulers, or its detokenizer, has."""
         children = psutil.Process(self.pid).children()
         self._parts = [child for child in children if any(word.startswith("sglang::") for word in child.cmdline())]
+
+    @property
+    def started(self) -> bool:
+        """Whether it ever was."""
+        return self._popen is not None
 
     @property
     def ended(self) -> bool:

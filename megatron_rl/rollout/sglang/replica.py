@@ -18,6 +18,7 @@ from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import HOOK, ServerProcess
 from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
 
+MEMORY = ("kv_cache", "weights")  # that a server can give back
 _POLL = 0.3  # seconds
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Replica:
         self.failed: Exception | None = None  # why it is not swapped, since it was last started or swapped
         self.repairs = 0  # tried since its last complete swap
         self.swaps = 0  # begun
-        self.released = False  # its memory is given back
+        self.released: set[str] = set()  # what memory it has given back
         self.lost = ""  # why it will not come back
         self.lock = asyncio.Lock()  # held while it is swapped or restarted
 
@@ -111,8 +112,15 @@ class Replica:
     async def release(self) -> None:
         """Have it give back the memory of its weights and its cache until the next swap."""
         self.poison("its memory was given back")
-        await self.server.release(self.options.swap_seconds)
-        self.released = True
+        await self.server.pause(self.options.swap_seconds)  # the last batch may still be under way, and it must be idle
+        await self.server.release(MEMORY, self.options.swap_seconds)
+        self.released = set(MEMORY)
+
+    async def _reclaim(self, what: str) -> None:
+        """Take memory back, once: a swap that failed after it is tried again."""
+        if what in self.released:
+            await self.server.reclaim(what, self.options.swap_seconds)
+            self.released.remove(what)
 
     async def bring(self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None) -> Swapped:
         """Swap its weights once. Raises ServerError when that takes longer than ``swap_seconds``."""
@@ -132,13 +140,11 @@ class Replica:
         return swapped
 
     async def _bring(self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None) -> Swapped:
-        if self.released:
-            await self.server.reclaim("weights", self.options.swap_seconds)
+        await self._reclaim("weights")
         swapped = await self.swap(version, hashes, way, resume=not self.released)
         if self.released:  # the cache is taken back when the weights' way in needs no memory any more
-            await self.server.reclaim("kv_cache", self.options.swap_seconds)
+            await self._reclaim("kv_cache")
             await self.server.resume(self.options.swap_seconds)
-            self.released = False
         return swapped
 
     async def restart(self, why: str) -> None:
@@ -147,7 +153,8 @@ class Replica:
         Raises LostError when it is not ours or was restarted too often, ServerError when it does not become ready.
         """
         self.poison(why)
-        self.attached, self.released = None, False
+        self.attached = None
+        self.released.clear()
         if self.process is None:
             raise LostError(f"the SGLang server at {self.url} failed and was not started here: {why}")
         if self.exhausted:
