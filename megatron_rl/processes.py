@@ -5,7 +5,9 @@ parent, process PID, dies: so even a SIGKILL of the parent leaves no orphan, wha
 """
 
 import ctypes
+import itertools
 import os
+import re
 import resource
 import signal
 import sys
@@ -14,7 +16,7 @@ from collections.abc import Callable, Sequence
 from megatron_rl.errors import InputError, full_disk
 
 BAD_INPUT = 2  # exit code of a process that ended with an InputError
-ERROR_PREFIX = "error: "  # such a process's last line starts with it
+ERROR_PREFIX = "error: "  # such a process's last words start with it; what goes on in further lines is indented
 
 _PR_SET_PDEATHSIG = 1
 
@@ -43,8 +45,22 @@ def run(main: Callable[[], None]) -> None:
         said = error if isinstance(error, InputError) else full_disk(error)
         if said is None:
             raise
-        print(f"{ERROR_PREFIX}{said}", file=sys.stderr, flush=True)
+        print(f"{ERROR_PREFIX}{indented(str(said))}", file=sys.stderr, flush=True)
         sys.exit(BAD_INPUT)
+
+
+def indented(message: str) -> str:
+    """``message`` with every line but the first indented, which tells it from whatever is printed after it."""
+    return re.sub(r"\n(?!  )", "\n  ", message)
+
+
+def last_error(lines: Sequence[str]) -> str | None:
+    """The last error that a process printed by ``run``, whole; None when there is none."""
+    starts = [number for number, line in enumerate(lines) if line.startswith(ERROR_PREFIX)]
+    if not starts:
+        return None
+    rest = itertools.takewhile(lambda line: line.startswith("  "), lines[starts[-1] + 1 :])
+    return "\n".join([lines[starts[-1]].removeprefix(ERROR_PREFIX), *rest])
 
 
 if __name__ == "__main__":

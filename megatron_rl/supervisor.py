@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from megatron_rl.processes import BAD_INPUT, ERROR_PREFIX, tied_to_this_process
+from megatron_rl.processes import BAD_INPUT, last_error, tied_to_this_process
 
 SETTLE = 1.0  # seconds in which the other processes may show that one of them had the first cause
 FAILURE_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a failure: nothing is left to save
@@ -207,10 +207,8 @@ class _Group:
 def _explain(child: _Child) -> Outcome:
     """What a failed process said: its InputError alone, or the end of its log."""
     lines = child.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-    if child.code == BAD_INPUT:
-        said = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]
-        if said:
-            return Outcome(BAD_INPUT, said[-1])
+    if child.code == BAD_INPUT and (said := last_error(lines)) is not None:
+        return Outcome(BAD_INPUT, said)
     assert child.code is not None
     how = (
         f"was killed by {signal.Signals(-child.code).name}" if child.code < 0 else f"ended with exit code {child.code}"

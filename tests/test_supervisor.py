@@ -79,6 +79,18 @@ def test_bad_input_is_the_cause_even_when_another_process_fails_first(tmp_path: 
     assert outcome == Outcome(2, "data.jsonl, row 3: no answer.")
 
 
+def test_an_error_of_several_lines_is_told_whole(tmp_path: Path) -> None:
+    bad = (
+        "import atexit, sys\n"
+        "from megatron_rl.errors import InputError\nfrom megatron_rl.processes import run\n"
+        "atexit.register(lambda: print('Traceback (most recent call last):\\n  File', file=sys.stderr))\n"
+        "def main():\n    print('  aside'); raise InputError('It said:\\n  a word\\n\\nanother')\n"
+        "run(main)"
+    )
+    outcome = supervise([python("rank0", bad)], tmp_path)
+    assert outcome == Outcome(2, "It said:\n  a word\n  \n  another")
+
+
 def test_a_killed_worker_is_named_with_its_signal(tmp_path: Path) -> None:
     outcome = supervise([python("rank0", "import os; os.kill(os.getpid(), 9)")], tmp_path)
     assert outcome.code == 1
