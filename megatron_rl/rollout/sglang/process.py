@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 import yaml
@@ -113,6 +113,14 @@ def environment(threads: int, workers: int, key: bytes | None) -> dict[str, str]
     return found
 
 
+def open_log(path: Path) -> BinaryIO:
+    """A log to append to that its owner alone can read: SGLang prints its options, and the API key is one of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.fchmod(descriptor, 0o600)  # it may have been there
+    return open(descriptor, "ab")
+
+
 class ServerProcess:
     """One server's processes; they end with this one."""
 
@@ -128,8 +136,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start it. It dies with the thread that calls this."""
         self._parts = []
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        with open_log(self.log) as log:
             self._began = log.tell()
             self._popen = subprocess.Popen(
                 tied_to_this_process(self._command),
