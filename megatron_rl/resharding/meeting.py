@@ -7,7 +7,6 @@ a new group. Nobody else's groups are touched when it breaks.
 
 import os
 import secrets
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch.distributed as dist
 
 from megatron_rl.machine import address_towards
 from megatron_rl.resharding.endpoints import Endpoints
+from megatron_rl.resharding.store import listening_store
 from megatron_rl.rollout.protocol import LinkError
 
 BACKENDS = ("gloo", "nccl")  # messages from host memory, from GPU memory
@@ -66,11 +66,8 @@ class MeetingPlace:
     """A store at ``host`` (an address of this machine) where meetings are held."""
 
     def __init__(self, host: str) -> None:
-        listener = socket.create_server((host, 0))  # torch's own would listen on every interface
-        self.address: tuple[str, int] = (host, listener.getsockname()[1])
-        self._store = dist.TCPStore(
-            *self.address, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
+        self._store = listening_store(host)
+        self.address: tuple[str, int] = (host, self._store.port)
 
     def meeting(self, backend: str, sources: int, destinations: int, seconds: float) -> Meeting:
         """A new one."""

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_rl.actor.sender import Sender
 from megatron_rl.resharding.meeting import BACKENDS, Meeting, MeetingPlace
@@ -20,6 +22,7 @@ from megatron_rl.resharding.megatron import megatron_layout
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.reach import offer
 from megatron_rl.resharding.sglang import sglang_layout
+from megatron_rl.resharding.store import listening_store
 from megatron_rl.resharding.swap import Receiver, SwapSource, merge_hashes, owned_hashes
 from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.control import Control, Worker, WorkerError, answer_calls, call_in
@@ -212,3 +215,11 @@ def test_groups_over_nccl_raise_instead_of_ending_the_process(
     ends = place.meeting("nccl", 1, 0, 5.0).join(0)
     assert isinstance(ends.group, Group) and seen == ["1"]
     assert os.environ.get("TORCH_NCCL_BLOCKING_WAIT") == before
+
+
+def test_a_store_listens_at_its_address_only() -> None:
+    store = listening_store("127.0.0.1")
+    heard = {c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.laddr.port == store.port}
+    assert heard == {"127.0.0.1"}
+    store.set("said", "heard")
+    assert dist.TCPStore("127.0.0.1", store.port, is_master=False).get("said") == b"heard"

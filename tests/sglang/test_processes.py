@@ -3,8 +3,6 @@
 import stat
 from pathlib import Path
 
-import pytest
-
 from megatron_rl.rollout.sglang.process import ServerProcess, open_log
 
 

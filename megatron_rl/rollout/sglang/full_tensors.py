@@ -19,6 +19,7 @@ from torch.distributed import distributed_c10d
 
 from megatron_rl import machine
 from megatron_rl.resharding.export import TrainedTensors, export_hf
+from megatron_rl.resharding.store import listening_store
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.rollout.sglang.http import Server
 
@@ -95,9 +96,9 @@ class FullTensors:
     async def _distributed(self, server: Server, version: int) -> None:
         """Over a process group of its own: rank 0 here, the workers behind it."""
         backend = "nccl" if machine.gpus() else "gloo"
-        world, port, group = 1 + self.workers, machine.free_port(self.host), f"megatron_rl-{version}"
-        address = self.host, port
-        joined = asyncio.to_thread(_join, address, world, group, backend)
+        world, group, store = 1 + self.workers, f"megatron_rl-{version}", listening_store(self.host)
+        joined = asyncio.to_thread(_join, store, world, group, backend)
+        address = self.host, store.port
         _, mine = await asyncio.gather(server.join_group(address, world, group, backend, _SECONDS), joined)
         try:
             for bucket in self._buckets():
@@ -112,15 +113,14 @@ class FullTensors:
             await server.leave_group(group, _SECONDS)
 
 
-def _join(address: tuple[str, int], world: int, group: str, backend: str) -> Any:
+def _join(store: dist.Store, world: int, group: str, backend: str) -> Any:
     """The group as SGLang's workers make it; torch's public functions only make groups inside the default one."""
-    store = distributed_c10d.PrefixStore(group, dist.TCPStore(*address, world, is_master=True))
     made, _ = distributed_c10d._new_process_group_helper(
         world,
         0,
         [],
         distributed_c10d.Backend(backend),
-        store,
+        dist.PrefixStore(group, store),
         group_name=group,  # type: ignore[arg-type]
         timeout=timedelta(seconds=_SECONDS),
     )
