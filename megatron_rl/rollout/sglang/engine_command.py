@@ -15,7 +15,7 @@ from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.channel import KEY, api_key, key_from_environment
 from megatron_rl.rollout.sglang.check import check_sglang
-from megatron_rl.rollout.sglang.foreground import run_server
+from megatron_rl.rollout.sglang.foreground import address, check_address, run_server
 from megatron_rl.rollout.sglang.process import arguments, environment
 from megatron_rl.settings import load
 
@@ -35,14 +35,13 @@ def engine(options: argparse.Namespace) -> int:
     config = _for_one_engine(config)
     if problems := problems + check_sglang(config.rollout):
         raise InputError("\n".join(problems))
-    if not 0 < options.port < 65536:
-        raise InputError(f"--port {options.port} is no port: choose one of 1 to 65535.")
+    check_address(options.host, options.port)
     key = key_from_environment() if os.environ.get(KEY) else secrets.token_bytes(16)
     with tempfile.TemporaryDirectory(prefix="mrl-") as scratch:
         folder = _model_folder(config, Path(scratch) / "model")
         chosen = arguments(config, folder, 0, options.port, key) | {"host": options.host}
         env = environment(config.rollout.threads, config.rollout.sglang.tensor_parallel, key)
-        run_server(chosen, env, api_key(key), _how_to_train(options, key))
+        run_server(chosen, env, api_key(key), _how_to_train(options, key), config.rollout.sglang.start_seconds)
     return 0
 
 
@@ -72,5 +71,5 @@ def _how_to_train(options: argparse.Namespace, key: bytes) -> str:
     return (
         "The engine waits for its trainer (Ctrl-C ends it):\n"
         f"  {KEY}={key.hex()} megatron-rl train {options.recipe}{overrides} rollout.engine=sglang "
-        f"rollout.sglang.urls=http://{host}:{options.port}"
+        f"rollout.sglang.urls={address(host, options.port)}"
     )

@@ -165,6 +165,15 @@ class ServerProcess:
         """Whether it has been started and is gone, or a part of it is without which it cannot answer."""
         return self._popen is not None and (self._popen.poll() is not None or any(map(_gone, self._parts)))
 
+    def listens(self, port: int) -> bool:
+        """Whether one of its processes listens at a TCP port."""
+        for member in self._family():
+            with contextlib.suppress(psutil.Error):
+                for connection in member.net_connections("tcp"):
+                    if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                        return True
+        return False
+
     def last_words(self) -> str:
         """The end of what it printed since it was started."""
         with self.log.open("rb") as log:
@@ -176,14 +185,11 @@ class ServerProcess:
         """End it and every process that it has started."""
         if self._popen is None:
             return
-        family: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            leader = psutil.Process(self._popen.pid)
-            family = [*leader.children(recursive=True), leader]
+        family = self._family()
         shared = {path for member in family for path in _shared_files(member)}
         if gently and family:
             with contextlib.suppress(psutil.NoSuchProcess):
-                leader.send_signal(signal.SIGTERM)
+                family[-1].send_signal(signal.SIGTERM)
             psutil.wait_procs(family, timeout=_END_SECONDS)
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -191,6 +197,13 @@ class ServerProcess:
         psutil.wait_procs(family, timeout=_END_SECONDS)
         self._popen.wait()
         _remove(shared)
+
+    def _family(self) -> list[psutil.Process]:
+        """Every process that it has started, and itself; empty when it has ended."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self.pid)
+            return [*leader.children(recursive=True), leader]
+        return []
 
 
 def _shared_files(process: psutil.Process) -> list[str]:

@@ -10,7 +10,7 @@ import yaml
 
 from megatron_rl import machine
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.foreground import run_server
+from megatron_rl.rollout.sglang.foreground import address, check_address, run_server
 from megatron_rl.rollout.sglang.process import environment, on_this_machine
 from megatron_rl.rollout.sglang.versions import supported
 
@@ -25,16 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=30000, help="(default 30000)")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that share every matrix (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--start-seconds", type=float, default=1800.0, help="it must be ready by then (default 1800)")
     parser.add_argument("args", metavar="name=value", nargs="*", help="more options of sglang.launch_server")
     parser.set_defaults(run=serve)
 
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C; returns 0. Raises InputError for what cannot be served, or a server that ends by itself."""
+    for name in ("tensor_parallel", "threads", "start_seconds"):
+        if not (given := getattr(options, name)) > 0:
+            raise InputError(f"--{name.replace('_', '-')} {given} must be above 0.")
+    check_address(options.host, options.port)
     folder, key = model_folder(Path(options.checkpoint)), os.environ.get(KEY) or secrets.token_hex(16)
     chosen = server_options(folder, options, key)
     env = environment(options.threads, options.tensor_parallel, None)
-    run_server(chosen, env, key, _how_to_call(f"http://{options.host}:{options.port}", folder, key))
+    said = _how_to_call(address(options.host, options.port), folder, key)
+    run_server(chosen, env, key, said, options.start_seconds)
     return 0
 
 
