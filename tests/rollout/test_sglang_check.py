@@ -36,6 +36,19 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"health_seconds": float("nan")}, "rollout.sglang.health_seconds is nan; it must be above 0."),
         ({"restarts": -1}, "rollout.sglang.restarts is -1; it must be 0 or more."),
         ({"args": {"tp-size": 2}}, "rollout.sglang.args.tp-size cannot be given: set rollout.sglang.tensor_parallel."),
+        (
+            {"args": {"tensor_parallel_size": 2}},
+            "rollout.sglang.args.tensor_parallel_size cannot be given: set rollout",
+        ),
+        ({"args": {"tp": 2}}, "rollout.sglang.args.tp cannot be given: set rollout.sglang.tensor_parallel."),
+        ({"args": {"nccl-port": 1}}, "rollout.sglang.args.nccl-port cannot be given: the trainer sets it itself."),
+        (
+            {"args": {"data_parallel_size": 2}},
+            "rollout.sglang.args.data_parallel_size cannot be given: every server holds one copy of the model, set "
+            "rollout.engines.",
+        ),
+        ({"args": {"pp_size": 2}}, "rollout.sglang.args.pp_size cannot be given: a server has no pipeline stages, set"),
+        ({"args": {"nnodes": 2}}, "rollout.sglang.args.nnodes cannot be given: a server runs on one machine, start"),
         ({"args": {"api_key": "x"}}, "rollout.sglang.args.api_key cannot be given: the trainer sets it itself."),
         (
             {"transport": "tcp"},
@@ -55,7 +68,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"fp8": True, "swap": "tensor"}, "rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is tensor."),
         ({"urls": "localhost:30000"}, "rollout.sglang.urls: 'localhost:30000' is no server's address"),
         (
-            {"urls": f"{ELSEWHERE},http://10.0.0.8:1/path"},
+            {"urls": "http://10.0.0.8:1/path"},
             "rollout.sglang.urls: 'http://10.0.0.8:1/path' is no server's address",
         ),
     ],
@@ -63,6 +76,25 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_violation(options: dict, said: str) -> None:
     (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(**{"urls": ELSEWHERE} | options)))
     assert found.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:99999", "http://h:abc", "http://h:0", "http://h:1?x=1", "http://h:1?", "http://u:p@h:1", ""]
+)
+def test_what_is_no_servers_address(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "is_here", lambda _: True)
+    monkeypatch.setattr(machine, "installed", lambda _: "0.3.2")
+    found = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(urls=f"{ELSEWHERE},{url}")))
+    assert found == [f"rollout.sglang.urls: {url!r} is no server's address; write http://host:port."]
+
+
+def test_several_servers_that_run_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RolloutConfig(engine="sglang", sglang=SGLangConfig(urls=f"{ELSEWHERE}, {ELSEWHERE}/"))
+    monkeypatch.setattr(machine, "installed", lambda _: None)
+    assert check_rollout(config) == [
+        'More than one engine needs sglang-router, which is not installed: pip install "megatron-rl[sglang]".',
+        f"rollout.sglang.urls: '{ELSEWHERE}/' is given twice; every server is one engine.",
+    ]
 
 
 def test_servers_that_run_already_have_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from megatron_rl.resharding.sglang import EngineSizes, engine_violations, sglang
 from megatron_rl.rollout.channel import key_from_environment
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
-from megatron_rl.rollout.sglang.process import OURS
+from megatron_rl.rollout.sglang.process import refused
 from megatron_rl.rollout.sglang.versions import supported
 from megatron_rl.rollout.sglang.way import CHOICES, NEAR, far_hosts
 
@@ -46,9 +46,8 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
     if options.restarts < 0:
         found.append(f"rollout.sglang.restarts is {options.restarts}; it must be 0 or more.")
     for name in options.args:
-        if (instead := OURS.get(name.replace("-", "_"))) is not None:
-            what = f"set {instead}" if instead else "the trainer sets it itself"
-            found.append(f"rollout.sglang.args.{name} cannot be given: {what}.")
+        if instead := refused(name):
+            found.append(f"rollout.sglang.args.{name} cannot be given: {instead}.")
     return found + _addresses(options, rollout.engines)
 
 
@@ -108,11 +107,12 @@ def _allocator(options: SGLangConfig) -> list[str]:
 
 def _package(rollout: RolloutConfig) -> list[str]:
     if rollout.sglang.urls:  # the servers' own installation
+        found = _router(rollout.sglang.urls.count(",") + 1)
         try:
             key_from_environment()
         except InputError as error:
-            return [f"rollout.sglang.urls: {error} It is the one that `megatron-rl engine` printed or was given."]
-        return []
+            found.append(f"rollout.sglang.urls: {error} It is the one that `megatron-rl engine` printed or was given.")
+        return found
     version = machine.installed("sglang")
     if version is None:
         return [
@@ -123,7 +123,11 @@ def _package(rollout: RolloutConfig) -> list[str]:
         supported(version)
     except InputError as error:
         return [str(error)]
-    if rollout.engines > 1 and machine.installed("sglang-router") is None:
+    return _router(rollout.engines)
+
+
+def _router(engines: int) -> list[str]:
+    if engines > 1 and machine.installed("sglang-router") is None:
         return ['More than one engine needs sglang-router, which is not installed: pip install "megatron-rl[sglang]".']
     return []
 
@@ -157,11 +161,7 @@ def _transport(options: SGLangConfig) -> list[str]:
 
 
 def _addresses(options: SGLangConfig, engines: int) -> list[str]:
-    found = []
-    for url in filter(None, (part.strip() for part in options.urls.split(","))):
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
-            found.append(f"rollout.sglang.urls: {url!r} is no server's address; write http://host:port.")
+    found = _urls(options.urls)
     if options.urls or not options.port:
         return found
     if not 0 < options.port <= 65536 - engines:
@@ -177,3 +177,27 @@ def _addresses(options: SGLangConfig, engines: int) -> list[str]:
                     "another, or 0 for free ones."
                 )
     return found
+
+
+def _urls(given: str) -> list[str]:
+    found, seen = [], set()
+    for url in [part.strip() for part in given.split(",")] if given else []:
+        if (place := _place(url)) is None:
+            found.append(f"rollout.sglang.urls: {url!r} is no server's address; write http://host:port.")
+        elif place in seen:
+            found.append(f"rollout.sglang.urls: {url!r} is given twice; every server is one engine.")
+        seen.add(place)
+    return found
+
+
+def _place(url: str) -> tuple[str, int] | None:
+    """A server's host and port; None for what is not http://host:port."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, 80 if parts.port is None else parts.port
+    except ValueError:  # a port that is no number or too large
+        return None
+    more = parts.query or parts.fragment or "@" in parts.netloc or "?" in url or "#" in url
+    if parts.scheme != "http" or not host or not port or parts.path not in ("", "/") or more:
+        return None
+    return host, port

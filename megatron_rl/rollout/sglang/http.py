@@ -18,6 +18,12 @@ from megatron_rl.rollout.sglang.versions import supported
 _JSON = {"Content-Type": "application/json"}
 _FOR_GOOD = (400, 413, 422)  # answers that the same call will always get
 
+_ONE = {  # sizes that must be 1 in a server that is swapped
+    "dp_size": "start a server for each copy and name them all in rollout.sglang.urls",
+    "pp_size": "shard it by --tp-size instead",
+    "nnodes": "start a server on each machine and name them all in rollout.sglang.urls",
+}
+
 
 class ServerError(ConnectionError):
     """A server is gone, late, or refused a call."""
@@ -53,6 +59,7 @@ class Server:
         self.http, self.url = http, url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"}
         self.abilities: Abilities | None = None
+        self.unready = ""  # why the last look found it not ready
 
     async def call(self, method: str, path: str, body: Any = None, *, seconds: float) -> Any:
         """The answer to one request, parsed where it is JSON. ``body`` is bytes, or will be JSON."""
@@ -82,10 +89,16 @@ class Server:
         return content
 
     async def ask_abilities(self, seconds: float) -> Abilities:
-        """Learn what the server can do. Raises InputError for a version that is not supported."""
+        """Learn what the server can do. Raises InputError for a version or a kind that is not supported."""
         info = await self.call("GET", "/server_info", seconds=seconds)
         version = str(info.get("version", "0"))
         supported(version)
+        for name, what in _ONE.items():
+            if int(info.get(name) or 1) > 1:
+                raise InputError(
+                    f"The SGLang server at {self.url} was started with {name}={info[name]}, which a swap cannot fill: "
+                    f"{what}."
+                )
         paths = (await self.call("GET", "/openapi.json", seconds=seconds))["paths"]
         self.abilities = Abilities(
             version,
@@ -102,7 +115,8 @@ class Server:
         """Whether the server answers; it does once its model is built."""
         try:
             await self.call("GET", "/model_info", seconds=seconds)
-        except ServerError:
+        except ServerError as error:
+            self.unready = str(error)
             return False
         return True
 

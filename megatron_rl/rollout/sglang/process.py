@@ -35,6 +35,23 @@ OURS = {  # options of SGLang that this project sets itself -> the option to set
     "custom_weight_loader": "",
     "enable_return_routed_experts": "rollout.sglang.routing_replay",
     "config": "",
+    "nccl_port": "",
+}
+UNSUPPORTED = {  # options of SGLang for servers that a swap cannot fill -> what to do instead
+    "dp_size": "every server holds one copy of the model, set rollout.engines",
+    "pp_size": "a server has no pipeline stages, set rollout.sglang.tensor_parallel",
+    "nnodes": "a server runs on one machine, start one on each by `megatron-rl engine`",
+    "node_rank": "a server runs on one machine, start one on each by `megatron-rl engine`",
+    "dist_init_addr": "a server runs on one machine, start one on each by `megatron-rl engine`",
+}
+ALIASES = {  # SGLang's other names of those
+    "model": "model_path",
+    "tensor_parallel_size": "tp_size",
+    "expert_parallel_size": "ep_size",
+    "ep": "ep_size",
+    "data_parallel_size": "dp_size",
+    "pipeline_parallel_size": "pp_size",
+    "nccl_init_addr": "dist_init_addr",
 }
 LAST_LINES = 25  # of a server's log, in an error
 _END_SECONDS = 5.0
@@ -81,6 +98,18 @@ def arguments(
     if options.routing_replay:
         chosen["enable_return_routed_experts"] = True
     return {name.replace("_", "-"): value for name, value in chosen.items()}
+
+
+def refused(option: str) -> str:
+    """Why an option of SGLang cannot be given, and what to do instead; empty when it can."""
+    given = option.lstrip("-").replace("-", "_")
+    names = [*OURS, *UNSUPPORTED, *ALIASES]
+    # SGLang takes the beginning of a name for the name
+    found = given if given in names else next((name for name in names if given and name.startswith(given)), "")
+    name = ALIASES.get(found, found)
+    if name in OURS:
+        return f"set {OURS[name]}" if OURS[name] else "the trainer sets it itself"
+    return UNSUPPORTED.get(name, "")
 
 
 def on_this_machine(tokens: int) -> dict[str, Any]:

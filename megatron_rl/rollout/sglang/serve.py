@@ -11,7 +11,7 @@ import yaml
 from megatron_rl import machine
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.foreground import address, check_address, run_server
-from megatron_rl.rollout.sglang.process import environment, on_this_machine
+from megatron_rl.rollout.sglang.process import ALIASES, environment, on_this_machine
 from megatron_rl.rollout.sglang.versions import supported
 
 KEY = "MEGATRON_RL_API_KEY"  # environment variable: the key that callers must send; a new one when it is not set
@@ -76,7 +76,7 @@ def server_options(folder: Path, options: argparse.Namespace, key: str) -> dict[
         name = name.strip().lstrip("-").replace("-", "_")
         if not equals or not name:
             raise InputError(f"{item!r} is no option of SGLang: write name=value, for example context_length=8192.")
-        if name in OURS:
+        if ALIASES.get(name, name) in OURS:
             raise InputError(f"{item}: {name} is set by this command's own options; see megatron-rl serve --help.")
         chosen[name] = yaml.safe_load(text)
     chosen |= {"model_path": str(folder), "host": options.host, "port": options.port, "api_key": key}
