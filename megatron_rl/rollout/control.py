@@ -6,7 +6,9 @@ until rank 0 hangs up. Connections are authenticated with the run's key. Imports
 
 import contextlib
 import logging
+import os
 import secrets
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -19,7 +21,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.rollout.channel import parse_address
 from megatron_rl.rollout.protocol import SwapError
 
-_HELLO_SECONDS = 10
+_HELLO_SECONDS = 10.0  # in which a caller must have proved itself and said who it is
 
 
 class WorkerError(RuntimeError):
@@ -109,6 +111,7 @@ class Control:
     def __init__(self, address: str, key: bytes) -> None:
         self.address, self._key = address, key
         self._arrived: dict[str, dict[int, Connection]] = defaultdict(dict)
+        self._twice: dict[str, int] = {}  # by session, a rank as which more than one process called
         self._changed = threading.Condition()
         self._open: set[str] = set()
         self._listeners: list[Listener] = []
@@ -135,19 +138,22 @@ class Control:
     def collect(self, session: str, group: str, count: int, seconds: float) -> list[Worker]:
         """Wait for ``count`` processes of a session; in the order of their ranks. ``group`` names them.
 
-        Raises WorkerError naming the ranks that did not call. The session is over afterwards: nobody else is let in.
+        Raises WorkerError naming the ranks that did not call, or one that called twice. The session is over
+        afterwards: nobody else is let in.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
-            while len(self._arrived[session]) < count and session in self._open:
+            while len(self._arrived[session]) < count and session in self._open and session not in self._twice:
                 if not self._changed.wait(deadline - time.monotonic()):
                     break
             self._open.discard(session)
-            arrived = self._arrived.pop(session, {})
+            arrived, twice = self._arrived.pop(session, {}), self._twice.pop(session, None)
         workers = [Worker(group, rank, arrived[rank]) for rank in sorted(arrived)]
-        if sorted(arrived) != list(range(count)):
+        if twice is not None or sorted(arrived) != list(range(count)):
             for worker in workers:
                 worker.release()
+            if twice is not None:
+                raise WorkerError(f"two processes called rank 0 as {group} {twice} of {count}: ranks must differ")
             missing = sorted(set(range(count)) - set(arrived))
             raise WorkerError(f"{group} {missing} of {count} did not call rank 0 in {seconds:.0f} s")
         return workers
@@ -174,13 +180,29 @@ class Control:
 
     def _admit(self, connection: Connection) -> None:
         hello: Sequence[Any] = ()
+        limit = threading.Timer(_HELLO_SECONDS, _hang_up, (connection,))
+        limit.daemon = True
+        limit.start()
         with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not one of ours
             deliver_challenge(connection, self._key)
             answer_challenge(connection, self._key)
-            hello = connection.recv() if connection.poll(_HELLO_SECONDS) else ()
+            hello = connection.recv()
+        limit.cancel()
+        limit.join()  # nothing is to happen to the connection, or to one that takes its number, any more
         with self._changed:
             if len(hello) == 2 and hello[0] in self._open:
-                self._arrived[hello[0]][hello[1]] = connection
+                session, rank = hello
+                if rank in self._arrived[session]:
+                    self._twice[session] = rank
+                    connection.close()
+                else:
+                    self._arrived[session][rank] = connection
                 self._changed.notify_all()
             else:
                 connection.close()
+
+
+def _hang_up(connection: Connection) -> None:
+    """Wake whoever waits for a connection's next bytes, which closing it does not."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)

@@ -99,6 +99,35 @@ def test_strangers_and_the_silent_keep_nobody_waiting(control: Control) -> None:
         assert one(control).ask("double", 4, seconds=20.0) == 8
 
 
+def test_the_silent_and_the_slow_are_hung_up_on(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_rl.rollout.control._HELLO_SECONDS", 0.3)
+    port = free_port()
+    control.listen(f"127.0.0.1:{port}")
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=20.0) as silent,
+        socket.create_connection(("127.0.0.1", port), timeout=20.0) as slow,
+    ):
+        slow.sendall(b"\0\0")  # of a message's length
+        for caller in (silent, slow):
+            while caller.recv(4096):  # the challenge, then the end
+                pass
+    worker = one(control)
+    time.sleep(0.6)  # who has been let in is not hung up on
+    assert worker.ask("double", 4, seconds=20.0) == 8
+    deadline = time.monotonic() + 20
+    while any(thread.name == "admit" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_processes_of_one_rank_are_refused(control: Control) -> None:
+    session = control.session()
+    for rank in (1, 1):
+        call(control.address, session, rank)
+    with pytest.raises(WorkerError, match="two processes called rank 0 as worker 1 of 2: ranks must differ"):
+        control.collect(session, "worker", 2, 20.0)
+
+
 def test_who_is_missing_is_named(control: Control) -> None:
     session = control.session()
     call(control.address, session, 1)
