@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from megatron_rl import machine
+from megatron_rl import machine, scratch
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.footprint import parallel_sizes
 from megatron_rl.processes import BAD_INPUT, run
 from megatron_rl.rollout.channel import ENGINES, key_from_environment
 from megatron_rl.rollout.client import engine_command, engine_environment
+from megatron_rl.rollout.sglang import shared
 from megatron_rl.supervisor import Outcome, Process, supervise
 from megatron_rl.tracking.run_folder import RunFolder, changes, open_run
 
@@ -36,8 +37,10 @@ def launch(config: Config) -> int:
         config = _record(folder, config)
         outcome = _write_initial_model(folder, config)
         if outcome.code == 0:
-            with tempfile.TemporaryDirectory(prefix="mrl-", dir=_short_temporary()) as sockets:  # mode 0700
-                outcome = supervise(processes(folder, config, Path(sockets)), folder.logs())
+            with scratch.made(_short_temporary()) as sockets:
+                outcome = supervise(processes(folder, config, sockets), folder.logs())
+                if config.rollout.engine == "sglang":
+                    shared.remove_after(sockets)
     finally:
         folder.unlock()
     if outcome.code == BAD_INPUT:
@@ -65,6 +68,7 @@ def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]
     job = common | engine_environment(config.rollout, key)
     job |= {
         ENGINES: ",".join(addresses),
+        scratch.SCRATCH: str(sockets),
         "OMP_NUM_THREADS": str(config.actor.threads),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),

@@ -4,6 +4,7 @@ A process calls in with a session's name and its rank; from then on it does what
 until rank 0 hangs up. Connections are authenticated with the run's key. Imports no torch.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -115,6 +116,8 @@ class Control:
         self._changed = threading.Condition()
         self._open: set[str] = set()
         self._listeners: list[Listener] = []
+        # Before a folder that was made earlier goes: a listener removes its socket, also when nobody closes it.
+        atexit.register(self.close)
         self.listen(address)
 
     def listen(self, address: str) -> None:
@@ -166,6 +169,7 @@ class Control:
 
     def close(self) -> None:
         """Listen no more."""
+        atexit.unregister(self.close)
         for listener in self._listeners:
             listener.close()
 

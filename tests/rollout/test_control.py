@@ -1,6 +1,8 @@
 """Processes that call rank 0 and do what it asks for; here threads."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -133,3 +135,13 @@ def test_who_is_missing_is_named(control: Control) -> None:
     call(control.address, session, 1)
     with pytest.raises(WorkerError, match=r"worker \[0, 2\] of 3 did not call rank 0 in 1 s"):
         control.collect(session, "worker", 3, 1.0)
+
+
+def test_an_exit_that_closes_nothing_is_quiet() -> None:
+    code = (
+        "import tempfile\nfrom megatron_rl.rollout.control import Control\n"
+        "folder = tempfile.TemporaryDirectory()\ncontrol = Control(folder.name + '/control', b'key')\n"
+        "raise SystemExit(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "")

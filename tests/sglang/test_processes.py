@@ -1,9 +1,18 @@
 """Processes of servers, without a model: what they leave readable, and what they leave behind."""
 
+import mmap
+import os
+import secrets
 import stat
+import subprocess
+import time
 from pathlib import Path
 
+import pytest
+
+from megatron_rl.rollout.sglang import shared
 from megatron_rl.rollout.sglang.process import ServerProcess, open_log
+from megatron_rl.scratch import SCRATCH
 
 
 def mode(path: Path) -> int:
@@ -26,3 +35,37 @@ def test_a_log_that_was_there_is_closed_to_others(tmp_path: Path) -> None:
     with open_log(log) as file:
         file.write(b"after\n")
     assert mode(log) == 0o600 and log.read_text() == "before\nafter\n"
+
+
+def test_the_key_lies_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which goes when the run ends, however this process ends."""
+    monkeypatch.setenv(SCRATCH, str(tmp_path))
+    ServerProcess("sglang0", {"api-key": "secret"}, {}, tmp_path / "ours", tmp_path / "log")
+    assert mode(tmp_path / "sglang0.yaml") == 0o600
+
+
+def test_shared_memory_that_nobody_needs_is_removed() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    files = {
+        name: Path("/dev/shm", f"{name}_{secrets.token_hex(4)}{end}")
+        for name, end in [
+            (f"sgl_shm_test_{ended.pid}", ""),
+            (f"sgl_shm_test_{os.getpid()}", ""),
+            ("sglang_loads_mapped", ".shm"),
+            ("sglang_loads_left", ".shm"),
+            ("sglang_loads_new", ".shm"),
+        ]
+    }
+    try:
+        for path in files.values():
+            path.write_bytes(bytes(4096))
+            if "new" not in path.name:
+                os.utime(path, (0, time.time() - 60))
+        with files["sglang_loads_mapped"].open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+            shared.remove()
+            kept = {f"sgl_shm_test_{os.getpid()}", "sglang_loads_mapped", "sglang_loads_new"}
+            assert {name for name, path in files.items() if path.exists()} == kept
+    finally:
+        for path in files.values():
+            path.unlink(missing_ok=True)

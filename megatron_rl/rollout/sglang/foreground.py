@@ -4,15 +4,14 @@ import contextlib
 import http.client
 import signal
 import socket
-import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from megatron_rl import scratch
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.process import ServerProcess
 
@@ -53,8 +52,8 @@ def run_server(chosen: Mapping[str, Any], env: Mapping[str, str], key: str, said
     host, port = chosen["host"], chosen["port"]
     check_address(host, port)
     url, deadline = address(host, port), time.monotonic() + seconds
-    with tempfile.TemporaryDirectory(prefix="mrl-") as scratch, _stopped() as stop:
-        server = ServerProcess("serve", chosen, env, Path(scratch), Path(scratch) / "server.log")
+    with scratch.made() as folder, _stopped() as stop:
+        server = ServerProcess("serve", chosen, env, folder, folder / "server.log")
         print(f"Starting SGLang with {chosen['model-path']} …", flush=True)
         server.start()
         try:

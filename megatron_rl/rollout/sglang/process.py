@@ -1,7 +1,6 @@
 """Starting and ending the processes of one SGLang server. Imports no torch."""
 
 import contextlib
-import glob
 import json
 import os
 import signal
@@ -19,6 +18,8 @@ from megatron_rl.config import Config
 from megatron_rl.processes import tied_to_this_process
 from megatron_rl.resharding.fp8_layout import QUANTISATION
 from megatron_rl.rollout.channel import KEY, api_key
+from megatron_rl.rollout.sglang.shared import mapped_by, remove
+from megatron_rl.scratch import SCRATCH
 
 HOOK = "megatron_rl.rollout.sglang.worker.swap"
 STANDINS = Path(__file__).parent / "standins"
@@ -55,7 +56,6 @@ ALIASES = {  # SGLang's other names of those
 }
 LAST_LINES = 25  # of a server's log, in an error
 _END_SECONDS = 5.0
-_SHARED = ("/dev/shm/sgl_shm_", "/dev/shm/sglang_loads_")
 
 
 def arguments(
@@ -155,7 +155,8 @@ class ServerProcess:
 
     def __init__(self, name: str, options: Mapping[str, Any], env: Mapping[str, str], folder: Path, log: Path) -> None:
         self.name, self.log, self._env = name, log, env
-        file = folder / f"{name}.yaml"  # not the command line: everybody can read that, and it holds the key
+        # Not the command line: everybody can read that, and it holds the key. The run's folder outlives this process.
+        file = Path(os.environ.get(SCRATCH) or folder) / f"{name}.yaml"
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
             yaml.safe_dump(dict(options), out)
         self._command = [sys.executable, "-m", "sglang.launch_server", "--config", str(file)]
@@ -215,7 +216,7 @@ class ServerProcess:
         if self._popen is None:
             return
         family = self._family()
-        shared = {path for member in family for path in _shared_files(member)}
+        shared = {path for member in family for path in mapped_by(member.pid)}
         if gently and family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family[-1].send_signal(signal.SIGTERM)
@@ -225,7 +226,7 @@ class ServerProcess:
                 member.kill()
         psutil.wait_procs(family, timeout=_END_SECONDS)
         self._popen.wait()
-        _remove(shared)
+        remove(shared)
 
     def _family(self) -> list[psutil.Process]:
         """Every process that it has started, and itself; empty when it has ended."""
@@ -233,25 +234,6 @@ class ServerProcess:
             leader = psutil.Process(self.pid)
             return [*leader.children(recursive=True), leader]
         return []
-
-
-def _shared_files(process: psutil.Process) -> list[str]:
-    """Named shared memory of SGLang's that a process has mapped."""
-    with contextlib.suppress(psutil.Error):
-        return [path for m in process.memory_maps() if (path := m.path).startswith(_SHARED)]
-    return []
-
-
-def _remove(mapped: set[str]) -> None:
-    """What killed processes left in shared memory: files of ours that they had mapped, or whose maker is gone.
-
-    SGLang names a file's maker in the file's name: sgl_shm_KIND_PID_RANDOM.
-    """
-    for path in {*mapped, *glob.glob("/dev/shm/sgl_shm_*")}:
-        with contextlib.suppress(OSError, ValueError):
-            known = path in mapped or not psutil.pid_exists(int(path.split("_")[-2]))
-            if known and os.stat(path).st_uid == os.getuid():
-                os.unlink(path)
 
 
 def _gone(process: psutil.Process) -> bool:
