@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from megatron_rl.rollout.sglang.shared import mapped_by
+from megatron_rl.scratch import SCRATCH
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import ROOT, free_port
 
@@ -113,7 +115,7 @@ def test_a_trained_policy_is_served(synchronous: tuple[RunFolder, list[dict[str,
     assert not psutil.wait_procs(family, timeout=20)[1]
 
 
-def test_an_interrupted_run_leaves_no_server(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     where = [f"run.folder={tmp_path}", "run.name=stopped"]
     process = subprocess.Popen(
         [*COMMAND, "train", "quickstart", *where, *SMALL, "run.steps=1000"], env=ENVIRONMENT, stdout=subprocess.DEVNULL
@@ -125,6 +127,10 @@ def test_an_interrupted_run_leaves_no_server(tmp_path: Path) -> None:
         time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)
     assert any("sglang" in " ".join(member.cmdline()) for member in family)
+    scratch = Path(next(found for member in family if (found := member.environ().get(SCRATCH))))
+    shared = {path for member in family for path in mapped_by(member.pid)}
+    assert (scratch / "sglang0.yaml").is_file() and shared
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 128 + signal.SIGINT
     assert not psutil.wait_procs(family, timeout=20)[1]
+    assert not scratch.exists() and not any(map(os.path.exists, shared))
