@@ -34,7 +34,8 @@ def initialize(config: ActorConfig, seed: int) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with _near():
         if not dist.is_initialized():
-            dist.init_process_group(platform.backend(), timeout=timedelta(seconds=_SECONDS), **_meeting())
+            patience = timedelta(seconds=_SECONDS) if platform.on_gpu() else _PATIENCE
+            dist.init_process_group(platform.backend(), timeout=patience, **_meeting())
             if platform.on_gpu():
                 global _objects
                 _objects = dist.new_group(backend="gloo", timeout=_PATIENCE)
