@@ -8,11 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 from megatron_rl.rollout.sglang import shared
 from megatron_rl.rollout.sglang.process import ServerProcess, open_log
-from megatron_rl.scratch import SCRATCH
 
 
 def mode(path: Path) -> int:
@@ -37,10 +34,8 @@ def test_a_log_that_was_there_is_closed_to_others(tmp_path: Path) -> None:
     assert mode(log) == 0o600 and log.read_text() == "before\nafter\n"
 
 
-def test_the_key_lies_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which goes when the run ends, however this process ends."""
-    monkeypatch.setenv(SCRATCH, str(tmp_path))
-    ServerProcess("sglang0", {"api-key": "secret"}, {}, tmp_path / "ours", tmp_path / "log")
+def test_the_key_is_its_owners(tmp_path: Path) -> None:
+    ServerProcess("sglang0", {"api-key": "secret"}, {}, tmp_path, tmp_path / "log")
     assert mode(tmp_path / "sglang0.yaml") == 0o600
 
 

@@ -1,6 +1,7 @@
 """All SGLang servers of a run as one ``protocol.Engine``: an event loop in a thread of rank 0."""
 
 import asyncio
+import os
 import secrets
 import tempfile
 import threading
@@ -32,6 +33,7 @@ from megatron_rl.rollout.sglang.replica import LostError, Replica
 from megatron_rl.rollout.sglang.router import Router
 from megatron_rl.rollout.sglang.swap import Network, Swapped
 from megatron_rl.rollout.sglang.way import chosen_transport, control_host
+from megatron_rl.scratch import SCRATCH
 
 _T = TypeVar("_T")
 _WATCH = 0.5  # seconds between looks at the servers' processes
@@ -50,7 +52,8 @@ class SGLangEngines:
         self.config, self.options = config, config.rollout.sglang
         self.dtype: torch.dtype = getattr(torch, config.model.dtype)
         self.key, self.logs = key, logs
-        self._folder = tempfile.TemporaryDirectory(prefix="mrl-", dir="/tmp")  # short: it holds a socket
+        # Short, as it holds a socket; in the run's folder, which outlives this process.
+        self._folder = tempfile.TemporaryDirectory(prefix="mrl-", dir=os.environ.get(SCRATCH) or "/tmp")
         self.host = control_host(self.options)
         socket = str(Path(self._folder.name) / "control")
         self.control = Control(f"{self.host}:{machine.free_port(self.host)}" if self.host else socket, key)

@@ -19,7 +19,6 @@ from megatron_rl.processes import tied_to_this_process
 from megatron_rl.resharding.fp8_layout import QUANTISATION
 from megatron_rl.rollout.channel import KEY, api_key
 from megatron_rl.rollout.sglang.shared import mapped_by, remove
-from megatron_rl.scratch import SCRATCH
 
 HOOK = "megatron_rl.rollout.sglang.worker.swap"
 STANDINS = Path(__file__).parent / "standins"
@@ -155,8 +154,7 @@ class ServerProcess:
 
     def __init__(self, name: str, options: Mapping[str, Any], env: Mapping[str, str], folder: Path, log: Path) -> None:
         self.name, self.log, self._env = name, log, env
-        # Not the command line: everybody can read that, and it holds the key. The run's folder outlives this process.
-        file = Path(os.environ.get(SCRATCH) or folder) / f"{name}.yaml"
+        file = folder / f"{name}.yaml"  # not the command line: everybody can read that, and it holds the key
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
             yaml.safe_dump(dict(options), out)
         self._command = [sys.executable, "-m", "sglang.launch_server", "--config", str(file)]

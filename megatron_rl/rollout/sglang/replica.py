@@ -79,7 +79,7 @@ class Replica:
             if time.monotonic() > deadline:
                 raise InputError(
                     f"The SGLang server {self.name} at {self.url} was not ready in {self.options.start_seconds:.0f} s "
-                    f"(rollout.sglang.start_seconds). It said:{self._words()}"
+                    f"(rollout.sglang.start_seconds): {self.server.unready}. It said:{self._words()}"
                 )
             await asyncio.sleep(_POLL)
         if self.process is not None:

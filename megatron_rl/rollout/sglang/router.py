@@ -18,6 +18,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.processes import run, tied_to_this_process
 from megatron_rl.rollout.channel import KEY, api_key, key_from_environment
 from megatron_rl.rollout.sglang.http import Server, ServerError
+from megatron_rl.rollout.sglang.process import open_log
 
 _START_SECONDS = 60.0
 _LONGEST_REQUEST = 24 * 3600  # seconds; the trainer's own deadline is shorter
@@ -38,7 +39,7 @@ class Router:
     def start(self) -> None:
         """Start the process, with no servers behind it. It dies with the thread that calls this."""
         self._ids.clear()
-        with self.log.open("ab") as file:
+        with open_log(self.log) as file:
             self._process = subprocess.Popen(
                 tied_to_this_process([sys.executable, "-m", "megatron_rl.rollout.sglang.router", *self._options]),
                 env=_environment(self._key),
