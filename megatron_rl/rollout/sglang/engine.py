@@ -319,7 +319,8 @@ class SGLangEngines:
                 why = "it ended"
             elif replica.armed and self._loop.time() - checked > self.options.health_seconds / 2:
                 if not await replica.server.healthy(self.options.health_seconds):
-                    why = f"it did not answer in {self.options.health_seconds:.0f} s"
+                    late = f"it did not answer in {self.options.health_seconds:.0f} s"
+                    why = "it ended" if replica.gone else late
                 checked = self._loop.time()
             if replica.swaps != swaps or replica.lock.locked():  # paused for a swap, it does not answer
                 continue
