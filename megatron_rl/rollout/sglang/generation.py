@@ -9,6 +9,7 @@ Draws are the servers' own: a request's seed names it and does not decide its to
 import asyncio
 import base64
 import math
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -23,6 +24,8 @@ from megatron_rl.rollout.sglang.http import Server, ServerError, UnprocessableEr
 ATTEMPTS = 8  # at one completion
 ABORTS = 100  # of one completion by its server
 _PAUSE = 0.5  # seconds before a request is sent again
+# Names are never used again: SGLang 0.5.12 keeps that of a request that it refused.
+_PROCESS, _serial = secrets.token_hex(4), count()
 
 
 def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
@@ -129,7 +132,6 @@ async def generate(
     wherever it runs. Raises InputError for a request that the servers refuse, ServerError for one that none answers.
     """
     slots = asyncio.Semaphore(running)
-    names = count()
 
     async def one(request: Request, seed: int) -> Completion:
         error: Exception | None = None
@@ -139,7 +141,7 @@ async def generate(
             while failures < ATTEMPTS and aborts < ABORTS:
                 await asyncio.sleep(_PAUSE * failures)
                 await available()
-                name = f"{seed:016x}-{next(names)}"
+                name = f"{seed:016x}-{_PROCESS}-{next(_serial)}"
                 rest = replace(sampling, max_new_tokens=sampling.max_new_tokens - len(so_far.tokens))
                 text = Request([*request.tokens, *so_far.tokens], [seed])
                 try:
