@@ -19,7 +19,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from megatron_rl.rollout.generate import generate
+from megatron_rl.rollout.embedded.generate import generate
 from megatron_rl.rollout.protocol import Request, Sampling
 
 

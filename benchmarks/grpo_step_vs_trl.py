@@ -36,7 +36,7 @@ from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.sample import Sample
 from megatron_rl.rollout.config import RolloutConfig
-from megatron_rl.settings import to_yaml
+from megatron_rl.settings.load import to_yaml
 from megatron_rl.tracking.config import TrackingConfig
 
 PROMPTS, PROMPT_TOKENS, GROUP, NEW_TOKENS, KL, THREADS, WARMUP = 8, 54, 8, 128, 0.04, 1, 2
@@ -104,7 +104,7 @@ def prompts() -> list[str]:
 
 def write_model(folder: Path) -> None:
     """The model with random weights and a tokenizer of whole words, as a Hugging Face folder."""
-    from megatron_rl.actor.initial import write_random_model
+    from megatron_rl.launch.initial_model import write_random_model
 
     write_random_model(QWEN3_853K, "float32", 0, folder, write_tokenizer)
 

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 
-from megatron_rl.actor import parallel, platform
-from megatron_rl.actor.architecture import read_architecture
+from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.model import build_model
-from megatron_rl.resharding.hf_folder import read_hf_config
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.folders.hf import read_hf_config
 
 # mbridge knows Transformer Engine's names of the norms; without it Megatron has these.
 NORMS = {"input_layernorm.weight": "input_layernorm", "pre_mlp_layernorm.weight": "post_attention_layernorm"}
@@ -45,9 +45,9 @@ def open_bridge(model: Path) -> Any:
 
 def main(model: Path, folder: Path) -> None:
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    platform.adapt()
+    accelerator.adapt()
     actor = ActorConfig(threads=len(os.sched_getaffinity(0)))
-    parallel.initialize(actor, seed=0)
+    groups.initialize(actor, seed=0)
     bridge = open_bridge(model)
     chunks = build_model(read_architecture(read_hf_config(model)), actor, torch.bfloat16)
     group = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}

@@ -13,17 +13,17 @@ import torch
 import torch.distributed as dist
 from mbridge_convert import open_bridge
 
-from megatron_rl.actor import parallel, platform
-from megatron_rl.actor.architecture import read_architecture
+from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.model import build_model
-from megatron_rl.resharding.hf_folder import read_hf_config
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.folders.hf import read_hf_config
 
 
 def main(model: Path, repeats: int) -> None:
-    platform.adapt()
+    accelerator.adapt()
     actor = ActorConfig(threads=1, tensor_parallel=2, pipeline_parallel=2)
-    parallel.initialize(actor, seed=0)
+    groups.initialize(actor, seed=0)
     bridge = open_bridge(model)
     chunks = build_model(read_architecture(read_hf_config(model)), actor, torch.bfloat16)
     found = []

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.resharding.megatron import layout_violations, megatron_layout
+from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout
+from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations, sglang_layout
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.report import FABRICS, predict, size, traffic
-from megatron_rl.resharding.sglang import EngineSizes, engine_violations, sglang_layout
 
 DEEPSEEK_V3: dict[str, Any] = {  # of its config.json, what its tensors depend on
     "model_type": "deepseek_v3",

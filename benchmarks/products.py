@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_rl.actor import onednn
+from megatron_rl.actor.modules import onednn
 
 SIZES = ((8560, 128, 768), (2048, 128, 512), (1024, 384, 128), (512, 1024, 3072))  # rows, inputs, outputs
 

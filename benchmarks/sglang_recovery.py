@@ -21,10 +21,10 @@ import torch
 from benchmarks.sglang_swap import configuration, shards
 from benchmarks.swap import CONFIG, SIZES
 from megatron_rl.resharding.plan import make_plan
-from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import SwapSource, merge_hashes, owned_hashes
+from megatron_rl.resharding.transports.shared_memory import publish
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.rollout.sglang.pool import SGLangEngines
 from megatron_rl.rollout.sglang.replica import Replica
 
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1024}

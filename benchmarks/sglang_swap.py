@@ -20,12 +20,12 @@ import torch
 from benchmarks.swap import CONFIG, SIZES
 from megatron_rl.config import Config
 from megatron_rl.resharding.execute import flat, pull
-from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.transformers import files_layout
 from megatron_rl.resharding.plan import make_plan
-from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import SwapSource, merge_hashes, owned_hashes
-from megatron_rl.resharding.transformers import files_layout
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.resharding.transports.shared_memory import publish
+from megatron_rl.rollout.sglang.pool import SGLangEngines
 
 WAYS = ("pull", "tensor", "disk", "distributed")
 

@@ -26,16 +26,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rl.resharding.endpoints import Endpoints
 from megatron_rl.resharding.execute import box, flat
 from megatron_rl.resharding.layout import ParallelSizes, merged
-from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.plan import Plan, make_plan
-from megatron_rl.resharding.point_to_point import PointToPointDestination, PointToPointSource
 from megatron_rl.resharding.proof import prove
-from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import Landing, Owned, Receiver, SwapSource, merge_hashes, owned_hashes
-from megatron_rl.resharding.transformers import transformers_layout
+from megatron_rl.resharding.transports.endpoints import Endpoints
+from megatron_rl.resharding.transports.point_to_point import PointToPointDestination, PointToPointSource
+from megatron_rl.resharding.transports.shared_memory import publish
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3",

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from megatron_rl import __version__
 from megatron_rl.errors import InputError, full_disk
-from megatron_rl.processes import BAD_INPUT, ERROR_PREFIX
+from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX
 
 EPILOG = """\
 A recipe is a complete configuration. It is named as `megatron-rl recipes` lists it, or it is a YAML file.
@@ -73,7 +73,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     text = "print how weights travel from the trainer to the engines, what it costs, and the proof; needs no weights"
     plan = commands.add_parser("plan", help=text, description=f"{text[0].upper()}{text[1:]}.")
     if chosen == "plan":
-        from megatron_rl.plan import add_arguments
+        from megatron_rl.commands.plan import add_arguments
 
         add_arguments(plan)
     recipes = commands.add_parser("recipes", help="list the recipes", description="List the recipes.")
@@ -89,28 +89,28 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         description="Convert checkpoints between Hugging Face folders and Megatron's torch_dist, by streaming.",
     )
     if chosen == "convert":
-        from megatron_rl.resharding.convert.options import add_commands
+        from megatron_rl.commands.convert_options import add_commands
 
         add_commands(convert)
     text = "serve a trained policy with SGLang: OpenAI's API"
     serving = commands.add_parser("serve", help=text, description=f"{text[0].upper()}{text[1:]}.")
     if chosen == "serve":
-        from megatron_rl.rollout.sglang import serve
+        from megatron_rl.commands import serve
 
         serve.add_arguments(serving)
     text = "start one SGLang engine for a run, on a machine of its own; the trainer takes it by rollout.sglang.urls"
-    engine = commands.add_parser("engine", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    serving = commands.add_parser("engine", help=text, description=f"{text[0].upper()}{text[1:]}.")
     if chosen == "engine":
-        from megatron_rl.rollout.sglang import engine_command
+        from megatron_rl.commands import engine
 
-        engine_command.add_arguments(engine)
+        engine.add_arguments(serving)
     return parser
 
 
 def _train(options: argparse.Namespace) -> int:
-    from megatron_rl.check import check
-    from megatron_rl.launch import launch
-    from megatron_rl.settings import load
+    from megatron_rl.launch.job import launch
+    from megatron_rl.settings.check import check
+    from megatron_rl.settings.load import load
 
     config, problems = load(options.recipe, options.overrides)
     if problems := problems + check(config):
@@ -120,9 +120,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from megatron_rl.check import check
-    from megatron_rl.settings import load
-    from megatron_rl.summary import describe
+    from megatron_rl.settings.check import check
+    from megatron_rl.settings.describe import describe
+    from megatron_rl.settings.load import load
 
     config, problems = load(options.recipe, options.overrides)
     if problems := problems + check(config):
@@ -149,7 +149,7 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _options(options: argparse.Namespace) -> int:
-    from megatron_rl.settings import documented
+    from megatron_rl.settings.load import documented
 
     lines = [line for line in documented() if line.key.startswith(options.group)]
     if not lines:

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""What goes wrong: for a user to read (``InputError``), and between the processes of a swap."""
 
 from collections.abc import Sequence
 from errno import EDQUOT, ENOSPC
@@ -10,6 +10,14 @@ class InputError(ValueError):
     The message is one paragraph that names the file, key or value and says what to do. The command
     line prints it without a traceback and exits with code 2.
     """
+
+
+class SwapError(RuntimeError):
+    """The weights in an engine are not the weights that were trained."""
+
+
+class LinkError(SwapError):
+    """A process of a swap is lost or late: the way to the weights must be made anew."""
 
 
 def named(error: OSError) -> str:

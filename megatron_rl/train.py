@@ -8,25 +8,25 @@ import sys
 
 import torch.distributed as dist
 
-from megatron_rl import processes
-from megatron_rl.actor import parallel
-from megatron_rl.actor.actor import Actor
-from megatron_rl.actor.batch import Sequence
-from megatron_rl.actor.parallel import share
+from megatron_rl.actor import groups
+from megatron_rl.actor.groups import share
+from megatron_rl.actor.rows import Sequence
 from megatron_rl.actor.schedule import learning_rate
-from megatron_rl.actor.swap import Swap
+from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.mismatch import alarm
 from megatron_rl.config import Config
-from megatron_rl.driver import Driver
 from megatron_rl.errors import InputError
-from megatron_rl.learn import imitation, learn
-from megatron_rl.position import Position, finish_warm_start, restore, save_if_due
+from megatron_rl.swap.trainer import Swap
+from megatron_rl.system import processes
 from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.training.driver import Driver
+from megatron_rl.training.learn import imitation, learn
+from megatron_rl.training.progress import Position, finish_warm_start, restore, save_if_due
 
 
 def train(run: RunFolder, config: Config) -> None:
     """Supervised warm start, then RL; a run that was stopped continues from its newest checkpoint."""
-    parallel.initialize(config.actor, config.run.seed)
+    groups.initialize(config.actor, config.run.seed)
     driver = Driver(config, run) if dist.get_rank() == 0 else None  # first: its engines start meanwhile
     actor = Actor(run.hf_config(), config.actor, config.model.dtype, str(run.model_folder()))
     swap = Swap(actor, driver.engine if driver else None)
@@ -73,7 +73,7 @@ def train(run: RunFolder, config: Config) -> None:
     if driver:
         driver.finish(at)
     swap.close()
-    parallel.shutdown()
+    groups.shutdown()
 
 
 def watch(driver: Driver | None, at: Position, config: Config, metrics: dict[str, float]) -> None:

@@ -1,6 +1,5 @@
 """The whole loop in minutes on a laptop: a small Qwen3 learns to see through false beliefs."""
 
-from megatron_rl import machine
 from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
 from megatron_rl.config import Config, RunConfig
@@ -8,6 +7,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import EmbeddedConfig, RolloutConfig
+from megatron_rl.system import machine
 
 QWEN3_454K = {  # 453,696 parameters
     "model_type": "qwen3",

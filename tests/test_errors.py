@@ -22,7 +22,9 @@ def test_found_at_the_root_of_a_chain() -> None:
 
 
 def test_a_process_says_so_and_ends_with_2() -> None:
-    code = "from megatron_rl.processes import run\nrun(lambda: open('/dev/full', 'w', buffering=1).write('x\\n'))"
+    code = (
+        "from megatron_rl.system.processes import run\nrun(lambda: open('/dev/full', 'w', buffering=1).write('x\\n'))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: The disk is full") and done.stderr.count("\n") == 1

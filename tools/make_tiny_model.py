@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_rl.actor.initial import write_random_model
 from megatron_rl.data.files import FORMATS, read_table
 from megatron_rl.errors import InputError
+from megatron_rl.launch.initial_model import write_random_model
 
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

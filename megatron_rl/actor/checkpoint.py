@@ -19,10 +19,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import distrib_optimizer
 
-from megatron_rl.actor import parallel, platform
-from megatron_rl.actor.actor import Actor, parallel_sizes
-from megatron_rl.atomic import flush_folder
-from megatron_rl.processes import die_with_parent
+from megatron_rl.actor import accelerator, groups
+from megatron_rl.actor.trainer import Actor
+from megatron_rl.system.files import flush_folder
+from megatron_rl.system.processes import die_with_parent
 
 STATE = "state.json"
 
@@ -40,22 +40,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int) -> Path:
     """Write folder/step-{name} and delete all but the ``keep`` newest; collective."""
-    platform.adapt()
+    accelerator.adapt()
     if filesystem_async._results_queue is None:
         # As Megatron's own, but it dies with this process; without CUDA it can fork instead of importing the trainer
         # again, which takes seconds.
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn" if platform.on_gpu() else "fork"))
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn" if accelerator.on_gpu() else "fork"))
         manager.start(initializer=die_with_parent)
         filesystem_async._results_queue = manager.Queue()
     target, partial = folder / f"step-{name}", folder / f".step-{name}"
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    parallel.barrier()
+    groups.barrier()
     try:
         dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
         if dist.get_rank() == 0:
-            content = {"state": state, "sizes": vars(parallel_sizes(actor.config))}
+            content = {"state": state, "sizes": vars(actor.config.sizes())}
             (partial / STATE).write_text(json.dumps(content, indent=2))
             flush_folder(partial)
             shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
@@ -65,7 +65,7 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    parallel.barrier()
+    groups.barrier()
     return target
 
 
@@ -75,8 +75,8 @@ def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
 
     The actor has the optimiser of the stage that the checkpoint was written in.
     """
-    platform.adapt()
-    same = json.loads((checkpoint / STATE).read_text())["sizes"] == vars(parallel_sizes(actor.config))
+    accelerator.adapt()
+    same = json.loads((checkpoint / STATE).read_text())["sizes"] == vars(actor.config.sizes())
     content = _state_dict(actor, loading=True)
     if not same:
         del content["rng"]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_rl.resharding.layout import ParallelSizes
+
 
 @dataclass
 class ModelConfig:
@@ -46,3 +48,14 @@ class ActorConfig:
     fp8: str = "none"  # Transformer Engine FP8 recipe: none | delayed | tensorwise | blockwise
     threads: int = 1  # CPU threads per rank
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def sizes(self) -> ParallelSizes:
+        """The sharding, in resharding's terms."""
+        return ParallelSizes(
+            tensor=self.tensor_parallel,
+            pipeline=self.pipeline_parallel,
+            virtual=self.virtual_pipeline,
+            context=self.context_parallel,
+            expert=self.expert_parallel,
+            data=self.data_parallel,
+        )

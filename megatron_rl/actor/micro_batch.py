@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor.rows import Sequence
 
 
 @dataclass

@@ -13,19 +13,19 @@ from megatron.core.transformer import TransformerConfig, attention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from megatron_rl.actor import platform
-from megatron_rl.actor.architecture import Architecture
+from megatron_rl.actor import accelerator
 from megatron_rl.actor.config import ActorConfig
-from megatron_rl.actor.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_packed_rotary
-from megatron_rl.actor.logprobs import token_logprobs
 from megatron_rl.actor.micro_batch import MicroBatch
-from megatron_rl.actor.routing import replay_routing
-from megatron_rl.actor.true_on_policy import ColumnParallel, RowParallel
+from megatron_rl.actor.modules.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_packed_rotary
+from megatron_rl.actor.modules.logprobs import token_logprobs
+from megatron_rl.actor.modules.routing import replay_routing
+from megatron_rl.actor.modules.true_on_policy import ColumnParallel, RowParallel
+from megatron_rl.resharding.families.architecture import Architecture
 
 
 def transformer_engine() -> bool:
     """True when Transformer Engine's layers are used: it imports and there is a GPU."""
-    if not platform.on_gpu():
+    if not accelerator.on_gpu():
         return False
     try:
         import transformer_engine.pytorch  # noqa: F401
@@ -37,7 +37,7 @@ def transformer_engine() -> bool:
 class PolicyModel(GPTModel):
     """A GPT model whose last stage returns final hidden states [t, 1, h]: logits are made chunk by chunk later."""
 
-    wide: torch.dtype | None = None  # see megatron_rl.actor.layers
+    wide: torch.dtype | None = None  # see megatron_rl.actor.modules.layers
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if isinstance(self.rotary_pos_emb, PackedRotary):
@@ -132,7 +132,7 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         calculate_per_token_loss=True,  # gradients are summed: losses come normalised over the global batch
-        use_cpu_initialization=not platform.on_gpu(),
+        use_cpu_initialization=not accelerator.on_gpu(),
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         bias_activation_fusion=te,
@@ -169,7 +169,7 @@ def _layer_spec(arch: Architecture) -> ModuleSpec:
 
 def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> list[PolicyModel]:
     """This rank's model chunks (one, or one per virtual pipeline stage), on its device, without weights."""
-    platform.adapt()
+    accelerator.adapt()
     megatron = transformer_config(arch, config, dtype)
     spec = _layer_spec(arch)
     chunks = []
@@ -193,7 +193,7 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             rotary_base=int(arch.rope_theta),
             vp_stage=vp_stage,
         )
-        frequencies = arch.inverse_frequencies().to(platform.device())
+        frequencies = arch.inverse_frequencies().to(accelerator.device())
         if transformer_engine():
             model.rotary_pos_emb.inv_freq = frequencies
         else:
@@ -202,7 +202,7 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
         if arch.experts:
             replay_routing(model)
             _reduce_experts(model)
-        model.to(device=platform.device(), dtype=dtype)
+        model.to(device=accelerator.device(), dtype=dtype)
         chunks.append(model)
     return chunks
 

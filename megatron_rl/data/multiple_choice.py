@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from megatron_rl.data import options
+from megatron_rl.data import choices
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table, read_table
 from megatron_rl.data.task import Example
@@ -73,7 +73,7 @@ def _load(config: DataConfig, path: str, split: str, part: str, tokenizer: Any) 
         Example(
             id=f"{part}/{row}",
             prompt=template(_body(q)),
-            answer=options.LETTERS[q.right],
+            answer=choices.LETTERS[q.right],
             target=q.target and q.target.removesuffix(tokenizer.eos_token) + tokenizer.eos_token,
             data_source=q.data_source,
             extra={"story": q.story, "question": q.question, "options": q.options},
@@ -103,7 +103,7 @@ def _questions(table: Table, renamed: dict[str, str]) -> list[_Question]:
     separate = [column for name in OPTION_COLUMNS if (column := table.find(name, renamed))]
     found = []
     for number, row in enumerate(table.rows, start=1):
-        texts = {name: options.text(row[column]) for name, column in used.items()}
+        texts = {name: choices.text(row[column]) for name, column in used.items()}
         for name in ("story", "question", "answer"):
             if not texts[name]:
                 raise InputError(
@@ -112,9 +112,9 @@ def _questions(table: Table, renamed: dict[str, str]) -> list[_Question]:
                 )
         question = _Question(**texts)  # type: ignore[arg-type]
         if given or separate:
-            question.options = options.listed(row[given] if given else [row[c] for c in separate])
+            question.options = choices.listed(row[given] if given else [row[c] for c in separate])
         else:
-            question.question, question.options = options.lettered(question.question)
+            question.question, question.options = choices.lettered(question.question)
         found.append(question)
     if not (given or separate):
         _derive_options([q for q in found if not q.options])
@@ -126,25 +126,25 @@ def _questions(table: Table, renamed: dict[str, str]) -> list[_Question]:
 
 def _derive_options(questions: list[_Question]) -> None:
     """Gives options to questions that have none."""
-    mentioned = [options.places(q.story, q.question) for q in questions]
-    kinds = [options.kind(q.question, q.answer, m) for q, m in zip(questions, mentioned, strict=True)]
+    mentioned = [choices.places(q.story, q.question) for q in questions]
+    kinds = [choices.kind(q.question, q.answer, m) for q, m in zip(questions, mentioned, strict=True)]
     answers: dict[tuple[str, str], set[str]] = defaultdict(set)
     for q, kind in zip(questions, kinds, strict=True):
         answers[q.data_source, kind].add(q.answer)
-    pools = {key: options.shuffled(texts, "others") for key, texts in answers.items()}
+    pools = {key: choices.shuffled(texts, "others") for key, texts in answers.items()}
     for q, kind, (own, other, rooms) in zip(questions, kinds, mentioned, strict=True):
         near = {"container": (own, other), "room": (rooms,), "": ()}[kind]
-        q.options = options.derive(q.answer, near, pools[q.data_source, kind], f"{q.story}\n{q.question}\n{q.answer}")
+        q.options = choices.derive(q.answer, near, pools[q.data_source, kind], f"{q.story}\n{q.question}\n{q.answer}")
 
 
 def _right(question: _Question, where: str, options_column: str, answer_column: str) -> int:
     texts = question.options
-    if not 2 <= len(texts) <= len(options.LETTERS) or not all(texts):
+    if not 2 <= len(texts) <= len(choices.LETTERS) or not all(texts):
         raise InputError(
-            f"{where}, column {options_column!r}: the options are {texts}; a question needs 2 to {len(options.LETTERS)}"
+            f"{where}, column {options_column!r}: the options are {texts}; a question needs 2 to {len(choices.LETTERS)}"
             " of them, and none may be empty. Give them in a column 'options' (a list)."
         )
-    index = options.answer_index(question.answer, texts)
+    index = choices.answer_index(question.answer, texts)
     if index is None:
         raise InputError(
             f"{where}, column {answer_column!r}: the answer {question.answer!r} is not exactly one of the options "
@@ -154,7 +154,7 @@ def _right(question: _Question, where: str, options_column: str, answer_column: 
 
 
 def _body(question: _Question) -> str:
-    listing = "\n".join(f"{letter}. {t}" for letter, t in zip(options.LETTERS, question.options, strict=False))
+    listing = "\n".join(f"{letter}. {t}" for letter, t in zip(choices.LETTERS, question.options, strict=False))
     return f"{INSTRUCTION}\n\nStory: {question.story}\n\nQuestion: {question.question}\n\nOptions:\n{listing}"
 
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from megatron_rl.resharding.device_hash import hash_on_device
 from megatron_rl.resharding.execute import flat, source_hashes
 from megatron_rl.resharding.layout import Layout, row_major
 from megatron_rl.resharding.plan import Copy
+from megatron_rl.resharding.transports.device_hash import hash_on_device
 
 
 class Replicas:

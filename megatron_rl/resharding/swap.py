@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_rl.errors import SwapError
 from megatron_rl.resharding.execute import box, flat, held_hashes
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.table import FINAL_NORM
-from megatron_rl.resharding.fp8_layout import quantised_names, quantised_source, quantised_tensors
 from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, TensorSpec
-from megatron_rl.resharding.meeting import Meeting
-from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.layouts.fp8 import quantised_names, quantised_source, quantised_tensors
+from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.plan import Copy, Plan, make_plan
-from megatron_rl.resharding.point_to_point import PointToPointDestination
 from megatron_rl.resharding.proof import check_parameters, prove
-from megatron_rl.resharding.reach import Memory, Shapes, inbound
-from megatron_rl.resharding.transport import Inbound, Owned, check_arrival, owned_hashes
-from megatron_rl.rollout.protocol import SwapError
+from megatron_rl.resharding.transports.choose import Memory, Shapes, inbound
+from megatron_rl.resharding.transports.meeting import Meeting
+from megatron_rl.resharding.transports.point_to_point import PointToPointDestination
+from megatron_rl.resharding.transports.transport import Inbound, Owned, check_arrival, owned_hashes
 
 __all__ = ["Landing", "Owned", "Receiver", "SwapSource", "merge_hashes", "owned_hashes"]
 

@@ -15,8 +15,8 @@ import struct
 import sys
 import traceback
 
-from megatron_rl.processes import die_with_parent
 from megatron_rl.rewards.terms import RewardError, bind, score_sample
+from megatron_rl.system.processes import die_with_parent
 
 READY, BEGUN = 0, 1
 LOOK = b"!"

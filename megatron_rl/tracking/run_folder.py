@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_rl.atomic import write_text
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.settings import from_yaml, to_yaml
+from megatron_rl.settings.load import from_yaml, to_yaml
+from megatron_rl.system.files import write_text
 
 
 class RunFolder:
@@ -149,7 +149,7 @@ def _link_latest(path: Path) -> None:
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    from megatron_rl.settings import options
+    from megatron_rl.settings.load import options
 
     flat: dict[str, Any] = {}
     for key in options():

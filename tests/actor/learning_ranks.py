@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_rl.actor import parallel, platform
-from megatron_rl.actor.actor import Actor
-from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
+from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config, RunConfig
-from megatron_rl.learn import learn
 from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.training.learn import learn
 
 SETTINGS = OptimizerConfig(lr=1e-3, weight_decay=0.0, clip_grad=0.0, warmup_steps=0, decay="constant")
 TEMPERATURE = 0.7
@@ -42,7 +42,7 @@ def run(job: dict, rollout: list[list[dict]], out: Path) -> None:
         algorithm=AlgorithmConfig(**job["algorithm"]),
         actor=ActorConfig(**job["actor"], optimizer=SETTINGS),
     )
-    parallel.initialize(config.actor, seed=0)
+    groups.initialize(config.actor, seed=0)
     folder = Path(job["model"])
     actor = Actor(json.loads((folder / "config.json").read_text()), config.actor, "float32", str(folder))
     actor.new_optimizer(SETTINGS)
@@ -57,7 +57,7 @@ def run(job: dict, rollout: list[list[dict]], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    platform.adapt()
+    accelerator.adapt()
     rollout = torch.load(sys.argv[2], weights_only=False)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run(job, rollout, Path(sys.argv[3]))

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rl.actor import parallel, platform
-from megatron_rl.actor.actor import Actor
-from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
+from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.trainer import Actor
 
 
 def run(case: dict, out: Path) -> None:
@@ -22,7 +22,7 @@ def run(case: dict, out: Path) -> None:
     options = dict(case["actor"])
     true_on_policy, dtype = options.pop("true_on_policy", False), options.pop("dtype", "float32")
     config = ActorConfig(**options)
-    parallel.initialize(config, seed=0)
+    groups.initialize(config, seed=0)
     folder = Path(case["model"])
     actor = Actor(json.loads((folder / "config.json").read_text()), config, dtype, str(folder))
     if true_on_policy:
@@ -70,7 +70,7 @@ def run(case: dict, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    platform.adapt()
+    accelerator.adapt()
     cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     for case in cases:
         run(case, out)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rl.actor.batch import Sequence
 from megatron_rl.actor.micro_batch import build
+from megatron_rl.actor.rows import Sequence
 
 
 def sequence(length: int, first: int) -> Sequence:

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.resharding.megatron import megatron_layout
-from megatron_rl.resharding.transformers import transformers_layout
-from megatron_rl.rollout.attention import ATTENTION
-from megatron_rl.rollout.true_on_policy import replace_layers
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.transformers import transformers_layout
+from megatron_rl.rollout.embedded.attention import ATTENTION
+from megatron_rl.rollout.embedded.true_on_policy import replace_layers
 from tests.actor.models import CONFIGS, write_model
 
 TEMPERATURE = 0.7

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.resharding.megatron import megatron_layout
-from megatron_rl.resharding.transformers import transformers_layout
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.transformers import transformers_layout
 from tests.actor.models import write_model
 from tests.actor.training_ranks import SETTINGS, sequences
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rl.actor import checkpoint, parallel, platform
-from megatron_rl.actor.actor import Actor
-from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor import accelerator, checkpoint, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
+from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.trainer import Actor
 
 SETTINGS = OptimizerConfig(lr=1e-2, weight_decay=0.1, clip_grad=0.5, warmup_steps=0, decay="constant")
 
@@ -35,7 +35,7 @@ def run(job: dict, out: Path) -> None:
     from megatron.core import parallel_state
 
     config = ActorConfig(**job["actor"])
-    parallel.initialize(config, seed=0)
+    groups.initialize(config, seed=0)
     folder = Path(job["model"])
     actor = Actor(json.loads((folder / "config.json").read_text()), config, job["dtype"], str(folder))
     if job["kl"]:
@@ -73,7 +73,7 @@ def run(job: dict, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    platform.adapt()
+    accelerator.adapt()
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run(job, Path(sys.argv[2]))
     dist.destroy_process_group()

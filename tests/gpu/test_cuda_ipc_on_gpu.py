@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_rl.resharding.cuda_ipc import CudaIpc, DeviceMemory, HeldOnDevice, offer
-from megatron_rl.resharding.device_hash import PERIOD, device_hashes, hash_keys
 from megatron_rl.resharding.execute import flat
 from megatron_rl.resharding.plan import Plan
-from megatron_rl.resharding.transport import Inbound, Outbound, Owned
+from megatron_rl.resharding.transports.cuda_ipc import CudaIpc, DeviceMemory, HeldOnDevice, offer
+from megatron_rl.resharding.transports.device_hash import PERIOD, device_hashes, hash_keys
+from megatron_rl.resharding.transports.transport import Inbound, Outbound, Owned
 from tests.resharding.reference import Tensors
-from tests.resharding.test_transport import Ends, check_swap, copies_to
+from tests.resharding.transports.test_transport import Ends, check_swap, copies_to
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

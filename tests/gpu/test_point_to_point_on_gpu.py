@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megatron_rl.resharding.layout import ParallelSizes
-from tests.resharding.point_to_point_ranks import Round
-from tests.resharding.test_point_to_point import SMALL, assert_arrived, assert_poisoned, expected, job, swap
+from tests.resharding.transports.point_to_point_ranks import Round
+from tests.resharding.transports.test_point_to_point import SMALL, assert_arrived, assert_poisoned, expected, job, swap
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 3, reason="needs three GPUs")
 TWO = ParallelSizes(tensor=2)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_rl import machine
-from megatron_rl.resharding.files import open_hf_folder
-from megatron_rl.resharding.hf_folder import read_hf_config
+from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.resharding.folders.load import open_hf_folder
+from megatron_rl.system import machine
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")

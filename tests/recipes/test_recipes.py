@@ -6,11 +6,11 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.check import check_evaluation
+from megatron_rl.system import machine
 from recipes import all_recipes, find
 
 NAMES = ["quickstart", "social_r1.qwen3_4b", "social_r1.qwen3_8b", "social_r1.tiny"]

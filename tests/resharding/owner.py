@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_rl.resharding.shared_memory import publish
 from megatron_rl.resharding.swap import owned_hashes
+from megatron_rl.resharding.transports.shared_memory import publish
 
 if __name__ == "__main__":
     plan, rank, weights = pickle.loads(Path(sys.argv[1]).read_bytes())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron.core.parallel_state import RankGenerator
 
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.resharding.sglang import EngineSizes
+from megatron_rl.resharding.layouts.sglang import EngineSizes
 
 QWEN_MOE, MISTRAL, DEEPSEEK, GLM = "qwen3_moe", "mistral", "deepseek_v3", "glm4_moe"
 TYPES = ("llama", "qwen2", "qwen3", QWEN_MOE, MISTRAL, DEEPSEEK, GLM)

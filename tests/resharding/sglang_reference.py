@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from megatron_rl.resharding.sglang import EngineSizes
+from megatron_rl.resharding.layouts.sglang import EngineSizes
 from tests.resharding.reference import DEEPSEEK, Tensors, dense_layers, expert_count
 
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.execute import pull, source_hashes
 from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, Segment, Shard, TensorSpec
-from megatron_rl.resharding.megatron import layout_violations, megatron_layout
+from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout
+from megatron_rl.resharding.layouts.sglang import engine_violations, sglang_layout
+from megatron_rl.resharding.layouts.transformers import files_layout, transformers_layout
 from megatron_rl.resharding.plan import Copy, Plan, check_same_tensors, make_plan
 from megatron_rl.resharding.proof import ProofError, check_layout, prove, tiles
-from megatron_rl.resharding.sglang import engine_violations, sglang_layout
-from megatron_rl.resharding.transformers import files_layout, transformers_layout
+from tests.resharding.families.test_families import GLM4_MOE
 from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards, transformers_parameters
 from tests.resharding.sglang_reference import sglang_shards
-from tests.resharding.test_families import GLM4_MOE
 
 QWEN3: dict[str, Any] = {
     "model_type": "qwen3",
@@ -176,9 +176,9 @@ def test_the_nearest_replica_is_read() -> None:
 
 HASH = """
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.plan import make_plan
-from megatron_rl.resharding.transformers import transformers_layout
+from megatron_rl.resharding.layouts.transformers import transformers_layout
 import sys
 config = {config!r}
 print(make_plan(megatron_layout(config, {sizes!r}), transformers_layout(config)).hash, "torch" in sys.modules)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.replicas import Replicas
 from tests.resharding.reference import hf_tensors, megatron_shards
 from tests.resharding.test_swap import CONFIG

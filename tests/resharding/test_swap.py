@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, SwapError
 from megatron_rl.resharding.layout import Padding, ParallelSizes
-from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.proof import ProofError
-from megatron_rl.resharding.shared_memory import RankMemory, publish
-from megatron_rl.resharding.space import require_space
 from megatron_rl.resharding.swap import Receiver, SwapSource, merge_hashes, owned_hashes
-from megatron_rl.resharding.transformers import transformers_layout
-from megatron_rl.rollout.protocol import SwapError
+from megatron_rl.resharding.transports.shared_memory import RankMemory, publish
+from megatron_rl.system.files import require_space
+from tests.conftest import ROOT
 from tests.resharding.reference import Tensors, hf_tensors, megatron_shards, transformers_parameters
 
 CONFIG: dict[str, Any] = {
@@ -77,7 +77,7 @@ def owners(tmp_path: Path) -> Iterator[tuple[list[subprocess.Popen[bytes]], Plan
     for rank, weights in enumerate(megatron_shards(hf, CONFIG, TWO)):
         path = tmp_path / f"{rank}.pickle"
         path.write_bytes(pickle.dumps((plan, rank, weights)))
-        env = os.environ | {"PYTHONPATH": str(OWNER.parents[2]), "OMP_NUM_THREADS": "1"}
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-W", "ignore", str(OWNER), str(path)]
         processes.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
     yield processes, plan, hf

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rl import machine
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
 from megatron_rl.rollout.sglang.gpus import engine_gpus, first_gpus, shared
 from megatron_rl.rollout.sglang.process import arguments
 from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.system import machine
+from megatron_rl.system.channel import KEY
 from tests.actor.models import QWEN3
 
 ELSEWHERE = "http://10.0.0.7:30000"  # servers that run elsewhere need no package here

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from megatron_rl.config import Config
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.rollout.channel import KEY
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.rollout.sglang.pool import SGLangEngines
+from megatron_rl.system.channel import KEY
 from tests.actor.models import write_model
-from tests.rollout.conftest import Trainer
+from tests.rollout.embedded.conftest import Trainer
 
 PYTHONPATH = "PYTHONPATH"
 

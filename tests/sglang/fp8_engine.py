@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
 
-from megatron_rl.resharding.fp8 import quantise_blockwise, quantised_names
-from megatron_rl.resharding.fp8_layout import SCALE
-from megatron_rl.resharding.sglang import EngineSizes
-from megatron_rl.rollout.channel import key_from_environment
-from megatron_rl.rollout.control import answer_calls, call_in
+from megatron_rl.resharding.layouts.fp8 import SCALE
+from megatron_rl.resharding.layouts.sglang import EngineSizes
+from megatron_rl.resharding.quantise import quantise_blockwise, quantised_names
 from megatron_rl.rollout.sglang.worker import METHODS, Weights
+from megatron_rl.system.channel import key_from_environment
+from megatron_rl.system.control import answer_calls, call_in
 from tests.conftest import free_port
 from tests.sglang.traced_ranks import build
 

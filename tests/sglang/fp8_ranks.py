@@ -14,15 +14,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rl.actor import parallel, platform
-from megatron_rl.actor.actor import Actor
+from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
-from megatron_rl.actor.swap import Swap
+from megatron_rl.actor.trainer import Actor
 from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.swap import SwapSource
-from megatron_rl.rollout.channel import key_from_environment
-from megatron_rl.rollout.control import Control
-from megatron_rl.rollout.protocol import Attached, Reach, SwapReport
+from megatron_rl.resharding.terms import Attached, Reach, SwapReport
+from megatron_rl.swap.trainer import Swap
+from megatron_rl.system.channel import key_from_environment
+from megatron_rl.system.control import Control
 from tests.sglang.swap_ranks import learning
 
 SECONDS = 60.0
@@ -65,7 +65,7 @@ class Engine:
 def main() -> None:
     folder, engine_folder, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     config = ActorConfig(tensor_parallel=2)
-    parallel.initialize(config, seed=0)
+    groups.initialize(config, seed=0)
     engine: Any = Engine(engine_folder, out) if dist.get_rank() == 0 else None
     actor = Actor(json.loads((folder / "config.json").read_text()), config, "bfloat16", str(folder))
     actor.new_optimizer(OptimizerConfig(lr=3e-3, warmup_steps=0, decay="constant"))
@@ -85,9 +85,9 @@ def main() -> None:
     if engine is not None:
         (out / "seen.json").write_text(json.dumps(seen))
         engine.process.kill()
-    parallel.shutdown()
+    groups.shutdown()
 
 
 if __name__ == "__main__":
-    platform.adapt()
+    accelerator.adapt()
     main()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.resharding.megatron import layout_violations
+from megatron_rl.resharding.layouts.megatron import layout_violations
 from tests.resharding.reference import hf_tensors
 
 _COMMON: dict[str, Any] = {

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_rl.actor import parallel
-from megatron_rl.actor.actor import Actor
-from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor import groups
 from megatron_rl.actor.config import OptimizerConfig
-from megatron_rl.actor.swap import Swap
+from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.trainer import Actor
 from megatron_rl.config import Config
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.rollout.sglang.pool import SGLangEngines
+from megatron_rl.swap.trainer import Swap
 from tests.actor.models import CONFIGS, write_model
 
 TEMPERATURE = 0.8
@@ -63,7 +63,7 @@ def main() -> None:
     config.model.path, config.model.dtype = str(folder), "float32"
     config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.max_running = 32, NEW, 8
     config.rollout.engine, config.rollout.sglang.routing_replay = "sglang", True
-    parallel.initialize(config.actor, seed=0)
+    groups.initialize(config.actor, seed=0)
     actor = Actor(json.loads((folder / "config.json").read_text()), config.actor, "float32", str(folder))
     actor.new_optimizer(OptimizerConfig(lr=3e-3))
     engine = SGLangEngines(config, folder, b"k" * 32, logs)
@@ -76,8 +76,8 @@ def main() -> None:
             for _ in range(rounds):
                 prompts = [rng.integers(0, 99, length).tolist() for length in PROMPTS]
                 requests = [Request(p, list(range(GROUP))) for p in prompts]
-                groups = engine.generate(requests, sampling)
-                for prompt, group in zip(prompts, groups, strict=True):
+                answers = engine.generate(requests, sampling)
+                for prompt, group in zip(prompts, answers, strict=True):
                     for completion in group:
                         chosen = completion.experts
                         assert chosen is not None and chosen.dtype == np.int16
@@ -85,7 +85,7 @@ def main() -> None:
                         chosen = np.sort(chosen.reshape(places), -1)
                         assert chosen.min() >= 0 and chosen.max() < CONFIG.num_experts
                         assert (chosen[..., 1:] > chosen[..., :-1]).all()  # no expert twice
-                sequences = [sequence(p, c) for p, group in zip(prompts, groups, strict=True) for c in group]
+                sequences = [sequence(p, c) for p, group in zip(prompts, answers, strict=True) for c in group]
                 replayed = difference(actor, sequences)
                 free = difference(actor, [replace(s, experts=None) for s in sequences])
                 print(f"version {version}: {replayed:.2e} with replay, {free:.2e} without", flush=True)
@@ -101,7 +101,7 @@ def main() -> None:
         assert all(c.experts is None for c in plain[0])
     finally:
         engine.stop()
-    parallel.shutdown()
+    groups.shutdown()
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rl.actor import parallel, platform
-from megatron_rl.actor.actor import Actor
-from megatron_rl.actor.batch import Sequence
+from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
-from megatron_rl.actor.swap import Swap
-from megatron_rl.rollout.channel import key_from_environment
+from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.trainer import Actor
 from megatron_rl.rollout.protocol import Request, Sampling
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.rollout.sglang.pool import SGLangEngines
+from megatron_rl.swap.trainer import Swap
+from megatron_rl.system.channel import key_from_environment
 from tests.sglang.conftest import configuration
 
 SETTINGS = OptimizerConfig(lr=3e-3, warmup_steps=0, decay="constant")
@@ -52,7 +52,7 @@ def run(job: dict, url: str, out: Path) -> None:
     from megatron.core import parallel_state
 
     config = ActorConfig(**job["actor"])
-    parallel.initialize(config, seed=0)
+    groups.initialize(config, seed=0)
     folder = Path(job["model"])
     engine = None
     if dist.get_rank() == 0:
@@ -89,7 +89,7 @@ def run(job: dict, url: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    platform.adapt()
+    accelerator.adapt()
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run(job, sys.argv[2], Path(sys.argv[3]))
     dist.destroy_process_group()

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from megatron_rl.errors import InputError
-from megatron_rl.rollout.generate import generate
-from megatron_rl.rollout.protocol import Completion, Request, Sampling, SwapError
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.errors import InputError, SwapError
+from megatron_rl.rollout.embedded.generate import generate
+from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.sglang.pool import SGLangEngines
 from tests.actor.models import CONFIGS
 from tests.sglang.conftest import ServedTrainer, configuration
 
@@ -233,7 +233,7 @@ def test_on_a_gpu_of_the_trainer_a_server_starts_when_it_is_attached(
     trainer: ServedTrainer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("megatron_rl.rollout.sglang.engine.engine_gpus", lambda *_: [range(gpu, gpu + 1)])
+    monkeypatch.setattr("megatron_rl.rollout.sglang.pool.engine_gpus", lambda *_: [range(gpu, gpu + 1)])
     engine = start("qwen3", args={"no-such-option": 1})
     (process,) = (replica.process for replica in engine.replicas)
     assert process is not None and process.started == at_once

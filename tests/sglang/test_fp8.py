@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from megatron_rl.resharding.fp8_layout import QUANTISATION
-from megatron_rl.rollout.channel import KEY
+from megatron_rl.resharding.layouts.fp8 import QUANTISATION
 from megatron_rl.rollout.sglang.process import environment
+from megatron_rl.system.channel import KEY
 from tests.sglang import models
 
 RANKS = Path(__file__).parent / "fp8_ranks.py"

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from megatron_rl import machine
-from megatron_rl.actor.sender import Sender
 from megatron_rl.resharding.plan import make_plan
-from megatron_rl.resharding.reach import offer
 from megatron_rl.resharding.swap import SwapSource
-from megatron_rl.rollout.channel import KEY
+from megatron_rl.resharding.transports.choose import offer
 from megatron_rl.rollout.protocol import Request
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.rollout.sglang.pool import SGLangEngines
+from megatron_rl.swap.sender import Sender
+from megatron_rl.system import machine
+from megatron_rl.system.channel import KEY
 from tests.conftest import free_port
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, changed, gap

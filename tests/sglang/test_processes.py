@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from megatron_rl.rollout.sglang import shared
+from megatron_rl.rollout.sglang import leftovers
 from megatron_rl.rollout.sglang.process import ServerProcess, open_log
 
 
@@ -58,7 +58,7 @@ def test_shared_memory_that_nobody_needs_is_removed() -> None:
             if "new" not in path.name:
                 os.utime(path, (0, time.time() - 60))
         with files["sglang_loads_mapped"].open("r+b") as file, mmap.mmap(file.fileno(), 4096):
-            shared.remove()
+            leftovers.remove()
             kept = {f"sgl_shm_test_{os.getpid()}", "sglang_loads_mapped", "sglang_loads_new"}
             assert {name for name, path in files.items() if path.exists()} == kept
     finally:

@@ -12,10 +12,11 @@ import psutil
 import pytest
 from transformers import PreTrainedModel
 
-from megatron_rl.rollout.control import WorkerError
-from megatron_rl.rollout.protocol import Completion, Request, Sampling, SwapError
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.errors import SwapError
+from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.sglang.pool import SGLangEngines
 from megatron_rl.rollout.sglang.replica import Replica
+from megatron_rl.system.control import WorkerError
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, gap
 

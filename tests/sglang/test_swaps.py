@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from megatron_rl.rollout.sglang.engine import SGLangEngines
+from megatron_rl.rollout.sglang.pool import SGLangEngines
 
 RANKS = Path(__file__).parent / "swap_ranks.py"
 SWAPS = 50

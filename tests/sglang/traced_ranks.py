@@ -26,11 +26,11 @@ from sglang.srt.server_args import ServerArgs
 from megatron_rl.resharding.execute import pull
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.layout import Layout, ParallelSizes, Shard, TensorSpec
-from megatron_rl.resharding.megatron import megatron_layout
+from megatron_rl.resharding.layouts.learnt.learn import Learnt, fingerprint, learn
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
-from megatron_rl.resharding.sglang import EngineSizes, sglang_layout
-from megatron_rl.resharding.traced import Learnt, fingerprint, learn
 from tests.resharding.reference import megatron_shards
 
 RANK = int(os.environ["RANK"])

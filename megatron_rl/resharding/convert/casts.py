@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from megatron_rl.resharding.convert.rows import UnfitError
-from megatron_rl.resharding.fp8 import dequantise_blockwise, quantise_blockwise
-from megatron_rl.resharding.fp8_layout import BLOCK
-from megatron_rl.resharding.stored import FP8, ITEMSIZES, TORCH_DTYPES
+from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, TORCH_DTYPES
+from megatron_rl.resharding.layouts.fp8 import BLOCK
+from megatron_rl.resharding.quantise import dequantise_blockwise, quantise_blockwise
 
 _CARRIERS = {1: np.uint8, 2: np.int16, 4: np.int32}  # numpy's dtypes that torch takes for any bits of their size
 

@@ -6,8 +6,8 @@ from math import prod
 from pathlib import Path
 
 from megatron_rl.errors import InputError
-from megatron_rl.resharding.hf_folder import read_headers
-from megatron_rl.resharding.torch_dist.reader import ChunkFiles, GlobalTensor, is_torch_dist, read_metadata
+from megatron_rl.resharding.folders.hf import read_headers
+from megatron_rl.resharding.folders.torch_dist.reader import ChunkFiles, GlobalTensor, is_torch_dist, read_metadata
 
 _ITEMSIZES = {"F64": 8, "I64": 8, "I32": 4, "F32": 4, "I16": 2, "F16": 2, "BF16": 2}  # torch_dist's others have 1
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.kernel import Run
-from megatron_rl.resharding.fp8_layout import BLOCK
+from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Stored
 from megatron_rl.resharding.layout import merged, row_major
+from megatron_rl.resharding.layouts.fp8 import BLOCK
 from megatron_rl.resharding.plan import Copy, Plan
-from megatron_rl.resharding.stored import FP8, ITEMSIZES, Stored
 
 PART = 32 << 20  # bytes between two entries of the journal
 SHORTEST_RUN = 16 << 10  # bytes; shorter ones go through memory, many in one read

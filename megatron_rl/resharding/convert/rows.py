@@ -10,10 +10,10 @@ import numpy as np
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.kernel import Files
-from megatron_rl.resharding.fp8_layout import BLOCK, scale_shape
+from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Place, Stored
 from megatron_rl.resharding.layout import TensorSpec, merged, row_major
+from megatron_rl.resharding.layouts.fp8 import BLOCK, scale_shape
 from megatron_rl.resharding.plan import position
-from megatron_rl.resharding.stored import FP8, ITEMSIZES, Place, Stored
 
 Ints = tuple[int, ...]
 PORTION = 1 << 16  # bytes in one call: with more Linux looks for larger pages, which may take longer than copying

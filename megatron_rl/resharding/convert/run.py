@@ -15,16 +15,15 @@ from typing import Protocol
 import xxhash
 
 from megatron_rl import __version__
-from megatron_rl.atomic import flush
 from megatron_rl.errors import InputError, named
 from megatron_rl.resharding.convert.journal import NAME, Journal
 from megatron_rl.resharding.convert.kernel import WAYS, Files, copy_run
 from megatron_rl.resharding.convert.parts import Band, Part, Queue, make_parts, rules, threads_within
-from megatron_rl.resharding.fp8_layout import BLOCK
-from megatron_rl.resharding.hf_folder import carried
+from megatron_rl.resharding.folders.hf import carried
+from megatron_rl.resharding.folders.stored import NewFile, Stored
+from megatron_rl.resharding.layouts.fp8 import BLOCK
 from megatron_rl.resharding.plan import Plan, make_plan
-from megatron_rl.resharding.space import require_space
-from megatron_rl.resharding.stored import NewFile, Stored
+from megatron_rl.system.files import flush, require_space
 
 Progress = Callable[[int], None]  # told how many bytes more are written
 

@@ -6,12 +6,20 @@ from pathlib import Path
 
 from megatron_rl.resharding.families import family
 from megatron_rl.resharding.families.table import HEAD, aliases
-from megatron_rl.resharding.fp8_layout import SCALE, scale_shape
-from megatron_rl.resharding.hf_folder import INDEX, divide, file_name, header_bytes, index_file, page_shift, small_files
+from megatron_rl.resharding.folders.hf import (
+    INDEX,
+    divide,
+    file_name,
+    header_bytes,
+    index_file,
+    page_shift,
+    small_files,
+)
+from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, PAGE, NewFile, Place, Stored
+from megatron_rl.resharding.folders.torch_dist.writer import TorchDistWriter
 from megatron_rl.resharding.layout import ParallelSizes, row_major
-from megatron_rl.resharding.stored import FP8, ITEMSIZES, PAGE, NewFile, Place, Stored
-from megatron_rl.resharding.torch_dist.writer import TorchDistWriter
-from megatron_rl.resharding.transformers import files_layout
+from megatron_rl.resharding.layouts.fp8 import SCALE, scale_shape
+from megatron_rl.resharding.layouts.transformers import files_layout
 
 MODEL = "huggingface"  # folder inside a Megatron checkpoint with config.json, tokenizer and generation config
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from megatron_rl import machine
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.table import tied
-from megatron_rl.resharding.fp8_layout import quantised_engine, quantised_names
-from megatron_rl.resharding.sglang import EngineSizes, engine_violations, sglang_layout
-from megatron_rl.rollout.channel import key_from_environment
+from megatron_rl.resharding.layouts.fp8 import quantised_engine, quantised_names
+from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations, sglang_layout
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
 from megatron_rl.rollout.sglang.process import refused
+from megatron_rl.rollout.sglang.transport import CHOICES, NEAR, far_hosts
 from megatron_rl.rollout.sglang.versions import supported
-from megatron_rl.rollout.sglang.way import CHOICES, NEAR, far_hosts
+from megatron_rl.system import machine
+from megatron_rl.system.channel import key_from_environment
 
 WAYS = ("pull", "tensor", "distributed", "disk")
 _APART = (

@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from megatron_rl import machine
-from megatron_rl.resharding.export import TrainedTensors, export_hf
-from megatron_rl.resharding.store import listening_store
+from megatron_rl.resharding.folders.export import TrainedTensors, export_hf
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.rollout.sglang.http import Server
+from megatron_rl.system import machine
+from megatron_rl.system.tcp_store import listening_store
 
 BUCKET = 1 << 28  # bytes handed over at a time
 WAYS = ("tensor", "distributed", "disk")

@@ -1,7 +1,7 @@
 """Which GPUs of the trainer's machine the servers that it starts compute on. Imports no torch."""
 
-from megatron_rl import machine
 from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.system import machine
 
 
 def first_gpus(world: int, workers: int, engines: int, gpus: int, colocated: bool) -> list[int]:

@@ -12,8 +12,8 @@ import aiohttp
 from packaging.version import Version
 
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.channel import KEY
 from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.system.channel import KEY
 
 _JSON = {"Content-Type": "application/json"}
 _FOR_GOOD = (400, 413, 422)  # answers that the same call will always get

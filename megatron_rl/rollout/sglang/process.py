@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 import psutil
 import yaml
 
-from megatron_rl import machine
 from megatron_rl.config import Config
-from megatron_rl.processes import tied_to_this_process
-from megatron_rl.resharding.fp8_layout import QUANTISATION
-from megatron_rl.rollout.channel import KEY, api_key
-from megatron_rl.rollout.sglang.shared import mapped_by, remove
+from megatron_rl.resharding.layouts.fp8 import QUANTISATION
+from megatron_rl.rollout.sglang.leftovers import mapped_by, remove
+from megatron_rl.system import machine
+from megatron_rl.system.channel import KEY, api_key
+from megatron_rl.system.processes import tied_to_this_process
 
 HOOK = "megatron_rl.rollout.sglang.worker.swap"
 STANDINS = Path(__file__).parent / "standins"

@@ -11,12 +11,12 @@ import torch
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.resharding.terms import Attached
 from megatron_rl.rollout.config import SGLangConfig
-from megatron_rl.rollout.control import Control, WorkerError
-from megatron_rl.rollout.protocol import Attached
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import HOOK, ServerProcess
 from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
+from megatron_rl.system.control import Control, WorkerError
 
 MEMORY = ("kv_cache", "weights")  # that a server can give back
 _POLL = 0.3  # seconds

@@ -13,12 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_rl import machine
 from megatron_rl.errors import InputError
-from megatron_rl.processes import run, tied_to_this_process
-from megatron_rl.rollout.channel import KEY, api_key, key_from_environment
 from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.rollout.sglang.process import open_log
+from megatron_rl.system import machine
+from megatron_rl.system.channel import KEY, api_key, key_from_environment
+from megatron_rl.system.processes import run, tied_to_this_process
 
 _START_SECONDS = 60.0
 _LONGEST_REQUEST = 24 * 3600  # seconds; the trainer's own deadline is shorter

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rl.actor.architecture import differences
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, SwapError
+from megatron_rl.resharding.families.architecture import differences
 from megatron_rl.resharding.layout import Layout
-from megatron_rl.resharding.meeting import MARGIN, MeetingPlace
 from megatron_rl.resharding.swap import SwapSource
-from megatron_rl.rollout.control import Control, Worker, WorkerError
-from megatron_rl.rollout.protocol import Attached, SwapError
+from megatron_rl.resharding.terms import Attached
+from megatron_rl.resharding.transports.meeting import MARGIN, MeetingPlace
 from megatron_rl.rollout.sglang.http import Server, ServerError, UnprocessableError
 from megatron_rl.rollout.sglang.process import HOOK
+from megatron_rl.system.control import Control, Worker, WorkerError
 
 _TIDY = 10.0  # seconds for a server to leave a swap that broke off
 Bring = Callable[[Server, int], Awaitable[None]]  # how full tensors get into a server without the hook

@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_rl.resharding.layout import Layout, Shard, TensorSpec
-from megatron_rl.resharding.meeting import Meeting
+from megatron_rl.resharding.layouts.learnt.learn import fingerprint, learn
 from megatron_rl.resharding.swap import Receiver, SwapSource
-from megatron_rl.resharding.traced import fingerprint, learn
-from megatron_rl.rollout.channel import key_from_environment
-from megatron_rl.rollout.control import answer_calls, call_in
+from megatron_rl.resharding.transports.meeting import Meeting
+from megatron_rl.system.channel import key_from_environment
+from megatron_rl.system.control import answer_calls, call_in
 
 METHODS = ("config", "learn", "attach", "connect", "poison", "pull", "digest", "verify", "commit")
 _KEPT = "megatron_rl_weights"  # attribute of the model that lives from swap to swap

@@ -1,0 +1,118 @@
+"""torch.distributed and Megatron's parallel groups for one trainer rank."""
+
+import contextlib
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_rl.actor import accelerator
+from megatron_rl.actor.config import ActorConfig
+from megatron_rl.system.tcp_store import listening_store
+
+_SECONDS = 1800.0  # that a rank waits for the others
+_PATIENCE = timedelta(days=1)  # with rank 0, which generates and scores; a rank that dies ends the run at once
+_objects: dist.ProcessGroup | None = None  # see share; None: the default group, which is gloo's already
+
+
+def initialize(config: ActorConfig, seed: int) -> None:
+    """Join the job and build its groups; RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torchrun sets them.
+
+    Order of ranks: tensor, context, expert, data, pipeline, fastest first.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    accelerator.adapt()
+    torch.set_num_threads(config.threads)
+    if accelerator.on_gpu():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    with _near():
+        if not dist.is_initialized():
+            patience = timedelta(seconds=_SECONDS) if accelerator.on_gpu() else _PATIENCE
+            dist.init_process_group(accelerator.backend(), timeout=patience, **_meeting())
+            if accelerator.on_gpu():
+                global _objects
+                _objects = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor_parallel,
+            pipeline_model_parallel_size=config.pipeline_parallel,
+            virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
+            context_parallel_size=config.context_parallel,
+            expert_model_parallel_size=config.expert_parallel,
+            expert_tensor_parallel_size=1,
+        )
+    model_parallel_cuda_manual_seed(seed)
+    torch.manual_seed(seed)
+
+
+def share(value: Any) -> Any:
+    """Rank 0's value (picklable), on every rank.
+
+    It and the two below go over the host: over NCCL a rank that waits for rank 0 would keep its GPU from whatever else
+    is sent from there meanwhile, and its watchdog would end it after half an hour.
+    """
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_objects)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value (picklable), on rank 0; empty on the others."""
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values, group=_objects)
+    return values or []
+
+
+def barrier() -> None:
+    """Wait for all ranks; not for their GPUs."""
+    dist.barrier(group=_objects)
+
+
+def shutdown() -> None:
+    """Leave the job."""
+    from megatron.core import parallel_state
+
+    global _objects
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+    _objects = None
+
+
+def _on_loopback() -> bool:
+    return ipaddress.ip_address(socket.gethostbyname(os.environ["MASTER_ADDR"])).is_loopback
+
+
+def _meeting() -> dict[str, Any]:
+    """How ranks find each other: on loopback at a store that listens nowhere else, else as torch has it."""
+    if not _on_loopback() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own store
+        return {}
+    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = (
+        listening_store(host, port, _SECONDS)
+        if rank == 0
+        else dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_SECONDS))
+    )
+    return {"store": store, "rank": rank, "world_size": int(os.environ["WORLD_SIZE"])}
+
+
+@contextlib.contextmanager
+def _near() -> Iterator[None]:
+    """Groups made inside send over loopback when the ranks meet there; Gloo takes what the host's name stands for.
+
+    Not for groups made later: engines may be on other machines.
+    """
+    name = "GLOO_SOCKET_IFNAME"
+    if not _on_loopback() or name in os.environ:
+        yield
+        return
+    os.environ[name] = "lo"
+    try:
+        yield
+    finally:
+        del os.environ[name]

@@ -1,0 +1,244 @@
+"""The policy being trained, as one rank sees it: forward passes, update steps and its reference."""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_rl.actor import accelerator
+from megatron_rl.actor.config import ActorConfig, OptimizerConfig
+from megatron_rl.actor.micro_batch import MicroBatch, build
+from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
+from megatron_rl.actor.modules.true_on_policy import use_wide_sums
+from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, wrap
+from megatron_rl.actor.packing import assign, group_by_prompt
+from megatron_rl.actor.rows import Sequence
+from megatron_rl.algorithms.mismatch import percentile
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.folders.load import load_hf
+
+Objective = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(log-probs [n], entropy [n], their micro-batch) -> (loss, metrics). Loss and metrics are this micro-batch's share of
+sums over the whole mini-batch; a metric whose name starts with ``max_`` is a maximum instead, and one whose name starts
+with ``p99_`` has a value per token [n], not negative, of which the 99th percentile is taken."""
+
+
+class Actor:
+    """A sharded policy. Every method is collective: all ranks call it with the same arguments."""
+
+    def __init__(self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str) -> None:
+        """Build this rank's shard and fill it from a Hugging Face folder (no rank reads the full model)."""
+        self.hf_config, self.config = hf_config, config
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.arch = read_architecture(hf_config)
+        self.device = accelerator.device()
+        self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
+        self.wrapped = wrap(self.chunks)
+        self.fused = transformer_engine()
+        self.load(model_folder)
+        self.optimizer: Any = None
+        self.optimizer_config = config.optimizer
+        self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        self._reference: list[torch.Tensor] | None = None
+        self._replay = True
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """This rank's live parameters by local name, "{chunk}/{name}"."""
+        return {f"{i}/{n}": p.data for i, chunk in enumerate(self.chunks) for n, p in chunk.named_parameters()}
+
+    def load(self, folder: str) -> None:
+        """Fill the parameters from a Hugging Face folder; each rank reads exactly its own part."""
+        load_hf(
+            folder,
+            self.hf_config,
+            self.config.sizes(),
+            dist.get_rank(),
+            self.parameters(),
+            fused_norms=self.fused,
+            grouped_experts=self.fused,
+        )
+
+    def sum_as_engine(self) -> None:
+        """From now on compute as the embedded engine does under ``rollout.embedded.true_on_policy``."""
+        for chunk in self.chunks:
+            use_wide_sums(chunk)
+
+    def new_optimizer(self, config: OptimizerConfig) -> None:
+        """Start a stage: fresh moments, this stage's hyper-parameters."""
+        self.optimizer_config = config
+        self.optimizer = build_optimizer(self.wrapped, config, self.dtype)
+
+    def pack(self, sequences: Seq[Sequence]) -> list[MicroBatch]:
+        """This rank's micro-batches of one mini-batch: balanced over data-parallel ranks by token count.
+
+        Completions of one prompt stay together and share it where the attention can.
+        """
+        config = self.config
+        choices = self.arch.layers * self.arch.experts_per_token
+        for s in sequences:
+            if s.experts is not None and s.experts.shape != (len(s) - 1, choices):
+                raise ValueError(f"{len(s)} tokens came with experts {s.experts.shape}; {choices} each were expected")
+        cp = config.context_parallel
+        room = config.micro_batch_tokens * cp
+        # Transformer Engine's attention knows whole sequences only
+        share = config.packing and cp == 1 and config.virtual_pipeline == 1 and not self.fused
+        heads = [s.prompt if share else 0 for s in sequences]
+        tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(sequences, heads, strict=True)]
+        even = -(-(sum(heads) + sum(tails)) // config.data_parallel)
+        prompts = [s.shared() if head else b"" for s, head in zip(sequences, heads, strict=True)]
+        groups = group_by_prompt(prompts, heads, tails, min(room, even))
+        parts = assign(
+            [heads[g[0]] + sum(tails[i] for i in g) for g in groups],
+            config.data_parallel,
+            room,
+            multiple=2 * cp if cp > 1 else 1,
+            count_multiple=config.pipeline_parallel if config.virtual_pipeline > 1 else 1,
+            packing=config.packing,
+        )
+        make = partial(
+            build,
+            columns=list(sequences[0].columns),
+            cp_rank=parallel_state.get_context_parallel_rank(),
+            cp_size=cp,
+            multiple=config.tensor_parallel if config.sequence_parallel else 1,
+            share_prompts=share,
+        )
+        mine = [
+            [sequences[i] for group in part for i in groups[group]]
+            for part in parts[parallel_state.get_data_parallel_rank()]
+        ]
+        batches = [make(part) for part in mine]
+        if config.virtual_pipeline > 1:  # the interleaved schedule exchanges tensors of one shape
+            longest = max(b.inputs.shape[1] for b in batches)
+            batches = [make(part, at_least=longest) for part in mine]
+        return [batch.to(self.device) for batch in batches]
+
+    def _run(self, batches: list[MicroBatch], finish: Callable[..., Any], *, forward_only: bool) -> list[Any]:
+        """One pass of Megatron's pipeline schedule over the micro-batches."""
+
+        def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+            batch = next(iterator)
+            packed = batch.packed if self._replay else replace(batch.packed, experts=None)
+            hidden = model(batch.inputs, batch.positions, None, packed_seq_params=packed)
+            return hidden, partial(finish, model, batch)
+
+        results: list[Any] = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in self.wrapped],
+            model=self.wrapped,
+            num_microbatches=len(batches),
+            seq_length=max(b.inputs.shape[1] for b in batches) * self.config.context_parallel,
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+        return results
+
+    def _logprobs(self, model: Any, batch: MicroBatch, hidden: torch.Tensor, temperature: float) -> Any:
+        policy: PolicyModel = model.module
+        return policy.logprobs(
+            hidden, batch, temperature=temperature, vocab_size=self.arch.vocab, chunk=self.config.logprob_chunk
+        )
+
+    @torch.no_grad()
+    def score(self, batches: list[MicroBatch], column: str, temperature: float = 1.0) -> None:
+        """Write the policy's log-probs into ``column`` of each micro-batch (on the last pipeline stage)."""
+
+        def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
+            batch.columns[column] = self._logprobs(model, batch, hidden, temperature)[0]
+
+        self._run(batches, finish, forward_only=True)
+
+    def update(
+        self, batches: list[MicroBatch], objective: Objective, lr: float, temperature: float = 1.0
+    ) -> dict[str, float]:
+        """One optimiser step on one mini-batch; returns the objective's metrics, the gradient norm and the rate."""
+
+        def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+            logprobs, entropy = self._logprobs(model, batch, hidden, temperature)
+            loss, metrics = objective(logprobs, entropy, batch)
+            return loss, torch.zeros((), dtype=torch.int, device=loss.device), metrics
+
+        for chunk in self.wrapped:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        set_hyperparameters(self.optimizer, self.optimizer_config, lr)
+        shares = self._run(batches, finish, forward_only=False)
+        _, grad_norm, _ = self.optimizer.step()
+        metrics = self.reduce(shares)
+        metrics.update(grad_norm=float(grad_norm or 0.0), learning_rate=lr)
+        return metrics
+
+    def reduce(self, shares: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """Combine per-micro-batch metrics over micro-batches, data and context parallel ranks and pipeline stages."""
+        combined: dict[str, float] = {}
+        if self.last_stage:
+            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+            ranked = [n for n in shares[0] if n.startswith("p99_")]
+            for maximum in (False, True):
+                names = [n for n in shares[0] if n not in ranked and n.startswith("max_") == maximum]
+                if not names:
+                    continue
+                values = torch.stack([torch.stack([s[n].detach().float() for n in names]) for s in shares])
+                total = values.amax(0) if maximum else values.sum(0)
+                dist.all_reduce(total, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=group)
+                combined.update(zip(names, total.tolist(), strict=True))
+            for name in ranked:
+                values = torch.cat([s[name] for s in shares])
+                combined[name] = percentile(values, 99, partial(_sum, group=group))
+        if self.config.pipeline_parallel > 1:
+            stages = parallel_state.get_pipeline_model_parallel_group()
+            box = [combined]
+            dist.broadcast_object_list(box, src=dist.get_process_group_ranks(stages)[-1], group=stages)
+            combined = box[0]
+        return combined
+
+    def sequence_sum(self, batch: MicroBatch, values: torch.Tensor) -> torch.Tensor:
+        """For every trained token the sum over its whole sequence; values [n], on the last pipeline stage.
+
+        Collective over context-parallel ranks, among which a sequence is spread.
+        """
+        if not len(batch.lengths):
+            return values
+        sums = torch.segment_reduce(values, "sum", lengths=batch.lengths)
+        if self.config.context_parallel > 1:
+            _sum(sums, parallel_state.get_context_parallel_group())
+        return sums.repeat_interleave(batch.lengths, output_size=len(values))
+
+    @torch.no_grad()
+    def freeze_reference(self) -> None:
+        """Keep the present weights as the reference policy (on the host when training on a GPU)."""
+        self._reference = [p.data.detach().to("cpu", copy=True) for c in self.chunks for p in c.parameters()]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, forward passes run the reference policy, whose routers choose for themselves.
+
+        It is a fixed policy: forced onto the experts of another, it would drift with that one, and the KL to it would
+        miss what the routers have learnt.
+        """
+        assert self._reference is not None
+        parameters = [p for c in self.chunks for p in c.parameters()]
+        live = [p.data for p in parameters]
+        for p, frozen in zip(parameters, self._reference, strict=True):
+            p.data = frozen.to(self.device)
+        self._replay = False
+        try:
+            yield
+        finally:
+            self._replay = True
+            for p, data in zip(parameters, live, strict=True):
+                p.data = data
+
+
+def _sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """``values``, added up over the ranks of the group, in place."""
+    dist.all_reduce(values, group=group)
+    return values

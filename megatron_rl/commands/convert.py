@@ -1,0 +1,176 @@
+"""What megatron-rl convert does: hf-to-megatron | megatron-to-hf | verify | inspect (options: ``options``)."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from megatron_rl.errors import InputError, refuse
+from megatron_rl.resharding.convert.run import Conversion, Target
+from megatron_rl.resharding.convert.targets import MODEL, HfTarget, MegatronTarget
+from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.folders.hf import open_stored, quantised, read_hf_config
+from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, TORCH_DTYPES, Stored
+from megatron_rl.resharding.folders.torch_dist.reader import is_torch_dist, open_torch_dist
+from megatron_rl.resharding.folders.torch_dist.writer import target_sizes
+from megatron_rl.resharding.layouts.fp8 import quantised_names
+from megatron_rl.resharding.layouts.megatron import layout_violations
+
+SHORT = {name: short for short, name in TORCH_DTYPES.items()}
+SMALL_SHARD, LARGE_SHARD = 1 << 28, 5 * 10**9  # bytes of a file where nothing else is asked for
+DIFFERENT = 1  # exit code of verify
+
+
+def _one_torch_thread() -> None:
+    """Casts run in threads of our own."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _options_wrong(options: argparse.Namespace) -> list[str]:
+    problems = []
+    if options.threads < 1:
+        problems.append(f"--threads={options.threads} is not positive.")
+    if options.buffer_size < 1 << 20:
+        problems.append(f"--buffer-size={options.buffer_size} is less than 1MiB.")
+    if getattr(options, "max_shard_size", None) == 0:
+        problems.append("--max-shard-size=0 leaves no room for a tensor.")
+    return problems
+
+
+def _model_folder(checkpoint: Path, named: Path | None) -> Path:
+    """The Hugging Face folder that describes a Megatron checkpoint."""
+    if named is not None:
+        return named
+    if (checkpoint / MODEL / "config.json").is_file():
+        return checkpoint / MODEL
+    raise InputError(
+        f"{checkpoint} does not say of which model it is: name the model's Hugging Face folder (--model), from which "
+        f"config.json and the tokenizer are taken."
+    )
+
+
+def _open(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
+    if is_torch_dist(folder):
+        return open_torch_dist(folder, hf_config)
+    return open_stored(folder, hf_config, fp8=quantised(hf_config))
+
+
+def _dtypes(stored: Stored, dtype: str | None, fp8: bool = False) -> dict[str, str]:
+    """Canonical name -> dtype of the target. A tensor whose family fixes its dtype keeps what it has."""
+    quantise = quantised_names(stored.hf_config) if fp8 else set()
+    main = stored.hf_config.get("dtype") or stored.hf_config.get("torch_dtype")
+    plain = SHORT.get(str(main), "BF16")  # what FP8 becomes when nothing else is asked for
+    chosen = {}
+    for name, have in stored.dtypes.items():
+        wanted = SHORT[dtype] if dtype and not stored.layout.tensors[name].dtype else have
+        chosen[name] = FP8 if name in quantise else plain if wanted == FP8 else wanted
+    return chosen
+
+
+def to_megatron(options: argparse.Namespace) -> int:
+    hf_config = read_hf_config(options.source)
+    canonical_tensors(hf_config)
+    sizes = target_sizes(
+        options.tensor_parallel,
+        options.pipeline_parallel,
+        options.expert_parallel,
+        options.expert_tensor_parallel,
+        options.first_stage,
+        options.last_stage,
+    )
+    violations = layout_violations(hf_config, sizes, fused_norms=True)
+    refuse(_options_wrong(options) + [_as_options(text) for text in violations])
+    source = open_stored(options.source, hf_config, fp8=quantised(hf_config))
+    return _convert(options, source, MegatronTarget(source, sizes, _dtypes(source, options.dtype)))
+
+
+def _as_options(text: str) -> str:
+    """A layout's violation in the command line's words."""
+    return re.sub(r"(?:actor\.)(\w+)", lambda found: "--" + found[1].replace("_", "-"), text)
+
+
+def to_hf(options: argparse.Namespace) -> int:
+    refuse(_options_wrong(options))
+    if not is_torch_dist(options.source):
+        raise InputError(f"{options.source} is no torch_dist checkpoint: it has no .metadata.")
+    model = _model_folder(options.source, options.model)
+    hf_config = read_hf_config(model)
+    source = open_torch_dist(options.source, hf_config)
+    dtypes = _dtypes(source, options.dtype, options.fp8)
+    sizes = (spec.elements * ITEMSIZES[dtypes[name]] for name, spec in source.layout.tensors.items())
+    limit = options.max_shard_size or min(max(sum(sizes) // options.threads + 1, SMALL_SHARD), LARGE_SHARD)
+    return _convert(options, source, HfTarget(source, dtypes, model, limit))
+
+
+def _convert(options: argparse.Namespace, source: Stored, target: Target) -> int:
+    conversion = Conversion(source, target, buffer=options.buffer_size, threads=options.threads)
+    if source.dtypes != target.stored.dtypes:
+        _one_torch_thread()
+    started = time.perf_counter()
+    with _progress("converting", conversion.weight_bytes) as progress:
+        resumed = conversion.run(options.target, progress, sync=not options.no_sync)
+    took = time.perf_counter() - started
+    again = " (continued where it was)" if resumed else ""
+    count = len(target.files)
+    print(
+        f"Wrote {options.target}{again}: {len(source.layout.tensors)} tensors, {conversion.file_bytes / 1e6:.0f} MB in "
+        f"{count} file{'s' if count > 1 else ''}, {took:.2f} s, {conversion.file_bytes / took / 1e6:.0f} MB/s, plan "
+        f"{conversion.plan.hash}"
+    )
+    return 0
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with bytes and bytes per second on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda size: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda size: bar.advance(task, size)
+
+
+def verify(options: argparse.Namespace) -> int:
+    from megatron_rl.resharding.convert.verify import first_difference
+
+    refuse(_options_wrong(options))
+    folders = [options.first, options.second]
+    models = [None if is_torch_dist(f) else f for f in folders]
+    model = options.model or next((m for m in models if m is not None), None)
+    configs = [read_hf_config(own or model or _model_folder(f, None)) for own, f in zip(models, folders, strict=True)]
+    first, second = (_open(folder, config) for folder, config in zip(folders, configs, strict=True))
+    if first.dtypes != second.dtypes:
+        _one_torch_thread()
+    with _progress("comparing", sum(size for _, size in second.bytes())) as progress:
+        found = first_difference(first, second, buffer=options.buffer_size, threads=options.threads, progress=progress)
+    if found is not None:
+        print(f"{options.first} and {options.second} differ: {found}")
+        return DIFFERENT
+    cast = "" if first.dtypes == second.dtypes else ", after conversion to the second's dtypes"
+    print(f"All {len(first.layout.tensors)} tensors of {options.first} and {options.second} are equal{cast}.")
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    from megatron_rl.resharding.convert.inspect import contents
+
+    kind, items, objects = contents(options.folder)
+    width = max((len(item.name) for item in items), default=0)
+    for item in items:
+        shape = str(list(item.shape))
+        print(f"{item.name:<{width}}  {item.dtype:<8} {shape:<28} {item.bytes:>14,} B  {item.where}")
+    total, count = sum(item.bytes for item in items), sum(prod(item.shape) for item in items)
+    print(f"{kind}: {len(items)} tensors, {count:,} numbers, {total:,} bytes; {len(objects)} objects")
+    return 0

@@ -1,0 +1,93 @@
+"""``megatron-rl serve``: a trained policy behind SGLang's OpenAI-compatible API."""
+
+import argparse
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_rl.commands.foreground import address, check_address, run_server
+from megatron_rl.errors import InputError
+from megatron_rl.rollout.sglang.process import ALIASES, environment, on_this_machine
+from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.system import machine
+
+KEY = "MEGATRON_RL_API_KEY"  # environment variable: the key that callers must send; a new one when it is not set
+OURS = ("model_path", "host", "port", "tp_size", "api_key", "config")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or a Hugging Face folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    parser.add_argument("--port", type=int, default=30000, help="(default 30000)")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that share every matrix (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--start-seconds", type=float, default=1800.0, help="it must be ready by then (default 1800)")
+    parser.add_argument("args", metavar="name=value", nargs="*", help="more options of sglang.launch_server")
+    parser.set_defaults(run=serve)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C; returns 0. Raises InputError for what cannot be served, or a server that ends by itself."""
+    for name in ("tensor_parallel", "threads", "start_seconds"):
+        if not (given := getattr(options, name)) > 0:
+            raise InputError(f"--{name.replace('_', '-')} {given} must be above 0.")
+    check_address(options.host, options.port)
+    folder, key = model_folder(Path(options.checkpoint)), os.environ.get(KEY) or secrets.token_hex(16)
+    chosen = server_options(folder, options, key)
+    env = environment(options.threads, options.tensor_parallel, None)
+    said = _how_to_call(address(options.host, options.port), folder, key)
+    run_server(chosen, env, key, said, options.start_seconds)
+    return 0
+
+
+def model_folder(checkpoint: Path) -> Path:
+    """The Hugging Face folder of a run or of its own. Raises InputError when there is none."""
+    if (checkpoint / "hf" / "config.json").is_file():
+        return checkpoint / "hf"
+    if (checkpoint / "manifest.json").is_file():
+        raise InputError(
+            f"The run {checkpoint} has no exported policy yet ({checkpoint / 'hf'}): let it end with run.export=true, "
+            f"or convert a checkpoint: megatron-rl convert megatron-to-hf {checkpoint / 'checkpoints'}/STEP FOLDER."
+        )
+    if (checkpoint / "metadata.json").is_file():
+        raise InputError(
+            f"{checkpoint} is a Megatron checkpoint; SGLang serves Hugging Face folders: "
+            f"megatron-rl convert megatron-to-hf {checkpoint} FOLDER."
+        )
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"{checkpoint} is neither a run's folder nor a Hugging Face model: it has no config.json.")
+    return checkpoint
+
+
+def server_options(folder: Path, options: argparse.Namespace, key: str) -> dict[str, Any]:
+    """SGLang's options, by its own names. Raises InputError naming what is wrong."""
+    version = machine.installed("sglang")
+    if version is None:
+        raise InputError('SGLang is not installed: pip install "megatron-rl[sglang]", or `make sglang` without a GPU.')
+    supported(version)
+    chosen: dict[str, Any] = {"log_level": "info", "skip_server_warmup": True, "served_model_name": folder.name}
+    chosen |= on_this_machine(0)
+    for item in options.args:
+        name, equals, text = item.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_")
+        if not equals or not name:
+            raise InputError(f"{item!r} is no option of SGLang: write name=value, for example context_length=8192.")
+        if ALIASES.get(name, name) in OURS:
+            raise InputError(f"{item}: {name} is set by this command's own options; see megatron-rl serve --help.")
+        chosen[name] = yaml.safe_load(text)
+    chosen |= {"model_path": str(folder), "host": options.host, "port": options.port, "api_key": key}
+    chosen["tp_size"] = options.tensor_parallel
+    return {name.replace("_", "-"): value for name, value in chosen.items()}
+
+
+def _how_to_call(url: str, folder: Path, key: str) -> str:
+    body = f'{{"model": "{folder.name}", "messages": [{{"role": "user", "content": "…"}}]}}'
+    return (
+        f"Serving at {url}/v1, key {key} (Ctrl-C ends it). For example:\n"
+        f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
+        f"-d '{body}'"
+    )

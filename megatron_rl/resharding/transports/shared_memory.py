@@ -1,0 +1,111 @@
+"""A trainer rank's live parameters, readable by other processes of the same machine and user, without a copy.
+
+``publish`` moves the parameters' storages into shared memory in place: every view of them, the optimiser's
+included, stays valid. A reader maps /proc/<pid>/fd/<fd>, so the memory has no name that could outlive its owner.
+"""
+
+import mmap
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from megatron_rl.system.files import require_space
+
+SHARED = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One shared storage: a file descriptor of its owner, and what identifies the file behind it."""
+
+    fd: int
+    size: int  # bytes
+    inode: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies."""
+
+    buffer: int  # index into RankMemory.buffers
+    offset: int  # bytes
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """What a reader needs to know about one rank's parameters (picklable)."""
+
+    pid: int
+    buffers: tuple[Buffer, ...]
+    places: dict[str, Place]  # by local name
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By local name."""
+        return {name: place.shape for name, place in self.places.items()}
+
+    def open(self) -> "Mapped":
+        """Map the owner's memory for reading."""
+        return Mapped(self)
+
+
+def publish(parameters: Mapping[str, torch.Tensor]) -> RankMemory:
+    """Move the storages of these contiguous CPU tensors into shared memory in place, and say where each lies.
+
+    Raw addresses taken before (numpy views included) become stale; torch tensors do not. Publishing twice is free.
+    Raises InputError when /dev/shm is too small for them; ValueError for a tensor that is not in host memory.
+    """
+    storages: dict[int, tuple[int, torch.UntypedStorage]] = {}  # many parameters may lie in one
+    places = {}
+    for name, tensor in parameters.items():
+        if tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise ValueError(f"parameter {name} on {tensor.device} cannot be published: contiguous CPU tensors can")
+        storage = tensor.untyped_storage()
+        index, _ = storages.setdefault(storage._cdata, (len(storages), storage))
+        offset = int(tensor.storage_offset()) * tensor.element_size()
+        places[name] = Place(index, offset, tuple(tensor.shape), tensor.dtype)
+    needed = sum(s.nbytes() for _, s in storages.values() if not s.is_shared())
+    advice = f"Enlarge it (mount -o remount,size=... {SHARED}; for a container --shm-size) or free some."
+    require_space(SHARED, needed, "this rank's share of the weights", advice)  # a full tmpfs fails late and badly
+    buffers = []
+    for _, storage in storages.values():
+        fd, size = storage._share_fd_cpu_()
+        buffers.append(Buffer(fd, size, os.fstat(fd).st_ino))
+    return RankMemory(os.getpid(), tuple(buffers), places)
+
+
+class Mapped:
+    """Another process's parameters: ``tensors`` are read-only 1-D views by local name."""
+
+    def __init__(self, memory: RankMemory) -> None:
+        maps = [_map(memory.pid, buffer) for buffer in memory.buffers]
+        self.tensors: dict[str, torch.Tensor] = {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            for name, place in memory.places.items():
+                self.tensors[name] = torch.frombuffer(
+                    maps[place.buffer], dtype=place.dtype, count=prod(place.shape), offset=place.offset
+                )
+
+    def close(self) -> None:
+        """Let go of the memory; it is unmapped when no view of it is left."""
+        self.tensors.clear()
+
+
+def _map(pid: int, buffer: Buffer) -> mmap.mmap:
+    path = f"/proc/{pid}/fd/{buffer.fd}"
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        status = os.fstat(fd)
+        if (status.st_ino, status.st_size) != (buffer.inode, buffer.size):
+            raise RuntimeError(f"{path} is not the memory that process {pid} published: that process has ended")
+        # Populated at once: page faults would otherwise double the time of the first swap.
+        return mmap.mmap(fd, buffer.size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+    finally:
+        os.close(fd)

@@ -1,0 +1,122 @@
+"""The model inside of the embedded engine's process, and the state of its weights."""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from megatron_rl.errors import InputError, SwapError
+from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.resharding.layouts.transformers import transformers_layout
+from megatron_rl.resharding.swap import Receiver, SwapSource
+from megatron_rl.resharding.terms import Attached, Reach, SwapReport
+from megatron_rl.rollout.embedded.attention import ATTENTION
+from megatron_rl.rollout.embedded.generate import generate
+from megatron_rl.rollout.embedded.true_on_policy import replace_layers
+from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.system import machine
+
+
+class TransformersEngine:
+    """A ``protocol.Engine`` over transformers' modules, built from a folder's config.json with weights undefined.
+
+    Poisoned (it raises ``SwapError`` instead of generating) until a swap has been verified, and after one that
+    began until it has.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, max_running: int, true_on_policy: bool = False) -> None:
+        self.layout = transformers_layout(read_hf_config(folder))
+        config = AutoConfig.from_pretrained(folder)
+        with no_init_weights():
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
+        self.model.tie_weights()
+        if true_on_policy:
+            replace_layers(self.model)
+        self.max_running = max_running
+        self.receiver: Receiver | None = None
+        self.copying: Future[float] | None = None
+        self.copier = ThreadPoolExecutor(1)
+        self.version = -1  # of the weights; negative: poisoned
+        self.poisoned = "no complete swap yet"
+
+    def reach(self, places: Sequence[str]) -> Reach:
+        """The ranks' shared memory."""
+        if set(places) != {machine.place()}:
+            raise InputError(
+                "The embedded engine reads the memory of the trainer's ranks, which must all run on its machine: use "
+                "rollout.engine=sglang for a trainer on several."
+            )
+        return Reach()
+
+    def attach(self, source: SwapSource) -> Attached:
+        """Plan the way from the ranks' memory into the model."""
+        if self.copying is not None:
+            raise SwapError("a swap is running: finish it before the engine is attached again")
+        self._poison("no complete swap since the engine was attached")
+        if self.receiver is not None:
+            self.receiver.close()
+        self.receiver = Receiver(self.layout, dict(self.model.named_parameters()), source)
+        return Attached(self.layout, self.receiver.plan_hash)
+
+    def begin_swap(self, version: int) -> None:
+        """Start copying in a thread."""
+        if self.receiver is None:
+            raise SwapError("the engine is not attached to a trainer")
+        if self.copying is not None:
+            raise SwapError(f"swap {version} began before the last one was finished")
+        self._poison(f"swap {version} is not finished")
+        self.copying = self.copier.submit(self._pull, self.receiver, version)
+
+    def finish_swap(self, version: int, hashes: np.ndarray) -> SwapReport:
+        """Wait for the copy and have it verified."""
+        receiver, copying, self.copying = self.receiver, self.copying, None
+        if receiver is None or copying is None:
+            raise SwapError(f"swap {version} was not begun")
+        self._poison(f"swap {version} failed")
+        seconds = copying.result()
+        receiver.verify(version, hashes)
+        receiver.commit(version)
+        self.version = version
+        return SwapReport(version, receiver.plan_hash, receiver.bytes, seconds)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Completions by the weights of the last swap."""
+        if self.version < 0:
+            raise SwapError(f"the engine serves nothing: {self.poisoned}")
+        return generate(self.model, requests, sampling, version=self.version, max_running=self.max_running)
+
+    def health(self) -> dict[str, Any]:
+        """Process id, weight version (-1: poisoned) and resident memory in bytes."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident = pages * os.sysconf("SC_PAGE_SIZE")
+        return {"pid": os.getpid(), "weight_version": self.version, "resident_bytes": resident}
+
+    def release(self) -> None:
+        """Nothing: the embedded engine keeps its memory, and takes weights in swaps only."""
+
+    def stalled(self) -> bool:
+        """Never: an embedded engine that ends ends the run."""
+        return False
+
+    def stop(self) -> None:
+        """Let go of the ranks' memory."""
+        self._poison("the engine was stopped")
+        self.copier.shutdown()
+        if self.receiver is not None:
+            self.receiver.close()
+
+    def _poison(self, reason: str) -> None:
+        self.version, self.poisoned = -1, reason
+
+    @staticmethod
+    def _pull(receiver: Receiver, version: int) -> float:
+        started = time.perf_counter()
+        receiver.pull(version)
+        return time.perf_counter() - started

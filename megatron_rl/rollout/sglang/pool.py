@@ -1,0 +1,391 @@
+"""All SGLang servers of a run as one ``protocol.Engine``: an event loop in a thread of rank 0."""
+
+import asyncio
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import numpy as np
+import torch
+
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError, SwapError
+from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.resharding.terms import Attached, Reach, SwapReport
+from megatron_rl.resharding.transports.meeting import BACKENDS, MeetingPlace
+from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.sglang.full_tensors import FullTensors
+from megatron_rl.rollout.sglang.generation import generate
+from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
+from megatron_rl.rollout.sglang.http import Server, ServerError
+from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
+from megatron_rl.rollout.sglang.replica import LostError, Replica
+from megatron_rl.rollout.sglang.router import Router
+from megatron_rl.rollout.sglang.swap import Network, Swapped
+from megatron_rl.rollout.sglang.transport import chosen_transport, control_host
+from megatron_rl.system import machine
+from megatron_rl.system.channel import api_key
+from megatron_rl.system.control import Control, WorkerError
+from megatron_rl.system.scratch import SCRATCH
+
+_T = TypeVar("_T")
+_WATCH = 0.5  # seconds between looks at the servers' processes
+_LOOK = 0.05  # seconds between looks for a server that is armed
+_RECOVERABLE = (ServerError, WorkerError)
+
+
+class SGLangEngines:
+    """A ``protocol.Engine`` over one or more servers, which it starts (or adopts) and watches over.
+
+    They start at once, but on the trainer's GPUs when they are attached: a server gives its cache a share of the memory
+    that is free when it starts, and by then the trainer has taken its own.
+    """
+
+    def __init__(self, config: Config, model_folder: Path, key: bytes, logs: Path) -> None:
+        self.config, self.options = config, config.rollout.sglang
+        self.dtype: torch.dtype = getattr(torch, config.model.dtype)
+        self.key, self.logs = key, logs
+        # Short, as it holds a socket; in the run's folder, which outlives this process.
+        self._folder = tempfile.TemporaryDirectory(prefix="mrl-", dir=os.environ.get(SCRATCH) or "/tmp")
+        self.host = control_host(self.options)
+        socket = str(Path(self._folder.name) / "control")
+        self.control = Control(f"{self.host}:{machine.free_port(self.host)}" if self.host else socket, key)
+        self._backend = ""  # where the trainer's ranks have to send
+        self._sessions: tuple[str, ...] = ()
+        self._gpus = engine_gpus(config.rollout, config.actor.sizes().world)
+        self.replicas = self._replicas(model_folder)
+        self.router: Router | None = None
+        self.source: SwapSource | None = None
+        self._way: FullTensors | None = None  # how weights get into a server; None: its workers pull them
+        self.proof: tuple[int, np.ndarray] | None = None  # of the last swap: its version and its owners' hashes
+        self.failed = "no complete swap yet"  # why nothing is served; empty: the last swap was proved
+        self._still = False  # whether the trainer's weights are as they were at the last swap
+        self._generating = 0  # calls under way
+        self._swapping: tuple[asyncio.Future[np.ndarray], Future[list[Swapped]]] | None = None
+        self._loop = asyncio.new_event_loop()
+        # One thread for each process that is asked for something: they wait for each other.
+        self._loop.set_default_executor(ThreadPoolExecutor(1 << 14, "asked"))
+        threading.Thread(target=self._loop.run_forever, name="sglang", daemon=True).start()
+        self._do(self._open())
+
+    def reach(self, places: Sequence[str]) -> Reach:
+        """See ``protocol.Engine``."""
+        transport = chosen_transport(self.options, places)
+        if transport in BACKENDS:
+            self._backend = transport
+            self._sessions = tuple(self.control.session() for _ in self.replicas)
+        control = self.control.address
+        if self._sessions and not self.host and set(places) != {machine.place()}:
+            self.host = machine.own_address()
+            control = f"{self.host}:{machine.free_port(self.host)}"
+            self.control.listen(control)
+        return Reach(
+            transport,
+            control,
+            self._sessions,
+            folder=str((Path(self.config.run.folder) / self.config.run.name / "swap").absolute()),
+            attempt=secrets.token_hex(8),
+            seconds=self.options.swap_seconds,
+            fp8=self.options.fp8,
+            colocated=self.options.colocated,
+        )
+
+    def attach(self, source: SwapSource) -> Attached:
+        """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""
+        self.source, self.failed = source, "no complete swap since the engines were attached"
+        self._way = (
+            FullTensors(
+                source, self.options.swap, self.options.tensor_parallel, self._folder.name, self.host or "127.0.0.1"
+            )
+            if self.options.swap != "pull"
+            else None
+        )
+        attached = self._do(self._attach())
+        if len({each.plan_hash for each in attached}) > 1:
+            raise SwapError("the engines made different plans: are they servers of one kind?")
+        return attached[0]
+
+    def begin_swap(self, version: int) -> None:
+        """See ``protocol.Engine``."""
+        if self.source is None:
+            raise SwapError("the engines are not attached to a trainer")
+        if self._swapping is not None:
+            raise SwapError(f"swap {version} began before the last one was finished")
+        hashes: asyncio.Future[np.ndarray] = self._loop.create_future()
+        self._swapping = hashes, asyncio.run_coroutine_threadsafe(self._swap_all(version, hashes), self._loop)
+
+    def finish_swap(self, version: int, hashes: np.ndarray) -> SwapReport:
+        """See ``protocol.Engine``; servers that fail for another reason than the weights are restarted and swapped."""
+        if self._swapping is None:
+            raise SwapError(f"swap {version} was not begun")
+        expected, swapping = self._swapping
+        self._swapping = None
+        self._loop.call_soon_threadsafe(_set, expected, hashes)
+        try:
+            done = swapping.result()
+        except BaseException as error:
+            self.failed = f"swap {version} failed: {error}"
+            raise
+        self.proof, self.failed, self._still = (version, hashes), "", True
+        assert self.replicas[0].attached is not None
+        phases = {name: max(each.seconds.get(name, 0.0) for each in done) for name in done[0].seconds}
+        size = sum(each.bytes for each in done)
+        return SwapReport(version, self.replicas[0].attached.plan_hash, size, phases.pop("copy"), phases)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """See ``protocol.Engine``. Raises ConnectionError when no server is left."""
+        return self._do(self._generate(requests, sampling))
+
+    def release(self) -> None:
+        """See ``protocol.Engine``: a server that is lost from now on comes back at the next swap only."""
+        self._still = False
+        if self.options.colocated:
+            self._do(self._each(lambda replica: replica.release()))
+            self.failed = "the engines gave back their memory"
+
+    def stalled(self) -> bool:
+        """See ``protocol.Engine``: all servers were lost after ``release``."""
+        armed = any(replica.armed for replica in self.replicas)
+        return bool(self._generating) and not self._still and not armed
+
+    def health(self) -> dict[str, Any]:
+        """``engines``: address, process id, weight version (-1: poisoned), why, and restarts of each."""
+        return {
+            "engines": [
+                {
+                    "url": replica.url,
+                    "pid": replica.process.pid if replica.process else 0,
+                    "weight_version": replica.version,
+                    "poisoned": "" if replica.armed else replica.poisoned,
+                    "restarts": replica.restarted,
+                }
+                for replica in self.replicas
+            ]
+        }
+
+    def stop(self) -> None:
+        """End what was started here."""
+        self._do(self._close())
+        if self.router is not None:
+            self.router.stop()
+        for replica in self.replicas:
+            if replica.process is not None:
+                replica.process.kill(gently=True)
+            if replica.swap.network is not None:
+                for sender in replica.swap.network.senders:
+                    sender.release()
+        self.control.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._folder.cleanup()
+
+    def _replicas(self, model_folder: Path) -> list[Replica]:
+        options, rollout = self.options, self.config.rollout
+        adopted = [url.strip() for url in options.urls.split(",") if url.strip()]
+        if adopted:
+            return [Replica(url, url, None, options, self.control) for url in adopted]
+        env = environment(rollout.threads, options.tensor_parallel, self.key)
+        found = []
+        for index in range(rollout.engines):
+            port = options.port + index if options.port else machine.free_low_port()
+            name, folder = f"sglang{index}", Path(self._folder.name)
+            gpus = self._gpus[index] if self._gpus else None
+            chosen = arguments(self.config, model_folder, index, port, self.key, gpus)
+            process = ServerProcess(name, chosen, env, folder, self.logs / f"{name}.log")
+            found.append(Replica(name, f"http://127.0.0.1:{port}", process, options, self.control))
+        return found
+
+    async def _open(self) -> None:
+        # A connection of its own for each call: servers close idle ones, which a large body then finds out too late.
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+        key = api_key(self.key)
+        for replica in self.replicas:
+            replica.open(self._http, key, reads=self.options.swap == "pull")
+        if not shared(self._gpus, self.config.actor.sizes().world):
+            self._start()
+        self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
+        if len(self.replicas) > 1:
+            self.router = Router(machine.free_port(), self.key, self.logs / "router.log")
+            self._watching.append(asyncio.ensure_future(self._watch_router(self.router)))
+
+    def _start(self) -> None:
+        for replica in self.replicas:
+            if replica.process is not None and not replica.process.started:
+                replica.process.start()
+
+    async def _close(self) -> None:
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        await self._http.close()
+
+    async def _attach(self) -> list[Attached]:
+        assert self.source is not None
+        self._start()
+        await self._each(lambda replica: replica.ready())
+        if self.router is not None and self.router.server is None:
+            await self.router.connect(Server(self._http, self.router.url, api_key(self.key)))
+        source, dtype = self.source, self.dtype
+        await self._connect_ranks(len(source.memories))
+        return await self._each(lambda replica: replica.attach(source, dtype))
+
+    async def _connect_ranks(self, ranks: int) -> None:
+        """Where the trainer's ranks have to send: wait for their calls."""
+        if not self._sessions:
+            return
+        place, seconds = MeetingPlace(self.host or "127.0.0.1"), self.options.swap_seconds
+        for replica, session in zip(self.replicas, self._sessions, strict=True):
+            senders = await asyncio.to_thread(self.control.collect, session, "trainer rank", ranks, seconds)
+            replica.swap.network = Network(place, self._backend, senders)
+
+    async def _swap_all(self, version: int, hashes: "asyncio.Future[np.ndarray]") -> list[Swapped]:
+        return await self._each(lambda replica: self._swap(replica, version, hashes))
+
+    async def _swap(self, replica: Replica, version: int, hashes: "asyncio.Future[np.ndarray]") -> Swapped:
+        """Swap one server, again if it fails, in a new process if it must."""
+        assert self.source is not None
+        async with replica.lock:
+            while True:
+                try:
+                    await replica.prepare(self.source, self.dtype)
+                    swapped = await replica.bring(version, asyncio.shield(hashes), self._way)
+                    break
+                except LostError as error:
+                    raise SwapError(f"{replica.name} could not be swapped: {error}") from error
+                except _RECOVERABLE as error:
+                    replica.failed = error
+            await self._route(replica)
+            return swapped
+
+    async def _route(self, replica: Replica) -> None:
+        """Have the router send requests to a server; one that is just started again gets all that are armed."""
+        if self.router is not None and self.router.ready:
+            try:
+                await self.router.add(replica.url, api_key(self.key))
+            except ServerError as error:
+                print(f"warning: the router does not answer: {error}", flush=True)
+                self.router.ready = False
+
+    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        if self.failed:
+            raise SwapError(f"the engines serve nothing: {self.failed}")
+        target = self.router.server if self.router is not None else self.replicas[0].server
+        assert target is not None
+        self._generating += 1
+        try:
+            return await generate(
+                target,
+                requests,
+                sampling,
+                running=2 * self.config.rollout.max_running * len(self.replicas),
+                seconds=self.options.request_seconds,
+                available=self._available,
+                abort=self._abort,
+            )
+        finally:
+            self._generating -= 1
+
+    async def _available(self) -> None:
+        """Wait for a server that can generate. Raises ServerError when all are lost."""
+        router = self.router
+        while not any(replica.armed for replica in self.replicas) or (router is not None and not router.ready):
+            if all(replica.lost for replica in self.replicas):
+                raise ServerError("; ".join(replica.lost for replica in self.replicas))
+            if router is not None and router.lost:
+                raise ServerError(router.lost)
+            await asyncio.sleep(_LOOK)
+
+    async def _abort(self, name: str) -> None:
+        for replica in self.replicas:
+            if replica.armed:
+                with suppress(ServerError):
+                    await replica.server.abort(name)
+
+    async def _watch(self, replica: Replica) -> None:
+        """While completions are made: notice a server that ended or does not answer, and bring it back."""
+        checked = self._loop.time()
+        while not replica.lost:
+            await asyncio.sleep(_WATCH)
+            if not self._generating or replica.lock.locked():
+                continue
+            swaps, why = replica.swaps, ""
+            if replica.gone:
+                why = "it ended"
+            elif replica.armed and self._loop.time() - checked > self.options.health_seconds / 2:
+                if not await replica.server.healthy(self.options.health_seconds):
+                    late = f"it did not answer in {self.options.health_seconds:.0f} s"
+                    why = "it ended" if replica.gone else late
+                checked = self._loop.time()
+            if replica.swaps != swaps or replica.lock.locked():  # paused for a swap, it does not answer
+                continue
+            if why or (self._still and not replica.armed):
+                async with replica.lock:
+                    await self._revive(replica, why)
+
+    async def _watch_router(self, router: Router) -> None:
+        """Start a router again that ended or does not answer, with the servers that are armed behind it."""
+        for _ in range(self.options.restarts):
+            while router.server is None or (router.ready and not router.ended):
+                await asyncio.sleep(_WATCH)
+            router.ready = False
+            print("the router is started again: it ended or does not answer", flush=True)
+            router.stop()
+            router.start()
+            with suppress(InputError):  # it is tried again
+                await router.connect(router.server)
+                for replica in self.replicas:
+                    if replica.armed:
+                        await self._route(replica)
+        while router.ready and not router.ended:
+            await asyncio.sleep(_WATCH)
+        router.ready, router.lost = (
+            False,
+            f"the router ended too often (rollout.sglang.restarts); {router.log} says why",
+        )
+
+    async def _revive(self, replica: Replica, why: str) -> None:
+        """Restart a server and bring it back to the weights that are served; at the next swap if they are changing."""
+        assert self.source is not None and self.proof is not None
+        try:
+            if why:
+                if self.router is not None:
+                    with suppress(ServerError):
+                        await self.router.remove(replica.url)
+                await replica.restart(why)
+            if not self._still:
+                return
+            await replica.prepare(self.source, self.dtype)
+            version, hashes = self.proof
+            expected: asyncio.Future[np.ndarray] = self._loop.create_future()
+            expected.set_result(hashes)
+            await replica.bring(version, expected, self._way)
+            await self._route(replica)
+        except SwapError as error:  # the trainer went on meanwhile
+            print(f"{replica.name} waits for the next swap: {error}", flush=True)
+        except Exception as error:
+            replica.failed = error
+            if isinstance(error, LostError) or not isinstance(error, _RECOVERABLE):  # else it is tried again
+                print(f"{replica.name} is lost: {error}", flush=True)
+                replica.lost = str(error)
+
+    async def _each(self, call: Any) -> list[Any]:
+        """Call for every replica at the same time; the first error, after all are done."""
+        answers = await asyncio.gather(*(call(replica) for replica in self.replicas), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return list(answers)
+
+    def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _set(future: "asyncio.Future[np.ndarray]", value: np.ndarray) -> None:
+    if not future.done():
+        future.set_result(value)

@@ -1,0 +1,63 @@
+"""How much memory and disk a run needs at least: its tensors, without activations. Imports no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from megatron_rl.actor.config import ModelConfig
+from megatron_rl.config import Config
+from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+
+WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
+GRADIENT_BYTES = 4  # Megatron's gradient buffers are fp32
+MOMENT_BYTES = 8  # AdamW's two moments in fp32, sharded over the replicas
+MAIN_WEIGHT_BYTES = 4  # the optimiser's fp32 weights
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes."""
+
+    parameters: int  # a count
+    shared: int  # all ranks' weights, in shared memory for the engines
+    ranks: tuple[int, ...]  # each trainer rank
+    engine: int  # each engine
+    checkpoint: int
+    export: int
+
+
+def read_config(model: ModelConfig) -> dict[str, Any]:
+    """The content of the model's config.json."""
+    if not model.path:
+        return model.architecture
+    content: dict[str, Any] = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
+    return content
+
+
+def footprint(config: Config, hf_config: Mapping[str, Any]) -> Footprint:
+    """What a model that can be sharded as configured needs at least."""
+    weight = WEIGHT_BYTES[config.model.dtype]
+    optimizer = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if weight < MAIN_WEIGHT_BYTES else 0)
+    reference = weight if config.algorithm.kl_coef > 0 else 0
+    parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
+    layout = megatron_layout(hf_config, config.actor.sizes())
+    held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
+    return Footprint(
+        parameters=parameters,
+        shared=sum(held) * weight,
+        ranks=tuple(
+            elements * (weight + GRADIENT_BYTES + reference) + parameters * optimizer // len(held) for elements in held
+        ),
+        engine=parameters * weight,
+        checkpoint=parameters * (weight + MAIN_WEIGHT_BYTES + MOMENT_BYTES),
+        export=parameters * weight,
+    )
+
+
+def readable(count: float) -> str:
+    """1.2 GB, 35 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

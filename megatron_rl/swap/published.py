@@ -1,0 +1,68 @@
+"""What a trainer rank offers to rollout engines: its live weights, or a copy that every swap makes anew."""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from megatron_rl.actor import accelerator
+from megatron_rl.actor.trainer import Actor
+from megatron_rl.resharding.layout import Layout
+from megatron_rl.resharding.layouts.fp8 import quantised_names
+from megatron_rl.resharding.quantise import ShardQuantiser
+from megatron_rl.resharding.transports.choose import ON_DEVICE
+
+_ALIGNED = 64  # bytes at whose multiples copies begin: vectors are read whole
+
+
+class Offered:
+    """The tensors (contiguous, by local name) that a ``transport`` takes; their memory stays the same.
+
+    On a CPU they are the live weights; on a GPU those or, for a transport that does not reach into GPU memory, copies
+    in host memory. With ``fp8`` they are block-quantised copies, of the actor's ``layout``. Collective.
+    """
+
+    def __init__(self, actor: Actor, layout: Layout, transport: str, fp8: bool) -> None:
+        self.actor = actor
+        self._device = None if not accelerator.on_gpu() or transport in ON_DEVICE else torch.device("cpu")
+        names = quantised_names(actor.hf_config)
+        self._quantise = ShardQuantiser(layout, dist.get_rank(), names) if fp8 else None
+        fresh, live = self._fresh(), set(map(torch.Tensor.data_ptr, actor.parameters().values()))
+        self._copied = {n for n, t in fresh.items() if self._device is not None or t.data_ptr() not in live}
+        self.tensors = dict(fresh) | packed({n: t for n, t in fresh.items() if n in self._copied}, self._device)
+
+    def refresh(self) -> None:
+        """Let them show the present weights."""
+        if self._copied:
+            fresh = self._fresh()
+            for name in self._copied:
+                self.tensors[name].copy_(fresh[name])
+
+    def _fresh(self) -> dict[str, torch.Tensor]:
+        live = self.actor.parameters()
+        if self._quantise is None:
+            return live
+        with torch.no_grad():
+            return self._quantise(live, partial(dist.all_reduce, op=dist.ReduceOp.MAX))
+
+
+def packed(tensors: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """Contiguous copies on a device (None: theirs, of which there is one), all of one dtype in one storage.
+
+    Every storage that other processes read costs its owner a file descriptor, and models have thousands of tensors.
+    """
+    room: Counter[torch.dtype] = Counter()
+    starts = {}
+    for name, tensor in tensors.items():
+        starts[name] = room[tensor.dtype]
+        whole = _ALIGNED // tensor.element_size()
+        room[tensor.dtype] += -(-tensor.numel() // whole) * whole
+    where = {tensor.dtype: device or tensor.device for tensor in tensors.values()}
+    buffers = {dtype: torch.empty(count, dtype=dtype, device=where[dtype]) for dtype, count in room.items()}
+    copies = {}
+    for name, tensor in tensors.items():
+        place = buffers[tensor.dtype][starts[name] : starts[name] + tensor.numel()]
+        copies[name] = place.view(tensor.shape).copy_(tensor.detach())
+    return copies

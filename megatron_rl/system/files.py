@@ -1,0 +1,41 @@
+"""Files that are either the old one or the new one, never half of it; and room for them."""
+
+import os
+import shutil
+from pathlib import Path
+
+from megatron_rl.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` with ``text`` (UTF-8): written beside it, flushed to the disk, renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the files right inside a folder, and its list of names, to the disk: before it is renamed, and after."""
+    for path in (*(p for p in folder.iterdir() if p.is_file()), folder):
+        flush(path)
+
+
+def require_space(folder: str | Path, needed: int, what: str, advice: str) -> None:
+    """Raises InputError when the file system of ``folder`` has less than ``needed`` bytes free for ``what``."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"{folder} has {free / 1e6:.0f} MB free; {what} needs {needed / 1e6:.0f} MB. {advice}")

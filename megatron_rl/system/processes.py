@@ -1,0 +1,70 @@
+"""What every process that ``megatron-rl train`` starts does first and last.
+
+``python -m megatron_rl.system.processes PID COMMAND…`` becomes COMMAND after asking the kernel to kill it when its
+parent, process PID, dies: so even a SIGKILL of the parent leaves no orphan, whatever COMMAND is.
+"""
+
+import ctypes
+import itertools
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from megatron_rl.errors import InputError, full_disk
+
+BAD_INPUT = 2  # exit code of a process that ended with an InputError
+ERROR_PREFIX = "error: "  # such a process's last words start with it; what goes on in further lines is indented
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when the thread that started it ends; Linux only.
+
+    A ``parent`` (process id) that has died already ends this process here.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if parent is not None and os.getppid() != parent:
+        sys.exit(1)
+
+
+def tied_to_this_process(command: Sequence[str]) -> list[str]:
+    """``command``, such that its process dies with the calling one."""
+    return [sys.executable, "-m", "megatron_rl.system.processes", str(os.getpid()), *command]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a process's main function; an ``InputError`` or a full disk becomes one paragraph and exit code 2."""
+    try:
+        main()
+    except Exception as error:
+        said = error if isinstance(error, InputError) else full_disk(error)
+        if said is None:
+            raise
+        print(f"{ERROR_PREFIX}{indented(str(said))}", file=sys.stderr, flush=True)
+        sys.exit(BAD_INPUT)
+
+
+def indented(message: str) -> str:
+    """``message`` with every line but the first indented, which tells it from whatever is printed after it."""
+    return re.sub(r"\n(?!  )", "\n  ", message)
+
+
+def last_error(lines: Sequence[str]) -> str | None:
+    """The last error that a process printed by ``run``, whole; None when there is none."""
+    starts = [number for number, line in enumerate(lines) if line.startswith(ERROR_PREFIX)]
+    if not starts:
+        return None
+    rest = itertools.takewhile(lambda line: line.startswith("  "), lines[starts[-1] + 1 :])
+    return "\n".join([lines[starts[-1]].removeprefix(ERROR_PREFIX), *rest])
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # memory that is shared costs file descriptors
+    os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,0 +1,219 @@
+"""Runs a group of processes as one: they start together, and none outlives the others or their supervisor."""
+
+import codecs
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from megatron_rl.system.processes import BAD_INPUT, last_error, tied_to_this_process
+
+SETTLE = 1.0  # seconds in which the other processes may show that one of them had the first cause
+FAILURE_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a failure: nothing is left to save
+LAST_LINES = 20  # of a failed process's log
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process to run."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)  # on top of this process's environment
+    service: bool = False  # serves the others, and is ended after them unless they have ended it
+    echo: bool = False  # its standard output goes to ours as well as to its log
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the group ended."""
+
+    code: int  # 0 | 1 a process failed | 2 bad input | 128 + signal
+    message: str = ""
+
+
+def supervise(processes: Iterable[Process], logs: Path, grace: float = 10.0) -> Outcome:
+    """Run ``processes`` until all but the services have exited with 0; call it from the main thread.
+
+    Each process keeps what it prints in ``logs``/{name}.log. The first one that fails ends them all. SIGINT, SIGTERM
+    and SIGHUP are passed on as SIGTERM, with ``grace`` seconds before SIGKILL; a second signal kills at once.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with _Group(logs) as group:
+        for process in processes:
+            group.start(process)
+        group.wait(lambda: bool(group.signals or group.failed() or not group.running(service=False)))
+        if group.signals:
+            group.end(group.running(service=False), grace)
+            group.end(group.running(), FAILURE_GRACE)
+            return Outcome(128 + group.signals[0], f"Stopped by {signal.Signals(group.signals[0]).name}.")
+        if failed := group.failed():
+            if failed.code != BAD_INPUT:
+                group.wait(lambda: not group.running(), SETTLE)
+            outcome = _explain(group.culprit() or failed)
+            group.end(group.running(), FAILURE_GRACE)
+            return outcome
+        group.end(group.running(), grace)
+        return Outcome(0)
+
+
+class _Child:
+    def __init__(self, process: Process, log: Path) -> None:
+        self.process, self.log_path = process, log
+        self.log: BinaryIO = log.open("ab")
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.code: int | None = None  # exit code, once ended; negative: the signal
+        self.popen = subprocess.Popen(
+            tied_to_this_process(process.command),
+            env={**os.environ, **process.env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if process.echo else self.log,
+            stderr=self.log,
+            start_new_session=True,  # the terminal's Ctrl-C reaches the supervisor alone
+        )
+        self.pidfd = os.pidfd_open(self.popen.pid)
+        if self.popen.stdout:
+            os.set_blocking(
+                self.popen.stdout.fileno(), False
+            )  # its end may leave the pipe open in a process it started
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.code is None:
+            self.popen.send_signal(number)
+
+    def relay(self) -> bool:
+        """Pass on what it printed; False when there is nothing more."""
+        assert self.popen.stdout is not None
+        try:
+            data = os.read(self.popen.stdout.fileno(), 65536)
+        except BlockingIOError:
+            return False
+        self.log.write(data)
+        self.log.flush()
+        sys.stdout.write(self.decoder.decode(data, final=not data))
+        sys.stdout.flush()
+        return bool(data)
+
+    def reap(self) -> None:
+        """After its end: kill what it left in its process group, which exists until its leader is reaped."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        while self.popen.stdout and self.relay():
+            pass
+        self.code = self.popen.wait()
+
+
+class _Group:
+    """The processes, and what has happened to them so far."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.children: list[_Child] = []
+        self.ended: list[_Child] = []  # in the order in which they ended
+        self.signals: list[int] = []  # received by this process
+        self.selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> "_Group":
+        self.wakeup, self.wakeup_in = os.pipe()
+        os.set_blocking(self.wakeup_in, False)
+        self.previous_fd = signal.set_wakeup_fd(self.wakeup_in)
+        handled = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        self.previous = {number: signal.signal(number, lambda *_: None) for number in handled}
+        self.selector.register(self.wakeup, selectors.EVENT_READ, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self.end(self.running(), 0.0)
+        for child in self.children:
+            os.close(child.pidfd)
+            child.log.close()
+            if child.popen.stdout:
+                child.popen.stdout.close()
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self.previous_fd)
+        self.selector.close()
+        os.close(self.wakeup)
+        os.close(self.wakeup_in)
+
+    def start(self, process: Process) -> None:
+        child = _Child(process, self.logs / f"{process.name}.log")
+        self.children.append(child)
+        self.selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_end(child))
+        if child.popen.stdout:
+            self.selector.register(child.popen.stdout, selectors.EVENT_READ, lambda: self._on_output(child))
+
+    def running(self, service: bool | None = None) -> list[_Child]:
+        """Those that have not ended; only services, or only the others, when asked for."""
+        return [c for c in self.children if c.code is None and service in (None, c.process.service)]
+
+    def failed(self) -> _Child | None:
+        """The first that failed."""
+        return next((c for c in self.ended if c.code != 0), None)
+
+    def culprit(self) -> _Child | None:
+        """One that ended with an InputError: it says why the others failed."""
+        return next((c for c in self.ended if c.code == BAD_INPUT), None)
+
+    def wait(self, until: Callable[[], bool], seconds: float | None = None) -> None:
+        """Handle events until the condition holds or the time is over."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not until():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            for key, _ in self.selector.select(left):
+                if key.fileobj in self.selector.get_map():  # an earlier event may have ended it
+                    key.data()
+
+    def end(self, children: Sequence[_Child], grace: float) -> None:
+        """SIGTERM, then SIGKILL after ``grace`` seconds or at the next signal that this process receives."""
+        received = len(self.signals)
+        if grace > 0:
+            for child in children:
+                child.signal(signal.SIGTERM)
+            self.wait(lambda: len(self.signals) > received or all(c.code is not None for c in children), grace)
+        for child in children:
+            child.signal(signal.SIGKILL)
+        while any(c.code is None for c in children):
+            self.wait(lambda: all(c.code is not None for c in children))
+
+    def _on_signal(self) -> None:
+        self.signals += [number for number in os.read(self.wakeup, 64) if number in self.previous]
+
+    def _on_end(self, child: _Child) -> None:
+        self.selector.unregister(child.pidfd)
+        child.reap()
+        self.ended.append(child)
+        self._forget_output(child)
+
+    def _on_output(self, child: _Child) -> None:
+        if not child.relay():
+            self._forget_output(child)
+
+    def _forget_output(self, child: _Child) -> None:
+        if child.popen.stdout and child.popen.stdout in self.selector.get_map():
+            self.selector.unregister(child.popen.stdout)
+
+
+def _explain(child: _Child) -> Outcome:
+    """What a failed process said: its InputError alone, or the end of its log."""
+    lines = child.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if child.code == BAD_INPUT and (said := last_error(lines)) is not None:
+        return Outcome(BAD_INPUT, said)
+    assert child.code is not None
+    how = (
+        f"was killed by {signal.Signals(-child.code).name}" if child.code < 0 else f"ended with exit code {child.code}"
+    )
+    if child.code == -signal.SIGKILL:
+        how += " (is the machine out of memory?)"
+    last = "".join(f"\n  {line}" for line in lines[-LAST_LINES:]) or "\n  (empty)"
+    return Outcome(1, f"{child.process.name} {how}. The end of {child.log_path}:{last}")

@@ -1,0 +1,86 @@
+"""Starting a run: its processes' surroundings, its records, and failures before training."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_rl.errors import InputError
+from megatron_rl.launch.job import launch, processes
+from megatron_rl.settings.load import load
+from megatron_rl.system import machine
+from megatron_rl.tracking.run_folder import RunFolder, open_run
+
+
+def quickstart(tmp_path: Path, *overrides: str):
+    config, problems = load("quickstart", [f"run.folder={tmp_path}", "tracking.wandb=off", *overrides])
+    assert problems == []
+    return config
+
+
+def test_processes(tmp_path: Path) -> None:
+    config = quickstart(tmp_path, "actor.pipeline_parallel=3", "rollout.engines=2", "actor.threads=3")
+    folder = open_run(config)
+    folder.write_config(config)
+    started = processes(folder, config, tmp_path)
+    assert [p.name for p in started] == ["engine0", "engine1", *(f"rank{i}" for i in range(6))]
+    assert [p.service for p in started] == [True] * 2 + [False] * 6
+    assert [p.name for p in started if p.echo] == ["rank0"]
+    engines, ranks = started[:2], started[2:]
+    addresses = [f"{tmp_path}/engine0", f"{tmp_path}/engine1"]
+    for rank, process in enumerate(ranks):
+        assert process.command[1:] == ["-m", "megatron_rl.train", str(folder.path)]
+        assert {k: process.env[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")} == {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "6",
+            "LOCAL_WORLD_SIZE": "6",
+        }
+        assert process.env["MASTER_ADDR"] == "127.0.0.1" and 1024 <= int(process.env["MASTER_PORT"]) < 65536
+        assert process.env["MEGATRON_RL_ENGINES"] == ",".join(addresses)
+        assert process.env["OMP_NUM_THREADS"] == "3"
+        assert (process.env.get("TORCHDYNAMO_DISABLE") == "1") == (not machine.gpus())
+    for engine, address in zip(engines, addresses, strict=True):
+        assert f"--address={address}" in engine.command
+        assert f"--model={folder.initial_model}" in engine.command
+        assert engine.env["OMP_NUM_THREADS"] == "1"
+    keys = {p.env["MEGATRON_RL_KEY"] for p in started}
+    assert len(keys) == 1 and len(bytes.fromhex(keys.pop())) == 16
+    assert processes(folder, config, tmp_path)[0].env["MEGATRON_RL_KEY"] != started[0].env["MEGATRON_RL_KEY"]
+
+
+def test_nccl_allocates_as_in_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quickstart(tmp_path)
+    folder = open_run(config)
+    folder.write_config(config)
+    for given, gpus, said in ((None, 1, "0"), ("1", 1, "1"), (None, 0, None)):
+        monkeypatch.setattr(machine, "gpus", lambda gpus=gpus: (80 << 30,) * gpus)
+        monkeypatch.delenv("NCCL_CUMEM_ENABLE", raising=False)
+        if given:
+            monkeypatch.setenv("NCCL_CUMEM_ENABLE", given)
+        assert {p.env.get("NCCL_CUMEM_ENABLE") for p in processes(folder, config, tmp_path)} == {said}
+
+
+def test_bad_input_found_by_a_process_is_one_paragraph(tmp_path: Path) -> None:
+    """The tokenizer does not fit the model: found while the initial model is written. The records keep the attempt."""
+    config = quickstart(tmp_path, "model.architecture.vocab_size=50", "run.resume=auto", "run.seed=3")
+    with pytest.raises(InputError, match="vocab_size=50") as error:
+        launch(config)
+    assert "\n" not in str(error.value)
+    run = RunFolder(tmp_path / "quickstart")
+    assert sorted(p.name for p in run.path.iterdir()) == [".lock", "config.yaml", "logs", "manifest.json"]
+    manifest = json.loads(run.manifest_file.read_text())
+    assert manifest["seed"] == 3
+    assert manifest["config"]["model"]["architecture"]["vocab_size"] == 50
+    assert manifest["attempts"][0]["versions"]["torch"] == machine.installed("torch")
+    assert "vocab_size=50" in (run.path / "logs/1/initial_model.log").read_text()
+    open_run(config).unlock()  # nothing holds the folder
+
+
+def test_a_model_that_has_gone_ends_every_process(tmp_path: Path) -> None:
+    """Whichever process finds it first, the run ends with its paragraph."""
+    config = quickstart(tmp_path, f"model.path={tmp_path}/gone", "actor.tensor_parallel=1")
+    config.model.architecture = {}
+    with pytest.raises(InputError, match=r"gone(/config\.json does not exist|' is not a folder)"):
+        launch(config)
+    assert {log.name for log in (tmp_path / "quickstart/logs/1").iterdir()} == {"engine0.log", "rank0.log"}

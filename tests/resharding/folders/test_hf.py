@@ -1,0 +1,360 @@
+"""Hugging Face folders: into sharded models and out again bit by bit, through transformers too, and broken ones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.folders import export
+from megatron_rl.resharding.folders import hf as hf_folder_module
+from megatron_rl.resharding.folders.export import export_hf
+from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.resharding.folders.load import load_hf, open_hf_folder
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.proof import ProofError
+from megatron_rl.resharding.swap import SwapSource
+from megatron_rl.resharding.transports.shared_memory import publish
+from megatron_rl.system.files import require_space
+from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards
+
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 12,
+    "vocab_size": 13,
+    "num_hidden_layers": 2,
+    "tie_word_embeddings": True,
+    "dtype": "float32",
+}
+MOE = CONFIG | {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 6,
+    "tie_word_embeddings": False,
+}
+SIZES = ParallelSizes(tensor=2, pipeline=2)
+
+
+def write_folder(folder: Path, hf: Tensors, config: dict[str, Any], files: int = 1) -> Path:
+    """A checkpoint as it lies on the hub, in ``files`` shards."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    many = [f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)]
+    names = many if files > 1 else ["model.safetensors"]
+    for i, name in enumerate(names):
+        save_file({n: t.contiguous() for n, t in list(hf.items())[i::files]}, folder / name)
+    if files > 1:
+        weight_map = {n: names[i % files] for i, n in enumerate(hf)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def load(folder: Path, config: dict[str, Any], sizes: ParallelSizes, dtype: torch.dtype, **kind: bool) -> list[Tensors]:
+    """Every rank's parameters, loaded into memory full of sevens."""
+    ranks = []
+    for rank, shard in enumerate(megatron_layout(config, sizes, **kind).ranks):
+        ranks.append({name: torch.full(shape, 7, dtype=dtype) for name, shape in shard.locals.items()})
+        load_hf(folder, config, sizes, rank, ranks[-1], **kind)
+    return ranks
+
+
+def read_folder(folder: Path) -> Tensors:
+    found: Tensors = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def padding_to_zero(
+    shards: list[Tensors], hf: Tensors, config: dict[str, Any], sizes: ParallelSizes, *kind: bool
+) -> None:
+    """The reference marks padding with -1; loading makes it zero."""
+    marks = megatron_shards({n: torch.zeros_like(t) for n, t in hf.items()}, config, sizes, *kind)
+    for shard, mark in zip(shards, marks, strict=True):
+        for tensor, m in zip(shard.values(), mark.values(), strict=True):
+            tensor[m == -1] = 0
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cases())
+def test_load_and_export_round_trip(tmp_path_factory: pytest.TempPathFactory, case: Case) -> None:
+    """Folder -> sharded model -> folder -> differently sharded model, in bfloat16, with many small files and bands."""
+    tmp_path = tmp_path_factory.mktemp("round_trip")
+    hf = {name: t.bfloat16() for name, t in hf_tensors(case.config, tags=False).items()}
+    write_folder(tmp_path / "a", hf, case.config, files=3)
+    first = load(tmp_path / "a", case.config, case.a, torch.bfloat16, **case.names)
+    expected = megatron_shards(hf, case.config, case.a, case.fused_norms, case.grouped_experts)
+    padding_to_zero(expected, hf, case.config, case.a, case.fused_norms, case.grouped_experts)
+    for found, shard in zip(first, expected, strict=True):
+        assert found.keys() == shard.keys()
+        assert all(torch.equal(found[name], shard[name]) for name in shard)
+    memories = [publish(rank) for rank in first]
+    source = SwapSource(case.config, case.a, memories=memories, **case.names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "BUFFER", 32)
+        export_hf(tmp_path / "b", source, max_shard_bytes=1000)
+    exported = read_folder(tmp_path / "b")
+    assert exported.keys() == hf.keys() and all(torch.equal(exported[name], hf[name]) for name in hf)
+    second = load(tmp_path / "b", case.config, case.b, torch.bfloat16)
+    expected = megatron_shards(hf, case.config, case.b)
+    padding_to_zero(expected, hf, case.config, case.b)
+    for found, shard in zip(second, expected, strict=True):
+        assert all(torch.equal(found[name], shard[name]) for name in shard)
+
+
+@pytest.mark.parametrize("config", [CONFIG, MOE])
+@pytest.mark.parametrize("max_shard_bytes", [2000, 10**9])
+def test_transformers_loads_what_is_exported(config: dict[str, Any], max_shard_bytes: int, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    model.save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    (tmp_path / "a" / "notes.txt").write_text("not part of a model")
+    hf_config = read_hf_config(tmp_path / "a")
+    ranks = load(tmp_path / "a", hf_config, SIZES, torch.float32)
+    source = SwapSource(hf_config, SIZES, False, False, [publish(rank) for rank in ranks])
+    export_hf(tmp_path / "b", source, carry_from=tmp_path / "a", max_shard_bytes=max_shard_bytes)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "b", output_loading_info=True)
+    again, info = loaded
+    assert not any(info.values())
+    expected = dict(model.named_parameters())
+    assert [n for n, _ in again.named_parameters()] == list(expected)
+    assert all(torch.equal(p, expected[name]) for name, p in again.named_parameters())
+    assert (tmp_path / "b" / "tokenizer.json").exists() and not (tmp_path / "b" / "notes.txt").exists()
+    written, before = (json.loads((tmp_path / x / "config.json").read_text()) for x in "ba")
+    assert written == before
+    files = [p for p in (tmp_path / "b").glob("*.safetensors")]
+    limit = max(max_shard_bytes, max(p.numel() for p in expected.values()) * 4)
+    assert all(f.stat().st_size - int.from_bytes(f.read_bytes()[:8], "little") - 8 <= limit for f in files)
+    assert (len(files) == 1) == (tmp_path / "b" / "model.safetensors").exists()
+
+
+def test_export_in_another_dtype(tmp_path: Path) -> None:
+    hf = hf_tensors(CONFIG, tags=False)
+    ranks = megatron_shards(hf, CONFIG, SIZES)
+    source = SwapSource(CONFIG, SIZES, False, False, [publish(rank) for rank in ranks])
+    export_hf(tmp_path / "b", source, dtype=torch.bfloat16)
+    exported = read_folder(tmp_path / "b")
+    assert all(torch.equal(exported[name], t.bfloat16()) for name, t in hf.items())
+    assert read_hf_config(tmp_path / "b")["dtype"] == "bfloat16"
+    loaded = load(tmp_path / "b", CONFIG, ParallelSizes(), torch.float32)  # and is cast on the way in
+    assert torch.equal(loaded[0]["0/decoder.final_layernorm.weight"], hf["model.norm.weight"].bfloat16().float())
+
+
+def test_export_is_all_or_nothing(tmp_path: Path) -> None:
+    ranks = megatron_shards(hf_tensors(CONFIG, tags=False), CONFIG, SIZES)
+    source = SwapSource(CONFIG, SIZES, False, False, [publish(rank) for rank in ranks])
+    with pytest.raises(FileNotFoundError):
+        export_hf(tmp_path / "out" / "b", source, carry_from=tmp_path / "nowhere")  # after the weights are written
+    assert not list((tmp_path / "out").iterdir())
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="there exists already"):
+        export_hf(tmp_path / "there", source)
+    with pytest.raises(InputError, match=r"\d+ MB free; the model needs 1152921504607 MB\. Free some\."):
+        require_space(tmp_path, 1 << 60, "the model", "Free some.")
+
+
+def test_a_tied_checkpoint_may_store_its_head(tmp_path: Path) -> None:
+    hf = hf_tensors(CONFIG, tags=False)
+    head = hf["model.embed_tokens.weight"].clone()
+    stored = hf | {"lm_head.weight": head, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    tensors = open_hf_folder(write_folder(tmp_path / "a", stored, CONFIG, files=2), CONFIG)
+    assert tensors.keys() == hf.keys()
+    assert all(torch.equal(tensors[name], t.flatten()) for name, t in hf.items())
+
+
+@pytest.mark.parametrize("other", ["number", "shape", "dtype"])
+def test_a_stored_head_is_the_embedding(other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_folder_module, "_COMPARED", 100)
+    hf = hf_tensors(CONFIG, tags=False)
+    head = hf["model.embed_tokens.weight"].clone()
+    head[12, 7] += other == "number"
+    head = head[:5, :3] if other == "shape" else head.bfloat16() if other == "dtype" else head
+    folder = write_folder(tmp_path / "a", hf | {"lm_head.weight": head}, CONFIG)
+    with pytest.raises(
+        InputError, match=r"lm_head\.weight of .* is not equal to model\.embed_tokens.*Set tie_word_emb"
+    ):
+        open_hf_folder(folder, CONFIG)
+
+
+def test_parameters_of_another_model_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", hf_tensors(CONFIG, tags=False), CONFIG)
+    with pytest.raises(ProofError, match=r"0/decoder\.final_layernorm\.weight of rank 0 does not exist"):
+        load_hf(tmp_path / "a", CONFIG, ParallelSizes(), 0, {})
+
+
+Damage = Callable[[Path], object]
+SECOND = "model-00002-of-00003.safetensors"
+INDEX = "model.safetensors.index.json"
+GATE = "model.layers.0.mlp.gate_proj.weight"
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def rewrite(path: Path, change: Callable[[Tensors], Tensors]) -> None:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(change(tensors), path)
+
+
+def edit_index(folder: Path, changes: dict[str, str | None]) -> None:
+    content = json.loads((folder / INDEX).read_text())
+    content["weight_map"] = {n: f for n, f in (content["weight_map"] | changes).items() if f}
+    (folder / INDEX).write_text(json.dumps(content))
+
+
+def edit_header(change: Callable[[dict[str, Any], int], object]) -> Damage:
+    """Damage that changes the header of the only file, of so many bytes of data; the data stay."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        content = path.read_bytes()
+        data = content[8 + int.from_bytes(content[:8], "little") :]
+        header = json.loads(content[8 : -len(data)])
+        change(header, len(data))
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+    return damage
+
+
+def offsets(*values: object) -> Damage:
+    return edit_header(lambda header, size: header[GATE].update(data_offsets=list(values)))
+
+
+def shape(*values: object) -> Damage:
+    return edit_header(lambda header, size: header[GATE].update(shape=list(values)))
+
+
+def add_copy(folder: Path) -> None:
+    """GATE also lies in a shard in which the index does not have it."""
+    where = json.loads((folder / INDEX).read_text())["weight_map"][GATE]
+    other = next(path for path in folder.glob("*.safetensors") if path.name != where)
+    rewrite(other, lambda tensors: tensors | {GATE: torch.ones(12, 8)})
+
+
+NO_WHOLE_NUMBERS = rf"is damaged: its header does not describe tensor {GATE}"
+BROKEN: dict[str, tuple[int, Damage, str]] = {
+    "no folder": (1, lambda f: f.rename(f.parent / "b"), r"a has neither model\.safetensors nor .*it holds no weights"),
+    "no index": (3, lambda f: (f / INDEX).unlink(), r"it has model-00001-of-00003\.safetensors, .*but no index"),
+    "missing shard": (
+        3,
+        lambda f: (f / SECOND).unlink(),
+        rf"says that .* is in {SECOND}, .*shard is missing",
+    ),
+    "unknown shard": (3, lambda f: edit_index(f, {GATE: "x.safetensors"}), rf"says that {GATE} is in x\.safetensors"),
+    "wrong shard": (
+        3,
+        lambda f: edit_index(f, {GATE: SECOND}),
+        rf"model-00001-of-00003\.safetensors holds tensor {GATE}, and {INDEX} does not say so",
+    ),
+    "broken index": (3, lambda f: cut(f / INDEX, 50), r"index\.json is not valid JSON .*cut short"),
+    "empty index": (3, lambda f: (f / INDEX).write_text("{}"), r"index\.json has no weight_map"),
+    "cut data": (
+        1,
+        lambda f: cut(f / "model.safetensors", (f / "model.safetensors").stat().st_size - 1),
+        r"model\.safetensors is cut short: tensor \S+ ends at byte \d+, the file at \d+",
+    ),
+    "no tensor of the index": (
+        3,
+        lambda f: edit_index(f, {"model.layers.0.x": SECOND}),
+        rf"says that model\.layers\.0\.x is in {SECOND}, which does not",
+    ),
+    "not in the index": (3, lambda f: edit_index(f, {GATE: None}), rf"holds tensor {GATE}, and {INDEX} does not say"),
+    "stored twice": (3, add_copy, rf"holds tensor {GATE}, and {INDEX} does not say so"),
+    "file of no name": (3, lambda f: edit_index(f, {GATE: ["x"]}), rf"says that {GATE} is in \['x'\]"),
+    "index and one file": (
+        3,
+        lambda f: save_file({}, f / "model.safetensors"),
+        r"has model\.safetensors, and .*index\.json, which names model-00001-of-00003.*Remove the one",
+    ),
+    "bytes of another tensor": (1, offsets(0, 12 * 8 * 4), r"is damaged: tensor \S+ is said to be bytes \d+ to \d+"),
+    "negative offsets": (1, offsets(-1000, 12 * 8 * 4 - 1000), NO_WHOLE_NUMBERS),
+    "infinite offsets": (1, offsets(0, float("inf")), NO_WHOLE_NUMBERS),
+    "offsets in no order": (1, offsets(12 * 8 * 4, 0), r"is damaged: tensor \S+ is said to be bytes \d+ to \d+"),
+    "shape of words": (1, shape("12", "8"), NO_WHOLE_NUMBERS),
+    "shape of fractions": (1, shape(12.0, 8.0), NO_WHOLE_NUMBERS),
+    "infinite shape": (1, shape(float("inf"), 8), NO_WHOLE_NUMBERS),
+    "bytes at the end": (
+        1,
+        lambda f: (f / "model.safetensors").open("ab").write(bytes(8)),
+        r"is damaged: its last tensor ends at byte (\d+), the file at \d+",
+    ),
+    "nested header": (
+        1,
+        lambda f: (f / "model.safetensors").write_bytes((200_000).to_bytes(8, "little") + b"[" * 200_000),
+        r"is no safetensors file: its header is not JSON",
+    ),
+    "nested index": (3, lambda f: (f / INDEX).write_text("[" * 200_000), r"index\.json is not valid JSON"),
+    "cut header": (1, lambda f: cut(f / "model.safetensors", 100), r"model\.safetensors is cut short: its header"),
+    "empty file": (1, lambda f: cut(f / "model.safetensors", 0), r"model\.safetensors is cut short: its header"),
+    "no safetensors": (
+        1,
+        lambda f: (f / "model.safetensors").write_bytes((4).to_bytes(8, "little") + b"PK\3\4data"),
+        r"is no safetensors file: its header is not JSON",
+    ),
+    "other shape": (
+        1,
+        lambda f: rewrite(f / "model.safetensors", lambda t: t | {GATE: torch.zeros(8, 12)}),
+        rf"Tensor {GATE} of .*model\.safetensors has shape \[8, 12\], but config\.json makes it \[12, 8\]",
+    ),
+    "missing tensor": (
+        1,
+        lambda f: rewrite(f / "model.safetensors", lambda t: {n: x for n, x in t.items() if n != GATE}),
+        rf"does not hold tensor {GATE}; 1 of 24 are missing",
+    ),
+    "unknown tensor": (
+        1,
+        lambda f: rewrite(f / "model.safetensors", lambda t: t | {"model.layers.2.x": torch.zeros(1)}),
+        r"model\.safetensors holds tensor model\.layers\.2\.x, which no qwen3 model",
+    ),
+    "wrong dtype": (
+        1,
+        lambda f: rewrite(f / "model.safetensors", lambda t: t | {GATE: torch.zeros(12, 8, dtype=torch.int32)}),
+        rf"Tensor {GATE} of .* has dtype I32; only BF16, F16, F32",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_folder_is_explained(what: str, tmp_path: Path) -> None:
+    files, damage, message = BROKEN[what]
+    folder = write_folder(tmp_path / "a", hf_tensors(CONFIG, tags=False), CONFIG, files)
+    open_hf_folder(folder, CONFIG)
+    damage(folder)
+    with pytest.raises(InputError, match=message):
+        open_hf_folder(folder, CONFIG)
+
+
+def test_config_json(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json does not exist"):
+        read_hf_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"hidden')
+    with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
+        read_hf_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config\.json holds a list; a JSON object is needed"):
+        read_hf_config(tmp_path)
+    untied = CONFIG | {"tie_word_embeddings": False}
+    folder = write_folder(tmp_path / "a", hf_tensors(CONFIG, tags=False), untied)
+    with pytest.raises(InputError, match=r"lm_head\.weight \(config\.json has tie_word_embeddings=false\); 1 of"):
+        open_hf_folder(folder, untied)

@@ -1,0 +1,102 @@
+"""Packing into chunks: every element once and in order, inside every bound."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.execute import box
+from megatron_rl.resharding.layout import ParallelSizes, row_major
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
+from megatron_rl.resharding.plan import Copy, make_plan
+from megatron_rl.resharding.transports.chunks import ALIGNMENT, HASH, chunk_bytes, schedule
+
+DTYPES = [torch.float8_e4m3fn, torch.bfloat16, torch.float32]
+
+
+@st.composite
+def links(draw: st.DrawFn) -> tuple[list[Copy], list[int]]:
+    """Boxes with gaps around them on either side, and the bytes of their elements."""
+    copies, itemsizes = [], []
+    for number in range(draw(st.integers(1, 6))):
+        shape = tuple(draw(st.lists(st.integers(1, 12), min_size=1, max_size=3)))
+        read, write = (row_major((*shape[:-1], shape[-1] + draw(st.integers(0, 2)))) for _ in range(2))
+        name = str(number)
+        copies.append(Copy(name, (0,) * len(shape), shape, 0, name, 0, read, 0, name, 0, write))
+        itemsizes.append(draw(st.sampled_from(DTYPES)).itemsize)
+    return copies, itemsizes
+
+
+@settings(max_examples=150, deadline=None)
+@given(links(), st.integers(4, 40))
+def test_chunks_carry_every_element_once_and_in_order(link: tuple[list[Copy], list[int]], sixteenths: int) -> None:
+    copies, itemsizes = link
+    capacity = sixteenths * ALIGNMENT
+    seen: list[list[Any]] = [[] for _ in copies]
+    numbers = []
+    for chunk in schedule(copies, itemsizes, capacity):
+        used = np.zeros(chunk.size, dtype=int)
+        assert 0 < chunk.size <= capacity and chunk.size % ALIGNMENT == 0
+        for piece in chunk.pieces:
+            c = copies[piece.copy]
+            numbers.append(piece.copy)
+            assert piece.offset % ALIGNMENT == 0
+            used[piece.offset : piece.offset + piece.size] += 1
+            if piece.last:
+                assert piece.hash_offset + HASH <= chunk.size
+                used[piece.hash_offset : piece.hash_offset + HASH] += 1
+            source = torch.arange(1000 * 15, dtype=torch.int64)
+            elements = box(source, piece.shape, piece.source_strides, 0)[piece.part]
+            there = box(source, piece.shape, piece.destination_strides, 0)[piece.part]
+            assert elements.shape == there.shape and elements.numel() * itemsizes[piece.copy] == piece.size
+            seen[piece.copy].append((elements.flatten(), there.flatten(), piece.last))
+        assert used.max() == 1
+    assert numbers == sorted(numbers)
+    for c, parts in zip(copies, seen, strict=True):
+        addresses = torch.arange(15000)
+        assert [last for *_, last in parts] == [False] * (len(parts) - 1) + [True]
+        for side, strides in enumerate((c.source_strides, c.destination_strides)):
+            whole = addresses.as_strided(c.shape, strides).flatten()
+            assert torch.equal(torch.cat([part[side] for part in parts]), whole)
+
+
+def test_both_ends_fit_their_buffer() -> None:
+    """Sources with many destinations and destinations with many sources agree on every link's chunk."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 8,
+        "intermediate_size": 64,
+        "vocab_size": 640,
+        "num_hidden_layers": 3,
+        "tie_word_embeddings": False,
+    }
+    plan = make_plan(
+        megatron_layout(config, ParallelSizes(tensor=2, pipeline=3)), sglang_layout(config, EngineSizes(8, data=2))
+    )
+    pairs = {(c.source_rank, c.destination_rank) for c in plan.copies}
+    assert len(pairs) > 16
+    sizes = {pair: chunk_bytes(plan, *pair, 1 << 16) for pair in pairs}
+    for side, ranks in ((0, plan.sources), (1, plan.destinations)):
+        totals = [sum(size for pair, size in sizes.items() if pair[side] == rank) for rank in range(ranks)]
+        assert max(totals) <= 1 << 16 and min(totals) > 0
+    busiest = max(sum(pair[0] == rank for pair in pairs) for rank in range(plan.sources))
+    assert min(sizes.values()) == (1 << 16) // busiest // ALIGNMENT * ALIGNMENT
+    with pytest.raises(InputError, match=rf"A swap buffer of 1024 bytes is too small for the {busiest} links"):
+        chunk_bytes(plan, *min(pairs, key=lambda p: sizes[p]), 1024)
+
+
+def test_large_copies_travel_in_pieces_that_stay_in_cache() -> None:
+    shape = (1000, 1024)
+    c = Copy("w", (0, 0), shape, 0, "w", 0, (1024, 1), 0, "w", 0, (2048, 1))
+    chunks = schedule([c], [2], 4 << 20)
+    assert [math.ceil(chunk.size / (1 << 20)) for chunk in chunks] == [2]
+    assert [piece.size for piece in chunks[0].pieces] == [1 << 20, 488 * 2048]

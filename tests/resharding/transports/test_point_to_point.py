@@ -1,0 +1,235 @@
+"""Swaps over gloo between real processes, and everything that must stop one, by name and in time."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.layouts.fp8 import SCALE, cut_tensors, quantised_engine, quantised_source
+from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
+from megatron_rl.resharding.layouts.transformers import transformers_layout
+from megatron_rl.resharding.plan import make_plan
+from megatron_rl.resharding.quantise import quantised_names
+from megatron_rl.resharding.swap import merge_hashes
+from megatron_rl.resharding.transports.endpoints import Endpoints
+from megatron_rl.resharding.transports.point_to_point import PointToPointSource
+from megatron_rl.resharding.transports.transport import owned_hashes
+from tests.conftest import ROOT
+from tests.resharding.layouts.test_fp8 import offers, quantised_model
+from tests.resharding.reference import Tensors, hf_tensors, megatron_shards, transformers_parameters
+from tests.resharding.sglang_reference import sglang_shards
+from tests.resharding.transports.point_to_point_ranks import Job, Round
+
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "vocab_size": 61,
+    "num_hidden_layers": 2,
+    "tie_word_embeddings": True,
+    "num_experts": 4,
+    "moe_intermediate_size": 12,
+    "mlp_only_layers": [0],
+}
+SIZES = ParallelSizes(tensor=2, pipeline=2)
+TWO = EngineSizes(tensor=2)
+SMALL = 6144  # bytes: four links with two slots of 768 bytes; the embedding alone has 7808 in float32
+NORM = "model.norm.weight"
+RANKS = Path(__file__).parent / "point_to_point_ranks.py"
+Outcome = dict[str, Any]
+
+
+def job(dtype: torch.dtype, engine: EngineSizes | None, sizes: ParallelSizes = SIZES, **settings: Any) -> Job:
+    torch.manual_seed(0)
+    hf = hf_tensors(CONFIG, tags=False)
+    layout = sglang_layout(CONFIG, engine) if engine else transformers_layout(CONFIG)
+    wanted = [{n: torch.full(s, -1, dtype=dtype) for n, s in shard.locals.items()} for shard in layout.ranks]
+    held = megatron_shards(hf, CONFIG, sizes)
+    return Job(megatron_layout(CONFIG, sizes), layout, held, wanted, **({"rounds": [Round(1)]} | settings))
+
+
+def expected(dtype: torch.dtype, engine: EngineSizes | None) -> list[Tensors]:
+    torch.manual_seed(0)
+    hf = {name: t.to(dtype) for name, t in hf_tensors(CONFIG, tags=False).items()}
+    return sglang_shards(hf, CONFIG, engine) if engine else [transformers_parameters(hf, CONFIG)]
+
+
+def swap(work: Job, folder: Path) -> list[dict[int, Outcome]]:
+    """Every round's outcomes by rank; a killed rank has none."""
+    torch.save(work, folder / "job.pt")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(RANKS), str(folder)]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors.decode()[-3000:]
+    world = len(work.held) + len(work.wanted)
+    return [
+        {r: torch.load(p, weights_only=False) for r in range(world) if (p := folder / f"{n}.{r}.pt").exists()}
+        for n in range(len(work.rounds))
+    ]
+
+
+def assert_arrived(outcomes: dict[int, Outcome], real: list[Tensors], version: int) -> None:
+    assert [o["error"] for o in outcomes.values()] == [""] * len(outcomes)
+    landed = list(outcomes.values())[-len(real) :]
+    for outcome, tensors in zip(landed, real, strict=True):
+        assert outcome["version"] == version and outcome["tensors"].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert outcome["tensors"][name].dtype == tensor.dtype and torch.equal(outcome["tensors"][name], tensor), (
+                name
+            )
+
+
+def assert_poisoned(outcome: Outcome) -> None:
+    assert outcome["version"] == -1 and outcome["tensors"][NORM].isnan().all()
+
+
+@pytest.mark.parametrize("engine", [None, TWO], ids=["one rank", "two ranks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_rank_receives_its_copies(tmp_path: Path, dtype: torch.dtype, engine: EngineSizes | None) -> None:
+    """Twice in a row, from float32 weights, through a buffer that is smaller than a tensor."""
+    work = job(dtype, engine, buffer=SMALL, rounds=[Round(1), Round(2)])
+    for outcomes, version in zip(swap(work, tmp_path), (1, 2), strict=True):
+        assert_arrived(outcomes, expected(dtype, engine), version)
+        assert all(0 < outcome["staging"] <= SMALL for outcome in outcomes.values())
+        plan = make_plan(work.source, work.destination)
+        pushed = merge_hashes(plan, [outcomes[r]["owned"] for r in range(4)])
+        at_rest = merge_hashes(plan, [owned_hashes(plan, r, held, dtype) for r, held in enumerate(work.held)])
+        assert np.array_equal(pushed, at_rest)
+        for rank in range(len(work.wanted)):
+            assert np.array_equal(outcomes[4 + rank]["hashes"], pushed[plan.copies_to(rank)])
+
+
+def test_a_wrong_byte_is_named_on_both_sides_and_the_next_swap_heals(tmp_path: Path) -> None:
+    rounds = [Round(1, {1: "corrupt 2"}), Round(2, {0: "truncate 3"}), Round(3), Round(4, connect=True, overlap=True)]
+    work = job(torch.bfloat16, TWO, ParallelSizes(tensor=2), buffer=SMALL, rounds=rounds)
+    corrupt, truncated, healed, overlapped = swap(work, tmp_path)
+    copies = make_plan(work.source, work.destination).copies
+    (wrong,) = [o for o in list(corrupt.values())[2:] if o["error"]]
+    (tensor,) = {t for c in copies for t in c.tensors if f"Tensor {t} " in wrong["error"]}
+    assert "did not arrive in version 1" in wrong["error"] and "what trainer rank 1 holds in" in wrong["error"]
+    assert f"Tensor {tensor} did not arrive at destination rank" in corrupt[1]["error"] and not corrupt[0]["error"]
+    assert_poisoned(wrong)
+    (wrong,) = [o for o in list(truncated.values())[2:] if o["error"]]
+    assert (
+        "In version 2 chunk " in wrong["error"] and "came truncated or out of turn from source rank 0" in wrong["error"]
+    )
+    assert "arrived truncated or out of turn at destination rank" in truncated[0]["error"] and not truncated[1]["error"]
+    assert_poisoned(wrong)
+    assert_arrived(healed, expected(torch.bfloat16, TWO), 3)
+    for outcome in list(overlapped.values())[2:]:  # every message was right, the memory that it went to is not
+        assert "did not arrive in version 4" in outcome["error"]
+        assert_poisoned(outcome)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told", "refused"),
+    [
+        ("plan", "source rank 0 (process 0) follows plan {wrong}, this process plan {right}", "follows plan {right}"),
+        ("version", "source rank 0 (process 0) runs version 2, this process version 1", "runs version 1, this"),
+        ("buffer", "source rank 0 (process 0) has another buffer size or other dtypes", "has another buffer size"),
+    ],
+)
+def test_another_swap_is_refused(tmp_path: Path, fault: str, told: str, refused: str) -> None:
+    rounds = [Round(1, {0: fault}), Round(2), Round(3, connect=True)]
+    work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=rounds)
+    first, second, healed = swap(work, tmp_path)
+    plan = make_plan(work.source, work.destination)
+    wrong = type(plan)(plan.tensors, 2, 1, (plan.copies[1], plan.copies[0], *plan.copies[2:]), plan.unused)
+    names = {"right": plan.hash, "wrong": wrong.hash}
+    assert told.format(**names) in first[2]["error"]
+    assert f"destination rank 0 (process 2) {refused.format(**names)}" in first[0]["error"]
+    assert "destination rank 0 (process 2) refused" in first[1]["error"]
+    assert_poisoned(first[2])
+    assert all("cannot be run over these links" in outcome["error"] for outcome in second.values())
+    assert_poisoned(second[2])
+    assert_arrived(healed, expected(torch.float32, None), 3)
+
+
+@pytest.mark.parametrize(("killed", "name"), [(1, "source rank 1 (process 1)"), (2, "destination rank 0 (process 2)")])
+def test_a_killed_rank_is_named_and_a_new_connection_heals(tmp_path: Path, killed: int, name: str) -> None:
+    rounds = [Round(1), Round(2, {killed: "kill 4"}), Round(3, connect=True)]
+    work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=rounds, buffer=SMALL, timeout=60)
+    first, second, healed = swap(work, tmp_path)
+    assert_arrived(first, expected(torch.float32, None), 1)
+    assert killed not in second
+    others = [second[2]] if killed == 1 else [second[0], second[1]]
+    for outcome in others:
+        assert f"The swap failed: {name} was lost at " in outcome["error"] and outcome["seconds"] < 60
+    if killed == 1:
+        assert_poisoned(second[2])
+    assert_arrived(healed, expected(torch.float32, None), 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"), [("late", "the greeting"), ("stall 3", r"chunk 3 of \d+, from tensor model\.\S+ on,")]
+)
+def test_every_wait_ends_at_the_deadline(tmp_path: Path, fault: str, what: str) -> None:
+    rounds = [Round(1, {1: fault}), Round(2, connect=True)]
+    work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=rounds, buffer=SMALL, timeout=3)
+    outcomes, healed = swap(work, tmp_path)
+    late = rf"source rank 1 \(process 1\) kept {what} waiting until the deadline of 3 s"
+    assert re.search(late, outcomes[2]["error"]), outcomes[2]["error"]
+    assert outcomes[2]["seconds"] >= 3 and outcomes[0]["error"] and outcomes[1]["error"]
+    assert_poisoned(outcomes[2])
+    assert_arrived(healed, expected(torch.float32, None), 2)
+
+
+def test_what_cannot_be_connected() -> None:
+    with pytest.raises(InputError, match="Rank 1 is a source and a destination of one swap"):
+        Endpoints([0, 1], [1, 2])
+    work = job(torch.float32, TWO)
+    plan = make_plan(work.source, work.destination)
+    with pytest.raises(InputError, match="The plan is for 4 -> 2 ranks; 3 -> 2 ranks"):
+        PointToPointSource(plan, 0, work.held[0], torch.float32, Endpoints(range(3), range(4, 6)))
+    with pytest.raises(InputError, match="A swap buffer of 1000 bytes is too small for the 4 links"):
+        PointToPointSource(plan, 0, work.held[0], torch.float32, Endpoints(range(4), range(4, 6), buffer=2000))
+
+
+def test_fp8_weights_and_scales_arrive_as_of_the_full_tensor(tmp_path: Path) -> None:
+    """The source's boundaries cut through tiles, and the engine cuts differently."""
+    config = CONFIG | {"intermediate_size": 40}
+    block, sizes, workers = 4, ParallelSizes(tensor=4, expert=2), EngineSizes(tensor=2, expert=2)
+    names = quantised_names(config)
+    torch.manual_seed(0)
+    hf = hf_tensors(config, tags=False)
+    layout = megatron_layout(config, sizes)
+    held = offers(layout, megatron_shards(hf, config, sizes), names, block)
+    engine = quantised_engine(sglang_layout(config, workers), names, block)
+    quantised = {s.local for shard in engine.ranks for s in shard.segments if s.tensor in names}
+    kinds = {n: torch.float8_e4m3fn if n in quantised else torch.float32 for n in engine.ranks[0].locals}
+    wanted = [{n: torch.full(s, -1.0).to(kinds[n]) for n, s in shard.locals.items()} for shard in engine.ranks]
+    (outcomes,) = swap(Job(quantised_source(layout, names, block), engine, held, wanted, [Round(1)], SMALL), tmp_path)
+    full = quantised_model(hf, names, block)
+    weights = {n: t.view(torch.uint8) if n in names else t for n, t in full.items() if not n.endswith(SCALE)}
+    scales = {n: full.get(n + SCALE, t) for n, t in hf.items()}
+    real = []
+    for weight, scale in zip(
+        sglang_shards(weights, config, workers), sglang_shards(scales, config, workers), strict=True
+    ):
+        real.append({n: t.view(torch.float8_e4m3fn) if n in quantised else t for n, t in weight.items()})
+        real[-1] |= {n + SCALE: scale[n] for n in quantised}
+    assert [name.split(".", 3)[-1] for name in cut_tensors(layout, names, block)] == [
+        "mlp.gate_proj.weight",
+        "mlp.up_proj.weight",
+        "mlp.down_proj.weight",
+    ]
+    assert len(quantised) == 8
+    assert_arrived(outcomes, real, 1)

@@ -1,0 +1,206 @@
+"""What ``check`` finds: one violation at a time, all at once, and nothing in a recipe that works."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_rl.config import Config
+from megatron_rl.settings.check import check
+from megatron_rl.settings.footprint import footprint, readable
+from megatron_rl.settings.load import load
+from megatron_rl.system import machine
+from megatron_rl.system.channel import KEY
+from tests.conftest import ROOT
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+MIXTURE = [
+    *("model.architecture.model_type=qwen3_moe", "model.architecture.num_experts=4"),
+    *("model.architecture.num_experts_per_tok=2", "model.architecture.moe_intermediate_size=64"),
+    "rollout.embedded.true_on_policy=false",
+]
+ONE_RANK = ("actor.tensor_parallel=1", "actor.data_parallel=1")
+
+
+def quickstart(tmp_path: Path, *overrides: str) -> Config:
+    config, problems = load("quickstart", [f"run.folder={tmp_path}/runs", *overrides])
+    assert problems == []
+    return config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["run.resume=always"], ["run.resume is 'always'", "auto or never"]),
+        (["model.dtype=float16"], ["model.dtype is 'float16'", "bfloat16 or float32"]),
+        (["actor.optimizer.decay=exp"], ["actor.optimizer.decay", "constant, linear or cosine"]),
+        (["tracking.wandb=maybe"], ["tracking.wandb", "auto, online, offline or off"]),
+        (["actor.recompute=all"], ["actor.recompute", "none, selective or full"]),
+        (["run.keep=0"], ["run.keep is 0", "1 or more"]),
+        (["actor.threads=0"], ["actor.threads is 0"]),
+        (["actor.optimizer.lr=-1"], ["actor.optimizer.lr is -1", "0 or more"]),
+        (["sft_optimizer.beta2=1.0"], ["sft_optimizer.beta2 is 1.0", "between 0"]),
+        (["actor.optimizer.clip_grad=.inf"], ["actor.optimizer.clip_grad is inf"]),
+        (["actor.sequence_parallel=true", "actor.tensor_parallel=1"], ["sequence_parallel needs"]),
+        (["actor.micro_batch_tokens=50"], ["micro_batch_tokens is 50", "86 tokens", "86 or more"]),
+        (["actor.micro_batch_tokens=43", "actor.context_parallel=2"], []),
+        (["run.name=a/b"], ["run.name is 'a/b'"]),
+        (["run.name=latest"], ["run.name is 'latest'"]),
+        (["run.folder=/etc/passwd/x"], ["/etc/passwd is a file"]),
+        (["model.path=/tmp"], ["One of model.path", "both are"]),
+        (["model.architecture.model_type=gpt2"], ["gpt2", "llama, qwen2, qwen3, qwen3_moe"]),
+        (["model.architecture.hidden_act=gelu"], ["hidden_act", "silu"]),
+        (["actor.tensor_parallel=4", "model.architecture.num_attention_heads=6"], ["num_attention_heads=6", "1, 2"]),
+        (["model.architecture.hidden_size=wide"], ["hidden_size='wide'", "a whole number"]),
+        (["model.architecture.max_position_embeddings=long"], ["max_position_embeddings='long'"]),
+        (["actor.pipeline_parallel=2"], ["pipeline_parallel=2", "num_hidden_layers", "1, 3"]),
+        (
+            MIXTURE,
+            ["A mixture of experts with actor.tensor_parallel > 1 needs actor.sequence_parallel=true"],
+        ),
+        ([*MIXTURE, "actor.sequence_parallel=true"], []),
+        (
+            [*MIXTURE, "actor.sequence_parallel=true", "rollout.embedded.true_on_policy=true"],
+            ["rollout.embedded.true_on_policy=true is for dense models"],
+        ),
+        (["actor.tensor_parallel=0"], ["actor.tensor_parallel=0 is not positive"]),
+        (["rollout.max_new_tokens=100"], ["= 138", "max_position_embeddings=128"]),
+        pytest.param(
+            ["actor.fp8=delayed"],
+            ["actor.fp8=delayed needs an NVIDIA GPU"],
+            marks=pytest.mark.skipif(bool(machine.gpus()), reason="there is a GPU"),
+        ),
+        (["algorithm.minibatches=3"], ["algorithm.minibatches", "1, 2, 4, 8, 16"]),
+        (["rollout.group_size=1"], ["rollout.group_size is 1", "at least 2"]),
+        (
+            [*MIXTURE, *ONE_RANK, "rollout.sglang.routing_replay=true"],
+            ["rollout.sglang.routing_replay needs rollout.engine=sglang"],
+        ),
+        (
+            ["rollout.engine=sglang", "rollout.sglang.urls=http://10.0.0.7:1", "rollout.sglang.routing_replay=true"],
+            ["rollout.sglang.routing_replay is for mixtures of experts", "model_type=qwen3 is none"],
+        ),
+        (["rewards.terms.no.such.reward=1"], ["no.such.reward"]),
+        (["data.task=sally"], ["data.task='sally'"]),
+        (["evaluation.prompts=0"], ["evaluation.prompts is 0"]),
+        (["sft.batch_size=0"], ["sft.batch_size is 0"]),
+        (["run.keep=1000000000", "run.save_every=1"], ["The run writes up to", "lower run.keep"]),
+    ],
+)
+def test_violation(tmp_path: Path, overrides: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "5f" * 16)  # of servers that run already
+    found = check(quickstart(tmp_path, *overrides), contents=False)
+    assert len(found) == bool(parts), found
+    for part in parts:
+        assert part in found[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_size_is_named(tmp_path: Path) -> None:
+    config = quickstart(tmp_path)
+    del config.model.architecture["num_hidden_layers"]
+    found = check(config, contents=False)
+    assert len(found) == 1 and "num_hidden_layers" in found[0]
+
+
+def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
+    sizes = ("hidden_size=262144", "intermediate_size=1048576", "num_hidden_layers=90")
+    found = check(quickstart(tmp_path, *(f"model.architecture.{size}" for size in sizes)), contents=False)
+    expected = ("of memory", "/dev/shm", "The run writes up to")
+    if machine.gpus():
+        expected = ("A rank needs at least", *expected)
+    assert len(found) == len(expected)
+    assert all(part in message for part, message in zip(expected, found, strict=True))
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    found = check(quickstart(tmp_path, "model.architecture.vocab_size=50", "run.keep=0"))
+    assert len(found) == 2
+    assert "run.keep" in found[0]
+    assert "The tokenizer of data.task=false_belief has token ids up to 76" in found[1] and "vocab_size=50" in found[1]
+
+
+def test_all_rooms_at_once(tmp_path: Path) -> None:
+    wrong = ["rollout.top_p=2", "rewards.workers=0", "algorithm.std=n", "data.limit=-1", "actor.tensor_parallel=3"]
+    found = "\n".join(check(quickstart(tmp_path, *wrong)))
+    for part in ("rollout.top_p", "rewards.workers", "algorithm.std", "data.limit", "num_attention_heads"):
+        assert part in found
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
+        (None, "there is no such folder"),
+        ({}, "no config.json"),
+        ({"config.json": "{"}, "config.json is not valid JSON"),
+        ({"config.json": json.dumps(LLAMA)}, "no *.safetensors"),
+        ({"config.json": json.dumps(LLAMA), "model.safetensors": ""}, "has no tokenizer"),
+        ({"config.json": json.dumps(LLAMA | {"model_type": "bert"})}, "model_type='bert'"),
+    ],
+)
+def test_model_folder(tmp_path: Path, files: dict[str, str] | None, part: str) -> None:
+    folder = tmp_path / "model"
+    if files is not None:
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_text(content)
+    config = quickstart(tmp_path, f"model.path={folder}", "actor.tensor_parallel=1")
+    config.model.architecture = {}
+    assert part in "\n".join(check(config))
+
+
+def test_footprint_of_a_known_model() -> None:
+    """Numbers worked out by hand from the shapes of LLAMA, bf16, TP 2 x DP 2."""
+    config = Config()
+    config.actor.tensor_parallel = config.actor.data_parallel = 2
+    config.algorithm.kl_coef = 0.1
+    hidden, layer_split = 64, 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 128  # q k v, o, gate up down
+    parameters = 4 * (layer_split + 2 * hidden) + 2 * 100 * hidden + hidden
+    rank = 4 * (layer_split // 2 + 2 * hidden) + 2 * 50 * hidden + hidden
+    needed = footprint(config, LLAMA)
+    assert needed.parameters == parameters
+    assert needed.shared == 4 * rank * 2
+    assert needed.ranks == (rank * (2 + 4 + 2) + parameters * 12 // 4,) * 4
+    assert (needed.engine, needed.export, needed.checkpoint) == (parameters * 2, parameters * 2, parameters * 14)
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 MB"), (35e6, "35 MB"), (1.24e9, "1.2 GB")])
+def test_readable(count: float, text: str) -> None:
+    assert readable(count) == text
+
+
+def test_packages_that_do_not_fit(tmp_path: Path) -> None:
+    """Found through the metadata that pip leaves, in a process that sees an old torch first."""
+    info = tmp_path / "torch-2.5.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.5.1\n")
+    code = "from megatron_rl import machine; print(*machine.package_problems(), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == 'torch 2.5.1 is installed, which is not supported: pip install "torch>=2.11,<2.14".\n'
+    assert machine.package_problems() == []
+
+
+def test_what_setup_installs_is_supported() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for name, specifier in machine.SUPPORTED.items():
+        assert machine.SpecifierSet(specifier).contains(pins[name])
+    assert f'"torch{machine.SUPPORTED["torch"]}"' in (ROOT / "setup.py").read_text()

@@ -1,0 +1,178 @@
+"""From recipes and overrides to a configuration: values, and every problem with its nearest key."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+from megatron_rl.settings.load import documented, from_yaml, load, options, to_yaml
+from recipes import find
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    file = tmp_path / "base.yaml"
+    file.write_text("run: {name: base}\nrewards: {terms: {format: 0.2}, args: {format: {strict: true}}}\n")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "room", "value"),
+    [
+        ("run.steps=7", lambda c: c.run.steps, 7),
+        ("run.name=1.50", lambda c: c.run.name, "1.50"),  # text stays as it was typed
+        ("run.name=on", lambda c: c.run.name, "on"),
+        ("data.path=", lambda c: c.data.path, ""),
+        ("data.path=a=b", lambda c: c.data.path, "a=b"),
+        ("actor.optimizer.lr=1e-6", lambda c: c.actor.optimizer.lr, 1e-6),
+        ("rollout.temperature=2", lambda c: c.rollout.temperature, 2.0),
+        ("actor.packing=false", lambda c: c.actor.packing, False),
+        (
+            "actor={tensor_parallel: 4, packing: false}",
+            lambda c: (c.actor.tensor_parallel, c.actor.packing),
+            (4, False),
+        ),
+        ("rewards.terms.format=0.5", lambda c: c.rewards.terms, {"format": 0.5}),
+        ("rewards.terms.my.own.reward=1", lambda c: c.rewards.terms, {"format": 0.2, "my.own.reward": 1.0}),
+        ("rewards.terms.format=null", lambda c: c.rewards.terms, {}),
+        ("rewards.args.format.tag=a", lambda c: c.rewards.args, {"format": {"strict": True, "tag": "a"}}),
+        ("rewards.args.my.reward.k=[1, 2]", lambda c: c.rewards.args["my.reward"], {"k": [1, 2]}),
+        ("model.architecture.rope.theta=1e4", lambda c: c.model.architecture, {"rope": {"theta": 1e4}}),
+        ("model.architecture.rope_scaling=null", lambda c: c.model.architecture, {"rope_scaling": None}),
+        ("data.columns.question=QUESTION", lambda c: c.data.columns, {"question": "QUESTION"}),
+    ],
+)
+def test_override(base: str, override: str, room, value: object) -> None:
+    config, problems = load(base, [override])
+    assert problems == []
+    assert isinstance(config, Config)
+    assert room(config) == value
+    assert type(room(config)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        (
+            "actor.tensr_parallel=2",
+            [
+                "actor.tensr_parallel=2",
+                "did you mean actor.tensor_parallel?",
+                "data_parallel",
+            ],
+        ),
+        ("actor.optimizer.beta=2", ["did you mean actor.optimizer.beta2?", "actor.optimizer has lr, beta1, beta2"]),
+        (
+            "tensor_parallel=2",
+            ["did you mean actor.tensor_parallel or rollout.sglang.", "run, model, data"],
+        ),
+        ("lr=3", ["actor.optimizer.lr", "sft_optimizer.lr"]),
+        ("runn.steps=3", ["did you mean run.steps?"]),
+        ("run.steps=1.5", ["run.steps=1.5", "a whole number", "1.5"]),
+        ("run.steps=", ["a whole number", "''"]),
+        ("actor.optimizer.lr=fast", ["a number", "'fast'"]),
+        ("actor.packing=maybe", ["true or false", "'maybe'"]),
+        ("actor.tensor_parallel=true", ["a whole number", "True"]),
+        ("rewards.terms.format=high", ["rewards.terms", "names with numbers", "'high'"]),
+        ("rewards.terms=1", ["names with numbers"]),
+        ("rewards.args.format=1", ["names with keyword arguments"]),
+        ("data.columns.a=1", ["names with text"]),
+        ("actor=2", ["actor holds several options", "tensor_parallel"]),
+        ("run.steps", ["'run.steps' is no override", "key=value"]),
+        ("=3", ["'=3' is no override"]),
+        ("run.steps=[", ["not valid YAML"]),
+        ("run.folder=${run.name}", ["references", "write the value itself"]),
+    ],
+)
+def test_problem(base: str, override: str, parts: list[str]) -> None:
+    config, problems = load(base, [override])
+    assert len(problems) == 1
+    for part in parts:
+        assert part in problems[0]
+    assert config == load(base)[0]  # what is wrong changes nothing
+
+
+def test_all_problems_at_once_and_the_rest_applies(base: str) -> None:
+    config, problems = load(base, ["actor.tensr=2", "run.steps=x", "nonsense", "run.seed=5", "rewards.terms.a=b"])
+    assert [p.split(":")[0].split(" ")[0] for p in problems] == [
+        "actor.tensr=2",
+        "run.steps=x",
+        "'nonsense'",
+        "rewards.terms.a=b",
+    ]
+    assert config.run.seed == 5
+
+
+def test_yaml_on_top_of_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "recipe: quickstart\nrun: {steps: 3, nam: x}\nrewards:\n  terms: {format: 0.5}\nactor.optimizer.lr: 0.1\n"
+    )
+    config, problems = load(str(file), ["run.seed=9"])
+    quickstart = find("quickstart")()
+    assert (config.run.steps, config.run.seed, config.actor.optimizer.lr) == (3, 9, 0.1)
+    assert config.rewards.terms == quickstart.rewards.terms | {"format": 0.5}
+    assert config.sft == quickstart.sft
+    assert len(problems) == 1
+    assert f"{file}: run.nam: there is no option run.nam; did you mean run.name?" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("run: [", "not valid YAML"),
+        ("- a", "mapping"),
+        ("recipe: quickstrat", "quickstart"),
+        ("recipe: other.yaml", "must name a recipe function"),
+        ("run: {a: 1}\nrun: {b: 2}", "duplicate key"),
+    ],
+)
+def test_unreadable_file(tmp_path: Path, content: str, part: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=part):
+        load(str(file))
+    with pytest.raises(InputError, match="no configuration file"):
+        load(str(tmp_path / "missing.yaml"))
+
+
+text = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="$"), max_size=20)
+values = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_nan=False), text, st.none())
+
+
+@example(name="", seed=0, lr=0.0, terms={"a.b": 1.0}, architecture={"a.b": {".": None}, "": {}})
+@settings(deadline=None, max_examples=15)
+@given(
+    name=text,
+    seed=st.integers(0, 2**62),
+    lr=st.floats(0, 1),
+    terms=st.dictionaries(text.filter(bool), st.floats(-1e300, 1e300)),
+    architecture=st.dictionaries(text.filter(bool), st.one_of(values, st.dictionaries(text.filter(bool), values))),
+)
+def test_yaml_round_trip(tmp_path_factory, name: str, seed: int, lr: float, terms: dict, architecture: dict) -> None:
+    config = Config()
+    config.run.name, config.run.seed, config.actor.optimizer.lr = name, seed, lr
+    config.rewards.terms, config.model.architecture = terms, architecture
+    file = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert from_yaml(file) == config
+
+
+def test_every_option_is_documented() -> None:
+    lines = documented()
+    assert [line.key for line in lines] == list(options())
+    assert [line.key for line in lines if not line.text] == []
+    assert ("actor.packing", "true") in [(line.key, line.default) for line in lines]
+
+
+def test_the_configuration_imports_no_torch() -> None:
+    import subprocess
+
+    code = (
+        "import sys, recipes, megatron_rl.settings.load; recipes.find('quickstart')(); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

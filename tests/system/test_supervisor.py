@@ -1,0 +1,186 @@
+"""Supervision of real processes: how a group ends, what it says, and that nobody is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_rl.system.supervisor import Outcome, Process, supervise
+
+SLEEP = "import time; time.sleep(600)"
+
+
+def python(name: str, code: str, **options: bool) -> Process:
+    return Process(name, [sys.executable, "-c", code], **options)
+
+
+def wait_for(condition, what: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_success_ends_the_service_after_the_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    service = (
+        "import os, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open(r'{tmp_path}/ended', 'w').close(), os._exit(0)))\n"
+        f"open(r'{tmp_path}/ready', 'w').close()\n"
+        "time.sleep(600)"
+    )
+    worker = (
+        "import os, sys, time\n"
+        f"while not os.path.exists(r'{tmp_path}/ready'): time.sleep(.01)\n"
+        f"print('é' * 100_000, os.path.exists(r'{tmp_path}/ended')); print('aside', file=sys.stderr)"
+    )
+    outcome = supervise(
+        [python("engine0", service, service=True), python("rank0", worker, echo=True), python("rank1", worker)],
+        tmp_path / "logs",
+    )
+    assert outcome == Outcome(0)
+    assert (tmp_path / "ended").exists()
+    expected = "é" * 100_000 + " False\n"
+    assert capfd.readouterr().out == expected  # rank 0's standard output, nothing of the others
+    for rank in ("rank0", "rank1"):
+        log = (tmp_path / f"logs/{rank}.log").read_text()
+        assert log.replace("aside\n", "", 1) == expected  # both streams, complete
+
+
+def test_a_failing_worker_ends_all(tmp_path: Path) -> None:
+    failing = "import sys\nfor i in range(100): print('line', i, file=sys.stderr)\nsys.exit(7)"
+    pids = tmp_path / "pid"
+    sleeping = f"import os; open(r'{pids}', 'w').write(str(os.getpid())); {SLEEP}"
+    outcome = supervise([python("rank0", sleeping), python("rank1", failing)], tmp_path)
+    assert outcome.code == 1
+    assert "rank1 ended with exit code 7" in outcome.message
+    assert str(tmp_path / "rank1.log") in outcome.message
+    assert "line 99" in outcome.message and "line 80" in outcome.message and "line 79" not in outcome.message
+    assert not pids.exists() or not pids.read_text() or gone(int(pids.read_text()))
+
+
+def test_bad_input_is_the_cause_even_when_another_process_fails_first(tmp_path: Path) -> None:
+    bad = (
+        "import time; time.sleep(.3)\n"
+        "from megatron_rl.errors import InputError\nfrom megatron_rl.system.processes import run\n"
+        "def main():\n    print('a warning'); raise InputError('data.jsonl, row 3: no answer.')\n"
+        "run(main)"
+    )
+    outcome = supervise([python("rank0", "raise SystemExit(1)"), python("rank1", bad)], tmp_path)
+    assert outcome == Outcome(2, "data.jsonl, row 3: no answer.")
+
+
+def test_an_error_of_several_lines_is_told_whole(tmp_path: Path) -> None:
+    bad = (
+        "import atexit, sys\n"
+        "from megatron_rl.errors import InputError\nfrom megatron_rl.system.processes import run\n"
+        "atexit.register(lambda: print('Traceback (most recent call last):\\n  File', file=sys.stderr))\n"
+        "def main():\n    print('  aside'); raise InputError('It said:\\n  a word\\n\\nanother')\n"
+        "run(main)"
+    )
+    outcome = supervise([python("rank0", bad)], tmp_path)
+    assert outcome == Outcome(2, "It said:\n  a word\n  \n  another")
+
+
+def test_a_killed_worker_is_named_with_its_signal(tmp_path: Path) -> None:
+    outcome = supervise([python("rank0", "import os; os.kill(os.getpid(), 9)")], tmp_path)
+    assert outcome.code == 1
+    assert outcome.message.startswith("rank0 was killed by SIGKILL (is the machine out of memory?).")
+    assert outcome.message.endswith("(empty)")
+
+
+def test_a_service_that_fails_ends_the_workers(tmp_path: Path) -> None:
+    outcome = supervise([python("rank0", SLEEP), python("engine0", "raise SystemExit(3)", service=True)], tmp_path)
+    assert outcome.code == 1
+    assert outcome.message.startswith("engine0 ended with exit code 3")
+
+
+def test_a_service_may_be_ended_by_the_workers(tmp_path: Path) -> None:
+    worker = f"import os, time\nwhile not os.path.exists(r'{tmp_path}/ended'): time.sleep(.01)"
+    service = f"open(r'{tmp_path}/ended', 'w').close()"
+    assert supervise([python("engine0", service, service=True), python("rank0", worker)], tmp_path) == Outcome(0)
+
+
+def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', '{SLEEP}'])\n"
+        f"open(r'{tmp_path}/pid', 'w').write(str(child.pid))"
+    )
+    assert supervise([python("rank0", code, echo=True)], tmp_path).code == 0
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: gone(pid), "the grandchild lives on")
+
+
+SUPERVISOR = """
+import json, sys
+from pathlib import Path
+from megatron_rl.system.supervisor import Process, supervise
+folder, grace, *codes = sys.argv[1:]
+processes = [Process(f"p{i}", [sys.executable, "-c", code]) for i, code in enumerate(codes)]
+outcome = supervise(processes, Path(folder), float(grace))
+(Path(folder) / "outcome").write_text(json.dumps([outcome.code, outcome.message]))
+"""
+
+
+class Supervised:
+    """A supervisor in a process of its own, with children that have written their process ids."""
+
+    def __init__(self, folder: Path, *codes: str, grace: float = 30.0) -> None:
+        self.folder = folder
+        marked = [
+            f"{code.split('#')[0]}\nimport os; open(r'{folder}/pid{i}~','w').write(str(os.getpid())); "
+            f"os.rename(r'{folder}/pid{i}~', r'{folder}/pid{i}')\n{SLEEP}"
+            for i, code in enumerate(codes)
+        ]
+        self.popen = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), str(grace), *marked])
+        wait_for(lambda: all((folder / f"pid{i}").exists() for i in range(len(codes))), "children did not start")
+        self.pids = [int((folder / f"pid{i}").read_text()) for i in range(len(codes))]
+
+    def outcome(self) -> list[object]:
+        self.popen.wait(30)
+        return json.loads((self.folder / "outcome").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_workers_finish(tmp_path: Path, number: signal.Signals) -> None:
+    saving = f"import signal, os\nsignal.signal(15, lambda *_: (open(r'{tmp_path}/saved','w').close(), os._exit(0)))"
+    supervised = Supervised(tmp_path, saving, "pass")
+    supervised.popen.send_signal(number)
+    assert supervised.outcome() == [128 + number, f"Stopped by {number.name}."]
+    assert (tmp_path / "saved").exists()
+    assert all(map(gone, supervised.pids))
+
+
+def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
+    stubborn = f"import signal\nsignal.signal(15, lambda *_: open(r'{tmp_path}/asked','w').close())"
+    supervised = Supervised(tmp_path, stubborn, grace=600.0)
+    supervised.popen.send_signal(signal.SIGINT)
+    wait_for((tmp_path / "asked").exists, "the first signal was not passed on")
+    assert not gone(supervised.pids[0])
+    supervised.popen.send_signal(signal.SIGINT)
+    assert supervised.outcome()[0] == 130
+    assert all(map(gone, supervised.pids))
+
+
+def test_workers_that_ignore_the_signal_are_killed_after_the_grace(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "import signal\nsignal.signal(15, signal.SIG_IGN)", grace=0.3)
+    supervised.popen.send_signal(signal.SIGTERM)
+    assert supervised.outcome()[0] == 143
+    assert all(map(gone, supervised.pids))
+
+
+def test_killing_the_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "import signal\nsignal.signal(15, signal.SIG_IGN)", "pass")
+    os.kill(supervised.popen.pid, signal.SIGKILL)
+    supervised.popen.wait(30)
+    wait_for(lambda: all(map(gone, supervised.pids)), "a child outlived its supervisor")
