@@ -241,10 +241,13 @@ def _contents(config: Config) -> list[str]:
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _check_contents(config: Config, scratch: str) -> None:
+def _check_contents(config: Config, scratch: str) -> list[str]:
+    """Raises InputError for the tokenizer and the data; returns what goes wrong when the rewards are called."""
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
+    from megatron_rl.rewards.sample import sample_of
+    from megatron_rl.rewards.trial import try_rewards
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer
@@ -253,10 +256,14 @@ def _check_contents(config: Config, scratch: str) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.name_or_path = config.model.path or f"of data.task={config.data.task}"  # as messages name it
     check_vocabulary(tokenizer, read_config(config.model))
-    if all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
-        task = make_task(config.data, config.run.seed, tokenizer)
-        if config.sft.steps:
-            require_targets(task)
+    if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
+        return []
+    task = make_task(config.data, config.run.seed, tokenizer)
+    if config.sft.steps:
+        require_targets(task)
+    example = task.train[0]
+    response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
+    return try_rewards(config.rewards, sample_of(example, response), task.report)
 
 
 def main() -> None:
@@ -264,7 +271,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.yaml"
         file.write_text(sys.stdin.read())
-        print(json.dumps(_said(lambda: _check_contents(from_yaml(file), scratch))))
+        found: list[str] = []
+        refused = _said(lambda: found.extend(_check_contents(from_yaml(file), scratch)))
+        print(json.dumps(found + refused))
 
 
 def _said(action: Callable[[], Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """What rank 0 does besides training: draw prompts, have them completed and scored, build batches, keep the records."""
 
 import os
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,11 @@ from megatron_rl.config import Config
 from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.sampler import Sampler
 from megatron_rl.data.task import Example
-from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import check_vocabulary, decode, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.mean import summarise
 from megatron_rl.rewards.pool import RewardPool, Scored
-from megatron_rl.rewards.sample import Sample
+from megatron_rl.rewards.sample import Sample, sample_of
 from megatron_rl.rollout.embedded.client import EmbeddedEngine, EnginePool
 from megatron_rl.rollout.prefetch import Ahead
 from megatron_rl.rollout.protocol import Completion, Engine, Request, Sampling
@@ -61,10 +60,9 @@ class Driver:
         self.prompts = Sampler(self.task.train, config.rollout.prompts_per_step, seed, shuffle)
         self.targets = Sampler(self.task.train, config.sft.batch_size, seed + 1, shuffle)
         self.heldout = list(self.task.heldout[: config.evaluation.prompts])
-        self.rewards = RewardPool(config.rewards)
+        self.rewards = RewardPool(config.rewards, self.task.report)
         self.engine = _engine(config, run)
         self.rollouts = Ahead(self.collect, config.rollout.staleness, config.run.steps)
-        self._scoring = threading.Lock()
 
     def begin(self, at: "Position", plan_hash: str) -> None:
         """Open the records where the run continues."""
@@ -143,19 +141,17 @@ class Driver:
     def score(self, examples: list[Example], groups: list[list[Completion]], step: int) -> list[tuple[Sample, Scored]]:
         """Every completion as text with its reward, group after group."""
         samples = [
-            Sample(
-                prompt=example.prompt,
-                response=self.tokenizer.decode(completion.tokens, skip_special_tokens=False),
-                answer=example.answer,
-                data_source=example.data_source,
-                extra=example.extra,
-                step=step,
-                finish_reason=completion.finish_reason,
-            )
+            self.sample(example, completion, step)
             for example, group in zip(examples, groups, strict=True)
             for completion in group
         ]
         return list(zip(samples, self.rewards.score(samples), strict=True))
+
+    def sample(self, example: Example, completion: Completion, step: int) -> Sample:
+        """A completion as rewards see it."""
+        reason = completion.finish_reason
+        stops = self.sampling(0.0).stop_tokens if reason == "stop" else ()
+        return sample_of(example, decode(self.tokenizer, completion.tokens, stops), reason, step)
 
     def take(self, at: "Position") -> Batch:
         """The rollout for the step after ``at``: made now, or begun up to rollout.staleness steps ago."""
@@ -179,8 +175,7 @@ class Driver:
         replay = rollout.sglang.routing_replay
         groups = self.generate(examples, rollout.group_size, rollout.temperature, f"rl/{step}", replay)
         generated = time.perf_counter()
-        with self._scoring:
-            scored = self.score(examples, groups, step)
+        scored = self.score(examples, groups, step)
         finished = time.perf_counter()
         rewards = np.array([s.reward for _, s in scored]).reshape(len(examples), rollout.group_size)
         advantages = group_advantages(rewards, algorithm.std, algorithm.std_eps)
@@ -189,7 +184,7 @@ class Driver:
             self.sequences(examples[i : i + size], groups[i : i + size], advantages[i : i + size])
             for i in range(0, len(examples), size)
         ]
-        metrics = self._metrics(examples, groups, scored, rewards)
+        metrics = self._metrics(groups, scored, rewards)
         metrics |= {"time/generate": generated - started, "time/reward": finished - generated}
         versions = [span for group in groups for completion in group for span in completion.versions]
         return Batch(minibatches, versions, metrics, self._rows(groups, scored, advantages))
@@ -228,10 +223,8 @@ class Driver:
         result: dict[str, float] = {}
         for mode, temperature in modes.items():
             groups = self.generate(self.heldout, 1, temperature, "heldout")
-            reports = [
-                self.task.report(e, self.tokenizer.decode(g[0].tokens, skip_special_tokens=False))
-                for e, g in zip(self.heldout, groups, strict=True)
-            ]
+            samples = [self.sample(e, g[0], at.step) for e, g in zip(self.heldout, groups, strict=True)]
+            reports = [report for report in self.rewards.judge(samples) if report is not None]
             result |= {f"{mode}/{k}": v for k, v in summarise(reports).items()}
             result[f"{mode}/length"] = float(np.mean([len(g[0].tokens) for g in groups]))
         self.records.log(at.step, result | {"weight_version": float(at.version)}, "eval")
@@ -240,15 +233,10 @@ class Driver:
         return result
 
     def _metrics(
-        self,
-        examples: list[Example],
-        groups: list[list[Completion]],
-        scored: list[tuple[Sample, Scored]],
-        rewards: np.ndarray,
+        self, groups: list[list[Completion]], scored: list[tuple[Sample, Scored]], rewards: np.ndarray
     ) -> dict[str, float]:
         completions = [c for group in groups for c in group]
-        per_completion = [e for e, group in zip(examples, groups, strict=True) for _ in group]
-        reports = [self.task.report(e, s.response) for e, (s, _) in zip(per_completion, scored, strict=True)]
+        reports = [s.report for _, s in scored if s.report is not None]
         lengths = np.array([len(c.tokens) for c in completions])
         metrics = {
             "reward": float(rewards.mean()),
