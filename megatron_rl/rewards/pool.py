@@ -159,19 +159,22 @@ class RewardPool:
         """Start a worker in the place of one that ended; ``lost``: and with it the sample that it had begun."""
         self._selector.unregister(worker)
         self._workers.remove(worker)
-        seconds, limit = worker.deadline()
+        _, limit = worker.deadline()
         worker.end()
-        how = f"ran past {limit}={seconds:g} s" if timed_out else f"ended the worker ({_end(worker)})"
         if lost and worker.begun and worker.waiting:
             self._scored[worker.waiting.pop(0)] = Scored(
-                self.config.deadline_score, timed_out=timed_out, crashed=not timed_out, failure=how
+                self.config.deadline_score,
+                timed_out=timed_out,
+                crashed=not timed_out,
+                failure=f"ran past {limit}" if timed_out else f"ended the worker ({_end(worker)})",
             )
             self._refuse_hopeless()
         elif not worker.ready or (worker.waiting and not worker.begun):
             self._fruitless += 1
             if self._fruitless == FRUITLESS_ENDS:
+                how = f"ran past {limit}" if timed_out else f"with {_end(worker)}"
                 raise RewardError(
-                    f"{FRUITLESS_ENDS} reward workers in a row ended before they scored anything; the last {how}. "
+                    f"{FRUITLESS_ENDS} reward workers in a row ended before they scored anything, the last {how}. "
                     f"Import the modules of rewards.terms ({', '.join(self.config.terms)}) in a Python of their own "
                     "to see why."
                 )

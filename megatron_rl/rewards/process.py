@@ -97,12 +97,13 @@ class WorkerProcess:
         return self.waiting.pop(0)
 
     def deadline(self) -> tuple[float, str]:
-        """How many seconds it may take for what it does now, and the name of this limit."""
+        """How many seconds it may take for what it does now, and where this limit comes from."""
         if not self.ready:
-            return START_SECONDS, "the time to start"
-        if self.rewarded not in self.warm and self.config.first_deadline > self.config.deadline:
-            return self.config.first_deadline, "rewards.first_deadline"
-        return self.config.deadline, "rewards.deadline"
+            return START_SECONDS, f"the {START_SECONDS:g} s that it has to start"
+        first, later = self.config.first_deadline, self.config.deadline
+        if self.rewarded not in self.warm and first > later:
+            return first, f"rewards.first_deadline={first:g} s"
+        return later, f"rewards.deadline={later:g} s"
 
     def allowance(self) -> float:
         """Seconds until the worker is overdue; infinite while it has nothing to do."""
