@@ -13,5 +13,5 @@ class RewardsConfig:
     workers: int = 2  # worker processes
     batch_size: int = 64  # samples sent to a worker at once
     deadline: float = 10.0  # seconds one sample may take before its worker is killed
-    first_deadline: float = 60.0  # the same for the first sample of a worker: rewards may load something at first use
+    first_deadline: float = 60.0  # at most for the first sample of a worker, in which rewards may load something
     deadline_score: float = 0.0  # the reward of a sample that passed its deadline or ended its worker
