@@ -1,5 +1,6 @@
 """What ``check`` finds: one violation at a time, all at once, and nothing in a recipe that works."""
 
+import io
 import json
 import re
 import subprocess
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.config import Config
-from megatron_rl.settings.check import check
+from megatron_rl.settings.check import check, main
 from megatron_rl.settings.footprint import footprint, readable
-from megatron_rl.settings.load import load
+from megatron_rl.settings.load import load, to_yaml
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY
 from tests.conftest import ROOT
@@ -206,10 +207,15 @@ def test_what_setup_installs_is_supported() -> None:
     assert f'"torch{machine.SUPPORTED["torch"]}"' in (ROOT / "setup.py").read_text()
 
 
-def test_every_reward_is_called_once_on_a_row_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_reward_is_called_once_on_a_row_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "checked_rewards.py").write_text("def listed(sample):\n    print('half', end='')\n    return [1.0]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    (found,) = check(quickstart(tmp_path, "rewards.terms.checked_rewards.listed=1.0"))
+    config = quickstart(tmp_path, "rewards.terms.checked_rewards.listed=1.0")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(to_yaml(config)))
+    main()  # as in check's child process, whose output is read
+    (found,) = json.loads(capfd.readouterr().out)
     assert "with a row of the data and the response '<think> Cue " in found
     assert f"(listed in {tmp_path}/checked_rewards.py, line 1) returned [1.0] (list); it must return a number" in found
