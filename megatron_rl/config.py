@@ -26,6 +26,7 @@ class RunConfig:
     save_every: int = 0  # steps between checkpoints; 0: only the last
     keep: int = 2  # checkpoints kept
     export: bool = True  # write the final policy as a Hugging Face folder
+    not_finite: str = "stop"  # a loss or gradient norm is NaN or infinite: stop (the run) | skip (the update)
 
 
 @dataclass

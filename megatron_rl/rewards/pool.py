@@ -27,6 +27,7 @@ class Scored:
     components: dict[str, float] = field(default_factory=dict)  # "term/component", before the weights
     timed_out: bool = False  # it ran past rewards.deadline
     crashed: bool = False  # its worker ended while it ran
+    report: dict[str, float] | None = None
 
 
 class RewardPool:

@@ -15,19 +15,19 @@ import torch.distributed as dist
 
 from megatron_rl.actor import accelerator, checkpoint, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 
 SETTINGS = OptimizerConfig(lr=1e-2, weight_decay=0.1, clip_grad=0.5, warmup_steps=0, decay="constant")
 
 
-def sequences(step: int) -> list[Sequence]:
+def sequences(step: int) -> list[TrainingRow]:
     """Eight sequences of random tokens; prompts of three tokens weigh nothing."""
     rng = np.random.default_rng(step)
     result = []
     for length in (9, 17, 23, 12, 5, 30, 8, 21):
         weight = np.where(np.arange(length) < 3, 0.0, 0.01).astype(np.float32)
-        result.append(Sequence(rng.integers(0, 99, length), {"weight": weight}))
+        result.append(TrainingRow(rng.integers(0, 99, length), {"weight": weight}))
     return result
 
 
