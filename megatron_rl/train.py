@@ -28,8 +28,9 @@ from megatron_rl.training.batch import scatter
 from megatron_rl.training.controller import Controller, Elsewhere
 from megatron_rl.training.guard import require_agreement, require_finite
 from megatron_rl.training.models import Models
-from megatron_rl.training.progress import Progress, restore, save
-from megatron_rl.training.stages import Stage, first_stage, stages
+from megatron_rl.training.progress import Progress, restore, write_checkpoint
+from megatron_rl.training.stages import first_stage, stages
+from megatron_rl.training.stages.stage import Stage
 
 
 def train(run: RunFolder, config: Config) -> None:
@@ -81,6 +82,12 @@ def train(run: RunFolder, config: Config) -> None:
 def evaluate(controller: Controller | Elsewhere, at: Progress, label: str) -> None:
     """Held-out metrics of the weights in the engine; the other ranks wait for them."""
     at.evaluations[label] = groups.share(controller.evaluate(at, label))
+
+
+def save(run: RunFolder, models: Models, at: Progress, controller: Controller | Elsewhere, keep: int) -> None:
+    """A checkpoint of where the run stands."""
+    controller.settle(at)
+    write_checkpoint(run, models, at, keep)
 
 
 def label(stage: Stage, at: Progress) -> str:

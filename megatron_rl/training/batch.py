@@ -14,6 +14,15 @@ _NONE: np.ndarray = np.zeros(0)
 
 
 @dataclass
+class Drawn:
+    """The rollouts of one step."""
+
+    groups: list[list[Rollout]]
+    metrics: dict[str, float]
+    cursor: dict[str, int]  # where the prompts stand behind them
+
+
+@dataclass
 class Step:
     """One step's batch as a stage makes it, whole, on rank 0."""
 

@@ -5,7 +5,6 @@ The other ranks have an ``Elsewhere``, which answers None to the same questions,
 
 import os
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,20 +30,11 @@ from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, duration, summ
 from megatron_rl.tracking.console import Progress as Shown
 from megatron_rl.tracking.metrics import Metrics
 from megatron_rl.tracking.run_folder import RunFolder
-from megatron_rl.training.batch import Step
+from megatron_rl.training.batch import Drawn, Step
 from megatron_rl.training.progress import Progress
-from megatron_rl.training.stages import Stage
+from megatron_rl.training.stages.stage import Stage
 
 _SHOWN = ("before", "after SFT", "after RL")  # evaluations in the table at the end
-
-
-@dataclass
-class Drawn:
-    """The rollouts of one step."""
-
-    groups: list[list[Rollout]]
-    metrics: dict[str, float]
-    cursor: dict[str, int]  # where the prompts stand behind them
 
 
 class Controller:

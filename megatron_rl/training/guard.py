@@ -1,21 +1,18 @@
 """What must hold of a step before its weights go anywhere."""
 
 from math import isfinite
-from typing import TYPE_CHECKING
 
 from megatron_rl.actor import groups
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.algorithms.mismatch import alarm
 from megatron_rl.errors import InputError
+from megatron_rl.training.controller import Controller, Elsewhere
 from megatron_rl.training.progress import Progress
-
-if TYPE_CHECKING:
-    from megatron_rl.training.controller import Controller, Elsewhere
 
 
 def require_finite(
-    metrics: dict[str, float], policy: Actor, controller: "Controller | Elsewhere", at: Progress, action: str
+    metrics: dict[str, float], policy: Actor, controller: Controller | Elsewhere, at: Progress, action: str
 ) -> None:
     """Keep the batch of a step whose loss or gradient norm is not finite, and end the run or go on without the update.
 
@@ -39,7 +36,7 @@ def require_finite(
 
 
 def require_agreement(
-    metrics: dict[str, float], controller: "Controller | Elsewhere", at: Progress, config: AlgorithmConfig
+    metrics: dict[str, float], controller: Controller | Elsewhere, at: Progress, config: AlgorithmConfig
 ) -> None:
     """Warn, or end the run on every rank, when the engine and the actor disagree."""
     if not (wrong := alarm(metrics, config)):

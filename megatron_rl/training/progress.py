@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_rl.actor import checkpoint, groups
 from megatron_rl.resharding.folders.fingerprint import fingerprint
@@ -12,9 +12,6 @@ from megatron_rl.swap.trainer import Swap
 from megatron_rl.system.files import replace_folder, write_text
 from megatron_rl.tracking.run_folder import EXPORTED, RunFolder
 from megatron_rl.training.models import Models
-
-if TYPE_CHECKING:
-    from megatron_rl.training.controller import Controller, Elsewhere
 
 
 @dataclass
@@ -56,9 +53,8 @@ def restore(run: RunFolder, first: str) -> tuple[Progress, Path | None]:
     return at, newest
 
 
-def save(run: RunFolder, models: Models, at: Progress, controller: "Controller | Elsewhere", keep: int) -> None:
+def write_checkpoint(run: RunFolder, models: Models, at: Progress, keep: int) -> None:
     """Write a checkpoint and delete all but the ``keep`` newest; collective."""
-    controller.settle(at)
     name = f"{'01'[at.stage == 'rl']}-{at.step:06d}"  # sorts in the order of the run
     checkpoint.save(models.policy, run.checkpoints, name, asdict(at), keep)
 

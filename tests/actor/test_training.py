@@ -43,6 +43,7 @@ def results(
         {"name": "bf16", "actor": TP2, "dtype": "bfloat16", "save": SAVED, "folder": str(out / "bf16")},
         {"name": "bf16-continued", "actor": TP2, "dtype": "bfloat16", "load": "step-2", "folder": str(out / "bf16")},
         {"name": "kl", "actor": OTHERS["dp2"], "kl": 0.1, "folder": str(out)},
+        {"name": "broken", "actor": OTHERS["dp2"], "broken": STEPS - 1, **saved},
     ]
     (out / "jobs.json").write_text(json.dumps([defaults | job for job in jobs]))
     run_ranks(RANKS, 2, out / "jobs.json", out)
@@ -120,3 +121,11 @@ def test_the_reference_stays_where_it_was_frozen(results: dict[str, list[dict]])
         first, *later = zip(rank["reference"], rank["live"], strict=True)
         assert torch.equal(*first)  # before the first update the policy is the reference
         assert all((reference - live).abs().max() > 0.01 for reference, live in later)
+
+
+def test_an_update_that_is_not_finite_leaves_no_trace(results: dict[str, list[dict]]) -> None:
+    """One rank's loss is NaN: no rank makes the step, and those after it are as if it had not been tried."""
+    for broken, whole in zip(results["broken"], results["dp2"], strict=True):
+        assert broken["losses"] == whole["losses"]
+        for parameter, weight in whole["weights"].items():
+            assert torch.equal(broken["weights"][parameter], weight), parameter

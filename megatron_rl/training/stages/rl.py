@@ -1,6 +1,6 @@
 """Reinforcement learning: rollouts of the present policy, credit for what they were worth, updates, a swap."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step
 from megatron_rl.training.models import Models, Role
 from megatron_rl.training.progress import Progress, export_policy
-
-if TYPE_CHECKING:
-    from megatron_rl.training.controller import Controller
+from megatron_rl.training.stages.stage import Source
 
 
 class RL:
@@ -49,9 +47,9 @@ class RL:
         if self.config.rollout.true_on_policy:
             models.policy.sum_as_engine()
 
-    def batch(self, controller: "Controller", at: Progress) -> Step:
+    def batch(self, source: Source, at: Progress) -> Step:
         """A rollout, cut into mini-batches of whole groups; the token weights of each add up to 1."""
-        drawn = controller.take(at)
+        drawn = source.take(at)
         groups, minibatches = drawn.groups, self.config.algorithm.minibatches
         size = len(groups) // minibatches
         numbers = np.repeat(np.arange(len(groups)), [len(group) for group in groups])

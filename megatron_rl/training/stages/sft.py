@@ -1,7 +1,6 @@
 """Supervised fine-tuning on the task's own targets: the warm start that RL begins from."""
 
 import shutil
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +17,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step, tokens
 from megatron_rl.training.models import Models
 from megatron_rl.training.progress import Progress
-
-if TYPE_CHECKING:
-    from megatron_rl.training.controller import Controller
+from megatron_rl.training.stages.stage import Source
 
 
 class SFT:
@@ -37,9 +34,9 @@ class SFT:
         """As ``Stage.enter``."""
         models.policy.new_optimizer(self.config.sft_optimizer)
 
-    def batch(self, controller: "Controller", at: Progress) -> Step:
+    def batch(self, source: Source, at: Progress) -> Step:
         """Prompt tokens weigh sft.prompt_weight, target tokens 1; weights add up to 1."""
-        prompts, encode, config = controller.prompts[self.name], controller.encode, self.config.sft
+        prompts, encode, config = source.prompts[self.name], source.encode, self.config.sft
         pairs = [(encode(e.prompt), encode(e.target)) for e in prompts.take(config.batch_size)]
         weights = [
             np.concatenate([[0.0], np.full(len(p) - 1, config.prompt_weight), np.ones(len(t))]) for p, t in pairs
