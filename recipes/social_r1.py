@@ -50,7 +50,8 @@ def _card(name: str, model: str, actor: ActorConfig) -> Config:
             prompts_per_step=64,
             group_size=5,
             max_new_tokens=3072,
-            sglang=SGLangConfig(colocated=True),
+            # of what is free when a server starts: the optimiser's moments and activations come later
+            sglang=SGLangConfig(colocated=True, args={"mem_fraction_static": 0.6}),
         ),
         rewards=RewardsConfig(terms={"social_r1": 1.0}, workers=4),
         algorithm=AlgorithmConfig(
