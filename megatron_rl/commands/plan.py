@@ -19,7 +19,6 @@ from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.plan import ITEMSIZES, Place, make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.report import FABRICS, Report, predict, traffic
-from megatron_rl.rollout.check import check_engines
 from megatron_rl.system import machine
 
 EXAMPLES = """\
@@ -88,6 +87,7 @@ def _of_model(options: argparse.Namespace) -> Report:
 
 def _of_recipe(options: argparse.Namespace) -> Report:
     from megatron_rl.settings.load import load
+    from megatron_rl.settings.rules import violations
 
     if not options.recipe:
         raise InputError("Name a recipe (`megatron-rl recipes` lists them), or give --model, --actor and --engine.")
@@ -95,7 +95,7 @@ def _of_recipe(options: argparse.Namespace) -> Report:
         raise InputError("--actor goes with --model; with a recipe write actor.tensor_parallel=2 and so on.")
     config, problems = load(options.recipe, options.overrides)
     rollout, servers = config.rollout, config.rollout.sglang
-    problems += check_engines(rollout)
+    problems += violations(rollout, "rollout.").values()
     if rollout.engine == "sglang":
         options.fp8, options.colocated = options.fp8 or servers.fp8, options.colocated or servers.colocated
     elif options.fp8 and not options.engine:
@@ -119,7 +119,7 @@ def _of_recipe(options: argparse.Namespace) -> Report:
         return _report(
             hf_config, config.model.dtype, actor, source, _words(engine), sglang_layout(hf_config, engine), options
         )
-    one, count, each = transformers_layout(hf_config), rollout.engines, ""
+    one, count, each = transformers_layout(hf_config), rollout.engine_count, ""
     if rollout.engine == "sglang":
         one, each = sglang_layout(hf_config, engine), f", each {_words(engine)}" if engine.tensor > 1 else ""
     engines = Layout(one.tensors, one.ranks * count, one.unused)

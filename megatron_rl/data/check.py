@@ -3,7 +3,6 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-from megatron_rl.config import Config
 from megatron_rl.data import false_belief
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import FORMATS, is_local
@@ -11,23 +10,16 @@ from megatron_rl.data.multiple_choice import COLUMNS, OPTION_COLUMNS
 from megatron_rl.data.registry import find_task
 from megatron_rl.errors import InputError
 
-PROMPTS = ("auto", "chat", "plain")
 
-
-def check_data(config: Config) -> list[str]:
+def check_data(data: DataConfig) -> list[str]:
     """Every violation, one sentence each; empty when there is none."""
-    data = config.data
     found = []
     try:
         find_task(data.task)
     except InputError as error:
         found.append(str(error))
-    if data.prompt not in PROMPTS:
-        found.append(f"data.prompt is {data.prompt!r}; it must be {', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}.")
-    if data.limit < 0:
-        found.append(f"data.limit is {data.limit}; it must be 0 (all rows) or more.")
-    least = false_belief.LONGEST_PROMPT if data.task == "false_belief" else 1
-    if data.max_prompt_tokens < least:
+    least = false_belief.LONGEST_PROMPT
+    if data.task == "false_belief" and data.max_prompt_tokens < least:
         found.append(
             f"data.max_prompt_tokens is {data.max_prompt_tokens}; data.task={data.task} needs {least} or more."
         )

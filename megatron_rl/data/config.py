@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from megatron_rl.option import choice, number
+
 
 @dataclass
 class DataConfig:
@@ -13,7 +15,7 @@ class DataConfig:
     split: str = "train"  # split of a hub data set
     eval_split: str = "test"  # split of the evaluation data set
     columns: dict[str, str] = field(default_factory=dict)  # rename: our column -> the file's column
-    prompt: str = "auto"  # auto (chat when the tokenizer has a chat template, else plain) | chat | plain
-    max_prompt_tokens: int = 1024  # a longer prompt is an error that names its row
-    limit: int = 0  # use only the first rows; 0: all
+    prompt: str = choice("auto", "chat", "plain")  # auto: chat where the tokenizer has a template
+    max_prompt_tokens: int = number(1024, least=1)  # a longer prompt is an error that names its row
+    limit: int = number(0, least=0)  # use only the first rows; 0: all
     shuffle: bool = True  # a new order each epoch, from run.seed

@@ -2,13 +2,13 @@
 
 import importlib
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.task import UNBOUNDED, Task
 from megatron_rl.errors import InputError
+from megatron_rl.system import named
 
 TASKS = {
     "false_belief": "megatron_rl.data.false_belief.make_false_belief",
@@ -19,9 +19,13 @@ TASKS = {
 def make_task(config: DataConfig, seed: int, tokenizer: Any) -> Task:
     """The task that ``data.task`` names, with every row of its files checked.
 
-    ``tokenizer`` is the model's. Raises InputError for an unknown task and for bad data.
+    ``tokenizer`` is the model's. Raises InputError for an unknown task, for bad data, and with what a user's function
+    raises.
     """
-    return find_task(config.task)(config, seed, tokenizer)
+    make = find_task(config.task)
+    if config.task in TASKS:
+        return make(config, seed, tokenizer)
+    return named.call(f"data.task={config.task!r}", make, config, seed, tokenizer)
 
 
 def require_targets(task: Task) -> None:
@@ -51,20 +55,5 @@ def write_tokenizer(config: DataConfig, folder: str | Path) -> None:
 
 def find_task(name: str) -> Callable[[DataConfig, int, Any], Task]:
     """The function of a task: one of ``TASKS`` or a dotted path. Raises InputError when there is no such function."""
-    if name not in TASKS and "." not in name:
-        near = get_close_matches(name, TASKS, n=1)
-        raise InputError(
-            f"data.task={name!r} is unknown{f'; did you mean {near[0]}?' if near else '.'} It can be "
-            f"{', '.join(TASKS)} or the dotted path of a function (DataConfig, seed, tokenizer) -> Task."
-        )
-    path, _, function = TASKS.get(name, name).rpartition(".")
-    try:
-        module = importlib.import_module(path)
-    except ImportError as error:
-        raise InputError(f"data.task={name!r}: the module {path} does not import ({error}).") from error
-    if not hasattr(module, function):
-        near = get_close_matches(function, dir(module), n=1)
-        raise InputError(
-            f"data.task={name!r}: {path} has no function {function}{f'; did you mean {near[0]}?' if near else '.'}"
-        )
-    return getattr(module, function)
+    otherwise = "the dotted path of a function (DataConfig, seed, tokenizer) -> Task"
+    return named.find(name, TASKS, f"data.task={name!r}", otherwise)

@@ -1,17 +1,13 @@
 """Violations of the options of evaluation. Imports no torch."""
 
-from megatron_rl.config import Config
+from megatron_rl.data.config import DataConfig
 from megatron_rl.data.false_belief import HELDOUT
+from megatron_rl.evaluation.config import EvaluationConfig
 
 
-def check_evaluation(config: Config) -> list[str]:
-    """Every violation, one sentence each; empty when there is none."""
-    evaluation, data = config.evaluation, config.data
+def check_evaluation(evaluation: EvaluationConfig, data: DataConfig) -> list[str]:
+    """What is wrong between the options, one sentence each; empty when nothing is."""
     found = []
-    if evaluation.every < 0:
-        found.append(f"evaluation.every is {evaluation.every}; it must be 0 (stage boundaries only) or more.")
-    if evaluation.prompts < 1:
-        found.append(f"evaluation.prompts is {evaluation.prompts}; it must be 1 or more.")
     if data.task == "false_belief" and evaluation.prompts > HELDOUT:
         found.append(
             f"evaluation.prompts is {evaluation.prompts}; data.task=false_belief keeps {HELDOUT} held-out questions, "

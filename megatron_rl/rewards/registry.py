@@ -3,13 +3,13 @@
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from importlib import import_module
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.sample import Score
+from megatron_rl.system.named import find
 
 Reward = Callable[..., Score]
 """``reward(sample, **args)``, a pure function of its arguments."""
@@ -27,31 +27,8 @@ BUILTIN = {
 
 def resolve(name: str) -> Reward:
     """The function behind a built-in name or a dotted path; ``InputError`` when there is none."""
-    if name not in BUILTIN and "." not in name.strip("."):
-        near = get_close_matches(name, BUILTIN, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"rewards.terms names {name!r}, which is no built-in reward: {hint}Built in are {', '.join(BUILTIN)}; "
-            "any other function is named by its dotted path, such as my_package.my_module.my_reward."
-        )
-    module_name, _, attribute = BUILTIN.get(name, name).rpartition(".")
-    try:
-        module = import_module(module_name)
-    except Exception as error:  # importing a user's module can raise anything
-        raise InputError(
-            f"rewards.terms names {name!r}, but importing {module_name} fails with {type(error).__name__}: {error}. "
-            "Give the dotted path of a function in a module that Python can import from here."
-        ) from error
-    function = getattr(module, attribute, None)
-    if function is None:
-        near = get_close_matches(attribute, [k for k, v in vars(module).items() if callable(v)], n=1)
-        raise InputError(
-            f"rewards.terms names {name!r}, but {module_name} has no {attribute}"
-            + (f"; did you mean {near[0]}?" if near else ".")
-        )
-    if not callable(function):
-        raise InputError(f"rewards.terms names {name!r}, which is a {type(function).__name__}, not a function.")
-    return function
+    otherwise = "the dotted path of a function of your own, such as my_package.my_module.my_reward"
+    return find(name, BUILTIN, f"rewards.terms: {name!r}", otherwise)
 
 
 def check_rewards(config: RewardsConfig) -> list[str]:
@@ -73,13 +50,6 @@ def check_rewards(config: RewardsConfig) -> list[str]:
             near = get_close_matches(name, config.terms, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; add it there or take its arguments away."
             found.append(f"rewards.args names {name!r}, which is not in rewards.terms{hint}")
-    for key, value in {"workers": config.workers, "batch_size": config.batch_size}.items():
-        if value < 1:
-            found.append(f"rewards.{key} is {value}; it must be at least 1.")
-    if not 0 < config.deadline < float("inf"):
-        found.append(f"rewards.deadline is {config.deadline}; it must be a number of seconds above 0.")
-    if not isfinite(config.deadline_score):
-        found.append(f"rewards.deadline_score is {config.deadline_score}; it must be a finite number.")
     return found
 
 
