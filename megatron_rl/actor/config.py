@@ -36,9 +36,12 @@ class ActorConfig:
 
     tensor_parallel: int = 1  # ranks that share every weight matrix
     pipeline_parallel: int = 1  # ranks that share the layers
+    first_stage: int = 0  # layers of the first pipeline stage; 0: as many as the others
+    last_stage: int = 0  # layers of the last pipeline stage; 0: as many as the others
     virtual_pipeline: int = 1  # interleaved model chunks per pipeline rank
     context_parallel: int = 1  # ranks that share every sequence
     expert_parallel: int = 1  # ranks that share the experts (inside data x context parallel)
+    expert_tensor_parallel: int = 1  # ranks that share every expert's matrices (inside tensor x context x data parallel)
     data_parallel: int = 1  # replicas
     sequence_parallel: bool = False  # shard activations between tensor-parallel regions
     micro_batch_tokens: int = 16384  # at most this many tokens in one forward pass of one rank
@@ -58,4 +61,7 @@ class ActorConfig:
             context=self.context_parallel,
             expert=self.expert_parallel,
             data=self.data_parallel,
+            expert_tensor=self.expert_tensor_parallel,
+            first_stage=self.first_stage,
+            last_stage=self.last_stage,
         )
