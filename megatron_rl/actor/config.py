@@ -37,9 +37,12 @@ class ActorConfig:
 
     tensor_parallel: int = number(1, least=1)  # ranks that share every weight matrix
     pipeline_parallel: int = number(1, least=1)  # ranks that share the layers
+    first_stage: int = number(0, least=0)  # layers of the first pipeline stage; 0: as many as the others
+    last_stage: int = number(0, least=0)  # layers of the last pipeline stage; 0: as many as the others
     virtual_pipeline: int = number(1, least=1)  # interleaved model chunks per pipeline rank
     context_parallel: int = number(1, least=1)  # ranks that share every sequence
     expert_parallel: int = number(1, least=1)  # ranks that share the experts; divides tensor x context x data parallel
+    expert_tensor_parallel: int = number(1, least=1)  # ranks that share every expert's matrices, of the same product
     data_parallel: int = number(1, least=1)  # replicas
     sequence_parallel: bool = False  # shard activations between tensor-parallel regions
     micro_batch_tokens: int = number(16384, least=1)  # at most this many tokens in one forward pass of one rank
@@ -59,4 +62,7 @@ class ActorConfig:
             context=self.context_parallel,
             expert=self.expert_parallel,
             data=self.data_parallel,
+            expert_tensor=self.expert_tensor_parallel,
+            first_stage=self.first_stage,
+            last_stage=self.last_stage,
         )

@@ -45,7 +45,7 @@ def initialize(config: ActorConfig, seed: int) -> None:
             virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
             context_parallel_size=config.context_parallel,
             expert_model_parallel_size=config.expert_parallel,
-            expert_tensor_parallel_size=1,
+            expert_tensor_parallel_size=config.expert_tensor_parallel,
         )
     model_parallel_cuda_manual_seed(seed)
     torch.manual_seed(seed)
