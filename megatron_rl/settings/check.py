@@ -22,6 +22,7 @@ from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.check import check_evaluation
+from megatron_rl.resharding.folders.check import config_problems, folder_problems
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
@@ -135,20 +136,7 @@ def _model(config: Config) -> tuple[dict[str, Any] | None, list[str]]:
     if bool(path) == bool(architecture):
         which = "both are" if path else "neither is"
         return None, [f"One of model.path (a Hugging Face folder) and model.architecture must be given; {which}."]
-    if path and not Path(path).is_dir():
-        return None, [
-            f"model.path={path}: there is no such folder. Give a local Hugging Face folder (config.json, *.safetensors "
-            "and tokenizer files); `hf download` fetches one."
-        ]
-    if path and not Path(path, "config.json").is_file():
-        return None, [f"model.path={path}: the folder has no config.json, so it is no Hugging Face model."]
-    try:
-        hf_config = read_config(config.model)
-    except ValueError as error:
-        return None, [f"{path}/config.json is not valid JSON: {error}."]
-    if path and not any(Path(path).glob("*.safetensors")):
-        return hf_config, [f"model.path={path}: the folder has no *.safetensors; convert its weights to them."]
-    return hf_config, []
+    return folder_problems(path) if path else (architecture, config_problems(architecture))
 
 
 def _fits_model(config: Config, hf_config: dict[str, Any]) -> list[str]:
@@ -160,9 +148,6 @@ def _fits_model(config: Config, hf_config: dict[str, Any]) -> list[str]:
         found = layout_violations(hf_config, config.actor.sizes())
     except InputError as error:
         return [str(error)]
-    except KeyError as error:
-        where = "model.architecture" if config.model.architecture else f"{config.model.path}/config.json"
-        return [f"{where} has no {error.args[0]}, which {hf_config.get('model_type')} needs."]
     if config.rollout.engine == "sglang":
         found += check_sglang_model(config.rollout.sglang, hf_config)
         found += check_sglang_gpus(config.rollout, config.actor.sizes().world)
@@ -245,6 +230,7 @@ def _check_contents(config: Config, scratch: str) -> None:
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
+    from megatron_rl.resharding.folders.check import transformers_config
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer
@@ -253,6 +239,7 @@ def _check_contents(config: Config, scratch: str) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.name_or_path = config.model.path or f"of data.task={config.data.task}"  # as messages name it
     check_vocabulary(tokenizer, read_config(config.model))
+    transformers_config(config.model.path or config.model.architecture)
     if all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
         task = make_task(config.data, config.run.seed, tokenizer)
         if config.sft.steps:

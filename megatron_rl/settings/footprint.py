@@ -1,15 +1,14 @@
 """How much memory and disk a run needs at least: its tensors, without activations. Imports no torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor.config import ModelConfig
 from megatron_rl.config import Config
 from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
@@ -31,11 +30,10 @@ class Footprint:
 
 
 def read_config(model: ModelConfig) -> dict[str, Any]:
-    """The content of the model's config.json."""
+    """The content of the model's config.json. Raises InputError when it cannot be read."""
     if not model.path:
         return model.architecture
-    content: dict[str, Any] = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
-    return content
+    return read_hf_config(model.path)
 
 
 def footprint(config: Config, hf_config: Mapping[str, Any]) -> Footprint:
