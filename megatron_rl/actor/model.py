@@ -192,7 +192,7 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             post_process=last,
             share_embeddings_and_output_weights=arch.tied,
             position_embedding_type="rope",
-            rotary_base=int(arch.rope_theta),
+            rotary_base=int(arch.rope.theta),
             vp_stage=vp_stage,
         )
         frequencies = arch.inverse_frequencies().to(accelerator.device())

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from megatron_rl.errors import InputError, refuse
 from megatron_rl.resharding.families import canonical_tensors, family
-from megatron_rl.resharding.folders.hf import read_json
+from megatron_rl.resharding.families.table import stored_dtype
+from megatron_rl.resharding.folders.hf import CONFIG, model_config
 from megatron_rl.resharding.layout import Layout, ParallelSizes
 from megatron_rl.resharding.layouts.fp8 import BLOCK, quantised_engine, quantised_names, quantised_source
 from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout
@@ -20,6 +21,7 @@ from megatron_rl.resharding.plan import ITEMSIZES, Place, make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.report import FABRICS, Report, predict, traffic
 from megatron_rl.system import machine
+from megatron_rl.system.json_files import read_json
 
 EXAMPLES = """\
 examples:
@@ -75,13 +77,14 @@ def _of_model(options: argparse.Namespace) -> Report:
     if options.recipe:
         raise InputError(f"--model and the recipe {options.recipe} exclude each other: give one of them.")
     path = Path(options.model)
-    config = read_json(path / "config.json" if path.is_dir() else path)
+    folder = path if path.is_dir() else path.parent if path.name == CONFIG else None
+    config = read_json(path, "a config.json, or its folder, is needed") if folder is None else model_config(folder)
     actor, engine = _sizes("--actor", options.actor, ParallelSizes), _sizes("--engine", options.engine, EngineSizes)
     refuse(layout_violations(config, actor, fused_norms=True) + engine_violations(config, engine))
     # Trainers of this size have GPUs, and there the layers are Transformer Engine's.
     source = megatron_layout(config, actor, fused_norms=True, grouped_experts=True)
     destination = sglang_layout(config, engine)
-    dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
+    dtype = stored_dtype(config) or "bfloat16"
     return _report(config, dtype, actor, source, _words(engine), destination, options)
 
 
@@ -106,7 +109,7 @@ def _of_recipe(options: argparse.Namespace) -> Report:
     hf_config, actor = config.model.architecture, config.actor.sizes()
     try:
         if config.model.path:
-            hf_config = read_json(Path(config.model.path) / "config.json")
+            hf_config = model_config(config.model.path)
         problems += layout_violations(hf_config, actor)
         if options.engine or rollout.engine == "sglang":
             problems += [problem.replace("engine.", named) for problem in engine_violations(hf_config, engine)]

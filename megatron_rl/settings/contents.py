@@ -34,6 +34,7 @@ def _look(config: Config, scratch: str) -> dict[str, int]:
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
+    from megatron_rl.resharding.folders.check import transformers_config
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer
@@ -42,6 +43,7 @@ def _look(config: Config, scratch: str) -> dict[str, int]:
     tokenizer = load_tokenizer(folder)
     tokenizer.name_or_path = config.model.path or f"of data.task={config.data.task}"  # as messages name it
     check_vocabulary(tokenizer, read_config(config.model))
+    transformers_config(config.model.path or config.model.architecture)
     if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
         return {}
     task = make_task(config.data, config.run.seed, tokenizer)

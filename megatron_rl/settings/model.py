@@ -1,15 +1,14 @@
 """The model's folder, and whether its sizes can be trained and served as configured. Imports no torch."""
 
-from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor.config import ModelConfig
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.folders.check import config_problems, folder_problems
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
-from megatron_rl.settings.footprint import read_config
 
 
 def check_model_folder(model: ModelConfig) -> tuple[dict[str, Any] | None, list[str]]:
@@ -18,20 +17,7 @@ def check_model_folder(model: ModelConfig) -> tuple[dict[str, Any] | None, list[
     if bool(path) == bool(architecture):
         which = "both are" if path else "neither is"
         return None, [f"One of model.path (a Hugging Face folder) and model.architecture must be given; {which}."]
-    if path and not Path(path).is_dir():
-        return None, [
-            f"model.path={path}: there is no such folder. Give a local Hugging Face folder (config.json, *.safetensors "
-            "and tokenizer files); `hf download` fetches one."
-        ]
-    if path and not Path(path, "config.json").is_file():
-        return None, [f"model.path={path}: the folder has no config.json, so it is no Hugging Face model."]
-    try:
-        hf_config = read_config(model)
-    except InputError as error:
-        return None, [str(error)]
-    if path and not any(Path(path).glob("*.safetensors")):
-        return hf_config, [f"model.path={path}: the folder has no *.safetensors; convert its weights to them."]
-    return hf_config, []
+    return folder_problems(path) if path else (architecture, config_problems(architecture))
 
 
 def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
@@ -41,9 +27,6 @@ def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
         found = layout_violations(hf_config, config.actor.sizes())
     except InputError as error:
         return [str(error)]
-    except KeyError as error:
-        where = "model.architecture" if config.model.architecture else f"{config.model.path}/config.json"
-        return [f"{where} has no {error.args[0]}, which {hf_config.get('model_type')} needs."]
     if config.rollout.engine == "sglang":
         found += check_sglang_model(config.rollout.sglang, hf_config)
         found += check_sglang_gpus(config.rollout, config.actor.sizes().world)
