@@ -1,6 +1,6 @@
 """The tokenizer of a model folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,3 +79,12 @@ def check_vocabulary(tokenizer: Any, hf_config: dict[str, Any]) -> None:
 def make_encoder(tokenizer: Any, size: int = 65536) -> Callable[[str], tuple[int, ...]]:
     """text -> token ids, remembering the last ``size`` texts. Texts spell out their own special tokens."""
     return lru_cache(maxsize=size)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+
+
+def decode(tokenizer: Any, tokens: Sequence[int], stops: Collection[int] = ()) -> str:
+    """The text of a completion, special tokens included but for a last token that is one of ``stops``.
+
+    ``stops``: the tokens that could end it, where one of them did (finish_reason "stop").
+    """
+    text = tokens[:-1] if tokens and tokens[-1] in stops else tokens
+    return tokenizer.decode(text, skip_special_tokens=False)

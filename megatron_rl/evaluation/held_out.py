@@ -8,10 +8,10 @@ import numpy as np
 
 from megatron_rl.data.task import Example
 from megatron_rl.evaluation.config import EvaluationConfig
-from megatron_rl.rewards.scoring import Scoring
 from megatron_rl.rollout.collect import collect
 from megatron_rl.rollout.mean import summarise
 from megatron_rl.rollout.protocol import Engine, Sampling
+from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.strategies import Strategy
 
 
@@ -28,7 +28,7 @@ class HeldOut:
         engine: Engine,
         sampling: Callable[[float], Sampling],
         temperature: float,
-        scoring: Scoring,
+        judge: Callable[[Sequence[Sequence[Rollout]]], Sequence[None]],
         seed: str,
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Metrics of one sample per example and, where asked for, of the greedy completion; and every completion.
@@ -40,7 +40,7 @@ class HeldOut:
         metrics: dict[str, float] = {}
         rows: list[dict[str, Any]] = []
         for mode, heat in modes.items() if self.examples else ():
-            done = collect(self.examples, 1, strategy, engine, sampling(heat), scoring.judge, seed)
+            done = collect(self.examples, 1, strategy, engine, sampling(heat), judge, seed)
             rollouts = done.flat()
             reports = [r.scored.report for r in rollouts if r.scored.report is not None]
             metrics |= {f"{mode}/{k}": v for k, v in summarise(reports).items()}

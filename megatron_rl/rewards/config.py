@@ -15,4 +15,5 @@ class RewardsConfig:
     workers: int = number(2, least=1, most=4096)  # worker processes
     batch_size: int = number(64, least=1)  # samples sent to a worker at once
     deadline: float = number(10.0, above=0)  # seconds one sample may take before its worker is killed
-    deadline_score: float = 0.0  # the reward of a sample that passed its deadline
+    first_deadline: float = number(60.0, above=0)  # of a worker's first sample: rewards may load something at first use
+    deadline_score: float = 0.0  # the reward of a sample that passed its deadline or ended its worker

@@ -30,11 +30,14 @@ def look(config: Config) -> tuple[list[str], dict[str, int]]:
     return problems, notes
 
 
-def _look(config: Config, scratch: str) -> dict[str, int]:
+def _look(config: Config, scratch: str) -> tuple[list[str], dict[str, int]]:
+    """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes."""
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
     from megatron_rl.resharding.folders.check import transformers_config
+    from megatron_rl.rewards.sample import sample_of
+    from megatron_rl.rewards.trial import try_rewards
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer
@@ -45,11 +48,14 @@ def _look(config: Config, scratch: str) -> dict[str, int]:
     check_vocabulary(tokenizer, read_config(config.model))
     transformers_config(config.model.path or config.model.architecture)
     if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
-        return {}
+        return [], {}
     task = make_task(config.data, config.run.seed, tokenizer)
     if config.sft.steps:
         require_targets(task)
-    return dict(getattr(task, "notes", {}))
+    example = task.train[0]
+    response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
+    broken = try_rewards(config.rewards, sample_of(example, response), task.report)
+    return broken, dict(getattr(task, "notes", {}))
 
 
 def main() -> None:
@@ -61,7 +67,7 @@ def main() -> None:
         file = Path(scratch) / "config.yaml"
         file.write_text(sys.stdin.read(), encoding="utf-8")
         try:
-            notes = _look(from_yaml(file), scratch)
+            problems, notes = _look(from_yaml(file), scratch)
         except InputError as error:
             problems.append(str(error))
     print(f"\n{json.dumps([problems, notes])}")

@@ -13,11 +13,11 @@ from megatron_rl.config import Config
 from megatron_rl.data.prompts import Prompts
 from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.task import Example
-from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import check_vocabulary, decode, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.held_out import HeldOut
 from megatron_rl.rewards.pool import RewardPool
-from megatron_rl.rewards.scoring import Scoring
+from megatron_rl.rewards.scoring import judge, score
 from megatron_rl.rollout.collect import collect
 from megatron_rl.rollout.embedded.client import EmbeddedEngine, EnginePool
 from megatron_rl.rollout.measure import measure, staleness
@@ -57,8 +57,7 @@ class Controller:
             "rl": Prompts(self.task.train, seed, shuffle),
         }
         self.strategy = Single(self.encode, self.decode)
-        self.rewards = RewardPool(config.rewards)
-        self.scoring = Scoring(self.rewards, self.task)
+        self.rewards = RewardPool(config.rewards, self.task.report)
         self.engine: Engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
         self.held_out = HeldOut(list(self.task.heldout[: config.evaluation.prompts]), config.evaluation)
@@ -113,7 +112,7 @@ class Controller:
             self.engine,
             self.sampling,
             self.config.rollout.temperature,
-            self.scoring,
+            lambda groups: judge(self.rewards, groups, at.step),
             f"{self.config.run.seed}/heldout",
         )
         if metrics:
@@ -158,8 +157,9 @@ class Controller:
         print(where_next(self.run), flush=True)
 
     def decode(self, completion: Completion) -> str:
-        """A completion's text, special tokens included."""
-        return str(self.tokenizer.decode(completion.tokens, skip_special_tokens=False))
+        """A completion's text, special tokens included but for the one that ended it."""
+        stops = self.sampling(0.0).stop_tokens if completion.finish_reason == "stop" else ()
+        return decode(self.tokenizer, completion.tokens, stops)
 
     def sampling(self, temperature: float, experts: bool = False) -> Sampling:
         """The rollout's sampling parameters at a temperature (0: greedy)."""
@@ -187,7 +187,7 @@ class Controller:
             self.strategy,
             self.engine,
             self.sampling(rollout.temperature, rollout.sglang.routing_replay),
-            lambda groups: self.scoring.score(groups, step),
+            lambda groups: score(self.rewards, groups, step),
             f"{self.config.run.seed}/rl/{step}",
         )
         times = {f"time/{name}": seconds for name, seconds in done.seconds.items()}

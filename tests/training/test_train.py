@@ -17,8 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_rl.data.registry import make_task
-from megatron_rl.data.tokenizer import load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import decode, load_tokenizer, make_encoder
 from megatron_rl.resharding.folders.fingerprint import fingerprint
+from megatron_rl.rewards.sample import sample_of
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import ROOT
 
@@ -122,7 +123,8 @@ def test_the_export_is_the_policy_that_was_evaluated(whole: tuple[RunFolder, str
         out = model.generate(
             prompt, max_new_tokens=48, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
         )[0, prompt.shape[1] :]
-        reports.append(task.report(example, tokenizer.decode(out, skip_special_tokens=False)))
+        text = decode(tokenizer, out.tolist(), [tokenizer.eos_token_id])
+        reports.append(task.report(sample_of(example, text)))
         lengths.append(len(out))
     last = rows(run)[-1]
     for name in ("correct", "format", "faithful"):
