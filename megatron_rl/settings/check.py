@@ -244,7 +244,7 @@ def _contents(config: Config) -> list[str]:
 def _check_contents(config: Config, scratch: str) -> None:
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
-    from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
+    from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer
@@ -253,6 +253,8 @@ def _check_contents(config: Config, scratch: str) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.name_or_path = config.model.path or f"of data.task={config.data.task}"  # as messages name it
     check_vocabulary(tokenizer, read_config(config.model))
+    if config.model.path:
+        end_tokens(folder, tokenizer)
     if all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
         task = make_task(config.data, config.run.seed, tokenizer)
         if config.sft.steps:

@@ -16,7 +16,7 @@ from megatron_rl.config import Config
 from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.sampler import Sampler
 from megatron_rl.data.task import Example
-from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.mean import summarise
 from megatron_rl.rewards.pool import RewardPool, Scored
@@ -119,7 +119,7 @@ class Driver:
             temperature=temperature,
             top_p=rollout.top_p,
             top_k=rollout.top_k,
-            stop_tokens=(self.tokenizer.eos_token_id,),
+            stop_tokens=end_tokens(self.run.model_folder(), self.tokenizer),
             ignore_stop=rollout.ignore_eos,
             experts=experts,
         )
