@@ -73,9 +73,7 @@ def test_a_tokenizer_without_an_end_token(tiny_model, tmp_path):
         (2, [399, 400, -1], (2, 399)),  # no row for these: they cannot be drawn
     ],
 )
-def test_every_token_that_a_folder_says_ends_a_text(
-    config, generation, expected, tiny_model, chat_tokenizer, tmp_path
-):
+def test_every_token_that_a_folder_says_ends_a_text(config, generation, expected, tiny_model, chat_tokenizer, tmp_path):
     folder = write_ends(tiny_model, tmp_path / "model", config, generation)
     assert chat_tokenizer.eos_token_id == 2
     assert end_tokens(folder, chat_tokenizer) == expected

@@ -135,6 +135,7 @@ async def generate(
     ``abort`` ends a request by its name, wherever it runs. ``done`` is called for each that has ended. Raises
     InputError for a request that the servers refuse, ServerError for one that none answers.
     """
+
     async def one(request: Request, seed: int) -> Completion:
         error: Exception | None = None
         async with slots:
