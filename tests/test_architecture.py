@@ -8,7 +8,19 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "megatron_rl"
 # A room imports those before it and itself; the configuration tree imports the config of every room.
 ORDER = (
-    *("errors", "system", "resharding", "data", "rollout", "rewards", "algorithms", "actor", "swap", "evaluation"),
+    *(
+        "errors",
+        "option",
+        "system",
+        "resharding",
+        "data",
+        "rollout",
+        "rewards",
+        "algorithms",
+        "actor",
+        "swap",
+        "evaluation",
+    ),
     *("config", "settings", "tracking", "training", "train", "launch", "commands", "cli"),
 )
 ROOT_MODULES = 8

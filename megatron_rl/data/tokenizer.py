@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.system.json_files import not_content, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -74,6 +75,29 @@ def check_vocabulary(tokenizer: Any, hf_config: dict[str, Any]) -> None:
             f"The tokenizer {tokenizer.name_or_path} has no eos_token, so no completion could end. Set eos_token in "
             "its tokenizer_config.json."
         )
+
+
+def end_tokens(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
+    """Ids of the tokens that end a completion: the tokenizer's eos_token first, then others that the folder names.
+
+    Those are the ``eos_token_id``, one or a list, of generation_config.json and config.json, as SGLang takes them:
+    models for chats often end a turn by another token than a text. Ids that the model has no row for cannot be drawn
+    and are left out. Raises InputError naming the file whose entry is no id.
+    """
+    config, generation = Path(folder, "config.json"), Path(folder, "generation_config.json")
+    hf_config = read_hf_config(folder)
+    found = [tokenizer.eos_token_id, *_ids(config, hf_config)]
+    if generation.is_file():
+        found += _ids(generation, read_json(generation))
+    return tuple(dict.fromkeys(token for token in found if 0 <= token < hf_config["vocab_size"]))
+
+
+def _ids(file: Path, content: dict[str, Any]) -> list[int]:
+    named = content.get("eos_token_id")
+    ids = [] if named is None else named if isinstance(named, list) else [named]
+    if not all(type(token) is int for token in ids):
+        raise InputError(f"{file}: eos_token_id is {named!r}; it must be a token's id, a list of ids, or null.")
+    return ids
 
 
 def make_encoder(tokenizer: Any, size: int = 65536) -> Callable[[str], tuple[int, ...]]:

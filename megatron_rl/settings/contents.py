@@ -34,7 +34,7 @@ def _look(config: Config, scratch: str) -> tuple[list[str], dict[str, int]]:
     """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes."""
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
-    from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
+    from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
     from megatron_rl.resharding.folders.check import transformers_config
     from megatron_rl.rewards.sample import sample_of
     from megatron_rl.rewards.trial import try_rewards
@@ -46,6 +46,8 @@ def _look(config: Config, scratch: str) -> tuple[list[str], dict[str, int]]:
     tokenizer = load_tokenizer(folder)
     tokenizer.name_or_path = config.model.path or f"of data.task={config.data.task}"  # as messages name it
     check_vocabulary(tokenizer, read_config(config.model))
+    if config.model.path:
+        end_tokens(folder, tokenizer)
     transformers_config(config.model.path or config.model.architecture)
     if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
         return [], {}
