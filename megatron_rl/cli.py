@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from megatron_rl import __version__
-from megatron_rl.errors import InputError, full_disk
-from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX
+from megatron_rl.errors import InputError, RunError, refused
+from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, speak_utf8
 
 EPILOG = """\
 A recipe is a complete configuration. It is named as `megatron-rl recipes` lists it, or it is a YAML file.
@@ -25,30 +25,33 @@ examples:
   megatron-rl serve runs/quickstart                   what it trained, behind OpenAI's API
 
 A run keeps everything in runs/NAME: metrics, completions with their rewards, checkpoints, the final policy.
-Ctrl-C stops it; the same command continues it from the last checkpoint where the recipe has run.resume=auto.
+Ctrl-C stops it at the end of the step, with a checkpoint, and says how to continue; a second one ends it at once.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 a process failed, 2 bad input, 128 + signal."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        speak_utf8()
+        arguments = sys.argv[1:]
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
+    said: Exception
     try:
         return int(options.run(options))
-    except InputError as error:
+    except (InputError, RunError) as error:
         said = error
     except BrokenPipeError:  # whoever read our output has gone; every process has been ended
         sys.stderr.close()
         return 1
     except OSError as error:
-        if (full := full_disk(error)) is None:
+        if (found := refused(error)) is None:
             raise
-        said = full
+        said = found
     except KeyboardInterrupt as interrupt:
         print(f"Interrupted. {interrupt}".rstrip(), file=sys.stderr)
         return 128 + signal.SIGINT
     print(f"{ERROR_PREFIX}{said}", file=sys.stderr)
-    return BAD_INPUT
+    return 1 if isinstance(said, RunError) else BAD_INPUT
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:

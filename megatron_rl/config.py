@@ -25,6 +25,7 @@ class RunConfig:
     resume: str = "auto"  # auto: continue the run in the folder | never: always a new, numbered folder
     save_every: int = 0  # steps between checkpoints; 0: only the last
     keep: int = 2  # checkpoints kept
+    grace_seconds: float = 600.0  # for the step under way and its checkpoint, after Ctrl-C or SIGTERM
     export: bool = True  # write the final policy as a Hugging Face folder
 
 

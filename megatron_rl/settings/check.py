@@ -28,7 +28,9 @@ from megatron_rl.rollout.check import check_rollout
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
 from megatron_rl.settings.footprint import Footprint, footprint, read_config, readable
 from megatron_rl.settings.load import from_yaml, to_yaml
-from megatron_rl.system import machine
+from megatron_rl.system import machine, scratch
+from megatron_rl.system.processes import UTF8
+from megatron_rl.tracking.check import check_tracking
 
 CHOICES = {
     "run.resume": ("auto", "never"),
@@ -37,17 +39,16 @@ CHOICES = {
     "actor.fp8": ("none", "delayed", "tensorwise", "blockwise"),
     "actor.optimizer.decay": ("constant", "linear", "cosine"),
     "sft_optimizer.decay": ("constant", "linear", "cosine"),
-    "tracking.wandb": ("auto", "online", "offline", "off"),
 }
 LEAST = {
     "run.seed": 0,
     "run.steps": 0,
     "run.save_every": 0,
     "run.keep": 1,
+    "run.grace_seconds": 0,
     "actor.micro_batch_tokens": 1,
     "actor.logprob_chunk": 1,
     "actor.threads": 1,
-    "tracking.completions": 0,
 }
 OPTIMIZER_RANGES: dict[str, tuple[float, float]] = {  # least and most, both allowed
     "lr": (0, inf),
@@ -70,7 +71,7 @@ def check(config: Config, contents: bool = True) -> list[str]:
     found += check_rewards(config.rewards) + check_rollout(config.rollout)
     found += (about_data := check_data(config)) + check_evaluation(config)
     found += check_algorithm(config.algorithm, config.rollout) + check_sft(config.sft)
-    found += _run_folder(config) + _said(machine.free_port)
+    found += check_tracking(config.tracking) + _run_folder(config) + _said(machine.free_port)
     hf_config, problems = _model(config)
     found += problems
     if hf_config is not None:
@@ -233,22 +234,23 @@ def _fits_disk(config: Config, needed: Footprint) -> list[str]:
 
 def _contents(config: Config) -> list[str]:
     """What the tokenizer and the rows of the data show."""
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_rl.settings.check"], input=to_yaml(config), capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "megatron_rl.settings.check"]
+    with scratch.made() as folder:
+        env = {**os.environ, **UTF8, **scratch.temporary(folder), **scratch.caches(folder)}
+        done = subprocess.run(command, input=to_yaml(config), capture_output=True, encoding="utf-8", env=env)
     if done.returncode != 0:
         raise RuntimeError(f"looking at the tokenizer and the data failed:\n{done.stderr}")
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _check_contents(config: Config, scratch: str) -> None:
+def _check_contents(config: Config, made: str) -> None:
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer
-        folder = scratch
+        folder = made
         write_tokenizer(config.data, folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.name_or_path = config.model.path or f"of data.task={config.data.task}"  # as messages name it
@@ -261,10 +263,10 @@ def _check_contents(config: Config, scratch: str) -> None:
 
 def main() -> None:
     """Print what is wrong with the tokenizer and the data of the configuration on standard input, as JSON."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "config.yaml"
-        file.write_text(sys.stdin.read())
-        print(json.dumps(_said(lambda: _check_contents(from_yaml(file), scratch))))
+    with tempfile.TemporaryDirectory() as made:
+        file = Path(made) / "config.yaml"
+        file.write_text(sys.stdin.read(), encoding="utf-8")
+        print(json.dumps(_said(lambda: _check_contents(from_yaml(file), made))))
 
 
 def _said(action: Callable[[], Any]) -> list[str]:

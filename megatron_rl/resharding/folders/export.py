@@ -21,7 +21,7 @@ from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.transports.shared_memory import RankMemory
-from megatron_rl.system.files import flush_folder, require_space
+from megatron_rl.system.files import rename_folder, require_space
 
 BUFFER = 1 << 26  # bytes assembled at a time
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -113,9 +113,7 @@ def export_hf(
         for name, content in small_files(source.hf_config, main, origin).items():
             (beside / name).write_bytes(content)
         beside.chmod(0o755)  # mkdtemp's folders are private
-        flush_folder(beside)
-        beside.rename(target)
-        flush_folder(target.parent)
+        rename_folder(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
