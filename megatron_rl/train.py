@@ -22,7 +22,8 @@ import sys
 from megatron_rl.actor import checkpoint, groups
 from megatron_rl.config import Config
 from megatron_rl.swap.trainer import Swap
-from megatron_rl.system import processes
+from megatron_rl.system import processes, stop
+from megatron_rl.system.screen import activity
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import scatter
 from megatron_rl.training.controller import Controller, Elsewhere
@@ -35,9 +36,13 @@ from megatron_rl.training.stages.stage import Stage
 
 def train(run: RunFolder, config: Config) -> None:
     """Every stage from where the run stands; one that was stopped continues from its newest checkpoint."""
+    stop.install()
+    activity("starting the trainer's ranks")
     groups.initialize(config.actor, config.run.seed)
     controller = Controller(config, run) if groups.first() else Elsewhere()  # first: its engines start meanwhile
+    activity("building the model")
     models = Models(run, config)
+    activity("planning the weight swap with the engines")
     swap = Swap(models.policy, controller.engine)
     at, newest = restore(run, first_stage(config))
     remaining = stages(config, run, at)
@@ -57,7 +62,8 @@ def train(run: RunFolder, config: Config) -> None:
             save(run, models, at, controller, config.run.keep)
         while at.step < stage.steps:
             batch = scatter(controller.batch(stage, at), models.policy)
-            metrics, credit = stage.learn(models, batch, at.step)
+            with controller.clock.span("update"):
+                metrics, credit = stage.learn(models, batch, at.step)
             models.changed()
             require_finite(metrics, models.policy, controller, at, config.run.not_finite)
             at.step += 1
@@ -71,23 +77,35 @@ def train(run: RunFolder, config: Config) -> None:
                 require_agreement(metrics, controller, at, config.algorithm)
             if last or (stage.samples and due(config.evaluation.every, at)):
                 evaluate(controller, at, label(stage, at))
-            if (last and stage.samples) or due(config.run.save_every, at):
+            stopping = not last and groups.share(controller.stopping())
+            if stopping or (last and stage.samples) or due(config.run.save_every, at):
                 save(run, models, at, controller, config.run.keep)
+            if stopping:
+                return end(controller, swap, at)
         stage.leave(models, swap, at)
     controller.finish(at)
+    end(controller, swap, at)
+
+
+def end(controller: Controller | Elsewhere, swap: Swap, at: Progress) -> None:
+    """Leave the engines, the workers and the other ranks."""
+    controller.close(at)
     swap.close()
     groups.shutdown()
 
 
 def evaluate(controller: Controller | Elsewhere, at: Progress, label: str) -> None:
     """Held-out metrics of the weights in the engine; the other ranks wait for them."""
+    activity(f"evaluating {label}")
     at.evaluations[label] = groups.share(controller.evaluate(at, label))
 
 
 def save(run: RunFolder, models: Models, at: Progress, controller: Controller | Elsewhere, keep: int) -> None:
     """A checkpoint of where the run stands."""
+    activity("saving a checkpoint")
     controller.settle(at)
-    write_checkpoint(run, models, at, keep)
+    with controller.clock.span("checkpoint"):
+        write_checkpoint(run, models, at, keep)
 
 
 def label(stage: Stage, at: Progress) -> str:

@@ -9,7 +9,7 @@ _LONGEST = 128  # characters of it
 
 def check_tracking(config: TrackingConfig) -> list[str]:
     """One message per violation."""
-    found = []
+    found: list[str] = []
     if config.wandb == "off":
         return found
     if config.wandb == "online" and not has_key():

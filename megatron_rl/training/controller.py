@@ -4,7 +4,9 @@ The other ranks have an ``Elsewhere``, which answers None to the same questions,
 """
 
 import os
-import time
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,13 @@ from megatron_rl.rollout.prefetch import Prefetch
 from megatron_rl.rollout.protocol import Completion, Engine, Sampling
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.strategies.single import Single
+from megatron_rl.system import stop
 from megatron_rl.system.channel import ENGINES, key_from_environment
-from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, duration, summary_table, where_next
+from megatron_rl.system.screen import activity, duration
+from megatron_rl.tracking.clock import Clock
+from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, summary_table, where_next
 from megatron_rl.tracking.console import Progress as Shown
+from megatron_rl.tracking.memory import memory
 from megatron_rl.tracking.metrics import Metrics
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Drawn, Step
@@ -76,12 +82,14 @@ class Controller:
             "sft": Shown("sft", self.config.sft.steps, SFT_COLUMNS, lines=12),
             "rl": Shown("rl", self.config.run.steps, RL_COLUMNS),
         }
-        self.earlier, self.started = at.seconds, time.monotonic()
+        self.clock = Clock(at.seconds)
 
     def batch(self, stage: Stage, at: Progress) -> Step:
         """What all ranks learn from in the step after ``at``."""
-        self._step_began = time.monotonic()
-        self._step = stage.batch(self, at)
+        self.clock.begin()
+        with self._signs_of_life(f"{stage.name} step {at.step + 1}: generating"):
+            self._step = stage.batch(self, at)
+        activity(f"{stage.name} step {at.step + 1}: learning")
         return self._step
 
     def take(self, at: Progress) -> Drawn:
@@ -98,9 +106,8 @@ class Controller:
 
     def record(self, at: Progress, metrics: dict[str, float], credit: list[float]) -> None:
         """Keep and show the numbers of the step that ``at`` has just completed."""
-        seconds = time.monotonic() - self._step_began
         metrics = self._step.metrics | metrics
-        metrics |= {"time/step": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+        metrics |= self.clock.step(metrics["tokens"]) | memory()
         self.records.log(at.step, metrics, at.stage)
         self.records.completions(at.step, self._rows(self._step.rollouts, credit))
         self.shown[at.stage].step(at.step - 1, metrics)
@@ -108,17 +115,19 @@ class Controller:
 
     def evaluate(self, at: Progress, label: str) -> dict[str, float]:
         """Held-out metrics of the weights in the engine."""
-        metrics, rows = self.held_out(
-            self.strategy,
-            self.engine,
-            self.sampling,
-            self.config.rollout.temperature,
-            lambda groups: judge(self.rewards, groups, at.step),
-            f"{self.config.run.seed}/heldout",
-        )
+        with self.clock.span("evaluate"), self._signs_of_life(f"evaluating {label}"):
+            metrics, rows = self.held_out(
+                self.strategy,
+                self.engine,
+                self.sampling,
+                self.config.rollout.temperature,
+                lambda groups: judge(self.rewards, groups, at.step),
+                f"{self.config.run.seed}/heldout",
+            )
         if metrics:
-            self.records.log(at.step, metrics | {"weight_version": float(at.version)}, "eval")
-            self.records.completions(at.step, [{"evaluation": label, **row} for row in rows])
+            recorded = metrics | {"weight_version": float(at.version)} | self.clock.spans("evaluate")
+            self.records.log(at.step, recorded, "eval")
+            self.records.completions(at.step, rows, label)
             shown = ", ".join(f"{k.replace('/', ' ')} {v:.3f}" for k, v in metrics.items() if k.endswith("/correct"))
             print(f"held-out, {label}: {shown}", flush=True)
         return metrics
@@ -134,14 +143,11 @@ class Controller:
     def settle(self, at: Progress) -> None:
         """Note in ``at`` how far the records reach, for the checkpoint that holds it."""
         at.records = self.records.position()
-        at.seconds = self.earlier + time.monotonic() - self.started
+        at.seconds = self.clock.seconds
 
     def finish(self, at: Progress) -> None:
-        """Close everything, print the summary."""
+        """Print the summary of a run that is complete."""
         self.settle(at)
-        self.records.close()
-        self.rewards.close()
-        self.engine.stop()
         results = {label: at.evaluations[label] for label in _SHOWN if at.evaluations.get(label)}
         names = list(dict.fromkeys(k for values in results.values() for k in values if not k.endswith("/length")))
         rows = {
@@ -156,6 +162,17 @@ class Controller:
         swaps = at.version + 1
         print(f"{swaps} weight swap{'s' if swaps > 1 else ''}, each proved by its hashes; {duration(at.seconds)}.")
         print(where_next(self.run), flush=True)
+        self.run.mark_complete(at.step)
+
+    def close(self, at: Progress) -> None:
+        """Finish the records, end the workers and the engines."""
+        self.records.close()
+        self.rewards.close()
+        self.engine.stop()
+
+    def stopping(self) -> bool:
+        """Whether somebody has asked the run to stop."""
+        return stop.requested()
 
     def decode(self, completion: Completion) -> str:
         """A completion's text, special tokens included but for the one that ended it."""
@@ -174,6 +191,25 @@ class Controller:
             ignore_stop=rollout.ignore_eos,
             experts=experts,
         )
+
+    @contextmanager
+    def _signs_of_life(self, what: str) -> Iterator[None]:
+        """Say every second how many completions the engines have made, while what is done inside goes on."""
+        over = threading.Event()
+
+        def say() -> None:
+            while not over.wait(1.0):
+                done, total = self.engine.progress()
+                activity(f"{what}, {done} of {total} completions" if total else what)
+
+        activity(what)
+        thread = threading.Thread(target=say, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _draw(self) -> tuple[list[Example], dict[str, int]]:
         prompts = self.prompts["rl"]
@@ -217,6 +253,9 @@ class Elsewhere:
 
     engine = None
 
+    def __init__(self) -> None:
+        self.clock = Clock()
+
     def begin(self, at: Progress, plan_hash: str) -> None: ...
     def batch(self, stage: Stage, at: Progress) -> None: ...
     def before_swap(self) -> None: ...
@@ -226,6 +265,8 @@ class Elsewhere:
     def keep_batch(self, at: Progress) -> None: ...
     def settle(self, at: Progress) -> None: ...
     def finish(self, at: Progress) -> None: ...
+    def close(self, at: Progress) -> None: ...
+    def stopping(self) -> None: ...
 
 
 def _engine(config: Config, run: RunFolder) -> Engine:

@@ -6,7 +6,7 @@ from megatron_rl.actor import groups
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.algorithms.mismatch import alarm
-from megatron_rl.errors import InputError
+from megatron_rl.errors import RunError
 from megatron_rl.training.controller import Controller, Elsewhere
 from megatron_rl.training.progress import Progress
 
@@ -28,7 +28,7 @@ def require_finite(
     what = " and ".join(f"{name} is {metrics[name]}" for name in broken) or "there are weights that are not finite"
     said = f"step {at.step + 1} of {at.stage}: {what}. Its batch is in {file}"
     if action == "stop" or not weights:
-        raise InputError(
+        raise RunError(
             f"{said[0].upper()}{said[1:]}. Nothing of it was swapped or saved; continue from the last checkpoint with "
             "a lower learning rate, or with run.not_finite=skip."
         )
@@ -42,5 +42,5 @@ def require_agreement(
     if not (wrong := alarm(metrics, config)):
         return
     if config.mismatch_action == "stop":
-        raise InputError(f"Step {at.step} stopped the run (algorithm.mismatch_action=stop): {wrong}")
+        raise RunError(f"Step {at.step} stopped the run (algorithm.mismatch_action=stop): {wrong}")
     controller.warn(f"step {at.step}: {wrong}")

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_rl.algorithms.config import AlgorithmConfig
-from megatron_rl.errors import InputError
+from megatron_rl.errors import RunError
 from megatron_rl.training.controller import Elsewhere
 from megatron_rl.training.guard import require_agreement
 from megatron_rl.training.progress import Progress
@@ -24,7 +24,7 @@ def test_an_engine_that_disagrees_can_end_the_run() -> None:
     config = AlgorithmConfig(mismatch_limit=0.05, mismatch_action="stop")
     metrics = {"engine_kl_k3": 0.0625, "p99_logprob_gap": 1.5, "max_logprob_gap": 4.0}
     at, heard = Progress("rl", step=7), Heard()
-    with pytest.raises(InputError, match=r"Step 7 stopped the run .*engine_kl_k3=0.0625 nats .*limit is 0.05"):
+    with pytest.raises(RunError, match=r"Step 7 stopped the run .*engine_kl_k3=0.0625 nats .*limit is 0.05"):
         require_agreement(metrics, Elsewhere(), at, config)
     config.mismatch_action = "warn"
     require_agreement(metrics, Elsewhere(), at, config)  # rank 0 alone says it
