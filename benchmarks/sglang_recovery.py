@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(architecture))
         begun = time.monotonic()
-        engines = SGLangEngines(config, Path(folder), secrets.token_bytes(16), Path(folder))
+        engines = SGLangEngines(config.served(), Path(folder), secrets.token_bytes(16), Path(folder))
         try:
             plan = make_plan(source.layout(), engines.attach(source).layout)
             engines.begin_swap(1)

@@ -4,6 +4,7 @@ A recipe is a function that returns a ``Config``. This module imports no torch.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
@@ -11,7 +12,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.option import choice, number
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.rollout.config import RolloutConfig, Served
 from megatron_rl.tracking.config import TrackingConfig
 
 
@@ -46,3 +47,14 @@ class Config:
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def served(self) -> Served:
+        """What SGLang's servers have to know."""
+        return Served(
+            rollout=self.rollout,
+            dtype=self.model.dtype,
+            seed=self.run.seed,
+            longest=self.data.max_prompt_tokens + self.rollout.max_new_tokens,
+            trainers=self.actor.sizes().world,
+            folder=Path(self.run.folder) / self.run.name,
+        )

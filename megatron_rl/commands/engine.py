@@ -45,7 +45,7 @@ def engine(options: argparse.Namespace) -> int:
     key = key_from_environment() if os.environ.get(KEY) else secrets.token_bytes(16)
     with tempfile.TemporaryDirectory(prefix="mrl-") as scratch:
         folder = _model_folder(config, Path(scratch) / "model")
-        chosen = arguments(config, folder, 0, options.port, key) | {"host": options.host}
+        chosen = arguments(config.served(), folder, 0, options.port, key) | {"host": options.host}
         env = environment(config.rollout.threads, config.rollout.sglang.tensor_parallel, key)
         return run_server(chosen, env, api_key(key), _how_to_train(options, key), config.rollout.sglang.start_seconds)
 

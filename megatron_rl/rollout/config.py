@@ -1,6 +1,7 @@
 """Options of generation."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from megatron_rl.option import choice, number
@@ -71,3 +72,15 @@ class RolloutConfig:
     def true_on_policy(self) -> bool:
         """Whether actor and engine have to compute the same bits."""
         return self.engine == "embedded" and self.embedded.true_on_policy
+
+
+@dataclass(frozen=True)
+class Served:
+    """What engines that are started beside a trainer have to know of the run."""
+
+    rollout: RolloutConfig
+    dtype: str  # of the weights
+    seed: int
+    longest: int  # tokens of a prompt with its completion
+    trainers: int  # ranks, which compute on GPUs of this machine where it has some
+    folder: Path  # the run's

@@ -274,5 +274,5 @@ def _engine(config: Config, run: RunFolder) -> Engine:
     if config.rollout.engine == "sglang":
         from megatron_rl.rollout.sglang.pool import SGLangEngines
 
-        return SGLangEngines(config, run.model_folder(), key, run.logs())
+        return SGLangEngines(config.served(), run.model_folder(), key, run.logs())
     return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])

@@ -232,11 +232,11 @@ def test_servers_are_told_their_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     config.actor.tensor_parallel, config.rollout.engine, config.rollout.engines = 2, "sglang", 2
     monkeypatch.setattr(machine, "gpus", lambda: (80 << 30,) * 4)
     places = engine_gpus(config.rollout, 2)
-    chosen = [arguments(config, tmp_path, i, 1, b"", place)["base-gpu-id"] for i, place in enumerate(places)]
+    chosen = [arguments(config.served(), tmp_path, i, 1, b"", place)["base-gpu-id"] for i, place in enumerate(places)]
     assert chosen == [2, 3] and not shared(places, 2)
     config.rollout.sglang.args = {"base_gpu_id": 1}
     (place, _) = places = engine_gpus(config.rollout, 2)
-    assert place == range(1, 2) and arguments(config, tmp_path, 0, 1, b"", place)["base-gpu-id"] == 1
+    assert place == range(1, 2) and arguments(config.served(), tmp_path, 0, 1, b"", place)["base-gpu-id"] == 1
     assert shared(places, 2) and not shared(places, 1)
 
 

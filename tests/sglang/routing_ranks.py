@@ -66,7 +66,7 @@ def main() -> None:
     groups.initialize(config.actor, seed=0)
     actor = Actor(json.loads((folder / "config.json").read_text()), config.actor, "float32", str(folder))
     actor.new_optimizer(OptimizerConfig(lr=3e-3))
-    engine = SGLangEngines(config, folder, b"k" * 32, logs)
+    engine = SGLangEngines(config.served(), folder, b"k" * 32, logs)
     try:
         swap = Swap(actor, engine)
         rng = np.random.default_rng(0)

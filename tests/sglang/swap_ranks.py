@@ -59,7 +59,7 @@ def run(job: dict, url: str, out: Path) -> None:
     engine = None
     if dist.get_rank() == 0:
         engine = SGLangEngines(
-            configuration(urls=url, tensor_parallel=job["workers"]), folder, key_from_environment(), out
+            configuration(urls=url, tensor_parallel=job["workers"]).served(), folder, key_from_environment(), out
         )
     actor = Actor(json.loads((folder / "config.json").read_text()), config, "float32", str(folder))
     actor.new_optimizer(SETTINGS)

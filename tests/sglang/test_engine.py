@@ -291,7 +291,7 @@ def test_a_running_server_that_cannot_replay_its_routing(
     dense: SGLangEngines, key: bytes, model_folder: Models, tmp_path: Path, trainer: ServedTrainer
 ) -> None:
     options = configuration(urls=dense.replicas[0].url, routing_replay=True)
-    engine = SGLangEngines(options, model_folder("qwen3")[0], key, tmp_path / "logs")
+    engine = SGLangEngines(options.served(), model_folder("qwen3")[0], key, tmp_path / "logs")
     try:
         with pytest.raises(InputError, match="--enable-return-routed-experts and --disable-radix-cache"):
             engine.attach(trainer.source())
@@ -302,7 +302,7 @@ def test_a_running_server_that_cannot_replay_its_routing(
 def test_a_model_that_sglang_refuses(key: bytes, tmp_path: Path, trainer: ServedTrainer) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "unheard_of", "architectures": ["Nothing"]}')
-    engine = SGLangEngines(configuration(), tmp_path / "model", key, tmp_path / "logs")
+    engine = SGLangEngines(configuration().served(), tmp_path / "model", key, tmp_path / "logs")
     try:
         with pytest.raises(InputError, match=r"(?s)ended before it was ready.*unheard_of"):
             engine.attach(trainer.source())

@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.kernel import Files
+from megatron_rl.resharding.convert.unfit import Bits
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Place, Stored
 from megatron_rl.resharding.layout import TensorSpec, merged, row_major
 from megatron_rl.resharding.layouts.fp8 import BLOCK, scale_shape
@@ -17,15 +18,6 @@ from megatron_rl.resharding.plan import position
 
 Ints = tuple[int, ...]
 PORTION = 1 << 16  # bytes in one call: with more Linux looks for larger pages, which may take longer than copying
-Bits = np.ndarray[Any, Any]  # elements as they lie, whatever they mean: unsigned integers of their size
-
-
-class UnfitError(InputError):
-    """Rows hold a number that another dtype cannot: which, where in the rows, and what a cast makes of them."""
-
-    def __init__(self, text: str, at: int, value: float, result: tuple[Bits, Bits | None]) -> None:
-        super().__init__(text)
-        self.at, self.value, self.result = at, value, result
 
 
 def row_boxes(spec: TensorSpec, first: int, last: int) -> Iterator[tuple[Ints, Ints]]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from megatron_rl.resharding.convert.kernel import Files
 from megatron_rl.resharding.convert.parts import Band, bands, threads_within
-from megatron_rl.resharding.convert.rows import UnfitError, read_rows, read_scales, rows_as
+from megatron_rl.resharding.convert.rows import read_rows, read_scales, rows_as
+from megatron_rl.resharding.convert.unfit import UnfitError
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Stored
 from megatron_rl.resharding.layouts.fp8 import BLOCK, SCALE, scale_shape
 from megatron_rl.resharding.plan import check_same_tensors

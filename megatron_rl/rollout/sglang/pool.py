@@ -15,11 +15,11 @@ import aiohttp
 import numpy as np
 import torch
 
-from megatron_rl.config import Config
 from megatron_rl.errors import InputError, SwapError
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.resharding.transports.meeting import BACKENDS, MeetingPlace
+from megatron_rl.rollout.config import Served
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
 from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
@@ -48,9 +48,9 @@ class SGLangEngines:
     that is free when it starts, and by then the trainer has taken its own.
     """
 
-    def __init__(self, config: Config, model_folder: Path, key: bytes, logs: Path) -> None:
-        self.config, self.options = config, config.rollout.sglang
-        self.dtype: torch.dtype = getattr(torch, config.model.dtype)
+    def __init__(self, served: Served, model_folder: Path, key: bytes, logs: Path) -> None:
+        self.served, self.options = served, served.rollout.sglang
+        self.dtype: torch.dtype = getattr(torch, served.dtype)
         self.key, self.logs = key, logs
         # Short, as it holds a socket; in the run's folder, which outlives this process.
         self._folder = tempfile.TemporaryDirectory(prefix="mrl-", dir=os.environ.get(SCRATCH) or "/tmp")
@@ -59,7 +59,7 @@ class SGLangEngines:
         self.control = Control(f"{self.host}:{machine.free_port(self.host)}" if self.host else socket, key)
         self._backend = ""  # where the trainer's ranks have to send
         self._sessions: tuple[str, ...] = ()
-        self._gpus = engine_gpus(config.rollout, config.actor.sizes().world)
+        self._gpus = engine_gpus(served.rollout, served.trainers)
         self.replicas = self._replicas(model_folder)
         self.router: Router | None = None
         self.source: SwapSource | None = None
@@ -70,7 +70,7 @@ class SGLangEngines:
         self._generating = 0  # calls under way
         self._asked = self._answered = 0  # completions since no call was under way
         # So many that no server waits for its next one while its last answer is on the way.
-        self._slots = asyncio.Semaphore(2 * config.rollout.max_running * len(self.replicas))
+        self._slots = asyncio.Semaphore(2 * served.rollout.max_running * len(self.replicas))
         self._swapping: tuple[asyncio.Future[np.ndarray], Future[list[Swapped]]] | None = None
         self._loop = asyncio.new_event_loop()
         # One thread for each process that is asked for something: they wait for each other.
@@ -93,7 +93,7 @@ class SGLangEngines:
             transport,
             control,
             self._sessions,
-            folder=str((Path(self.config.run.folder) / self.config.run.name / "swap").absolute()),
+            folder=str((self.served.folder / "swap").absolute()),
             attempt=secrets.token_hex(8),
             seconds=self.options.swap_seconds,
             fp8=self.options.fp8,
@@ -203,7 +203,7 @@ class SGLangEngines:
         self._folder.cleanup()
 
     def _replicas(self, model_folder: Path) -> list[Replica]:
-        options, rollout = self.options, self.config.rollout
+        options, rollout = self.options, self.served.rollout
         adopted = [url.strip() for url in options.urls.split(",") if url.strip()]
         if adopted:
             return [Replica(url, url, None, options, self.control) for url in adopted]
@@ -213,7 +213,7 @@ class SGLangEngines:
             port = options.port + index if options.port else machine.free_low_port()
             name, folder = f"sglang{index}", Path(self._folder.name)
             gpus = self._gpus[index] if self._gpus else None
-            chosen = arguments(self.config, model_folder, index, port, self.key, gpus)
+            chosen = arguments(self.served, model_folder, index, port, self.key, gpus)
             process = ServerProcess(name, chosen, env, folder, self.logs / f"{name}.log")
             found.append(Replica(name, f"http://127.0.0.1:{port}", process, options, self.control))
         return found
@@ -224,7 +224,7 @@ class SGLangEngines:
         key = api_key(self.key)
         for replica in self.replicas:
             replica.open(self._http, key, reads=self.options.swap == "pull")
-        if not shared(self._gpus, self.config.actor.sizes().world):
+        if not shared(self._gpus, self.served.trainers):
             self._start()
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:

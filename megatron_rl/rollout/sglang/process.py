@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import psutil
 import yaml
 
-from megatron_rl.config import Config
 from megatron_rl.resharding.layouts.fp8 import QUANTISATION
+from megatron_rl.rollout.config import Served
 from megatron_rl.rollout.sglang.leftovers import mapped_by, remove
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, api_key
@@ -59,12 +59,12 @@ _END_SECONDS = 5.0
 
 
 def arguments(
-    config: Config, model_folder: Path, index: int, port: int, key: bytes, gpus: range | None = None
+    served: Served, model_folder: Path, index: int, port: int, key: bytes, gpus: range | None = None
 ) -> dict[str, Any]:
     """One server's options, by SGLang's own names; ``gpus``: those of its workers, where it is not to choose."""
-    rollout, options = config.rollout, config.rollout.sglang
+    rollout, options = served.rollout, served.rollout.sglang
     chosen: dict[str, Any] = {
-        "random_seed": (config.run.seed * 1009 + index) % 2**31,
+        "random_seed": (served.seed * 1009 + index) % 2**31,
         "load_format": "dummy",  # the weights come by the first swap
         "skip_tokenizer_init": True,  # token ids go in and out
         "skip_server_warmup": True,
@@ -77,12 +77,11 @@ def arguments(
         chosen["enable_memory_saver"] = True
     if gpus is not None:
         chosen["base_gpu_id"] = gpus.start
-    longest = config.data.max_prompt_tokens + rollout.max_new_tokens
-    chosen |= on_this_machine((longest + 8) * rollout.max_running)
+    chosen |= on_this_machine((served.longest + 8) * rollout.max_running)
     chosen |= {name.replace("-", "_"): value for name, value in options.args.items()}
     chosen |= {
         "model_path": str(model_folder),
-        "dtype": config.model.dtype,
+        "dtype": served.dtype,
         "host": "127.0.0.1",
         "port": port,
         "nccl_port": machine.free_port(),
