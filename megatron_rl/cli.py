@@ -34,19 +34,19 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
     ),
 }
 EPILOG = """\
-A recipe is a complete configuration. It is named as `{program} recipes` lists it, or it is a YAML file, or
+A recipe is a complete configuration. It is named as `megatron-rl recipes` lists it, or it is a YAML file, or
 the dotted path of a function () -> Config of your own. key=value changes one option; a text is taken as it is typed,
 any other value as YAML reads it.
 
 examples:
-  {program} train quickstart                        watch a small model learn, in minutes, on a laptop
-  {program} train quickstart run.steps=20 run.seed=1
-  {program} check social_r1.qwen3_4b actor.tensor_parallel=4
-  {program} plan quickstart                         how weights travel to the engines, and what it costs
-  {program} options rollout                         what can be set, with defaults
-  {program} train runs/quickstart/config.yaml       the same run again
-  {program} train quickstart rollout.engine=sglang  the same with a real SGLang server (make sglang)
-  {program} serve runs/quickstart                   what it trained, behind OpenAI's API
+  megatron-rl train quickstart                        watch a small model learn, in minutes, on a laptop
+  megatron-rl train quickstart run.steps=20 run.seed=1
+  megatron-rl check social_r1.qwen3_4b actor.tensor_parallel=4
+  megatron-rl plan quickstart                         how weights travel to the engines, and what it costs
+  megatron-rl options rollout                         what can be set, with defaults
+  megatron-rl train runs/quickstart/config.yaml       the same run again
+  megatron-rl train quickstart rollout.engine=sglang  the same with a real SGLang server (make sglang)
+  megatron-rl serve runs/quickstart                   what it trained, behind OpenAI's API
 
 A run keeps everything in runs/NAME: metrics, completions with their rewards, checkpoints, the final policy.
 Ctrl-C stops it at the end of the step, with a checkpoint, and says how to continue; a second one ends it at once.
@@ -96,7 +96,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         prog="megatron-rl",
         description="Train language models to reason, by reinforcement learning: a sharded Megatron-Core actor, "
         "rollout engines that get its new weights after every step, and rewards computed on CPUs.",
-        epilog=EPILOG.format(program=program()),
+        epilog=_callable(EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"megatron-rl {__version__}")
@@ -105,7 +105,13 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == chosen:
             import_module(f"megatron_rl.commands.{module}").add_arguments(command)
+            command.epilog = _callable(command.epilog)
     return parser
+
+
+def _callable(examples: str | None) -> str | None:
+    """The examples as a shell here takes them."""
+    return examples and examples.replace("megatron-rl ", f"{program()} ")
 
 
 def _open_standard_streams() -> None:

@@ -13,7 +13,7 @@ _PREFIXES = "kMGT"  # of sizes
 EPILOG = """\
 examples:
   megatron-rl convert hf-to-megatron models/Qwen3-4B checkpoints/qwen3-4b --tensor-parallel 2
-  megatron-rl convert megatron-to-hf runs/r1/checkpoints/step-000100 exported --model models/Qwen3-4B
+  megatron-rl convert megatron-to-hf runs/r1/checkpoints/step-1-000100 exported --model models/Qwen3-4B
   megatron-rl convert megatron-to-hf checkpoints/qwen3-4b exported --fp8
   megatron-rl convert verify models/Qwen3-4B checkpoints/qwen3-4b
   megatron-rl convert inspect checkpoints/qwen3-4b

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import Documented, documented, groups
+from megatron_rl.system.program import program
 
 WIDTH = 100  # columns of the list
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Print them; returns 0. Raises InputError when there are none of the group."""
     chosen = [option for option in documented() if option.key.startswith(options.group)]
     if not chosen:
-        raise InputError(f"No option starts with {options.group!r}; `megatron-rl options` lists all.")
+        raise InputError(f"No option starts with {options.group!r}; `{program()} options` lists all.")
     print(markdown(chosen) if options.markdown else listing(chosen))
     return 0
 

@@ -13,6 +13,7 @@ from megatron_rl.commands.foreground import address, check_address, run_server
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.process import ALIASES, environment, on_this_machine
 from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.settings.written import read_value
 from megatron_rl.system import machine
 from megatron_rl.system.program import program
 
@@ -89,7 +90,10 @@ def server_options(folder: Path, options: argparse.Namespace, key: str) -> dict[
             raise InputError(f"{item!r} is no option of SGLang: write name=value, for example context_length=8192.")
         if ALIASES.get(name, name) in OURS:
             raise InputError(f"{item}: {name} is set by this command's own options; see {program()} serve --help.")
-        chosen[name] = yaml.safe_load(text)
+        try:
+            chosen[name] = read_value(text).value(Any)
+        except (yaml.YAMLError, ValueError):
+            raise InputError(f"{item}: the value is not valid YAML; quote it.") from None
     chosen |= {"model_path": str(folder), "host": options.host, "port": options.port, "api_key": key}
     chosen["tp_size"] = options.tensor_parallel
     return {name.replace("_", "-"): value for name, value in chosen.items()}

@@ -62,7 +62,7 @@ def _cached_tokens(config: Config) -> int:
     rollout, longest = config.rollout, config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if rollout.engine == "sglang":
         given = rollout.sglang.args.get("max_total_tokens")
-        return given if isinstance(given, int) else (longest + 8) * rollout.max_running
+        return given if isinstance(given, int) else max(8192, (longest + 8) * rollout.max_running)
     # a static cache: a row for each sequence that runs, as long as the longest may get
     training = -(-rollout.prompts_per_step // rollout.engines) * rollout.group_size
     evaluating = -(-config.evaluation.prompts // rollout.engines)

@@ -17,6 +17,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import TYPES
 from megatron_rl.settings.recipes import recipe
 from megatron_rl.settings.written import Written, read, read_value
+from megatron_rl.system.program import program
 
 
 @functools.cache
@@ -71,7 +72,7 @@ def _base(path: str) -> tuple[DictConfig, list[tuple[str, Written]]]:
     named = content.pop("recipe", None)
     name = named.value(str) if named else None
     if name is not None and (not isinstance(name, str) or name.endswith((".yaml", ".yml"))):
-        raise InputError(f"{path}: recipe: {name!r} must name a recipe function; `megatron-rl recipes` lists them.")
+        raise InputError(f"{path}: recipe: {name!r} must name a recipe function; `{program()} recipes` lists them.")
     return (_call(name) if name else OmegaConf.structured(Config)), list(_leaves("", content.items()))
 
 

@@ -10,6 +10,8 @@ from megatron_rl.resharding.folders.check import config_problems, folder_problem
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
 
+MOST_RANKS = 1 << 16  # of a layout that is drawn up in no time
+
 
 def check_model_folder(model: ModelConfig) -> tuple[dict[str, Any] | None, list[str]]:
     """The content of config.json, if there is one, and what is wrong with the model's folder."""
@@ -22,6 +24,8 @@ def check_model_folder(model: ModelConfig) -> tuple[dict[str, Any] | None, list[
 
 def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
     """Why the model cannot be sharded, served or filled as configured: its family, its sharding, its context."""
+    if (world := config.actor.sizes().world) > MOST_RANKS:
+        return [f"The parallel sizes make {world} ranks (tensor x pipeline x context x data): lower one."]
     try:
         architecture = read_architecture(hf_config)
         found = layout_violations(hf_config, config.actor.sizes())

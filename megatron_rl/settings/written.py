@@ -1,7 +1,7 @@
 """YAML as an option's declared type reads it: a text stays as it is written, whatever YAML would make of it.
 
 YAML 1.1 guesses types: 20241126_0930 is a number, 0123 another (octal), 12:30 a third (of base 60), off is false. Here
-the option's type comes first; where it leaves the choice (``Any``), numbers of base 8, 60 and dates are texts.
+the option's type comes first; where it leaves the choice (``Any``), only plain numbers are numbers.
 """
 
 import re
@@ -40,8 +40,8 @@ class _Loader(yaml.SafeLoader):
 
 for _name, _pattern, _first in (
     ("bool", "yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+", "-+0123456789"),
-    ("float", r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", "-+.0123456789"),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
     ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", "<<", "<"),

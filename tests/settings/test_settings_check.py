@@ -88,6 +88,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         ),
         (["algorithm.minibatches=3"], ["algorithm.minibatches", "1, 2, 4, 8, 16"]),
         (["rollout.group_size=1"], ["rollout.group_size is 1", "at least 2"]),
+        (["actor.data_parallel=1000000000"], ["The parallel sizes make 2000000000 ranks"]),
         (["rollout.group_size=0"], ["rollout.group_size is 0; it must be 1 or more."]),
         (["rollout.prompts_per_step=-4"], ["rollout.prompts_per_step is -4; it must be between 1 and 1000000."]),
         (
