@@ -114,3 +114,29 @@ def test_decoding_leaves_out_the_stop_token_that_ended_it_and_no_other(word_toke
     assert decode(word_tokenizer, [end, ball, end, end], stops) == "<eos> ball <eos>"
     assert decode(word_tokenizer, [ball, end]) == "ball <eos>"  # it was cut off there
     assert decode(word_tokenizer, [end], stops) == decode(word_tokenizer, [], stops) == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer.json", '{"model": {"type"', "tokenizer.json is not valid JSON"),
+        ("tokenizer.json", "", r"tokenizer.json is empty \(0 bytes\)"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "tokenizer.json is a Git LFS"),
+        ("tokenizer.json", "[]", "tokenizer.json holds a list; a JSON object is needed"),
+        ("tokenizer.json", '{"model": {"type": "unheard of"}}', r"The tokenizer of .* cannot be read: .+\. Fetch"),
+        ("tokenizer_config.json", '{"eos_token": ', "tokenizer_config.json is not valid JSON"),
+        ("config.json", '{"model_type": ', "config.json is not valid JSON"),
+    ],
+)
+def test_a_broken_file_is_named(tiny_model, tmp_path, file, content, said):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    if file == "config.json":  # read where the tokenizer's own files do not say what it is
+        (folder / "tokenizer_config.json").unlink()
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=said) as error:
+        load_tokenizer(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_without_a_known_size_is_left_to_others(word_tokenizer):
+    check_vocabulary(word_tokenizer, {})

@@ -65,11 +65,10 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
     key for a value that cannot be, and for a kind that the actor does not compute.
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    rope = config.get(name)
-    if rope is None:
-        rope = {}
-    if not isinstance(rope, Mapping):
-        raise InputError(f"config.json has {name}={rope!r}; a JSON object is needed.")
+    for key in (name, "rope_parameters"):
+        if config.get(key) is not None and not isinstance(config[key], Mapping):
+            raise InputError(f"config.json has {key}={config[key]!r}; a JSON object is needed.")
+    rope = config.get(name) or {}
     if any(isinstance(inner, Mapping) for inner in rope.values()):
         raise InputError(f"config.json has {name} for each type of layer; one for all layers is supported.")
     kind = rope["rope_type"] if "rope_type" in rope else rope.get("type", "default")

@@ -114,19 +114,20 @@ def read_headers(folder: Path) -> dict[Path, dict[str, Entry]]:
         damaged[_LISTED:] = [f"{len(damaged) - _LISTED} more files of {folder} are damaged, too."]
     refuse(damaged)
     if (folder / INDEX).is_file():
-        _check_index(folder, {name: folder / file for file, names in files.items() for name in names}, found)
+        _check_index(folder, {folder / file: names for file, names in files.items()}, found)
     return found
 
 
-def _check_index(folder: Path, places: Mapping[str, Path], found: Mapping[Path, dict[str, Entry]]) -> None:
+def _check_index(folder: Path, expected: Mapping[Path, list[str]], found: Mapping[Path, dict[str, Entry]]) -> None:
     """Raises InputError unless the index says where each tensor is; drops those that are no weights from ``found``."""
     index = folder / INDEX
-    for name, path in places.items():
-        if name not in found[path]:
-            where = next((f" It is in {other.name}: put that right." for other in found if name in found[other]), "")
-            raise InputError(f"{index} says that {name} is in {path.name}, which does not hold it.{where}")
+    places = {name: path for path, names in expected.items() for name in names}
+    for path, names in expected.items():
+        if absent := next((name for name in names if name not in found[path]), None):
+            where = next((f" It is in {other.name}: put that right." for other in found if absent in found[other]), "")
+            raise InputError(f"{index} says that {absent} is in {path.name}, which does not hold it.{where}")
     for path, header in found.items():
-        for name in [name for name in header if places.get(name) != path]:
+        for name in sorted(header.keys() - expected[path]):
             if name.endswith(IGNORED):
                 del header[name]
             elif name not in places:

@@ -23,7 +23,8 @@ from megatron_rl.resharding.convert.run import Conversion
 from megatron_rl.resharding.convert.targets import HfTarget, MegatronTarget
 from megatron_rl.resharding.families import family
 from megatron_rl.resharding.families.table import aliases
-from megatron_rl.resharding.folders.hf import open_stored, page_shift, read_hf_config
+from megatron_rl.resharding.folders.hf import open_stored, read_hf_config
+from megatron_rl.resharding.folders.safetensors import page_shift
 from megatron_rl.resharding.folders.stored import TORCH_DTYPES
 from megatron_rl.resharding.folders.torch_dist.archive import find_tensor, object_archive, tensor_archive
 from megatron_rl.resharding.folders.torch_dist.pickles import read_pickle
@@ -155,6 +156,38 @@ def test_fp8_is_that_of_the_whole_tensor(model: Path, tmp_path: Path) -> None:
     assert "quantization_config" not in read_hf_config(tmp_path / "plain")
     assert convert("verify", tmp_path / "fp8", tmp_path / "again") == 0
     assert convert("verify", tmp_path / "fp8", tmp_path / "fp8") == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scales_of_16_bits_are_read(dtype: torch.dtype, model: Path, tmp_path: Path) -> None:
+    """As public checkpoints have them; widened exactly, they are what the weights are multiplied with."""
+    assert convert("hf-to-megatron", model, tmp_path / "m") == 0
+    assert convert("megatron-to-hf", tmp_path / "m", tmp_path / "fp8", "--fp8") == 0
+    path = tmp_path / "fp8" / "model.safetensors"
+    narrow = {n: t.to(dtype) if n.endswith("_scale_inv") else t for n, t in load_file(path).items()}
+    save_file(narrow, path)
+    assert convert("verify", tmp_path / "fp8", tmp_path / "fp8") == 0
+    assert convert("hf-to-megatron", tmp_path / "fp8", tmp_path / "again") == 0
+    assert convert("megatron-to-hf", tmp_path / "again", tmp_path / "plain") == 0
+    plain = read_folder(tmp_path / "plain")
+    for name in quantised_names(read_hf_config(model)):
+        scales = narrow[f"{name}_scale_inv"].float()
+        assert torch.equal(plain[name], dequantise_blockwise(narrow[name], scales, torch.bfloat16))
+    assert convert("verify", tmp_path / "fp8", tmp_path / "plain") == 0
+
+
+def test_a_model_saved_without_its_prediction_layers(tmp_path: Path) -> None:
+    """Converted as one without them, in both directions, whatever number config.json gives; each target says 0."""
+    hf = hf_tensors(DEEPSEEK | {"num_nextn_predict_layers": 0}, tags=False)
+    model = write_folder(tmp_path / "hf", hf, DEEPSEEK, files=2)
+    assert convert("hf-to-megatron", model, tmp_path / "m") == 0
+    assert not any(key.startswith("mtp.") for key in loaded(tmp_path / "m"))
+    assert read_hf_config(tmp_path / "m" / "huggingface")["num_nextn_predict_layers"] == 0
+    assert convert("megatron-to-hf", tmp_path / "m", tmp_path / "back", "--model", model) == 0
+    back = read_folder(tmp_path / "back")
+    assert back.keys() == hf.keys() and all(torch.equal(back[n], t) for n, t in hf.items())
+    assert read_hf_config(tmp_path / "back")["num_nextn_predict_layers"] == 0
+    assert convert("verify", model, tmp_path / "m") == convert("verify", tmp_path / "m", tmp_path / "back") == 0
 
 
 def test_verify_names_the_first_difference(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
