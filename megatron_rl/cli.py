@@ -8,7 +8,7 @@ from typing import TextIO
 
 from megatron_rl import __version__
 from megatron_rl.errors import InputError, full_disk
-from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX
+from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, open_closed_streams
 
 EPILOG = """\
 A recipe is a complete configuration. It is named as `megatron-rl recipes` lists it, or it is a YAML file.
@@ -31,6 +31,7 @@ Ctrl-C stops it; the same command continues it from the last checkpoint where th
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 a process failed, 2 bad input, 128 + signal."""
+    open_closed_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:

@@ -41,7 +41,7 @@ class ActorConfig:
     virtual_pipeline: int = 1  # interleaved model chunks per pipeline rank
     context_parallel: int = 1  # ranks that share every sequence
     expert_parallel: int = 1  # ranks that share the experts (inside data x context parallel)
-    expert_tensor_parallel: int = 1  # ranks that share every expert's matrices (inside tensor x context x data parallel)
+    expert_tensor_parallel: int = 1  # ranks that share every expert (inside tensor x context x data parallel)
     data_parallel: int = 1  # replicas
     sequence_parallel: bool = False  # shard activations between tensor-parallel regions
     micro_batch_tokens: int = 16384  # at most this many tokens in one forward pass of one rank

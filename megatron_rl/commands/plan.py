@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan; returns the exit code."""
     if options.gpus_per_host is not None and options.gpus_per_host < 1:
         raise InputError(f"--gpus-per-host {options.gpus_per_host} is not positive.")
+    options.started = time.perf_counter()
     report = (_of_model if options.model else _of_recipe)(options)
     print(json.dumps(report.data(), indent=2) if options.json else report.text())
     return 0
@@ -140,7 +141,6 @@ def _report(
 ) -> Report:
     if dtype not in ITEMSIZES:
         raise InputError(f"The model's dtype is {dtype!r}; one of {', '.join(ITEMSIZES)} is needed.")
-    started = time.perf_counter()
     tensors = canonical_tensors(config)
     parameters = sum(spec.elements for name, spec in tensors.items() if name not in destination.unused)
     if options.fp8:
@@ -158,7 +158,7 @@ def _report(
         plan=plan,
         moved=moved,
         predictions=tuple(predict(moved, fabric) for fabric in FABRICS),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - options.started,
     )
 
 

@@ -37,6 +37,18 @@ def tied_to_this_process(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "megatron_rl.system.processes", str(os.getpid()), *command]
 
 
+def open_closed_streams() -> None:
+    """Give a process that was started with standard streams closed (``2>&-``) /dev/null in their place.
+
+    Without, the files that it opens get their numbers, and what a library prints goes into them.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nowhere, nowhere == number)  # children would have it closed again
+            setattr(sys, name, os.fdopen(nowhere, mode))
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a process's main function; an ``InputError`` or a full disk becomes one paragraph and exit code 2."""
     try:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import family
 from megatron_rl.resharding.families.table import HEAD, aliases
-from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, PAGE, TORCH_DTYPES, Place, Stored
+from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, PAGE, TORCH_DTYPES, Place, Stored, UnlikeError
 from megatron_rl.resharding.layouts.fp8 import QUANTISATION, SCALE, quantised_names, scale_shape
 from megatron_rl.resharding.layouts.transformers import files_layout
 
@@ -170,7 +170,7 @@ def _check(path: Path, name: str, entry: Entry, shape: tuple[int, ...], dtypes: 
     if entry.dtype not in dtypes:
         raise InputError(f"Tensor {name} of {path} has dtype {entry.dtype}; only {', '.join(dtypes)} can be loaded.")
     if entry.shape != shape:
-        raise InputError(
+        raise UnlikeError(
             f"Tensor {name} of {path} has shape {list(entry.shape)}, but config.json makes it {list(shape)}: the "
             f"folder mixes two models."
         )
@@ -229,14 +229,14 @@ def open_stored(folder: Path, hf_config: Mapping[str, Any], *, fp8: bool = False
                 _check(path, name, entry, scale_shape(canonical[scales[name]].shape), ("F32",))
                 found_scales[scales[name]] = place
             else:
-                raise InputError(
+                raise UnlikeError(
                     f"{path} holds tensor {name}, which no {hf_config['model_type']} model with this config.json has."
                 )
     missing = [name for name in canonical if name not in found]
     missing += [name + SCALE for name, place in found.items() if place.dtype == FP8 and name not in found_scales]
     if missing:
         note = " (config.json has tie_word_embeddings=false)" if missing == [HEAD] else ""
-        raise InputError(
+        raise UnlikeError(
             f"{folder} does not hold tensor {missing[0]}{note}; {len(missing)} of {len(canonical)} are missing."
         )
     for name, place in found_scales.items():
