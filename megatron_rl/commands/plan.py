@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megatron_rl.commands.waiting import working
 from megatron_rl.errors import InputError, refuse
 from megatron_rl.resharding.families import canonical_tensors, family
 from megatron_rl.resharding.folders.hf import read_json
@@ -68,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
     if options.gpus_per_host is not None and options.gpus_per_host < 1:
         raise InputError(f"--gpus-per-host {options.gpus_per_host} is not positive.")
     options.started = time.perf_counter()
-    report = (_of_model if options.model else _of_recipe)(options)
+    with working("planning"):
+        report = (_of_model if options.model else _of_recipe)(options)
     print(json.dumps(report.data(), indent=2) if options.json else report.text())
     return 0
 
