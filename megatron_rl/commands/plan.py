@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megatron_rl.commands.waiting import working
 from megatron_rl.errors import InputError, refuse
 from megatron_rl.resharding.families import canonical_tensors, family
 from megatron_rl.resharding.families.table import stored_dtype
@@ -68,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan; returns the exit code."""
     if options.gpus_per_host is not None and options.gpus_per_host < 1:
         raise InputError(f"--gpus-per-host {options.gpus_per_host} is not positive.")
-    report = (_of_model if options.model else _of_recipe)(options)
+    options.started = time.perf_counter()
+    with working("planning"):
+        report = (_of_model if options.model else _of_recipe)(options)
     print(json.dumps(report.data(), indent=2) if options.json else report.text())
     return 0
 
@@ -143,7 +146,6 @@ def _report(
 ) -> Report:
     if dtype not in ITEMSIZES:
         raise InputError(f"The model's dtype is {dtype!r}; one of {', '.join(ITEMSIZES)} is needed.")
-    started = time.perf_counter()
     tensors = canonical_tensors(config)
     parameters = sum(spec.elements for name, spec in tensors.items() if name not in destination.unused)
     if options.fp8:
@@ -161,7 +163,7 @@ def _report(
         plan=plan,
         moved=moved,
         predictions=tuple(predict(moved, fabric) for fabric in FABRICS),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - options.started,
     )
 
 

@@ -10,7 +10,7 @@ from megatron_rl.resharding.families import family, predictor_layers
 from megatron_rl.resharding.families.table import HEAD, IGNORED, PREDICTORS, aliases
 from megatron_rl.resharding.folders.mistaken import mistaken
 from megatron_rl.resharding.folders.safetensors import Entry, read_header
-from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Place, Stored
+from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Place, Stored, UnlikeError
 from megatron_rl.resharding.layouts.fp8 import QUANTISATION, SCALE, quantised_names, scale_shape
 from megatron_rl.resharding.layouts.transformers import files_layout
 from megatron_rl.system.json_files import read_json
@@ -146,7 +146,7 @@ def _check(path: Path, name: str, entry: Entry, shape: tuple[int, ...], dtypes: 
     if entry.dtype not in dtypes:
         raise InputError(f"Tensor {name} of {path} has dtype {entry.dtype}; only {', '.join(dtypes)} can be loaded.")
     if entry.shape != shape:
-        raise InputError(
+        raise UnlikeError(
             f"Tensor {name} of {path} has shape {list(entry.shape)}, but config.json makes it {list(shape)}: the "
             f"folder mixes two models."
         )
@@ -211,7 +211,7 @@ def open_stored(folder: Path, hf_config: Mapping[str, Any], *, fp8: bool = False
                 _check(path, name, entry, scale_shape(canonical[scales[name]].shape), FLOATS)
                 found_scales[scales[name]] = place
             elif not name.endswith(IGNORED):
-                raise InputError(
+                raise UnlikeError(
                     f"{path} holds tensor {name}, which no {hf_config['model_type']} model with this config.json has."
                 )
     for name in [name for name in copies if originals[name] not in found]:
@@ -239,7 +239,7 @@ def _check_complete(
     if missing:
         tie = "tie_word_embeddings=false" if "tie_word_embeddings" in hf_config else "no tie_word_embeddings"
         note = f" (config.json has {tie})" if missing == [HEAD] else ""
-        raise InputError(
+        raise UnlikeError(
             f"{folder} does not hold tensor {missing[0]}{note}; {len(missing)} of {len(canonical)} are missing."
         )
     for name, place in scales.items():
