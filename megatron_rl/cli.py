@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     said: Exception
     try:
+        _require_utf8(arguments)
         return int(options.run(options))
     except (InputError, RunError) as error:
         said = error
@@ -52,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     print(f"{ERROR_PREFIX}{said}", file=sys.stderr)
     return 1 if isinstance(said, RunError) else BAD_INPUT
+
+
+def _require_utf8(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            written = argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise InputError(f"{written} is not in UTF-8, as names of files and options must be: rename the file.")
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:

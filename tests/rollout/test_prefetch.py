@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from megatron_rl.rollout.prefetch import Ahead
+from tests.conftest import PATIENCE
 
 
 def test_nothing_is_made_ahead_of_time_unless_asked_for() -> None:
@@ -36,7 +37,7 @@ def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None
 
     def make(step: int) -> int:
         if step == 1:
-            assert gate.wait(10)
+            assert gate.wait(PATIENCE)
             raise ValueError("no prompts")
         return step
 
@@ -47,7 +48,7 @@ def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None
     finished.start()
     assert finished.is_alive()
     gate.set()
-    finished.join(10)
+    finished.join(PATIENCE)
     assert not finished.is_alive()
     with pytest.raises(ValueError, match="no prompts"):
         ahead.take(1)

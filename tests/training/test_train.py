@@ -24,7 +24,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.train import watch
 from megatron_rl.training.driver import Driver
 from megatron_rl.training.progress import Position
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 SMALL = [
     *("sft.steps=8", "run.steps=6", "run.save_every=2", "run.resume=auto", "evaluation.every=0"),
@@ -46,10 +46,8 @@ def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 def start_and_wait(run: RunFolder, checkpoint: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """Start or continue a run; returns when the checkpoint is there, with all the run's processes."""
     process = start(run.path.parent, run.path.name)
-    deadline = time.monotonic() + 200
     while not (run.checkpoints / checkpoint).exists():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"{checkpoint} has not appeared"
         time.sleep(0.01)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 4  # two ranks, engine, reward worker
@@ -57,7 +55,7 @@ def start_and_wait(run: RunFolder, checkpoint: str) -> tuple[subprocess.Popen[st
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
     return not alive
 
 
@@ -66,14 +64,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
     """A run from beginning to end, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     process = start(folder, "whole")
-    out, error = process.communicate(timeout=300)
+    out, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     return RunFolder(folder / "whole"), out
 
 
 def rows(run: RunFolder) -> list[dict[str, Any]]:
     """The recorded numbers, without those that a clock gave."""
-    clocked = ("time/", "tokens_per_second")
+    clocked = ("time/", "tokens_per_second", "timestamp", "memory/")
     lines = run.metrics_file.read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocked)} for line in lines]
 
@@ -133,19 +131,19 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
 
     process, family = start_and_wait(run, "step-1-000002")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert all_gone(family)
 
     process, family = start_and_wait(run, "step-1-000004")
     next(p for p in family if "megatron_rl.rollout.embedded.process" in " ".join(p.cmdline())).kill()
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "engine0 was killed by SIGKILL" in error and str(run.path) in error
     assert all_gone(family)
 
     process = start(run.path.parent, run.path.name)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     assert rows(run) == rows(uninterrupted)
     assert run.completions_file.read_bytes() == uninterrupted.completions_file.read_bytes()
