@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
+        _require_utf8(arguments)
         return int(options.run(options))
     except (InputError, RunError) as error:
         print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
@@ -88,6 +89,13 @@ def _run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"Interrupted. {interrupt}".rstrip(), file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _require_utf8(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            written = argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise InputError(f"{written} is not in UTF-8, as names of files and options must be: rename the file.")
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:

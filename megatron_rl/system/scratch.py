@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_rl.errors import InputError
@@ -33,7 +33,7 @@ def made(where: str | None = None) -> Iterator[Path]:
 
     Those of killed commands are removed with it. Raises InputError when there is no place for it.
     """
-    folder = _make([where] if where else places())
+    folder = _make_in(where) if where else _make()
     # Locked before it has its name: whoever finds it under that name finds it locked, or its owner gone.
     with open(folder / f"{_OWNED}~", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -75,15 +75,19 @@ def caches(folder: Path) -> dict[str, str]:
     return found
 
 
-def _make(places: Sequence[str]) -> Path:
+def _make_in(place: str) -> Path:
+    _sweep(place)
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+
+
+def _make() -> Path:
     refused = []
-    for place in places:
+    for place in places():
         if len(os.fsencode(place)) > LONGEST:
             refused.append(f"{place}: its path is too long for sockets")
             continue
         try:
-            _sweep(place)
-            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+            return _make_in(place)
         except OSError as error:
             refused.append(f"{place}: {error.strerror}")
     raise InputError(
@@ -96,7 +100,11 @@ def _writable(path: Path) -> bool:
     """Whether a folder can be written, or made."""
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent
-    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+    try:  # permissions do not tell: not of root, and not of file systems that take nothing
+        os.rmdir(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=path))
+    except OSError:
+        return False
+    return True
 
 
 def _sweep(where: str) -> None:

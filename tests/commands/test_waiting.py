@@ -71,7 +71,7 @@ def test_standard_streams_may_be_closed(closed: str, tmp_path: Path) -> None:
     again = subprocess.run(f"{command}", shell=True, capture_output=True, text=True)
     assert again.returncode == 2 and ("exists already" in again.stderr) == ("2>&-" not in closed)
     code = (
-        "import os, sys; from megatron_rl.system.processes import open_closed_streams; open_closed_streams(); "
+        "import os, sys; from megatron_rl.cli import _open_standard_streams; _open_standard_streams(); "
         "os.write(1, b'x'); os.write(2, b'x'); os.read(0, 1); print('out', flush=True); "
         f"sys.exit(os.open('{tmp_path}/x', os.O_CREAT) < 3 or os.system('true >&2'))"
     )

@@ -14,6 +14,7 @@ from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.pool import RewardPool, Scored
 from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.terms import RewardError, bind, score_sample
+from tests.conftest import PATIENCE
 
 USER_MODULE = """
 import os, re, signal, subprocess, sys, time
@@ -117,8 +118,8 @@ def workers() -> list[psutil.Process]:
 
 
 def wait_for_end(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """The processes that still run after ten seconds."""
-    return psutil.wait_procs(processes, timeout=10)[1]
+    """The processes that do not end."""
+    return psutil.wait_procs(processes, timeout=PATIENCE)[1]
 
 
 def test_the_pool_scores_what_is_scored_in_process_in_order():

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from megatron_rl.rollout.prefetch import Prefetch
+from tests.conftest import PATIENCE
 
 
 def test_nothing_is_made_ahead_of_time_unless_asked_for() -> None:
@@ -42,7 +43,7 @@ def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None
 
     def make(step: int, drawn: None) -> int:
         if step == 1:
-            assert gate.wait(100)
+            assert gate.wait(PATIENCE)
             raise ValueError("no prompts")
         return step
 
@@ -53,7 +54,7 @@ def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None
     finished.start()
     assert finished.is_alive()
     gate.set()
-    finished.join(100)
+    finished.join(PATIENCE)
     assert not finished.is_alive()
     with pytest.raises(ValueError, match="no prompts"):
         ahead.take(1)

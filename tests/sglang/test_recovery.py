@@ -20,6 +20,7 @@ from megatron_rl.rollout.sglang import full_tensors
 from megatron_rl.rollout.sglang.pool import SGLangEngines
 from megatron_rl.rollout.sglang.replica import Replica
 from megatron_rl.system.control import WorkerError
+from tests.conftest import PATIENCE
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, gap
 
@@ -57,7 +58,7 @@ def during(generation: Callable[[], list[list[Completion]]], disturb: Callable[[
 
 
 def wait_for_all(engines: SGLangEngines) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not all(replica.armed for replica in engines.replicas):
         assert time.monotonic() < deadline, engines.health()
         time.sleep(0.1)
@@ -161,7 +162,7 @@ def test_completions_of_lost_engines_are_made_after_the_next_swap(
         for replica in pair.replicas:
             assert replica.process is not None
             os.kill(replica.process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not pair.stalled():
             assert time.monotonic() < deadline, pair.health()
             time.sleep(0.1)

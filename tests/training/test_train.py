@@ -21,7 +21,7 @@ from megatron_rl.data.tokenizer import decode, load_tokenizer, make_encoder
 from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.rewards.sample import sample_of
 from megatron_rl.tracking.run_folder import RunFolder
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 SMALL = [
     *("sft.steps=8", "run.steps=6", "run.save_every=2", "run.resume=auto", "evaluation.every=0"),
@@ -43,10 +43,8 @@ def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 def start_and_wait(run: RunFolder, checkpoint: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """Start or continue a run; returns when the checkpoint is there, with all the run's processes."""
     process = start(run.path.parent, run.path.name)
-    deadline = time.monotonic() + 200
     while not (run.checkpoints / checkpoint).exists():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"{checkpoint} has not appeared"
         time.sleep(0.01)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 4  # two ranks, engine, reward worker
@@ -54,7 +52,7 @@ def start_and_wait(run: RunFolder, checkpoint: str) -> tuple[subprocess.Popen[st
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
     return not alive
 
 
@@ -63,14 +61,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
     """A run from beginning to end, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     process = start(folder, "whole")
-    out, error = process.communicate(timeout=300)
+    out, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     return RunFolder(folder / "whole"), out
 
 
 def rows(run: RunFolder) -> list[dict[str, Any]]:
     """The recorded numbers, without those that a clock gave."""
-    clocked = ("time/", "tokens_per_second")
+    clocked = ("time/", "tokens_per_second", "timestamp", "memory/")
     lines = run.metrics_file.read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocked)} for line in lines]
 
@@ -139,19 +137,19 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
 
     process, family = start_and_wait(run, "step-1-000002")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert all_gone(family)
 
     process, family = start_and_wait(run, "step-1-000004")
     next(p for p in family if "megatron_rl.rollout.embedded.process" in " ".join(p.cmdline())).kill()
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "engine0 was killed by SIGKILL" in error and str(run.path) in error
     assert all_gone(family)
 
     process = start(run.path.parent, run.path.name)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     assert rows(run) == rows(uninterrupted)
     assert run.completions_file.read_bytes() == uninterrupted.completions_file.read_bytes()
@@ -169,7 +167,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(whole: tuple[RunFolder, str]) 
     run = RunFolder(finished.path.with_name("longer"))
     shutil.copytree(finished.path, run.path, symlinks=True)
     process = start(run.path.parent, run.path.name, "run.steps=7", "sft.steps=0", "algorithm.kl_coef=0.001")
-    _, error = process.communicate(timeout=3000)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     exported = json.loads((run.export / "megatron_rl.json").read_text())
     assert exported == {"stage": "rl", "step": 7, "version": 8, "weights": fingerprint(run.export)}
@@ -179,7 +177,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(whole: tuple[RunFolder, str]) 
     assert step["step"] == 7 and 0 < step["kl"] < 0.5
     shutil.rmtree(run.warm_start)
     again = start(run.path.parent, run.path.name, "run.steps=8", "sft.steps=0", "algorithm.kl_coef=0.001")
-    _, error = again.communicate(timeout=3000)
+    _, error = again.communicate(timeout=PATIENCE)
     assert again.returncode == 2 and "reference policy" in error and str(run.warm_start) in error
 
 
@@ -187,7 +185,7 @@ def test_an_update_that_is_not_finite_goes_nowhere(tmp_path: Path) -> None:
     """The loss overflows: the run stops with its batch kept, or goes on with the weights that it had."""
     options = ("sft.steps=0", "run.steps=1", "algorithm.entropy_coef=1e38", "evaluation.greedy=false")
     process = start(tmp_path, "stopped", *options)
-    _, error = process.communicate(timeout=3000)
+    _, error = process.communicate(timeout=PATIENCE)
     run = RunFolder(tmp_path / "stopped")
     assert process.returncode == 1 and "grad_norm is" in error, error
     assert not run.export.exists() and not list(run.checkpoints.glob("*"))
@@ -196,7 +194,7 @@ def test_an_update_that_is_not_finite_goes_nowhere(tmp_path: Path) -> None:
     assert all(len(row["tokens"]) == len(row["weight"]) == len(row["rollout_logprobs"]) for row in kept)
     assert abs(sum(sum(row["weight"]) for row in kept) - 1) < 1e-5
     process = start(tmp_path, "skipped", *options, "run.not_finite=skip")
-    out, error = process.communicate(timeout=3000)
+    out, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     run = RunFolder(tmp_path / "skipped")
     assert "warning: step 1 of rl: " in out and (run.path / "failed" / "rl-000001.jsonl").exists()

@@ -18,7 +18,7 @@ from megatron_rl.resharding.families.table import dimensions
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout, padded_vocabulary
 from megatron_rl.resharding.layouts.transformers import files_layout, transformers_layout
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 DENSE: dict[str, Any] = {
     "model_type": "qwen3",
@@ -63,7 +63,7 @@ def real_models() -> list[list[Any]]:
     cases = [(*case, [0, world // 2, world - 1], world) for case, world in zip(REAL, worlds, strict=True)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(SCRIPT)]
-    done = subprocess.run(command, input=json.dumps(cases), env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, input=json.dumps(cases), env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -30,7 +30,7 @@ from megatron_rl.rollout.embedded.client import (
 from megatron_rl.rollout.embedded.generate import generate
 from megatron_rl.rollout.protocol import Request, Sampling
 from megatron_rl.system.channel import key_from_environment, parse_address
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 KEY = secrets.token_bytes(16)
 CONFIG = RolloutConfig(max_running=24, threads=1)
@@ -63,7 +63,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def gone(pid: int, seconds: float = 20.0) -> bool:
+def gone(pid: int, seconds: float = PATIENCE) -> bool:
     """Whether a process ends in time (a zombie has ended)."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -124,7 +124,7 @@ def test_a_taken_address_and_a_wrong_key(started, folder):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert again.returncode == 2
     assert again.stderr.startswith("error: ") and address in again.stderr
@@ -286,7 +286,7 @@ def test_stop_ends_the_process_and_an_interrupt_does_not(started, engines):
     started[1].process.send_signal(signal.SIGINT)
     assert engines[1].health()["pid"] == started[1].pid
     engines[1].stop()
-    assert started[1].process.wait(20) == 0
+    assert started[1].process.wait(PATIENCE) == 0
     engines[1].stop()  # nothing is left to do
 
 
@@ -301,7 +301,7 @@ def test_an_engine_ends_when_its_client_is_gone(folder, tmp_path):
         engine = EmbeddedEngine(address, KEY)
         assert engine.health()["pid"] == process.pid
         del engine
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()
