@@ -125,10 +125,11 @@ def _check(options: argparse.Namespace) -> int:
     from megatron_rl.settings.load import load
 
     config, problems = load(options.recipe, options.overrides)
-    if problems := problems + check(config):
+    notes: dict[str, int] = {}
+    if problems := problems + check(config, notes=notes):
         _print_problems(options.recipe, problems, sys.stdout)
         return BAD_INPUT
-    print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config)}")
+    print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config, notes)}")
     return 0
 
 

@@ -53,3 +53,8 @@ def check_vocabulary(tokenizer: Any, hf_config: dict[str, Any]) -> None:
 def make_encoder(tokenizer: Any, size: int = 65536) -> Callable[[str], tuple[int, ...]]:
     """text -> token ids, remembering the last ``size`` texts. Texts spell out their own special tokens."""
     return lru_cache(maxsize=size)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+
+
+def ended(text: str, tokenizer: Any) -> str:
+    """A target to imitate with one end token after it; no target stays none."""
+    return text and text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token

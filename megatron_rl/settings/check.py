@@ -20,6 +20,7 @@ import psutil
 from megatron_rl.algorithms.check import check_algorithm, check_sft
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
+from megatron_rl.data.registry import held_out
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.check import check_evaluation
 from megatron_rl.resharding.layouts.megatron import layout_violations
@@ -61,14 +62,15 @@ OPTIMIZER_RANGES: dict[str, tuple[float, float]] = {  # least and most, both all
 }
 
 
-def check(config: Config, contents: bool = True) -> list[str]:
+def check(config: Config, contents: bool = True, notes: dict[str, int] | None = None) -> list[str]:
     """Every violation, a sentence or two each; empty when the run can start.
 
-    ``contents``: look at the tokenizer and the rows of the data too, which takes a few seconds.
+    ``contents``: look at the tokenizer and the rows of the data too, which takes a few seconds. ``notes`` gets what
+    there is to say about the rows.
     """
     found = (packages := machine.package_problems()) + _options(config)
     found += check_rewards(config.rewards) + check_rollout(config.rollout)
-    found += (about_data := check_data(config)) + check_evaluation(config)
+    found += (about_data := check_data(config.data)) + check_evaluation(config.evaluation, held_out(config.data))
     found += check_algorithm(config.algorithm, config.rollout) + check_sft(config.sft)
     found += _run_folder(config) + _said(machine.free_port)
     hf_config, problems = _model(config)
@@ -76,7 +78,9 @@ def check(config: Config, contents: bool = True) -> list[str]:
     if hf_config is not None:
         found += _fits_model(config, hf_config)
     if contents and hf_config is not None and not packages + problems + about_data:
-        found += _contents(config)
+        violations, counted = _contents(config)
+        found += violations
+        (notes if notes is not None else {}).update(counted)
     return list(dict.fromkeys(found))
 
 
@@ -231,17 +235,18 @@ def _fits_disk(config: Config, needed: Footprint) -> list[str]:
     ]
 
 
-def _contents(config: Config) -> list[str]:
-    """What the tokenizer and the rows of the data show."""
+def _contents(config: Config) -> tuple[list[str], dict[str, int]]:
+    """What is wrong with the tokenizer and the rows of the data, and what there is to say about the rows."""
     done = subprocess.run(
         [sys.executable, "-m", "megatron_rl.settings.check"], input=to_yaml(config), capture_output=True, text=True
     )
     if done.returncode != 0:
         raise RuntimeError(f"looking at the tokenizer and the data failed:\n{done.stderr}")
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    found, notes = json.loads(done.stdout.splitlines()[-1])
+    return found, notes
 
 
-def _check_contents(config: Config, scratch: str) -> None:
+def _check_contents(config: Config, scratch: str, notes: dict[str, int]) -> None:
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
@@ -255,16 +260,19 @@ def _check_contents(config: Config, scratch: str) -> None:
     check_vocabulary(tokenizer, read_config(config.model))
     if all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
         task = make_task(config.data, config.run.seed, tokenizer)
+        notes |= getattr(task, "notes", {})
         if config.sft.steps:
             require_targets(task)
 
 
 def main() -> None:
-    """Print what is wrong with the tokenizer and the data of the configuration on standard input, as JSON."""
+    """Print, as JSON, what is wrong with the tokenizer and the data of the configuration on standard input, and what
+    there is to say about the rows."""
+    notes: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.yaml"
         file.write_text(sys.stdin.read())
-        print(json.dumps(_said(lambda: _check_contents(from_yaml(file), scratch))))
+        print(json.dumps([_said(lambda: _check_contents(from_yaml(file), scratch, notes)), notes]))
 
 
 def _said(action: Callable[[], Any]) -> list[str]:

@@ -7,8 +7,8 @@ from megatron_rl.settings.footprint import footprint, read_config, readable
 from megatron_rl.system import machine
 
 
-def describe(config: Config) -> str:
-    """The processes, batches, lengths and needs of a configuration that has no violation."""
+def describe(config: Config, notes: dict[str, int] | None = None) -> str:
+    """The processes, batches, lengths and needs of a configuration that has no violation; ``notes``: of its rows."""
     actor, rollout, algorithm, run, sft = config.actor, config.rollout, config.algorithm, config.run, config.sft
     path, hf_config = config.model.path, read_config(config.model)
     needed = footprint(config, hf_config)
@@ -25,6 +25,7 @@ def describe(config: Config) -> str:
         "engines": f"{rollout.engines} {rollout.engine}",
         "rewards": f"{terms}; {config.rewards.workers} worker process{'es' if config.rewards.workers > 1 else ''}",
         "data": config.data.task + (f" from {config.data.path}" if config.data.path else ""),
+        "rows": ", ".join(f"{what}: {count:,}" for what, count in (notes or {}).items()),
         "warm start": f"{sft.steps} steps of {sft.batch_size} examples" if sft.steps else "none",
         "RL": f"{run.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} completions = "
         f"{completions}, in {updates} update{'s' if updates > 1 else ''} of {completions // algorithm.minibatches}",
@@ -34,4 +35,4 @@ def describe(config: Config) -> str:
         "disk": f"{readable(needed.checkpoint)} a checkpoint",
         "folder": f"{Path(run.folder) / run.name}",
     }
-    return "\n".join(f"  {name:<11}{text}" for name, text in lines.items())
+    return "\n".join(f"  {name:<11}{text}" for name, text in lines.items() if text)
