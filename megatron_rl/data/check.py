@@ -8,10 +8,10 @@ from megatron_rl.data.files import file_problem, is_local
 from megatron_rl.data.multiple_choice import DERIVE
 from megatron_rl.data.prompts import PROMPTS
 from megatron_rl.data.registry import check_options, file_columns, find_task
-from megatron_rl.data.rows import TOO_LONG
+from megatron_rl.data.rows import BAD_ROWS
 from megatron_rl.errors import InputError
 
-CHOICES = {"prompt": PROMPTS, "derive_options": DERIVE, "too_long": TOO_LONG}
+CHOICES = {"prompt": PROMPTS, "derive_options": DERIVE, "bad_rows": BAD_ROWS}
 
 
 def check_data(data: DataConfig) -> list[str]:

@@ -26,6 +26,6 @@ class DataConfig:
     system_prompt: str = ""  # a system message before the user's; empty: none
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as enable_thinking: false
     max_prompt_tokens: int = 1024  # the longest prompt
-    too_long: str = "error"  # a prompt that is longer: error (names its row) | drop (left out and counted)
+    bad_rows: str = "error"  # a longer prompt, or (prompt_answer) no answer: error (names its row) | drop (counts them)
     limit: int = 0  # use only the first rows; 0: all
     shuffle: bool = True  # a new order each epoch, from run.seed

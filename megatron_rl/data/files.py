@@ -18,6 +18,7 @@ from megatron_rl.errors import InputError
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SHOWN = 30  # columns in a message
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -66,7 +67,7 @@ class Table:
             near = get_close_matches(_letters(wanted), map(_letters, self.columns), n=1)
             nearest = [c for c in self.columns if near and _letters(c) == near[0]]
             raise InputError(
-                f"{self.name} has no column {wanted!r}{origin}; it has {', '.join(map(repr, self.columns)) or 'none'}. "
+                f"{self.name} has no column {wanted!r}{origin}; it has {_listing(self.columns)}. "
                 + (f"The nearest is {nearest[0]!r}. " if nearest else "")
                 + "Set data.columns.OUR_NAME=ITS_NAME for columns with other names."
             )
@@ -248,6 +249,11 @@ def _inside(cell: Any, path: str) -> Any:
     for name in path.split("."):
         cell = cell.get(name) if isinstance(cell, Mapping) else None
     return cell
+
+
+def _listing(columns: list[str]) -> str:
+    shown = ", ".join(map(repr, columns[:_SHOWN])) or "none"
+    return shown if len(columns) <= _SHOWN else f"{shown} and {len(columns) - _SHOWN} more"
 
 
 def _letters(name: str) -> str:

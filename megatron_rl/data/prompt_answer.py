@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from megatron_rl.data.answers import Answers, read_answers
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.prompts import Message, Template, make_template
@@ -23,14 +24,13 @@ from megatron_rl.data.rows import Part, load_parts, texts
 from megatron_rl.data.task import Example
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
-from megatron_rl.rewards.exact_answer import boxed, exact_answer
+from megatron_rl.rewards.exact_answer import exact_answer
 from megatron_rl.rewards.sample import Sample
 
 PROMPT_COLUMNS = ("messages", "prompt", "question", "problem")  # the first that is there
-ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth")
+BESIDE = ("story", "context", "passage", "options", "choices")  # a question rarely makes sense without them
 COLUMNS = (*PROMPT_COLUMNS, "answer", "solution", "data_source", "target")
 CHAT_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "<｜User｜>")
-_FINAL = re.compile(r"([\s\S]*?)\s*####[ \t]*(\S[^\n]*)")
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 
 
@@ -67,23 +67,29 @@ def make_prompt_answer(config: DataConfig, seed: int, tokenizer: Any) -> PromptA
     def make(table: Table, part: str) -> Part:
         messages, used = _messages(table, config)
         prompts = _prompts(table, messages, template, marks)
-        answers, solutions, answer_column = _answers(table, config.columns)
+        answers = read_answers(table, config.columns)
+        _require_answers(table, answers, config)
         optional = {name: column for name in ("target", "data_source") if (column := table.find(name, config.columns))}
         targets, sources = (
             texts(table, optional[name]) if name in optional else [""] * table.length
             for name in ("target", "data_source")
         )
-        left = [c for c in table.columns if c not in (*used, answer_column, *optional.values())]
+        left = [c for c in table.columns if c not in (*used, answers.column, *optional.values())]
         extras = [dict(zip(left, cells, strict=True)) for cells in _rows(table, left)]
-        for extra, solution in zip(extras, solutions, strict=True):
+        for extra, solution in zip(extras, answers.solutions, strict=True):
             extra |= {"solution": solution} if solution else {}
         examples = [
             Example(f"{part}/{row}", prompt, answer, ended(target, tokenizer), source, extra)
             for row, (prompt, answer, target, source, extra) in enumerate(
-                zip(prompts, answers, targets, sources, extras, strict=True), start=1
+                zip(prompts, answers.values, targets, sources, extras, strict=True), start=1
             )
+            if answer is not None
         ]
-        return Part(examples)
+        counts = {
+            "left out, without an answer": table.length - len(examples),
+            "whose answer is an object (correct: the same JSON)": sum(isinstance(e.answer, dict) for e in examples),
+        }
+        return Part(examples, counts)
 
     return PromptAnswer(*load_parts(config, tokenizer, make))
 
@@ -107,6 +113,12 @@ def _messages(table: Table, config: DataConfig) -> tuple[list[list[Message]], li
     names = sorted(PROMPT_COLUMNS, key=lambda name: name not in config.columns)  # what is asked for goes first
     column = next((c for name in names if (c := table.find(name, config.columns))), None)
     column = column or table.require("question", config.columns)
+    beside = next((c for name in BESIDE if (c := table.find(name, {}))), None)
+    if beside and column in (table.find(name, config.columns) for name in ("question", "problem")):
+        raise InputError(
+            f"{table.name} has a column {beside!r}, and the prompt would be {column!r} alone. Say what the prompt is "
+            f"with data.template, such as '{{{beside}}} {{{column}}}', or '{{{column}}}' to leave it out."
+        )
     found = []
     for number, cell in enumerate(table.column(column), start=1):
         messages = _as_messages(cell)
@@ -165,35 +177,15 @@ def _fill(template: str, cells: Mapping[str, str]) -> str:
     return _FIELD.sub(lambda match: cells[match[1]] if match[1] else match[0][0], template)  # {{ is {
 
 
-def _answers(table: Table, renamed: Mapping[str, str]) -> tuple[list[Any], list[str], str]:
-    """The answer of every row, its solution ("" where there is none), and the column of the answers."""
-    column = next((c for name in ANSWER_COLUMNS if (c := table.find(name, renamed))), None)
-    solution = table.find("solution", renamed)
-    if column is None and solution is not None:
-        solutions = table.column(solution)
-        answers = [boxed(text) if isinstance(text, str) else None for text in solutions]
-        if any(answers):
-            return _present(table, answers, solution, r" has no \boxed{}"), solutions, solution
-    column = column or table.require("answer", renamed)
-    answers = [cell.strip() if isinstance(cell, str) else cell for cell in table.column(column)]
-    told = table.column(solution) if solution and solution != column else [""] * table.length
-    solutions = [text if isinstance(text, str) else "" for text in told]
-    finals = [_FINAL.fullmatch(answer) if isinstance(answer, str) else None for answer in answers]
-    if any(finals):
-        found = _present(table, [final and final[2].strip() for final in finals], column, " does not end in #### n")
-        answers = [re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer) for answer in found]
-        solutions = [final[1] if final else "" for final in finals]
-    return _present(table, answers, column, " is empty"), solutions, column
-
-
-def _present(table: Table, answers: list[Any], column: str, missing: str) -> list[Any]:
-    for number, answer in enumerate(answers, start=1):
-        if answer is None or answer != answer or answer in ("", [], {}):
-            raise InputError(
-                f"{table.name}, row {number}, column {column!r}: the answer{missing}. Fill it in or remove the row; "
-                "data.columns.answer=NAME takes the answers from another column."
-            )
-    return answers
+def _require_answers(table: Table, answers: Answers, config: DataConfig) -> None:
+    """Raises InputError for a row without an answer, unless such rows are left out and others stay."""
+    row, count = answers.first_missing(), sum(value is None for value in answers.values)
+    if row and (config.bad_rows == "error" or count == table.length):
+        raise InputError(
+            f"{table.name}, row {row}, column {answers.column!r}: the answer {answers.missing}. {count} of "
+            f"{table.length} rows have none. Fill them in, leave them out with data.bad_rows=drop, or name another "
+            "column with data.columns.answer=NAME."
+        )
 
 
 def _rows(table: Table, columns: list[str]) -> list[tuple[Any, ...]]:

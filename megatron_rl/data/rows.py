@@ -10,7 +10,7 @@ from megatron_rl.data.files import Table, read_table
 from megatron_rl.data.task import Example
 from megatron_rl.errors import InputError
 
-TOO_LONG = ("error", "drop")
+BAD_ROWS = ("error", "drop")
 BENCHMARKS = {  # for evaluation only, say their authors; the columns by which their files are known
     "ToMBench": ({"故事", "问题", "选项A"}, {"能力\nABILITY"}),
 }
@@ -72,7 +72,7 @@ def _refuse_benchmark(table: Table) -> None:
 
 
 def _fitting(config: DataConfig, table: Table, part: Part, tokenizer: Any) -> Part:
-    """The part without the prompts that are too long, which are counted, or an InputError, as data.too_long says."""
+    """The part without the prompts that are too long, which are counted, or an InputError, as data.bad_rows says."""
     prompts, lengths = [e.prompt for e in part.examples], []
     for first in range(0, len(prompts), _TOKENISED_AT_ONCE):
         some = tokenizer(prompts[first : first + _TOKENISED_AT_ONCE], add_special_tokens=False).input_ids
@@ -86,11 +86,11 @@ def _fitting(config: DataConfig, table: Table, part: Part, tokenizer: Any) -> Pa
         f"rows are too long, the longest has {max(lengths)}."
     )
     row = part.examples[longer[0]].id.rpartition("/")[2]
-    if config.too_long == "error" or len(longer) == len(lengths):
+    if config.bad_rows == "error" or len(longer) == len(lengths):
         raise InputError(
             f"{table.name}, row {row}: the prompt made from it {said} Shorten or remove them, raise "
             "data.max_prompt_tokens"
-            + (", or leave them out with data.too_long=drop." if len(longer) < len(lengths) else ".")
+            + (", or leave them out with data.bad_rows=drop." if len(longer) < len(lengths) else ".")
         )
     kept = [e for e, length in zip(part.examples, lengths, strict=True) if length <= most]
     return Part(kept, part.counts | {f"left out, longer than {most} tokens": len(longer)})

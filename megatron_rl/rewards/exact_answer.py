@@ -87,8 +87,8 @@ def normalise(text: str) -> str:
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", " ".join(text.split()).removesuffix(".").strip())
     if re.search(r"[\\\d=^_{}]", text):
         text = re.sub(r"^[a-zA-Z]=", "", text.replace(" ", ""))
-    if choice := re.fullmatch(r"\(?([A-Za-z])[).:]?", text):
-        text = choice[1]
+    if inner := re.fullmatch(r"\(?([A-Za-z])[).:]?|\(([-+]?[\d.]+)\)", text):  # (B) is B, (540) is 540
+        text = inner[1] or inner[2]
     return text if "\\" in text else text.casefold()
 
 
