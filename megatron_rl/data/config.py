@@ -16,12 +16,8 @@ class DataConfig:
     eval_split: str = "test"  # split of the evaluation data set
     train_on_benchmarks: bool = False  # train on a set whose authors ask that nobody does (ToMBench)
     columns: dict[str, str] = field(default_factory=dict)  # rename: our column -> the file's (a.b: b inside a)
-    derive_options: str = (
-        "auto"  # options from other rows' answers where there are none: auto (ToM-RL) | always | never
-    )
-    prompt: str = (
-        "auto"  # auto (chat when the tokenizer has a chat template, else plain) | chat | plain | raw (as it is)
-    )
+    derive_options: str = "auto"  # give rows without options those of others: auto (only ToM-RL's) | always | never
+    prompt: str = "auto"  # auto (chat if the tokenizer has a template, else plain) | chat | plain | raw (as it is)
     template: str = ""  # prompt_answer: the user's message, with {column} in it; empty: the row's prompt or question
     system_prompt: str = ""  # a system message before the user's; empty: none
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as enable_thinking: false
