@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rl.resharding.families import canonical_tensors
-from megatron_rl.resharding.folders.hf import header_bytes
+from megatron_rl.resharding.folders.safetensors import header_bytes
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from megatron_rl.data.think_answer import split
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.format import completion, split
 from megatron_rl.rewards.length import repetition_factor
 from megatron_rl.rewards.pool import RewardPool
 from megatron_rl.rewards.sample import Sample
@@ -49,7 +49,7 @@ def completions(count: int) -> list[Sample]:
         prompt = f"<|im_start|>user\n{story}\nWhere will Sally look?<|im_end|>\n<|im_start|>assistant\n"
         for _ in range(GROUP):
             stages = "\n".join(f"{heading}: {sentences(60, draw)}" for heading in HEADINGS)
-            response = f"<think>\n{stages}\n</think>\n<Answer>{draw.choice('ABCD')}</Answer><|im_end|>"
+            response = f"<think>\n{stages}\n</think>\n<Answer>{draw.choice('ABCD')}</Answer>"
             samples.append(Sample(prompt, response, "B", "tom", {"story": story}, step=draw.randrange(400)))
     return samples
 
@@ -80,9 +80,8 @@ def rates(samples: list[Sample], rounds: int) -> None:
     for name in (*names, "social_r1"):
         show(name, partial(score_sample, bind(RewardsConfig(terms={name: 1.0}))))
     expression = re.compile(r"^<think>(.*?)</think>(.*?)<Answer>(.*?)</Answer>$", re.DOTALL)
-    texts = {id(s): completion(s) for s in samples}
-    plain = show("form by expression", lambda s: expression.match(texts[id(s)]))
-    quick = show("form by search", lambda s: split(texts[id(s)]))
+    plain = show("form by expression", lambda s: expression.match(s.response))
+    quick = show("form by search", lambda s: split(s.response))
     print(f"  {'':28} {plain / quick:.1f} x")
     plain = show("distinct 16-grams by set", lambda s: len({s.response[i : i + 16] for i in range(len(s.response))}))
     quick = show("repetition_factor", lambda s: repetition_factor(s.response))

@@ -9,6 +9,7 @@ from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
+from megatron_rl.option import choice, number
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.tracking.config import TrackingConfig
@@ -20,12 +21,13 @@ class RunConfig:
 
     name: str = "run"  # the run's folder is {folder}/{name}
     folder: str = "runs"  # where runs are kept
-    seed: int = 0  # data order, sampling, initial weights
-    steps: int = 100  # RL steps
-    resume: str = "auto"  # auto: continue the run in the folder | never: always a new, numbered folder
-    save_every: int = 0  # steps between checkpoints; 0: only the last
-    keep: int = 2  # checkpoints kept
+    seed: int = number(0, least=0)  # data order, sampling, initial weights
+    steps: int = number(100, least=0)  # RL steps
+    resume: str = choice("auto", "never")  # auto: continue the run in the folder | never: always a new, numbered folder
+    save_every: int = number(0, least=0)  # steps between checkpoints; 0: only the last
+    keep: int = number(2, least=1)  # checkpoints kept
     export: bool = True  # write the final policy as a Hugging Face folder
+    not_finite: str = "stop"  # a loss or gradient norm is NaN or infinite: stop (the run) | skip (the update)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What goes wrong: for a user to read (``InputError``), and between the processes of a swap."""
+"""What goes wrong: for a user to read (``InputError``, ``RunError``), and between the processes of a swap."""
 
 from collections.abc import Sequence
 from errno import EDQUOT, ENOSPC
@@ -9,6 +9,14 @@ class InputError(ValueError):
 
     The message is one paragraph that names the file, key or value and says what to do. The command
     line prints it without a traceback and exits with code 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that must not go on, though nothing was wrong with its input: it diverged, or nothing can be scored.
+
+    The message is one paragraph, as an InputError's. The command line prints it without a traceback and exits with
+    code 1.
     """
 
 

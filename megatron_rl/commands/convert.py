@@ -14,7 +14,8 @@ from megatron_rl.errors import InputError, refuse
 from megatron_rl.resharding.convert.run import Conversion, Target
 from megatron_rl.resharding.convert.targets import MODEL, HfTarget, MegatronTarget
 from megatron_rl.resharding.families import canonical_tensors
-from megatron_rl.resharding.folders.hf import open_stored, quantised, read_hf_config
+from megatron_rl.resharding.families.table import stored_dtype
+from megatron_rl.resharding.folders.hf import model_config, open_stored, quantised, read_hf_config
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, TORCH_DTYPES, Stored
 from megatron_rl.resharding.folders.torch_dist.reader import is_torch_dist, open_torch_dist
 from megatron_rl.resharding.folders.torch_dist.writer import target_sizes
@@ -65,8 +66,7 @@ def _open(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
 def _dtypes(stored: Stored, dtype: str | None, fp8: bool = False) -> dict[str, str]:
     """Canonical name -> dtype of the target. A tensor whose family fixes its dtype keeps what it has."""
     quantise = quantised_names(stored.hf_config) if fp8 else set()
-    main = stored.hf_config.get("dtype") or stored.hf_config.get("torch_dtype")
-    plain = SHORT.get(str(main), "BF16")  # what FP8 becomes when nothing else is asked for
+    plain = SHORT.get(str(stored_dtype(stored.hf_config)), "BF16")  # what FP8 becomes when nothing else is asked for
     chosen = {}
     for name, have in stored.dtypes.items():
         wanted = SHORT[dtype] if dtype and not stored.layout.tensors[name].dtype else have
@@ -75,7 +75,7 @@ def _dtypes(stored: Stored, dtype: str | None, fp8: bool = False) -> dict[str, s
 
 
 def to_megatron(options: argparse.Namespace) -> int:
-    hf_config = read_hf_config(options.source)
+    hf_config = model_config(options.source)
     canonical_tensors(hf_config)
     sizes = target_sizes(
         options.tensor_parallel,

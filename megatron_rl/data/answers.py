@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_rl.data.exact_answer import boxed
 from megatron_rl.data.files import Table
-from megatron_rl.rewards.exact_answer import boxed
 
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth")  # the first that is there
 _FINAL = re.compile(r"([\s\S]*?)\s*####[ \t]*(\S[^\n]*)")

@@ -5,25 +5,13 @@ from pathlib import Path
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import file_problem, is_local
-from megatron_rl.data.multiple_choice import DERIVE
-from megatron_rl.data.prompts import PROMPTS
 from megatron_rl.data.registry import check_options, file_columns, find_task
-from megatron_rl.data.rows import BAD_ROWS
 from megatron_rl.errors import InputError
-
-CHOICES = {"prompt": PROMPTS, "derive_options": DERIVE, "bad_rows": BAD_ROWS}
 
 
 def check_data(data: DataConfig) -> list[str]:
-    """Every violation, one sentence each; empty when there is none."""
-    found = []
-    for key, allowed in CHOICES.items():
-        if (value := getattr(data, key)) not in allowed:
-            found.append(f"data.{key} is {value!r}; it must be {', '.join(allowed[:-1])} or {allowed[-1]}.")
-    if data.limit < 0:
-        found.append(f"data.limit is {data.limit}; it must be 0 (all rows) or more.")
-    if data.max_prompt_tokens < 1:
-        found.append(f"data.max_prompt_tokens is {data.max_prompt_tokens}; it must be 1 or more.")
+    """What is wrong beside the values of single options, one sentence each; empty when nothing is."""
+    found: list[str] = []
     try:
         find_task(data.task)
     except InputError as error:

@@ -11,15 +11,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import xxhash
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.task import UNBOUNDED, Example
-from megatron_rl.rewards.answer import answer_in_format
-from megatron_rl.rewards.format import completion, format
-from megatron_rl.rewards.sample import Sample
+from megatron_rl.data.think_answer import answer_matches, parse
+
+if TYPE_CHECKING:
+    from megatron_rl.rewards.sample import Sample
 
 NAMES = ("Sally", "Anne", "Tom", "Mia", "Leo", "Zoe", "Max", "Ivy", "Ben", "Eva", "Sam", "Amy")
 OBJECTS = ("ball", "cup", "book", "key", "apple", "hat", "coin", "toy")
@@ -185,8 +186,25 @@ class Stories(Sequence[Example]):
         )
 
 
+def report(sample: "Sample") -> dict[str, float]:
+    """``correct``: the right place, in the right format; ``format``; ``faithful``: right, and cue, belief, goal and
+    response stages all say what the story implies; ``false_belief_correct``: on false-belief items only."""
+    text, _, parts = parse(sample.prompt, sample.response)
+    stages = STAGES.fullmatch(text)
+    found = {
+        "correct": float(answer_matches(parts, sample.answer)),
+        "format": float(parts is not None),
+        "faithful": float(stages is not None and stages.groupdict() == sample.extra["stages"]),
+    }
+    if sample.extra["false_belief"]:
+        found["false_belief_correct"] = found["correct"]
+    return found
+
+
 class FalseBelief:
     """The task: stories without end for training, ``HELDOUT`` for evaluation."""
+
+    report = staticmethod(report)
 
     def __init__(self, seed: int, limit: int = 0):
         self.train = Stories(seed, "train", limit or UNBOUNDED)
@@ -198,20 +216,6 @@ class FalseBelief:
         for example in (*self.train[:HELDOUT], *self.heldout):
             digest.update(f"{example.id}\n{example.prompt}\n{example.target}\n{example.answer}\n".encode())
         return digest.hexdigest()
-
-    def report(self, example: Example, response: str) -> dict[str, float]:
-        """``correct``: the right place, in the right format; ``format``; ``faithful``: right, and cue, belief, goal
-        and response stages all say what the story implies; ``false_belief_correct``: on false-belief items only."""
-        sample = Sample(example.prompt, response, example.answer)
-        stages = STAGES.fullmatch(completion(sample))
-        report = {
-            "correct": answer_in_format(sample)["score"],
-            "format": format(sample)["score"],
-            "faithful": float(stages is not None and stages.groupdict() == example.extra["stages"]),
-        }
-        if example.extra["false_belief"]:
-            report["false_belief_correct"] = report["correct"]
-        return report
 
 
 def make_false_belief(config: DataConfig, seed: int, tokenizer: Any) -> FalseBelief:

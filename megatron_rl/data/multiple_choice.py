@@ -9,26 +9,27 @@ to three distractors, places of the same kind from the same story first, then ri
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from string import ascii_lowercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from megatron_rl.data import choices
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
-from megatron_rl.data.prompts import make_template
 from megatron_rl.data.rows import Part, load_parts, texts
-from megatron_rl.data.task import Example
+from megatron_rl.data.task import Example, Report
+from megatron_rl.data.template import make_template
+from megatron_rl.data.think_answer import letter_matches, parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
-from megatron_rl.rewards.answer import multiple_choice
-from megatron_rl.rewards.format import format
-from megatron_rl.rewards.sample import Sample
+
+if TYPE_CHECKING:
+    from megatron_rl.rewards.sample import Sample
 
 OPTION_COLUMNS = tuple(f"option_{letter}" for letter in ascii_lowercase)
 COLUMNS = ("story", "question", "answer", "options", "choices", "data_source", "target", *OPTION_COLUMNS)
-DERIVE = ("auto", "always", "never")
 INSTRUCTION = (
     "Read the story and answer the question about it by choosing one of the options. First think, then answer: work "
     "out what happened, who noticed what, and what each person knows, feels or wants. Write your reasoning between "
@@ -36,12 +37,23 @@ INSTRUCTION = (
 )
 
 
+def report(sample: "Sample", by_source: bool = False) -> dict[str, float]:
+    """``correct``: the first answer's letter is right, in whatever format; ``format``. ``by_source``, for held-out
+    files with several data sources: ``correct/NAME`` is the same for the one of this sample."""
+    text, _, parts = parse(sample.prompt, sample.response)
+    found = {"correct": float(letter_matches(text, sample.answer)), "format": float(parts is not None)}
+    if by_source:
+        found[f"correct/{sample.data_source}"] = found["correct"]
+    return found
+
+
 class MultipleChoice:
     """Examples whose answer is a letter."""
 
     def __init__(self, train: list[Example], heldout: list[Example], notes: dict[str, int]):
         self.train, self.heldout, self.notes = train, heldout, notes
-        self._several_sources = len({e.data_source for e in heldout}) > 1
+        several = len({e.data_source for e in heldout}) > 1
+        self.report: Report = partial(report, by_source=True) if several else report
 
     def fingerprint(self) -> str:
         """Hash of all examples as they are trained on and evaluated."""
@@ -49,15 +61,6 @@ class MultipleChoice:
         for example in (*self.train, *self.heldout):
             digest.update(f"{example.id}\n{example.prompt}\n{example.target}\n{example.answer}\n".encode())
         return digest.hexdigest()
-
-    def report(self, example: Example, response: str) -> dict[str, float]:
-        """``correct``: the first answer's letter is right, in whatever format; ``format``. Where the held-out file has
-        several data sources, ``correct/NAME`` is the same for the one of this example."""
-        sample = Sample(example.prompt, response, example.answer)
-        report = {"correct": multiple_choice(sample)["score"], "format": format(sample)["score"]}
-        if self._several_sources:
-            report[f"correct/{example.data_source}"] = report["correct"]
-        return report
 
 
 def make_multiple_choice(config: DataConfig, seed: int, tokenizer: Any) -> MultipleChoice:

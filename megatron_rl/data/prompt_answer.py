@@ -12,20 +12,24 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from megatron_rl.data.answers import Answers, read_answers
 from megatron_rl.data.config import DataConfig
+from megatron_rl.data.exact_answer import judge
 from megatron_rl.data.files import Table
-from megatron_rl.data.prompts import Message, Template, make_template
 from megatron_rl.data.rows import Part, load_parts, texts
-from megatron_rl.data.task import Example
+from megatron_rl.data.task import Example, Report
+from megatron_rl.data.template import Message, Template, make_template
+from megatron_rl.data.think_answer import parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
-from megatron_rl.rewards.exact_answer import exact_answer
-from megatron_rl.rewards.sample import Sample
+
+if TYPE_CHECKING:
+    from megatron_rl.rewards.sample import Sample
 
 PROMPT_COLUMNS = ("messages", "prompt", "question", "problem")  # the first that is there
 BESIDE = ("story", "context", "passage", "options", "choices")  # a question rarely makes sense without them
@@ -34,11 +38,23 @@ CHAT_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]"
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 
 
+def report(sample: "Sample", by_source: bool = False) -> dict[str, float]:
+    """``correct``: the completion's answer is the right one; ``answered``: it gives one. ``by_source``, for held-out
+    files with several data sources: ``correct/NAME`` is the same for the one of this sample."""
+    correct, answered = judge(parse(sample.prompt, sample.response).text, sample.answer)
+    found = {"correct": float(correct), "answered": float(answered)}
+    if by_source:
+        found[f"correct/{sample.data_source}"] = found["correct"]
+    return found
+
+
 class PromptAnswer:
     """Examples whose answer is compared with what a completion gives as its own."""
 
     def __init__(self, train: list[Example], heldout: list[Example], notes: dict[str, int]):
         self.train, self.heldout, self.notes = train, heldout, notes
+        several = len({e.data_source for e in heldout}) > 1
+        self.report: Report = partial(report, by_source=True) if several else report
 
     def fingerprint(self) -> str:
         """Hash of all examples as they are trained on and evaluated."""
@@ -47,16 +63,6 @@ class PromptAnswer:
             answer = json.dumps(e.answer, sort_keys=True, default=str)
             digest.update(f"{e.id}\n{e.prompt}\n{e.target}\n{answer}\n".encode())
         return digest.hexdigest()
-
-    def report(self, example: Example, response: str) -> dict[str, float]:
-        """``report`` of this module, for one completion of an example."""
-        return report(Sample(example.prompt, response, example.answer, example.data_source))
-
-
-def report(sample: Sample) -> dict[str, float]:
-    """``correct``: the completion's answer is the right one; ``answered``: it gives one (rewards/exact_answer.py)."""
-    score = exact_answer(sample)
-    return {"correct": score["score"], "answered": score["answered"]}
 
 
 def make_prompt_answer(config: DataConfig, seed: int, tokenizer: Any) -> PromptAnswer:

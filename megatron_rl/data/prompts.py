@@ -1,78 +1,49 @@
-"""How messages become the text that is tokenised."""
+"""Which examples come next: a cursor over a task's training examples that survives a resumed run."""
 
-import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from megatron_rl.data.config import DataConfig
-from megatron_rl.errors import InputError
+import numpy as np
+import xxhash
 
-Message = dict[str, str]
-Template = Callable[[list[Message]], str]
-"""Messages, of which the last is the user's or the beginning of the reply, to a prompt. ValueError: they do not fit."""
-
-PROMPTS = ("auto", "chat", "plain", "raw")
-RESERVED = ("conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "return_tensors")
+from megatron_rl.data.task import UNBOUNDED, Example
 
 
-def make_template(config: DataConfig, tokenizer: Any) -> Template:
-    """The form that data.prompt asks for. Raises InputError where the tokenizer has no such form.
+class Prompts:
+    """``take(n)`` goes on where the last one ended; ``state()`` is what ``restore`` needs to do so in another process.
 
-    ``chat``: the tokenizer's chat template; ``plain``: the texts, then "Response:"; ``raw``: the text of the row.
+    A file is read in epochs: each is a permutation of all rows (or the file's own order), a take may run over its end,
+    and no row comes twice in one epoch. A generator is read onwards from a place that depends on the seed: cursors
+    with different seeds meet different examples. Not for several threads at once: whoever generates ahead takes in one.
     """
-    form, system = config.prompt, config.system_prompt
-    form = ("chat" if tokenizer.chat_template else "plain") if form == "auto" else form
-    first = [{"role": "system", "content": system}] if system else []
 
-    def with_system(messages: list[Message]) -> list[Message]:
-        return messages if messages[0]["role"] == "system" else [*first, *messages]
+    def __init__(self, examples: Sequence[Example], seed: int, shuffle: bool) -> None:
+        if not len(examples):
+            raise ValueError("prompts need at least one example")
+        self.examples, self.seed, self.shuffle = examples, seed, shuffle
+        self.position = 0  # examples taken so far
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    if form == "raw":
-        return _raw
-    if form == "plain":
-        begins = tokenizer.bos_token_id is not None and tokenizer("x").input_ids[0] == tokenizer.bos_token_id
-        start = tokenizer.bos_token if begins else ""
-        return lambda messages: f"{start}{_joined(with_system(messages))}\n\nResponse:\n"
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"data.prompt=chat, but the tokenizer {tokenizer.name_or_path} has no chat template. Set "
-            "data.prompt=plain, or use the tokenizer of a chat model."
-        )
-    _check_variables(config, tokenizer)
-    variables = dict(config.chat_template_kwargs)
+    def take(self, count: int) -> list[Example]:
+        """The next ``count`` examples."""
+        first, self.position = self.position, self.position + count
+        return [self.examples[self._index(place)] for place in range(first, self.position)]
 
-    def chat(messages: list[Message]) -> str:
-        reply_begins = messages[-1]["role"] == "assistant"
-        try:
-            return tokenizer.apply_chat_template(
-                with_system(messages),
-                tokenize=False,
-                add_generation_prompt=not reply_begins,
-                continue_final_message=reply_begins,
-                **variables,
-            )
-        except Exception as error:  # a template is a program of the model's authors and raises what it likes
-            raise ValueError(f"the chat template of {tokenizer.name_or_path} does not take it: {error}") from error
+    def state(self) -> dict[str, int]:
+        """Where the cursor stands, as JSON."""
+        return {"position": self.position}
 
-    return chat
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Stand where ``state`` was taken."""
+        self.position = state["position"]
 
-
-def _check_variables(config: DataConfig, tokenizer: Any) -> None:
-    """A template ignores a variable that it does not know, so a misspelt one would change nothing."""
-    template = tokenizer.get_chat_template()
-    for name in config.chat_template_kwargs:
-        if name in RESERVED or not re.search(rf"\b{re.escape(name)}\b", template):
-            raise InputError(
-                f"data.chat_template_kwargs.{name}: the chat template of {tokenizer.name_or_path} has no such "
-                "variable, so it would change nothing. Take it away, or see the template for the names it knows."
-            )
-
-
-def _joined(messages: list[Message]) -> str:
-    return "\n\n".join(message["content"] for message in messages)
-
-
-def _raw(messages: list[Message]) -> str:
-    if len(messages) != 1:
-        raise ValueError(f"it has {len(messages)} messages, and data.prompt=raw feeds one text as it is")
-    return messages[0]["content"]
+    def _index(self, place: int) -> int:
+        count = len(self.examples)
+        if count == UNBOUNDED:
+            start = xxhash.xxh3_64_intdigest(f"sampler/{self.seed}".encode()) if self.shuffle else 0
+            return (start + place) % count
+        epoch, place = divmod(place, count)
+        if not self.shuffle:
+            return place
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(count)
+        return int(self._order[place])

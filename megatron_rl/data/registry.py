@@ -2,15 +2,14 @@
 
 import importlib
 import inspect
-import traceback
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.task import UNBOUNDED, Task
 from megatron_rl.errors import InputError
+from megatron_rl.system import named
 
 TASKS = {
     "false_belief": "megatron_rl.data.false_belief.make_false_belief",
@@ -22,29 +21,18 @@ TASKS = {
 def make_task(config: DataConfig, seed: int, tokenizer: Any) -> Task:
     """The task that ``data.task`` names, with every row of its files checked.
 
-    ``tokenizer`` is the model's. Raises InputError for an unknown task, for bad data, for a task of yours that fails,
-    and for one whose report has no ``correct``.
+    ``tokenizer`` is the model's. Raises InputError for an unknown task, for bad data, and with what a user's function
+    raises.
     """
     make = find_task(config.task)
     if config.task in TASKS:
         return make(config, seed, tokenizer)
-    try:
-        task = make(config, seed, tokenizer)
-        missing = [name for name in ("train", "heldout", "fingerprint", "report") if not hasattr(task, name)]
-        if missing:
-            raise InputError(f"data.task={config.task} makes a {type(task).__name__} without {', '.join(missing)}.")
-        if not len(task.train):
-            raise InputError(f"data.task={config.task} has no training examples.")
-        reported = task.report(task.train[0], "")
-    except InputError:
-        raise
-    except Exception as error:  # anyone's code
-        raise InputError(f"data.task={config.task} fails with {_told(error)}.") from error
-    if "correct" not in reported:
-        raise InputError(
-            f"data.task={config.task}: the report of a completion has {', '.join(reported) or 'nothing'}, and needs "
-            "'correct' (0 to 1), which is the accuracy of the run."
-        )
+    task = named.call(f"data.task={config.task!r}", make, config, seed, tokenizer)
+    missing = [name for name in ("train", "heldout", "fingerprint", "report") if not hasattr(task, name)]
+    if missing:
+        raise InputError(f"data.task={config.task!r} makes a {type(task).__name__} without {', '.join(missing)}.")
+    if not len(task.train):
+        raise InputError(f"data.task={config.task!r} has no training examples.")
     return task
 
 
@@ -101,38 +89,10 @@ def _beside(task: str, name: str) -> Any:
 
 def find_task(name: str) -> Callable[[DataConfig, int, Any], Task]:
     """The function of a task: one of ``TASKS`` or a dotted path. Raises InputError when there is no such function."""
-    if name not in TASKS and "." not in name:
-        near = get_close_matches(name, TASKS, n=1)
-        raise InputError(
-            f"data.task={name!r} is unknown{f'; did you mean {near[0]}?' if near else '.'} It can be "
-            f"{', '.join(TASKS)} or the dotted path of a function (DataConfig, seed, tokenizer) -> Task."
-        )
-    path, _, function = TASKS.get(name, name).rpartition(".")
+    said, form = f"data.task={name!r}", "(DataConfig, seed, tokenizer)"
+    function = named.find(name, TASKS, said, f"the dotted path of a function {form} -> Task")
     try:
-        module = importlib.import_module(path)
-    except ImportError as error:
-        raise InputError(f"data.task={name!r}: the module {path} does not import ({error}).") from error
-    except (Exception, SystemExit) as error:  # anyone's code
-        raise InputError(f"data.task={name!r}: the module {path} does not import: {_told(error)}.") from error
-    found = getattr(module, function, None)
-    if found is None:
-        near = get_close_matches(function, dir(module), n=1)
-        raise InputError(
-            f"data.task={name!r}: {path} has no function {function}{f'; did you mean {near[0]}?' if near else '.'}"
-        )
-    try:
-        inspect.signature(found).bind(None, 0, None)
+        inspect.signature(function).bind(None, 0, None)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"data.task={name!r} cannot be called with (DataConfig, seed, tokenizer): {error}. It must be a "
-            "function of these three that returns a task."
-        ) from error
-    return found  # type: ignore[no-any-return]
-
-
-def _told(error: BaseException) -> str:
-    """An error of a user's code with the place where it arose."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError) else f"{last.filename}:{last.lineno}"
-    text = " ".join(str(getattr(error, "msg", "") or error).split())
-    return f"{type(error).__name__}{f': {text}' if text else ''} ({where})"
+        raise InputError(f"{said} cannot be called with {form}: {error}.") from error
+    return function

@@ -10,7 +10,6 @@ from megatron_rl.data.files import Table, read_table
 from megatron_rl.data.task import Example
 from megatron_rl.errors import InputError
 
-BAD_ROWS = ("error", "drop")
 BENCHMARKS = {  # for evaluation only, say their authors; the columns by which their files are known
     "ToMBench": ({"故事", "问题", "选项A"}, {"能力\nABILITY"}),
 }

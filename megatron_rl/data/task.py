@@ -1,8 +1,11 @@
 """Where questions come from: the interface between a task and the loop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from megatron_rl.rewards.sample import Sample
 
 UNBOUNDED = 2**62  # length of the training sequence of a generator
 
@@ -19,6 +22,12 @@ class Example:
     extra: dict[str, Any] = field(default_factory=dict)  # handed to the rewards
 
 
+Report = Callable[["Sample"], dict[str, float]]
+"""What a completion is worth to a person: named numbers, each 0..1, ``correct`` among them; their means are the run's
+accuracy and its evaluations. It is called in the reward workers, under their deadline: a function of a module (or
+``functools.partial`` of one), which they import by its name."""
+
+
 class Task(Protocol):
     """A source of examples; both sequences are deterministic and cheap to index."""
 
@@ -29,5 +38,6 @@ class Task(Protocol):
     def fingerprint(self) -> str:
         """Hash of the data (xxh3-128, hex), written to the manifest."""
 
-    def report(self, example: Example, response: str) -> dict[str, float]:
-        """Task-specific evaluation metrics of one held-out completion, each 0..1 (``correct`` first)."""
+    @property
+    def report(self) -> Report:
+        """Judges one completion."""

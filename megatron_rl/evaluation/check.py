@@ -4,15 +4,11 @@ from megatron_rl.evaluation.config import EvaluationConfig
 
 
 def check_evaluation(evaluation: EvaluationConfig, held_out: int | None) -> list[str]:
-    """Every violation, one sentence each; empty when there is none.
+    """What is wrong beside the values of single options, one sentence each; empty when nothing is.
 
     ``held_out``: how many questions the task keeps for evaluation; None where only its data can tell.
     """
     found = []
-    if evaluation.every < 0:
-        found.append(f"evaluation.every is {evaluation.every}; it must be 0 (stage boundaries only) or more.")
-    if evaluation.prompts < 1:
-        found.append(f"evaluation.prompts is {evaluation.prompts}; it must be 1 or more.")
     if held_out and evaluation.prompts > held_out:
         found.append(
             f"evaluation.prompts is {evaluation.prompts}; the task keeps {held_out} held-out questions, so it must be "

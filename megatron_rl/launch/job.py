@@ -116,9 +116,12 @@ def _record(folder: RunFolder, config: Config) -> Config:
 
 
 def _announce(folder: RunFolder, config: Config, changed: dict[str, list[Any]]) -> None:
-    world = config.actor.sizes().world
-    parts = [(world, "trainer rank"), (config.rollout.engines, "engine"), (config.rewards.workers, "reward worker")]
-    started = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in parts)
+    counts = {
+        "trainer rank": config.actor.sizes().world,
+        "engine": config.rollout.engine_count,
+        "reward worker": config.rewards.workers,
+    }
+    started = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items())
     verb = "Continuing" if folder.started() else "Run"
     print(f"{verb} {folder.path}: {started}. Logs: {folder.logs()}", flush=True)
     for key, (old, new) in changed.items():

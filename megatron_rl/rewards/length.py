@@ -4,7 +4,7 @@ from math import exp
 
 import numpy as np
 
-from megatron_rl.rewards.format import completion, thinking
+from megatron_rl.data.think_answer import parse
 from megatron_rl.rewards.sample import Sample, Score
 
 GRAM = 16  # characters
@@ -14,7 +14,7 @@ _EIGHT_BYTES = np.dtype("<u8")
 
 def length_window(sample: Sample, l_min: float = 400.0, l_max: float = 3000.0) -> Score:
     """Length window times repetition penalty of the reasoning; components ``window`` and ``repetition``."""
-    text = thinking(completion(sample))
+    text = parse(sample.prompt, sample.response).think
     window, repetition = window_factor(len(text), l_min, l_max), repetition_factor(text)
     return {"score": window * repetition, "window": window, "repetition": repetition}
 

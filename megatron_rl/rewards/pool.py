@@ -1,21 +1,26 @@
 """Scoring in processes: rewards are anyone's code, and may be slow, hang or crash without harming the trainer."""
 
 import selectors
-from collections import deque
+import signal
+import threading
+from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
 
+from megatron_rl.data.task import Report
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.process import WorkerProcess
-from megatron_rl.rewards.registry import check_rewards
+from megatron_rl.rewards.registry import check_report, check_rewards
 from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.terms import RewardError
 from megatron_rl.rewards.worker import BEGUN, READY
 
 LOOKS = 20  # at what the workers have written, per deadline: a sample is killed at most 5 % late
 FRUITLESS_ENDS = 3  # workers that may end in a row before they have begun a batch
+HOPELESS = 16  # samples that may fail before the first succeeds: a whole step of them could take hours
 EXCERPT = 300  # characters of a prompt and a response in an error
 
 
@@ -25,29 +30,37 @@ class Scored:
 
     reward: float
     components: dict[str, float] = field(default_factory=dict)  # "term/component", before the weights
-    timed_out: bool = False  # it ran past rewards.deadline
+    report: dict[str, float] | None = None  # the task's; None without a score or where the pool has no report
+    timed_out: bool = False  # it ran past its deadline
     crashed: bool = False  # its worker ended while it ran
+    failure: str = ""  # why it has no score
 
 
 class RewardPool:
     """Worker processes that are started once and replaced when they end or have to be killed.
 
-    Every sample is scored once; only the one that hung or crashed goes without a score. A reward that
-    raises, or returns something else than finite numbers, ends the run with a ``RewardError``; after an
-    exception the pool is closed.
+    Every sample is scored once; only the one that hung or crashed goes without a score, which is said on the console.
+    A reward that raises, or returns something else than finite numbers, ends the run with a ``RewardError``, and so
+    does a call in which no sample gets a score; after an exception the pool is closed.
+
+    Its methods may be called from any thread; one call is served after the other.
     """
 
-    def __init__(self, config: RewardsConfig) -> None:
-        if violations := check_rewards(config):
+    def __init__(self, config: RewardsConfig, report: Report | None = None) -> None:
+        if violations := check_rewards(config) + (check_report(report) if report else []):
             raise InputError(" ".join(violations))
-        self.config = config
-        self._counts = {"timeouts": 0, "crashes": 0, "restarts": 0}
+        self.config, self.report = config, report
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None  # what closed it
         self._fruitless = 0
         self._queue: deque[list[int]] = deque()  # sample numbers
         self._samples: Sequence[Sample] = ()
+        self._rewarded = True
         self._scored: dict[int, Scored] = {}
         self._selector = selectors.DefaultSelector()
         self._workers: list[WorkerProcess] = []
+        # Workers die with the thread that starts them, and a caller's may end before the pool does.
+        self._starter = ThreadPoolExecutor(1, "reward workers")
         try:
             for _ in range(config.workers):
                 self._start()
@@ -58,23 +71,19 @@ class RewardPool:
             raise
 
     def score(self, samples: Sequence[Sample]) -> list[Scored]:
-        """Score the samples, in their order; ``RewardError`` when a reward fails."""
-        if not self._workers:
-            raise RuntimeError("the reward pool is closed")
-        self._samples, self._scored = samples, {}
-        self._enqueue(range(len(samples)))
-        try:
-            while len(self._scored) < len(samples):
-                self._dispatch()
-                self._advance()
-        except BaseException:  # Ctrl-C too: workers are in the middle of a batch that nobody will collect
-            self.close()
-            raise
-        return [self._scored[number] for number in range(len(samples))]
+        """Reward and report of the samples, in their order; ``RewardError`` when one fails or none succeeds."""
+        with self._lock:
+            return self._work(samples, rewarded=True)
 
-    def metrics(self) -> dict[str, float]:
-        """Counts since the start: samples timed out and crashed, workers replaced."""
-        return {name: float(count) for name, count in self._counts.items()}
+    def judge(self, samples: Sequence[Sample]) -> list[dict[str, float] | None]:
+        """The task's report of the samples, in their order, without rewards; None where a worker hung or crashed.
+
+        ``RewardError`` as for ``score``.
+        """
+        if self.report is None:
+            raise RuntimeError("the reward pool was made without a report")
+        with self._lock:
+            return [scored.report for scored in self._work(samples, rewarded=False)]
 
     def close(self) -> None:
         """End the workers, and whatever they had started. Closing twice does nothing."""
@@ -82,6 +91,7 @@ class RewardPool:
             worker.end()
         self._workers.clear()
         self._selector.close()
+        self._starter.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -89,8 +99,26 @@ class RewardPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _work(self, samples: Sequence[Sample], rewarded: bool) -> list[Scored]:
+        if not self._workers:
+            if isinstance(self._error, RewardError):  # in another thread, which may not have been asked for it yet
+                raise self._error
+            raise RuntimeError("the reward pool is closed")
+        self._samples, self._rewarded, self._scored = samples, rewarded, {}
+        self._enqueue(range(len(samples)))
+        try:
+            while len(self._scored) < len(samples):
+                self._dispatch()
+                self._advance()
+            self._warn()
+        except BaseException as error:  # Ctrl-C too: workers are in the middle of a batch that nobody will collect
+            self._error = error
+            self.close()
+            raise
+        return [self._scored[number] for number in range(len(samples))]
+
     def _start(self) -> None:
-        worker = WorkerProcess(self.config)
+        worker = self._starter.submit(WorkerProcess, self.config, self.report).result()
         self._workers.append(worker)
         self._selector.register(worker, selectors.EVENT_READ)
 
@@ -98,21 +126,20 @@ class RewardPool:
         for worker in self._workers:
             if self._queue and worker.ready and not worker.waiting and not worker.ended:
                 numbers = self._queue.popleft()
-                worker.give(numbers, [self._samples[number] for number in numbers])
+                worker.give(numbers, [self._samples[number] for number in numbers], self._rewarded)
 
     def _advance(self) -> None:
         """Wait until a worker has finished its batch or may be overdue; replace those that ended or are."""
-        deadline = self.config.deadline
-        patience = min(worker.allowance(deadline) for worker in self._workers)
-        self._selector.select(max(0.0, min(patience, deadline / LOOKS)))
+        patience = min(worker.allowance() for worker in self._workers)
+        self._selector.select(max(0.0, min(patience, self.config.deadline / LOOKS)))
         for worker in list(self._workers):
             self._collect(worker)
             if worker.ended:
-                self._replace(worker, "crashed")
-            elif worker.allowance(deadline) <= 0:
+                self._replace(worker, timed_out=False)
+            elif worker.allowance() <= 0:
                 worker.kill()
                 advanced = self._collect(worker)  # it may have finished that sample just now
-                self._replace(worker, "" if advanced else "timed_out")
+                self._replace(worker, timed_out=True, lost=not advanced)
 
     def _collect(self, worker: WorkerProcess) -> bool:
         """Take what a worker has written; whether there was anything."""
@@ -123,32 +150,35 @@ class RewardPool:
             elif message == BEGUN:
                 worker.begun, self._fruitless = True, 0
             elif isinstance(message, str):
-                raise RewardError(self._describe(worker, message))
+                raise RewardError(message, self._sample(worker.waiting[0]) if worker.begun and worker.waiting else "")
             else:
-                self._scored[worker.waiting.pop(0)] = Scored(*message)
+                self._scored[worker.done()] = Scored(*message)
         return bool(messages)
 
-    def _replace(self, worker: WorkerProcess, failure: str) -> None:
-        """Start a worker in the place of one that ended; ``failure`` is what became of the sample it was scoring."""
+    def _replace(self, worker: WorkerProcess, timed_out: bool, lost: bool = True) -> None:
+        """Start a worker in the place of one that ended; ``lost``: and with it the sample that it had begun."""
         self._selector.unregister(worker)
         self._workers.remove(worker)
+        _, limit = worker.deadline()
         worker.end()
-        if failure and worker.begun and worker.waiting:
-            timed_out = failure == "timed_out"
-            self._counts["timeouts" if timed_out else "crashes"] += 1
+        if lost and worker.begun and worker.waiting:
             self._scored[worker.waiting.pop(0)] = Scored(
-                self.config.deadline_score, timed_out=timed_out, crashed=not timed_out
+                self.config.deadline_score,
+                timed_out=timed_out,
+                crashed=not timed_out,
+                failure=f"ran past {limit}" if timed_out else f"ended the worker ({_end(worker)})",
             )
+            self._refuse_hopeless()
         elif not worker.ready or (worker.waiting and not worker.begun):
             self._fruitless += 1
             if self._fruitless == FRUITLESS_ENDS:
+                how = f"ran past {limit}" if timed_out else f"with {_end(worker)}"
                 raise RewardError(
-                    f"{FRUITLESS_ENDS} reward workers in a row ended before they scored anything, the last with exit "
-                    f"code {worker.process.returncode} (negative: the signal that ended it). Import the modules of "
-                    f"rewards.terms ({', '.join(self.config.terms)}) in a Python of their own to see why."
+                    f"{FRUITLESS_ENDS} reward workers in a row ended before they scored anything, the last {how}. "
+                    f"Import the modules of rewards.terms ({', '.join(self.config.terms)}) in a Python of their own "
+                    "to see why."
                 )
         self._enqueue(worker.waiting)
-        self._counts["restarts"] += 1
         self._start()
 
     def _enqueue(self, numbers: Sequence[int]) -> None:
@@ -156,12 +186,49 @@ class RewardPool:
         size = max(1, min(self.config.batch_size, -(-len(numbers) // self.config.workers)))
         self._queue.extend(list(numbers[i : i + size]) for i in range(0, len(numbers), size))
 
-    def _describe(self, worker: WorkerProcess, message: str) -> str:
-        """A worker's error, with the sample that it was scoring."""
-        if not (worker.begun and worker.waiting):
-            return message
-        sample = self._samples[worker.waiting[0]]
-        return (
-            f"{message}The sample was number {worker.waiting[0]} of {len(self._samples)}, with prompt "
-            f"{sample.prompt[-EXCERPT:]!r}, response {sample.response[:EXCERPT]!r} and answer {sample.answer!r}."
+    def _refuse_hopeless(self) -> None:
+        """``RewardError`` when no sample has a score, and there are none left or enough to give up."""
+        failed = len(self._scored)
+        if failed < min(HOPELESS, len(self._samples)) or not all(s.failure for s in self._scored.values()):
+            return
+        got = f"of step {self._samples[0].step + 1} got a score" if self._rewarded else "got a report"
+        first = "" if failed == len(self._samples) else f"of the first {failed}, "
+        culprits = " and ".join(self.config.terms) if self._rewarded else "the task's report"
+        raise RewardError(
+            f"No completion {got}: {first}{self._failures()}. Look at {culprits}, or raise rewards.deadline or, for "
+            "what is loaded at first use, rewards.first_deadline.",
+            self._sample(next(iter(self._scored))),
         )
+
+    def _warn(self) -> None:
+        failed = sum(1 for scored in self._scored.values() if scored.failure)
+        if failed:
+            of = f"of {len(self._samples)} completions"
+            if self._rewarded:
+                said = f"step {self._samples[0].step + 1}: {failed} {of} have no score ({self._failures()})"
+                said += f"; their reward is rewards.deadline_score={self.config.deadline_score:g}"
+            else:
+                said = f"evaluation: {failed} {of} have no report ({self._failures()}) and do not count"
+            print(f"warning: {said}", flush=True)
+
+    def _failures(self) -> str:
+        """How many samples failed in which way."""
+        counts = Counter(scored.failure for scored in self._scored.values() if scored.failure)
+        return ", ".join(f"{count} {how}" for how, count in counts.most_common())
+
+    def _sample(self, number: int) -> str:
+        sample = self._samples[number]
+        return (
+            f"The sample was number {number} of {len(self._samples)}, with prompt {sample.prompt[-EXCERPT:]!r}, "
+            f"response {sample.response[:EXCERPT]!r} and answer {repr(sample.answer)[:EXCERPT]}."
+        )
+
+
+def _end(worker: WorkerProcess) -> str:
+    code = worker.process.returncode
+    if code >= 0:
+        return f"exit code {code}"
+    if code == -signal.SIGKILL:
+        return "SIGKILL: is the machine out of memory?"
+    names = {number.value: number.name for number in signal.Signals}
+    return names.get(-code, f"signal {-code}")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_rl.data.task import Report
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.worker import PREFIX
@@ -20,21 +21,24 @@ START_SECONDS = 120.0  # importing the rewards' modules, on a busy machine
 SEND_SECONDS = 5  # handing a batch to a process that reads nothing; it then counts as ended or overdue
 END_SECONDS = 1.0  # from closing the channel to SIGKILL
 READ_BYTES = 1 << 16
+STDERR = 2
 
 
 class WorkerProcess:
     """A process that scores one batch at a time; a group of its own, so that what a reward starts dies with it.
 
-    ``waiting`` holds the sample numbers of its batch that have no score yet, the running one first.
-    ``since`` is when the pool last saw it advance or gave it work (``time.monotonic``).
+    It also dies with the thread that makes this object. ``waiting`` holds the sample numbers of its batch that are
+    not done yet, the running one first. ``since`` is when the pool last saw it advance or gave it work
+    (``time.monotonic``).
     """
 
-    def __init__(self, config: RewardsConfig) -> None:
+    def __init__(self, config: RewardsConfig, report: Report | None) -> None:
+        self.config = config
         self.channel, theirs = socket.socketpair()
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         self.results, their_results = os.pipe()
         os.set_blocking(self.results, False)
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        path = os.pathsep.join(map(os.path.abspath, sys.path))
         with theirs:
             inherited = (theirs.fileno(), their_results)
             numbers = map(str, (*inherited, os.getpid()))
@@ -42,31 +46,36 @@ class WorkerProcess:
                 [sys.executable, "-P", "-m", "megatron_rl.rewards.worker", *numbers],
                 env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
+                stdout=STDERR,
                 pass_fds=inherited,
                 process_group=0,
             )
         os.close(their_results)
         self.ready = False
+        self.rewarded = False  # whether rewards are wanted for its batch, or reports alone
+        self.warm: set[bool] = set()  # for which of the two it has done a sample
         self.begun = False  # it has read its batch
         self.ended = False
         self.waiting: list[int] = []
         self.since = time.monotonic()
         self._received = b""  # the beginning of a message
-        self._send(config)
+        self._send((config, report))
 
     def fileno(self) -> int:
         """For ``select``: readable when there is something to receive, or the worker has ended."""
         return self.channel.fileno()
 
-    def give(self, numbers: list[int], samples: Sequence[Sample]) -> None:
-        """Start scoring a batch; ``numbers`` says which samples of ``score`` these are."""
-        self.waiting, self.begun, self.since = numbers, False, time.monotonic()
-        self._send(samples)
+    def give(self, numbers: list[int], samples: Sequence[Sample], rewarded: bool) -> None:
+        """Start on a batch; ``numbers`` says which of the pool's samples these are, ``rewarded`` what is wanted."""
+        self.waiting, self.rewarded, self.begun, self.since = numbers, rewarded, False, time.monotonic()
+        self._send((rewarded, samples))
 
     def receive(self) -> list[Any]:
         """The messages that have come in, without waiting; sets ``ended`` after the last."""
+        exited = self._exited()
         with contextlib.suppress(BlockingIOError):
             self.ended = not self._bell()
+        self.ended = self.ended or exited
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.results, READ_BYTES):
                 self._received += data
@@ -82,11 +91,25 @@ class WorkerProcess:
             self.since = time.monotonic()
         return messages
 
-    def allowance(self, deadline: float) -> float:
+    def done(self) -> int:
+        """The running sample is done; returns its number."""
+        self.warm |= {self.rewarded, False}
+        return self.waiting.pop(0)
+
+    def deadline(self) -> tuple[float, str]:
+        """How many seconds it may take for what it does now, and where this limit comes from."""
+        if not self.ready:
+            return START_SECONDS, f"the {START_SECONDS:g} s that it has to start"
+        first, later = self.config.first_deadline, self.config.deadline
+        if self.rewarded not in self.warm and first > later:
+            return first, f"rewards.first_deadline={first:g} s"
+        return later, f"rewards.deadline={later:g} s"
+
+    def allowance(self) -> float:
         """Seconds until the worker is overdue; infinite while it has nothing to do."""
         if self.ready and not self.waiting:
             return float("inf")
-        return self.since + (deadline if self.ready else START_SECONDS) - time.monotonic()
+        return self.since + self.deadline()[0] - time.monotonic()
 
     def kill(self) -> None:
         """End the process and what it started, at once; what it wrote can still be received."""
@@ -106,6 +129,15 @@ class WorkerProcess:
         self.kill()
         self.channel.close()
         os.close(self.results)
+
+    def _exited(self) -> bool:
+        """Whether the process has ended, though what it forked may hold the channel open.
+
+        It is not reaped: until it is, no other process group can have its number.
+        """
+        if self.process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _bell(self) -> bytes:
         try:

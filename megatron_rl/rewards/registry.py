@@ -1,18 +1,31 @@
 """Reward functions by name or dotted path, and what can be wrong with the options. Imports no torch."""
 
 import inspect
+import pickle
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from importlib import import_module
+from functools import partial
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from megatron_rl.data.task import Report
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.sample import Score
+from megatron_rl.system.named import find
 
-Reward = Callable[..., Score]
-"""``reward(sample, **args)``, a pure function of its arguments."""
+Reward = Callable[..., Score | float]
+"""``reward(sample, **args)``: a plain function, called in a worker process for every completion with its ``Sample`` and
+the arguments of ``rewards.args``.
+
+It returns a number, or numbers by name with the key ``score``: the score is weighed by ``rewards.terms`` and added to
+the completion's reward, and the mean of every number is a metric, ``reward/NAME/KEY``. Numbers are finite; booleans and
+scalars of NumPy and torch are numbers. Anything else, and whatever it raises, ends the run. One call takes at most
+``rewards.deadline`` seconds, a worker's first at most ``rewards.first_deadline``: the worker is killed then, and the
+completion's reward is ``rewards.deadline_score``.
+
+The same sample must always get the same score: no state that one call leaves to the next but what it has loaded.
+"""
 
 BUILTIN = {
     "format": "megatron_rl.rewards.format.format",
@@ -27,31 +40,8 @@ BUILTIN = {
 
 def resolve(name: str) -> Reward:
     """The function behind a built-in name or a dotted path; ``InputError`` when there is none."""
-    if name not in BUILTIN and "." not in name.strip("."):
-        near = get_close_matches(name, BUILTIN, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"rewards.terms names {name!r}, which is no built-in reward: {hint}Built in are {', '.join(BUILTIN)}; "
-            "any other function is named by its dotted path, such as my_package.my_module.my_reward."
-        )
-    module_name, _, attribute = BUILTIN.get(name, name).rpartition(".")
-    try:
-        module = import_module(module_name)
-    except Exception as error:  # importing a user's module can raise anything
-        raise InputError(
-            f"rewards.terms names {name!r}, but importing {module_name} fails with {type(error).__name__}: {error}. "
-            "Give the dotted path of a function in a module that Python can import from here."
-        ) from error
-    function = getattr(module, attribute, None)
-    if function is None:
-        near = get_close_matches(attribute, [k for k, v in vars(module).items() if callable(v)], n=1)
-        raise InputError(
-            f"rewards.terms names {name!r}, but {module_name} has no {attribute}"
-            + (f"; did you mean {near[0]}?" if near else ".")
-        )
-    if not callable(function):
-        raise InputError(f"rewards.terms names {name!r}, which is a {type(function).__name__}, not a function.")
-    return function
+    otherwise = "the dotted path of a function of your own, such as my_package.my_module.my_reward"
+    return find(name, BUILTIN, f"rewards.terms: {name!r}", otherwise)
 
 
 def check_rewards(config: RewardsConfig) -> list[str]:
@@ -65,7 +55,7 @@ def check_rewards(config: RewardsConfig) -> list[str]:
         if not isfinite(weight):
             found.append(f"rewards.terms.{name} is {weight}; a weight is a finite number.")
         try:
-            found += _args_violations(name, resolve(name), config.args.get(name, {}))
+            found += _reward_violations(name, resolve(name), config.args.get(name, {}))
         except InputError as error:
             found.append(str(error))
     for name in config.args:
@@ -73,31 +63,55 @@ def check_rewards(config: RewardsConfig) -> list[str]:
             near = get_close_matches(name, config.terms, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; add it there or take its arguments away."
             found.append(f"rewards.args names {name!r}, which is not in rewards.terms{hint}")
-    for key, value in {"workers": config.workers, "batch_size": config.batch_size}.items():
-        if value < 1:
-            found.append(f"rewards.{key} is {value}; it must be at least 1.")
-    if not 0 < config.deadline < float("inf"):
-        found.append(f"rewards.deadline is {config.deadline}; it must be a number of seconds above 0.")
-    if not isfinite(config.deadline_score):
-        found.append(f"rewards.deadline_score is {config.deadline_score}; it must be a finite number.")
     return found
 
 
-def _args_violations(name: str, function: Reward, args: Mapping[str, Any]) -> list[str]:
-    """What ``function(sample, **args)`` would not accept."""
-    signature = inspect.signature(function)
+def check_report(report: Report) -> list[str]:
+    """Why the workers could not call a task's report; empty when they can."""
+    function = report.func if isinstance(report, partial) else report
+    name = getattr(function, "__qualname__", type(function).__name__)
+    if inspect.ismethod(function):
+        what = "is a method, with which all the data would travel"
+    elif getattr(function, "__module__", "__main__") == "__main__":
+        what = "is in no module that they can import"
+    else:
+        try:
+            pickle.dumps(report)
+            return []
+        except Exception as error:  # pickle.PicklingError, AttributeError, TypeError: whatever it holds
+            what = f"cannot be sent to them ({error})"
+    return [
+        f"The report of the task, {name}, is called in the reward workers, but {what}: make it a function of the "
+        "task's module, def report(sample: Sample) -> dict[str, float]."
+    ]
+
+
+def _reward_violations(name: str, function: Reward, args: Mapping[str, Any]) -> list[str]:
+    """What ``function(sample, **args)`` would not accept, and a function that no plain call runs."""
+    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+        return [f"rewards.terms names {name!r}, which is asynchronous (async def); make it a plain function."]
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions in C do not tell
+        return []
     try:
         signature.bind(None, **args)
     except TypeError as error:
         accepted = list(signature.parameters)[1:]
-        unknown = next((key for key in args if key not in accepted), "")
+        unknown = next((key for key in args if key not in accepted), None)
+        if unknown is None:
+            call = ", ".join(["sample", *(f"{key}={value!r}" for key, value in args.items())])
+            return [
+                f"rewards.terms names {name!r}, called as {name.rpartition('.')[2]}({call}), but: {error}. A reward "
+                f"takes one Sample (megatron_rl.rewards.sample) and what rewards.args.{name} gives."
+            ]
         near = get_close_matches(unknown, accepted, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         takes = ", ".join(accepted) if accepted else "no arguments"
         return [f"rewards.args.{name}: {error}; {hint}{name} takes {takes}."]
     try:
         hints = get_type_hints(function)
-    except (NameError, TypeError):  # annotations that only a type checker can read
+    except Exception:  # annotations that only a type checker can read
         hints = {}
     return [
         f"rewards.args.{name}.{key} is {value!r}; it must be {_allowed(hints[key])}."

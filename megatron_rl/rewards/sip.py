@@ -8,7 +8,7 @@ and a learnt reward model; these rules need neither and keep the scale of both.
 import re
 from functools import lru_cache
 
-from megatron_rl.rewards.format import completion, thinking
+from megatron_rl.data.think_answer import parse
 from megatron_rl.rewards.sample import Sample, Score
 
 STAGES = 4
@@ -107,13 +107,13 @@ def story_of(sample: Sample) -> str:
 
 def sip_structure(sample: Sample, min_characters: int = MIN_CHARACTERS) -> Score:
     """S in [0, 1]; components ``coverage``, ``order`` and ``answer_first``."""
-    text = thinking(completion(sample))
+    text = parse(sample.prompt, sample.response).think
     return structure(text, find_stages(text, min_characters))
 
 
 def sip_content(sample: Sample, min_characters: int = MIN_CHARACTERS) -> Score:
     """C = 4 g - 2 in [-2, 2], the scale of a reward model; component ``grounded`` is g."""
-    text = thinking(completion(sample))
+    text = parse(sample.prompt, sample.response).think
     share = grounded(text, find_stages(text, min_characters), story_of(sample))
     return {"score": 4 * share - 2, "grounded": share}
 

@@ -5,8 +5,7 @@ Where the authors ask a judge for the structure S and a reward model for the con
 
 from typing import Literal, get_args
 
-from megatron_rl.rewards.answer import letter_matches
-from megatron_rl.rewards.format import completion, split, thinking
+from megatron_rl.data.think_answer import letter_matches, parse
 from megatron_rl.rewards.length import repetition_factor, window_factor
 from megatron_rl.rewards.sample import Sample, Score
 from megatron_rl.rewards.sip import find_stages, grounded, story_of, structure
@@ -68,12 +67,10 @@ def combine(
 
 def social_r1(sample: Sample, variant: Variant = "full") -> Score:
     """The combined reward and everything it is made of; ``sample.answer`` is the right letter."""
-    text = completion(sample)
-    parts = split(text)
-    think = parts.think if parts else thinking(text)
+    text, think, parts = parse(sample.prompt, sample.response)
     stages = find_stages(think)
     fmt = float(parts is not None)
-    em = letter_matches(text, sample.answer)
+    em = float(letter_matches(text, sample.answer))
     ordered = structure(think, stages)["score"]
     content = 4 * grounded(think, stages, story_of(sample)) - 2
     length = window_factor(len(think)) * repetition_factor(think)

@@ -1,10 +1,13 @@
 """A reward worker: ``python -m megatron_rl.rewards.worker CHANNEL RESULTS PARENT``, a child process of ``RewardPool``.
 
 ``CHANNEL`` and ``RESULTS`` are inherited descriptors: a stream socket and a pipe's end for writing. In come
-pickles through the channel: a ``RewardsConfig``, then lists of ``Sample``. Out go length-prefixed pickles
-through the pipe: ``READY``; for every list ``BEGUN`` and, as soon as a sample is scored, its reward and
-components; or a text, an error that ends the run. So the pool can see which sample is running and loses no
-score when it kills the worker. It need not be woken for each: a byte through the channel says when to look.
+pickles through the channel: a ``RewardsConfig`` with the task's report or None, then batches: whether rewards are
+wanted, and a list of ``Sample``. Out go length-prefixed pickles through the pipe: ``READY``; for every batch
+``BEGUN`` and, as soon as a sample is done, its reward, components and report; or a text, an error that ends the
+run. So the pool can see which sample is running and loses no score when it kills the worker. It need not be woken
+for each: a byte through the channel says when to look.
+
+Whatever a reward prints goes to the pool's standard error: nobody's output is read from there.
 """
 
 import os
@@ -15,7 +18,8 @@ import struct
 import sys
 import traceback
 
-from megatron_rl.rewards.terms import RewardError, bind, score_sample
+from megatron_rl.errors import InputError
+from megatron_rl.rewards.terms import bind, report_sample, score_sample
 from megatron_rl.system.processes import die_with_parent
 
 READY, BEGUN = 0, 1
@@ -24,36 +28,53 @@ PIPE_BYTES = 32_768  # half of what a pipe holds: when the pool is to read it be
 PREFIX = struct.Struct("<I")  # bytes of the pickle that follows
 
 
+class Outgoing:
+    """The worker's messages to the pool."""
+
+    def __init__(self, channel: socket.socket, results: int) -> None:
+        self.channel, self.results = channel, results
+        self.process = os.getpid()
+        self.unseen = 0  # bytes written since the pool was told to look
+
+    def write(self, message: object, look: bool = False) -> None:
+        """One message; ``look``: the pool is to read it at once."""
+        if os.getpid() != self.process:  # a reward forked and returned twice: the copy has no say
+            os._exit(0)
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        rest = memoryview(PREFIX.pack(len(data)) + data)
+        while rest:
+            if self.unseen + len(rest) > PIPE_BYTES:
+                self.look()
+            written = os.write(self.results, rest[:PIPE_BYTES])
+            self.unseen += written
+            rest = rest[written:]
+        if look:
+            self.look()
+
+    def look(self) -> None:
+        self.channel.send(LOOK)
+        self.unseen = 0
+
+
 def main(channel: socket.socket, results: int) -> None:
     """Score until the pool closes the channel."""
+    outgoing = Outgoing(channel, results)
     with channel.makefile("rb") as incoming:
         try:
-            terms = bind(pickle.load(incoming))
-            write(results, READY)
-            channel.send(LOOK)
+            config, report = pickle.load(incoming)
+            terms = bind(config)
+            outgoing.write(READY, look=True)
             while incoming.peek(1):
-                samples = pickle.load(incoming)
-                unseen = write(results, BEGUN)
+                rewarded, samples = pickle.load(incoming)
+                outgoing.write(BEGUN)
                 for sample in samples:
-                    unseen += write(results, score_sample(terms, sample))
-                    if unseen > PIPE_BYTES:
-                        channel.send(LOOK)
-                        unseen = 0
-                channel.send(LOOK)
-        except RewardError as error:
-            write(results, str(error))
+                    reward, components = score_sample(terms, sample) if rewarded else (0.0, {})
+                    outgoing.write((reward, components, report_sample(report, sample) if report else None))
+                outgoing.look()
+        except InputError as error:
+            outgoing.write(str(error), look=True)
         except Exception:
-            write(results, f"A reward worker failed:\n{traceback.format_exc()}")
-
-
-def write(results: int, message: object) -> int:
-    """One message to the pool; returns its bytes."""
-    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    data = PREFIX.pack(len(data)) + data
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(results, rest) :]
-    return len(data)
+            outgoing.write(f"A reward worker failed:\n{traceback.format_exc()}", look=True)
 
 
 if __name__ == "__main__":

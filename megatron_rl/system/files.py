@@ -1,5 +1,6 @@
 """Files that are either the old one or the new one, never half of it; and room for them."""
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,26 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Let ``target`` be the complete folder ``new``, beside it, at one moment; what it was before is removed."""
+    if target.exists():
+        if _exchange(new, target):
+            flush(target.parent)
+            shutil.rmtree(new)
+            return
+        shutil.rmtree(target)  # a file system that cannot exchange two names: for a moment there is none
+    new.rename(target)
+    flush(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names atomically (Linux' renameat2); False where the file system cannot."""
+    at_working_directory, exchange = -100, 2
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    arguments = (at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange)
+    return rename is not None and rename(*arguments) == 0
 
 
 def flush(path: Path) -> None:

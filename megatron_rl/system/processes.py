@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from megatron_rl.errors import InputError, full_disk
 
+FAILED = 1  # exit code of a command one of whose processes failed
 BAD_INPUT = 2  # exit code of a process that ended with an InputError
 ERROR_PREFIX = "error: "  # such a process's last words start with it; what goes on in further lines is indented
 

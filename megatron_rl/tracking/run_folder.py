@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.load import from_yaml, to_yaml
 from megatron_rl.system.files import write_text
+
+EXPORTED = "megatron_rl.json"  # in an exported policy: the step that it is of, and the hash of its weights
 
 
 class RunFolder:
@@ -64,6 +67,19 @@ class RunFolder:
             raise InputError(f"{file} does not exist: the model of {self.path} has been moved or deleted.")
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return content
+
+    def keep_rows(self, name: str, minibatches: Sequence[Sequence[Any]]) -> Path:
+        """Write training rows (tokens and their columns) as failed/{name}.jsonl; returns the file."""
+        file = self.path / "failed" / f"{name}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        rows = [
+            {"minibatch": number, "sample": row.sample, "prompt": row.prompt, "tokens": row.tokens.tolist()}
+            | {column: values.tolist() for column, values in row.columns.items()}
+            for number, minibatch in enumerate(minibatches)
+            for row in minibatch
+        ]
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        return file
 
     def started(self) -> bool:
         """Whether there is a checkpoint to continue from."""

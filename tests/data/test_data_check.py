@@ -6,10 +6,12 @@ import pytest
 
 from megatron_rl.data.check import check_data
 from megatron_rl.data.config import DataConfig
+from megatron_rl.settings.rules import violations
 
 
 def found(**options) -> list[str]:
-    return check_data(DataConfig(**options))
+    data = DataConfig(**options)
+    return [*violations(data, "data.").values(), *check_data(data)]
 
 
 def test_nothing_to_say(tmp_path):

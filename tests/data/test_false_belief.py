@@ -9,6 +9,7 @@ import pytest
 from megatron_rl.data import false_belief as fb
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task
+from megatron_rl.rewards.sample import sample_of
 
 COUNT = 12_000
 
@@ -163,7 +164,7 @@ def test_only_false_belief_targets_are_biased_three_times_in_four(task, train):
             assert (" saw it " in stages["belief"]) == saw != (" missed it " in stages["belief"])
     assert wrong[False, True] == 0
     assert wrong[True, True] / (wrong[True, True] + wrong[True, False]) == pytest.approx(0.75, abs=0.02)
-    assert all(task.report(e, e.target)["faithful"] == 1 for e in task.heldout)
+    assert all(task.report(sample_of(e, e.target.removesuffix(fb.EOS)))["faithful"] == 1 for e in task.heldout)
 
 
 def test_an_example_depends_on_seed_split_and_index_alone(task):
@@ -188,7 +189,7 @@ STORY = fb.Story("Sally", "Anne", "ball", "box", "basket", "leave", ("…",), "s
 GOOD = (
     "<think> Cue Encoding : ball box to basket , Sally left . Cue Interpretation : Anne believes Sally missed it , "
     "thinks box . Goal Clarification : where Anne says Sally looks . Response Generation : say box . </think> "
-    "<Answer> box </Answer> <eos>"
+    "<Answer> box </Answer>"
 )
 
 
@@ -196,7 +197,7 @@ GOOD = (
     ("response", "correct", "format", "faithful"),
     [
         (GOOD, 1, 1, 1),
-        (GOOD.removesuffix(" <eos>"), 1, 1, 1),
+        (GOOD + " <eos>", 0, 0, 0),  # the one that ended it is not part of a response
         (GOOD.replace("Sally left", "Sally stayed"), 1, 1, 0),
         (GOOD.replace("ball box to basket", "ball basket to box"), 1, 1, 0),
         (GOOD.replace("missed it", "saw it"), 1, 1, 0),
@@ -209,16 +210,16 @@ GOOD = (
         (GOOD.replace("</think> ", ""), 0, 0, 0),
         ("box " + GOOD, 0, 0, 0),
         (GOOD + " box", 0, 0, 0),
-        ("<think> </think> <Answer> box </Answer> <eos>", 1, 1, 0),
+        ("<think> </think> <Answer> box </Answer>", 1, 1, 0),
         ("", 0, 0, 0),
     ],
 )
 def test_reports_of_known_responses(task, response, correct, format, faithful):
-    assert STORY.completion("box") == GOOD
+    assert STORY.completion("box") == GOOD + " <eos>"
     example = fb.Example(
         id="x", prompt="…", answer=STORY.answer, extra={"false_belief": True, "stages": STORY.stages(STORY.answer)}
     )
-    assert task.report(example, response) == {
+    assert task.report(sample_of(example, response)) == {
         "correct": correct,
         "format": format,
         "faithful": faithful,
@@ -228,6 +229,6 @@ def test_reports_of_known_responses(task, response, correct, format, faithful):
 
 def test_false_belief_accuracy_is_reported_for_false_belief_items_only(task):
     for example in task.heldout:
-        present = "false_belief_correct" in task.report(example, "")
+        present = "false_belief_correct" in task.report(sample_of(example, ""))
         believed = example.extra["kind"] in ("first", "second")
         assert present == (believed and example.answer == triple(example)[2])

@@ -1,6 +1,7 @@
 """Multiple-choice questions from files in ToM-RL's and in other forms."""
 
 import json
+import pickle
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task
 from megatron_rl.errors import InputError
+from megatron_rl.rewards.sample import sample_of
 
 PLACES = ["red_box", "blue_crate", "green_jar", "tin"]
 
@@ -157,13 +159,15 @@ def test_targets_end_with_the_end_token(load):
 def test_reports(tmp_path, load):
     task = load([given()])
     example, think = task.train[0], "<think>Ada has it.</think>"
-    assert task.report(example, f"{think} <Answer>B</Answer><|im_end|>") == {"correct": 1, "format": 1}
-    assert task.report(example, f"{think} <Answer>A</Answer><|im_end|>") == {"correct": 0, "format": 1}
-    assert task.report(example, "Well. <Answer>B. Ada</Answer>") == {"correct": 1, "format": 0}
-    assert task.report(example, "") == {"correct": 0, "format": 0}
+    assert task.report(sample_of(example, f"{think} <Answer>B</Answer>")) == {"correct": 1, "format": 1}
+    assert task.report(sample_of(example, f"{think} <Answer>A</Answer>")) == {"correct": 0, "format": 1}
+    assert task.report(sample_of(example, "Well. <Answer>B. Ada</Answer>")) == {"correct": 1, "format": 0}
+    assert task.report(sample_of(example, "")) == {"correct": 0, "format": 0}
     heldout = write(tmp_path / "test.jsonl", [given(data_source="x"), given(data_source="y")])
     task = load([given()], eval_path=heldout)
-    assert task.report(task.heldout[1], "<Answer>B</Answer>") == {"correct": 1, "format": 0, "correct/y": 1}
+    judged = sample_of(task.heldout[1], "<Answer>B</Answer>")
+    assert task.report(judged) == {"correct": 1, "format": 0, "correct/y": 1}
+    assert pickle.loads(pickle.dumps(task.report))(judged) == task.report(judged)  # as a reward worker gets it
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Questions with answers that are checked as they are, from files of several kinds."""
 
 import json
+import pickle
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -208,13 +209,21 @@ def test_the_fingerprint_is_of_prompts_answers_and_targets(load):
 
 
 def test_reports(load):
-    task = load([GSM8K])
+    example = load([GSM8K]).train[0]
     for response, expected in (
-        (r"<think>x</think> \boxed{1004}<|im_end|>", (1, 1)),
+        (r"<think>x</think> \boxed{1004}", (1, 1)),
         ("It is 1,004.", (1, 1)),
         ("<answer>7</answer>", (0, 1)),
         ("No idea.", (0, 0)),
     ):
         report = {"correct": expected[0], "answered": expected[1]}
-        assert task.report(task.train[0], response) == report
-        assert prompt_answer.report(Sample(task.train[0].prompt, response, "1004")) == report
+        assert prompt_answer.report(Sample(example.prompt, response, example.answer)) == report
+
+
+def test_reports_by_source_where_the_held_out_file_has_several(load, tmp_path):
+    heldout = tmp_path / "test.jsonl"
+    heldout.write_text("\n".join(json.dumps(verl(data_source=source)) for source in ("a", "b")))
+    task = load([verl()], eval_path=str(heldout))
+    assert task.report(Sample("", "4", "4", "b")) == {"correct": 1, "answered": 1, "correct/b": 1}
+    assert pickle.loads(pickle.dumps(task.report))(Sample("", "5", "4", "a"))["correct/a"] == 0
+    assert load([verl()]).report is prompt_answer.report

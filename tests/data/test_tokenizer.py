@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import check_vocabulary, decode, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 
 
@@ -67,3 +67,12 @@ def test_the_encoder_remembers(word_tokenizer):
     first = encode("<bos> Sally puts")
     assert list(first) == word_tokenizer.encode("<bos> Sally puts", add_special_tokens=False)
     assert encode("<bos> Sally puts") is first
+
+
+def test_decoding_leaves_out_the_stop_token_that_ended_it_and_no_other(word_tokenizer):
+    ball, end, other = word_tokenizer.convert_tokens_to_ids(["ball", "<eos>", "<pad>"])
+    stops = (end, other)
+    assert decode(word_tokenizer, [ball, end], stops) == decode(word_tokenizer, [ball, other], stops) == "ball"
+    assert decode(word_tokenizer, [end, ball, end, end], stops) == "<eos> ball <eos>"
+    assert decode(word_tokenizer, [ball, end]) == "ball <eos>"  # it was cut off there
+    assert decode(word_tokenizer, [end], stops) == decode(word_tokenizer, [], stops) == ""

@@ -17,10 +17,6 @@ def test_nothing_to_say():
     assert found(DataConfig(task="no.such.task"), every=5) == []
 
 
-def test_every_violation_is_found_at_once():
-    assert [f.split()[0] for f in found(every=-1, prompts=0)] == ["evaluation.every", "evaluation.prompts"]
-
-
 def test_more_prompts_than_held_out_questions():
     (said,) = found(DataConfig(task="false_belief"), prompts=513)
     assert "the task keeps 512 held-out questions, so it must be 512 or less." in said

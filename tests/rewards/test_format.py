@@ -1,14 +1,13 @@
-import re
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from megatron_rl.rewards.format import END_TOKENS, completion, format, split, thinking
+from megatron_rl.data.tokenizer import decode
+from megatron_rl.rewards.answer import answer_in_format
+from megatron_rl.rewards.format import format
 from megatron_rl.rewards.sample import Sample
+from megatron_rl.rewards.social_r1 import social_r1
 
-EXPRESSION = re.compile(r"^<think>(.*?)</think>(.*?)<Answer>(.*?)</Answer>$", re.DOTALL)
-PIECES = ["<think>", "</think>", "<Answer>", "</Answer>", "<answer>", "A", " ", "\n", "<", "</", "é"]
 GOOD = "<think> reasons </think>\n<Answer> B </Answer>"
 
 
@@ -16,22 +15,19 @@ def score(response: str, prompt: str = "Q?") -> float:
     return format(Sample(prompt, response, "B"))["score"]
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=14), st.booleans())
-def test_split_finds_what_the_expression_does(pieces, in_form):
-    text = "".join(pieces).rstrip()
-    if in_form:
-        text = f"<think>{text}</Answer>"
-    parts, match = split(text), EXPRESSION.match(text)
-    assert (parts is None) == (match is None)
-    if match is not None:
-        assert parts == (match[1], match[3])
-        assert thinking(text) == parts.think
-
-
-@pytest.mark.parametrize("token", END_TOKENS)
-@pytest.mark.parametrize("tail", ["{}", " {}", "{}\n", "\n{}\n", "{}{}"])
-def test_end_tokens_do_not_count(token, tail):
-    assert completion(Sample("", GOOD + tail.replace("{}", token), "")) == GOOD
+@pytest.mark.parametrize("end", ["<｜end▁of▁sentence｜>", "<|im_end|>", "<|eot_id|>", "</s>", "<eos>"])
+def test_no_models_end_token_is_a_fault_of_form(end):
+    words = [*GOOD.split(), end]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, clean_up_tokenization_spaces=False)
+    tokens = tokenizer.encode(f"{GOOD} {end}", add_special_tokens=False)
+    sample = Sample("Q?", decode(tokenizer, tokens, [tokenizer.eos_token_id]), "B")
+    assert format(sample) == answer_in_format(sample) == {"score": 1}
+    assert social_r1(sample) == social_r1(Sample("Q?", GOOD, "B"))
+    kept = decode(tokenizer, tokens)  # nothing ended it: what it wrote, it wrote
+    assert kept.endswith(end)
+    assert score(kept) == 0
 
 
 @pytest.mark.parametrize(
@@ -43,14 +39,13 @@ def test_end_tokens_do_not_count(token, tail):
         ("<think>a<think>b</think>c</think>d<Answer>x</Answer> y <Answer>z</Answer>", 1),
         (" " + GOOD, 0),  # text in front of the first tag
         (GOOD + " so B", 0),
-        (GOOD + "<|im_start|>", 0),  # not an end token
+        (GOOD + "<|im_start|>", 0),
         ("<think> reasons </think> <answer> B </answer>", 0),  # the tag has a capital A
         ("<think> reasons <Answer> B </Answer>", 0),
         ("<think> reasons </think> <Answer> B", 0),  # cut off
         ("<Answer> B </Answer><think> reasons </think>", 0),
         ("<think><Answer></think></Answer>", 0),
         ("", 0),
-        ("<|im_end|>", 0),
     ],
 )
 def test_format(response, expected):
@@ -62,9 +57,3 @@ def test_a_prompt_may_open_the_reasoning():
     assert score(opened, "Q? <think>\n") == 1
     assert score(opened) == 0
     assert score(GOOD, "Q? <think>\n\n</think>\n\n") == 1  # a prompt that closes it opened nothing
-
-
-def test_thinking_of_unfinished_completions():
-    assert thinking("<think> cut off") == " cut off"
-    assert thinking("so <think>a</think>b</think>") == "a"
-    assert thinking("no reasoning") == ""

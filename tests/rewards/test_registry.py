@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,9 +8,7 @@ import pytest
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.format import format
-from megatron_rl.rewards.registry import BUILTIN, check_rewards, resolve
-from megatron_rl.rewards.sample import Sample
-from megatron_rl.rewards.terms import RewardError, bind, score_sample
+from megatron_rl.rewards.registry import BUILTIN, check_report, check_rewards, resolve
 
 
 def test_every_builtin_resolves_and_needs_no_torch():
@@ -31,15 +30,20 @@ def test_a_dotted_path_is_a_reward():
     ("name", "parts"),
     [
         ("sip_structur", ["did you mean sip_structure?", *BUILTIN]),
-        ("zzz", ["no built-in reward", "dotted path"]),
-        ("no_such_package.reward", ["importing no_such_package", "ModuleNotFoundError"]),
+        ("zzz", ["is unknown", "dotted path"]),
+        ("no_such_package.reward", ["is unknown", "There is no module no_such_package"]),
         ("megatron_rl.rewards.sip.sip_structre", ["megatron_rl.rewards.sip has no", "did you mean sip_structure?"]),
         ("megatron_rl.rewards.sip.STAGES", ["int", "not a function"]),
-        ("broken_reward_module.reward", ["importing broken_reward_module", "ZeroDivisionError"]),
+        (
+            "broken_reward_module.reward",
+            ["importing broken_reward_module", "ZeroDivisionError: division by zero", "module.py, line 1)"],
+        ),
+        ("leaving_reward_module.reward", ["importing leaving_reward_module", "SystemExit: 3"]),
     ],
 )
 def test_names_that_are_no_reward(name, parts, tmp_path, monkeypatch):
     (tmp_path / "broken_reward_module.py").write_text("1 / 0\n")
+    (tmp_path / "leaving_reward_module.py").write_text("import sys; sys.exit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError) as error:
         resolve(name)
@@ -61,22 +65,14 @@ def test_every_violation_is_found_at_once():
             "format": {"x": 1},
             "sip": {},
         },
-        workers=0,
-        batch_size=0,
-        deadline=0.0,
-        deadline_score=float("inf"),
     )
     expected = [
-        "'formt', which is no built-in reward: did you mean format?",
+        "'formt' is unknown; did you mean format?",
         "rewards.terms.social_r1 is nan",
         "rewards.args.social_r1.variant is 'fulll'; it must be full or outcome or structure or content or no_length.",
         "rewards.args.length_window: got an unexpected keyword argument 'l_mni'; did you mean l_min?",
         "rewards.args.format: got an unexpected keyword argument 'x'; format takes no arguments.",
         "rewards.args names 'sip', which is not in rewards.terms",
-        "rewards.workers is 0",
-        "rewards.batch_size is 0",
-        "rewards.deadline is 0.0",
-        "rewards.deadline_score is inf",
     ]
     found = check_rewards(config)
     assert len(found) == len(expected)
@@ -96,32 +92,51 @@ def test_argument_types(value, fits):
     )
 
 
-def test_score_sample_adds_weighted_terms():
-    config = RewardsConfig(terms={"answer_in_format": 1.0, "format": 0.2}, args={"format": {}})
-    terms = bind(config)
-    right = Sample("Q?", "<think>r</think><Answer>box</Answer>", "box")
-    wrong = Sample("Q?", "<think>r</think><Answer>jar</Answer>", "box")
-    assert score_sample(terms, right) == (1.2, {"answer_in_format/score": 1.0, "format/score": 1.0})
-    assert score_sample(terms, wrong) == (0.2, {"answer_in_format/score": 0.0, "format/score": 1.0})
+FOREIGN = """
+async def later(sample): ...
+def verl(data_source, solution_str, ground_truth, extra_info=None): ...
+def nothing(): ...
+def trl(completions, **kwargs): ...
+class Judge:
+    def __call__(self, sample, strict: bool = False): ...
+judge = Judge()
+"""
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("name", "args", "reason"),
     [
-        ("return {'score': float('nan')}", "score is nan, not a finite number"),
-        ("return {'score': 1.0, 'part': float('inf')}", "part is inf"),
-        ("return {'value': 1.0}", "KeyError: 'score'"),
-        ("return 1.0", "TypeError"),
-        ("return {'score': 'high'}", "TypeError"),
-        ("raise OSError('no judge')", "OSError: no judge"),
+        ("later", {}, "which is asynchronous (async def); make it a plain function."),
+        ("verl", {}, "called as verl(sample), but: missing a required argument: 'solution_str'. A reward takes one"),
+        ("verl", {"solution_str": "x"}, "called as verl(sample, solution_str='x'), but: missing a required argument"),
+        ("nothing", {}, "called as nothing(sample), but: too many positional arguments."),
+        ("trl", {}, None),  # it could be called; on a row it shows what it returns
+        ("judge", {"strict": True}, None),
     ],
 )
-def test_a_reward_without_usable_score_is_named(body, reason, tmp_path, monkeypatch):
-    module = "useless_" + str(abs(hash(body)))
-    (tmp_path / f"{module}.py").write_text(f"def reward(sample):\n    {body}\n")
+def test_functions_made_for_other_trainers(name, args, reason, tmp_path, monkeypatch):
+    (tmp_path / "foreign_rewards.py").write_text(FOREIGN)
     monkeypatch.syspath_prepend(tmp_path)
-    terms = bind(RewardsConfig(terms={f"{module}.reward": 1.0}))
-    with pytest.raises(RewardError) as error:
-        score_sample(terms, Sample("Q?", "R", "A"))
-    assert f"{module}.reward" in str(error.value)
-    assert reason in str(error.value)
+    path = f"foreign_rewards.{name}"
+    found = check_rewards(RewardsConfig(terms={path: 1.0}, args={path: args}))
+    if reason is None:
+        assert found == []
+    else:
+        assert len(found) == 1 and f"rewards.terms names {path!r}, {reason}" in found[0]
+
+
+class Task:
+    def report(self, sample):
+        return {"correct": 1.0}
+
+
+def test_a_report_must_be_importable_by_the_workers():
+    assert check_report(format) == check_report(partial(format)) == []
+    for report, reason in (
+        (Task().report, "Task.report, is called in the reward workers, but is a method"),
+        (lambda sample: {"correct": 1.0}, "cannot be sent to them"),
+        (eval("lambda sample: 1", {"__name__": "__main__"}), "is in no module that they can import"),
+    ):
+        (found,) = check_report(report)
+        assert reason in found
+        assert found.endswith("a function of the task's module, def report(sample: Sample) -> dict[str, float].")

@@ -12,7 +12,7 @@ THINK = (
     "Goal Clarification: she wants her ball back, and the question is where she turns first when she returns.\n"
     "Response Generation: she looks where she believes it to be, which is where she had left it herself before.\n"
 )
-RIGHT = f"<think>{THINK}</think>\n<Answer>A</Answer><|im_end|>"
+RIGHT = f"<think>{THINK}</think>\n<Answer>A</Answer>"
 
 
 @pytest.mark.parametrize(

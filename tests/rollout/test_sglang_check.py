@@ -13,6 +13,7 @@ from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_mod
 from megatron_rl.rollout.sglang.gpus import engine_gpus, first_gpus, shared
 from megatron_rl.rollout.sglang.process import arguments
 from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY
 from tests.actor.models import QWEN3
@@ -30,10 +31,13 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "said"),
     [
         ({"swap": "pul"}, "rollout.sglang.swap is 'pul'; it must be pull, tensor, distributed or disk."),
-        ({"tensor_parallel": 0}, "rollout.sglang.tensor_parallel is 0; it must be at least 1."),
-        ({"expert_parallel": -2}, "rollout.sglang.expert_parallel is -2; it must be at least 1."),
+        ({"tensor_parallel": 0}, "rollout.sglang.tensor_parallel is 0; it must be 1 or more."),
+        ({"expert_parallel": -2}, "rollout.sglang.expert_parallel is -2; it must be 1 or more."),
         ({"swap_seconds": 0.0}, "rollout.sglang.swap_seconds is 0.0; it must be above 0."),
-        ({"health_seconds": float("nan")}, "rollout.sglang.health_seconds is nan; it must be above 0."),
+        (
+            {"health_seconds": float("nan")},
+            "rollout.sglang.health_seconds is nan; it must be a finite number, above 0.",
+        ),
         ({"restarts": -1}, "rollout.sglang.restarts is -1; it must be 0 or more."),
         ({"args": {"tp-size": 2}}, "rollout.sglang.args.tp-size cannot be given: set rollout.sglang.tensor_parallel."),
         (
@@ -74,7 +78,8 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_one_violation(options: dict, said: str) -> None:
-    (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(**{"urls": ELSEWHERE} | options)))
+    config = RolloutConfig(engine="sglang", sglang=SGLangConfig(**{"urls": ELSEWHERE} | options))
+    (found,) = [*violations(config, "rollout.").values(), *check_rollout(config)]
     assert found.startswith(said)
 
 

@@ -3,27 +3,24 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_rl.algorithms.config import AlgorithmConfig
-from megatron_rl.config import Config
 from megatron_rl.data.registry import make_task
-from megatron_rl.data.tokenizer import load_tokenizer, make_encoder
-from megatron_rl.errors import InputError
+from megatron_rl.data.tokenizer import decode, load_tokenizer, make_encoder
+from megatron_rl.resharding.folders.fingerprint import fingerprint
+from megatron_rl.rewards.sample import sample_of
 from megatron_rl.tracking.run_folder import RunFolder
-from megatron_rl.train import watch
-from megatron_rl.training.driver import Driver
-from megatron_rl.training.progress import Position
 from tests.conftest import ROOT
 
 SMALL = [
@@ -95,11 +92,19 @@ def test_every_step_is_recorded_and_every_swap_proved(whole: tuple[RunFolder, st
     assert max(r["max_logprob_gap"] for r in rl) < 1e-6  # true on-policy: a bit of a float32 at most
     assert recorded[1]["loss"] > 4 > 3 > recorded[8]["loss"]
     completions = [json.loads(line) for line in run.completions_file.read_text().splitlines()]
-    assert [c["weight_versions"][0][0] for c in completions] == [1 + (c["step"] - 1) for c in completions]
+    trained = [c for c in completions if "evaluation" not in c]
+    assert [c["weight_versions"][0][0] for c in trained] == [1 + (c["step"] - 1) for c in trained]
+    assert {c["step"]: sum(x["step"] == c["step"] for x in trained) for c in trained} == dict.fromkeys(range(1, 7), 4)
+    for label in ("before", "after SFT", "after RL"):
+        of = [c for c in completions if c.get("evaluation") == label]
+        assert [c["mode"] for c in of] == ["sampled"] * HELDOUT + ["greedy"] * HELDOUT
+        assert of[0]["id"] == "heldout/0" and set(of[0]["report"]) >= {"correct", "format", "faithful"}
     manifest = run.manifest()
     assert manifest["plan_hash"] and manifest["data_fingerprint"] and len(manifest["attempts"]) == 1
     assert "8 weight swaps, each proved" in out
     assert "warning" not in out
+    exported = json.loads((run.export / "megatron_rl.json").read_text())
+    assert exported == {"stage": "rl", "step": 6, "version": 7, "weights": fingerprint(run.export)}
     for part in ("before", "after SFT", "after RL", "faithful", str(run.export)):
         assert part in out
 
@@ -118,7 +123,8 @@ def test_the_export_is_the_policy_that_was_evaluated(whole: tuple[RunFolder, str
         out = model.generate(
             prompt, max_new_tokens=48, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
         )[0, prompt.shape[1] :]
-        reports.append(task.report(example, tokenizer.decode(out, skip_special_tokens=False)))
+        text = decode(tokenizer, out.tolist(), [tokenizer.eos_token_id])
+        reports.append(task.report(sample_of(example, text)))
         lengths.append(len(out))
     last = rows(run)[-1]
     for name in ("correct", "format", "faithful"):
@@ -157,19 +163,42 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
     assert len(run.manifest()["attempts"]) == 3
 
 
-def test_an_engine_that_disagrees_can_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every rank raises what the command line prints; at the limit itself, and without one, nothing happens."""
-    config = Config(algorithm=AlgorithmConfig(mismatch_limit=0.05, mismatch_action="stop"))
-    metrics = {"engine_kl_k3": 0.0625, "p99_logprob_gap": 1.5, "max_logprob_gap": 4.0}
-    with pytest.raises(InputError, match=r"Step 7 stopped the run .*engine_kl_k3=0.0625 nats .*limit is 0.05"):
-        watch(None, Position("rl", step=7), config, metrics)
-    config.algorithm.mismatch_action = "warn"
-    watch(None, Position("rl", step=7), config, metrics)  # rank 0 alone says it
-    assert not capsys.readouterr().out
-    watch(cast(Driver, object()), Position("rl", step=7), config, metrics)
-    said = "warning: step 7: the engine's log-probs differ from the actor's by engine_kl_k3=0.0625"
-    assert capsys.readouterr().out.startswith(said)
-    config.algorithm.mismatch_action = "stop"
-    watch(None, Position("rl", step=7), config, metrics | {"engine_kl_k3": 0.05})
-    config.algorithm.mismatch_limit = 0.0
-    watch(None, Position("rl", step=7), config, metrics)
+def test_a_longer_run_goes_on_from_a_finished_one(whole: tuple[RunFolder, str]) -> None:
+    """The policy in hf/ is then the later one, and KL is still measured to the warm start, without sft.steps too."""
+    finished, _ = whole
+    run = RunFolder(finished.path.with_name("longer"))
+    shutil.copytree(finished.path, run.path, symlinks=True)
+    process = start(run.path.parent, run.path.name, "run.steps=7", "sft.steps=0", "algorithm.kl_coef=0.001")
+    _, error = process.communicate(timeout=3000)
+    assert process.returncode == 0, error
+    exported = json.loads((run.export / "megatron_rl.json").read_text())
+    assert exported == {"stage": "rl", "step": 7, "version": 8, "weights": fingerprint(run.export)}
+    assert fingerprint(run.export) != fingerprint(finished.export)
+    step = rows(run)[-2]
+    # of six small steps; to the model that the warm start began from it would be several nats
+    assert step["step"] == 7 and 0 < step["kl"] < 0.5
+    shutil.rmtree(run.warm_start)
+    again = start(run.path.parent, run.path.name, "run.steps=8", "sft.steps=0", "algorithm.kl_coef=0.001")
+    _, error = again.communicate(timeout=3000)
+    assert again.returncode == 2 and "reference policy" in error and str(run.warm_start) in error
+
+
+def test_an_update_that_is_not_finite_goes_nowhere(tmp_path: Path) -> None:
+    """The loss overflows: the run stops with its batch kept, or goes on with the weights that it had."""
+    options = ("sft.steps=0", "run.steps=1", "algorithm.entropy_coef=1e38", "evaluation.greedy=false")
+    process = start(tmp_path, "stopped", *options)
+    _, error = process.communicate(timeout=3000)
+    run = RunFolder(tmp_path / "stopped")
+    assert process.returncode == 1 and "grad_norm is" in error, error
+    assert not run.export.exists() and not list(run.checkpoints.glob("*"))
+    kept = [json.loads(line) for line in (run.path / "failed" / "rl-000001.jsonl").read_text().splitlines()]
+    assert [row["sample"] for row in kept] == list(range(16))
+    assert all(len(row["tokens"]) == len(row["weight"]) == len(row["rollout_logprobs"]) for row in kept)
+    assert abs(sum(sum(row["weight"]) for row in kept) - 1) < 1e-5
+    process = start(tmp_path, "skipped", *options, "run.not_finite=skip")
+    out, error = process.communicate(timeout=3000)
+    assert process.returncode == 0, error
+    run = RunFolder(tmp_path / "skipped")
+    assert "warning: step 1 of rl: " in out and (run.path / "failed" / "rl-000001.jsonl").exists()
+    assert next(r for r in rows(run) if r["stage"] == "rl")["skipped_updates"] == 1
+    assert fingerprint(run.export) == fingerprint(run.initial_model)

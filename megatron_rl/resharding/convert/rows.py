@@ -127,12 +127,14 @@ def write_rows(files: Files, stored: Stored, tensor: str, first: int, band: Bits
 
 
 def read_scales(files: Files, stored: Stored, tensor: str, first: int, last: int) -> Bits:
-    """The float32 scales of rows [first, last), whole tiles, of an FP8 weight."""
+    """The scales of rows [first, last), whole tiles, of an FP8 weight, as float32 whatever they are stored in."""
     place, columns = stored.scales[tensor], scale_shape(stored.layout.tensors[tensor].shape)[1]
     top = first // BLOCK
-    scales = np.empty((-(-last // BLOCK) - top, columns), dtype=np.float32)
-    _read(files, place, place.offset + top * columns * 4, scales)
-    return scales
+    bits = np.empty((-(-last // BLOCK) - top, columns), f"u{place.itemsize}")
+    _read(files, place, place.offset + top * columns * place.itemsize, bits)
+    if place.dtype == "BF16":  # the upper half of a float32
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(np.float32) if place.dtype == "F32" else bits.view(np.float16).astype(np.float32)
 
 
 def write_scales(files: Files, stored: Stored, tensor: str, first: int, scales: Bits) -> None:

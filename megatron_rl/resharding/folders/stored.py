@@ -45,7 +45,7 @@ class Stored:
     hf_config: Mapping[str, Any]
     layout: Layout
     places: dict[str, Place]
-    scales: dict[str, Place] = field(default_factory=dict)  # FP8 weight (canonical name) -> its float32 scales
+    scales: dict[str, Place] = field(default_factory=dict)  # FP8 weight (canonical name) -> its scales
 
     @cached_property
     def segments(self) -> dict[str, list[Segment]]:

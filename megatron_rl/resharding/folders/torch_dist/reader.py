@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.errors import InputError
-from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.families import canonical_tensors, predictor_layers
+from megatron_rl.resharding.families.table import PREDICTORS
 from megatron_rl.resharding.folders.stored import ITEMSIZES, Place, Stored
 from megatron_rl.resharding.folders.torch_dist.archive import find_tensor
 from megatron_rl.resharding.folders.torch_dist.keys import (
@@ -29,6 +30,7 @@ METADATA = ".metadata"
 _OPEN_FILES = 256  # a process may usually have 1024
 Ints = tuple[int, ...]
 _EMBEDDING = "embedding.word_embeddings.weight"
+_PREDICTOR = "mtp."
 _NO_WEIGHT = re.compile(r"(chained_\d+\.)?optimizer\.")  # what a trainer keeps besides the weights
 
 
@@ -159,6 +161,7 @@ class ChunkFiles:
 def open_torch_dist(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
     """The weights in a torch_dist folder, however its writer was sharded; optimiser and random state are left alone.
 
+    The result's ``hf_config`` counts multi-token prediction layers only if the checkpoint has any of their tensors.
     Raises InputError naming file and tensor for anything that is missing, unknown, damaged, or of another shape than
     ``hf_config`` says.
     """
@@ -166,6 +169,8 @@ def open_torch_dist(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
     prefix = next((key.removesuffix(_EMBEDDING) for key in tensors if key.endswith(_EMBEDDING)), "")
     prefix = "" if _NO_WEIGHT.match(prefix) else prefix  # some writers put "module." before every name
     weights = {k.removeprefix(prefix): t for k, t in tensors.items() if not _NO_WEIGHT.match(k)}
+    if predictor_layers(hf_config) and not any(key.startswith(_PREDICTOR) for key in weights):
+        hf_config = {**hf_config, PREDICTORS: 0}
     per_layer = stacked_layers(hf_config) and not any(
         k.startswith("decoder.layers.") and not k.split(".")[2].isdigit() for k in weights
     )

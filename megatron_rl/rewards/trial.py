@@ -1,0 +1,43 @@
+"""Rewards tried on one sample before a run starts."""
+
+import reprlib
+from dataclasses import replace
+
+from megatron_rl.data.task import Report
+from megatron_rl.errors import InputError
+from megatron_rl.rewards.config import RewardsConfig
+from megatron_rl.rewards.pool import RewardPool
+from megatron_rl.rewards.registry import check_rewards
+from megatron_rl.rewards.sample import Sample
+from megatron_rl.rewards.terms import RewardError
+
+
+def try_rewards(config: RewardsConfig, sample: Sample, report: Report | None = None) -> list[str]:
+    """What goes wrong when the rewards, and the task's report where one is given, are called once; empty: nothing.
+
+    They run in a worker with its deadlines, so that whatever they do, this ends. Options that ``check_rewards``
+    refuses are not tried.
+    """
+    if check_rewards(config):
+        return []
+    found = _try(config, sample, report)
+    if found and len(config.terms) > 1:  # the first that fails hides the others
+        each = [_try(_alone(config, name), sample, None) for name in config.terms]
+        found = [sentence for sentences in each for sentence in sentences] or found
+    return found
+
+
+def _try(config: RewardsConfig, sample: Sample, report: Report | None) -> list[str]:
+    try:
+        with RewardPool(replace(config, workers=1), report) as pool:
+            pool.score([sample])
+    except RewardError as error:
+        response = reprlib.repr(sample.response)
+        return [f"Rewards called with a row of the data and the response {response}: {error.reason}"]
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _alone(config: RewardsConfig, name: str) -> RewardsConfig:
+    return replace(config, terms={name: 1.0}, args={key: args for key, args in config.args.items() if key == name})
