@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TextIO
 
 from megatron_rl import __version__
-from megatron_rl.errors import InputError, RunError, full_disk
-from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED
+from megatron_rl.errors import InputError, RunError, refused
+from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_utf8
 from megatron_rl.system.program import program
 
 COMMANDS = {  # the module of megatron_rl.commands, and what it does
@@ -49,7 +49,8 @@ examples:
   {program} serve runs/quickstart                   what it trained, behind OpenAI's API
 
 A run keeps everything in runs/NAME: metrics, completions with their rewards, checkpoints, the final policy.
-Ctrl-C stops it; the same command continues it from the last checkpoint where the recipe has run.resume=auto.
+Ctrl-C stops it at the end of the step, with a checkpoint, and says how to continue; a second one ends it at once.
+
 
 Exit codes: 0 done, 1 a process failed, 2 bad input, 128 + number of the signal that ended it.
 """
@@ -58,6 +59,8 @@ Exit codes: 0 done, 1 a process failed, 2 bad input, 128 + number of the signal 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 a process failed (of convert verify: a difference), 2 bad input, 128 + signal."""
     _open_standard_streams()
+    if arguments is None:
+        speak_utf8()
     try:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)
@@ -68,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say_no_more(stream)
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if (full := full_disk(error)) is None:
+        if (found := refused(error)) is None:
             raise
         _say_no_more(sys.stdout)  # which may be on that disk
-        print(f"{ERROR_PREFIX}{full}", file=sys.stderr)
+        print(f"{ERROR_PREFIX}{found}", file=sys.stderr)
         return BAD_INPUT
 
 

@@ -26,8 +26,9 @@ class RunConfig:
     resume: str = choice("auto", "never")  # auto: continue the run in the folder | never: always a new, numbered folder
     save_every: int = number(0, least=0)  # steps between checkpoints; 0: only the last
     keep: int = number(2, least=1)  # checkpoints kept
+    grace_seconds: float = number(600.0, least=0)  # for the step under way and its checkpoint, after Ctrl-C or SIGTERM
     export: bool = True  # write the final policy as a Hugging Face folder
-    not_finite: str = "stop"  # a loss or gradient norm is NaN or infinite: stop (the run) | skip (the update)
+    not_finite: str = choice("stop", "skip")  # where a loss or gradient norm is NaN or infinite: the run, or the update
 
 
 @dataclass

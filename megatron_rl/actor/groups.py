@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from megatron_rl.actor import accelerator
 from megatron_rl.actor.config import ActorConfig
-from megatron_rl.system.tcp_store import listening_store
+from megatron_rl.system.tcp_store import inherited_listener, listening_store
 
 _SECONDS = 1800.0  # that a rank waits for the others
 _PATIENCE = timedelta(days=1)  # with rank 0, which generates and scores; a rank that dies ends the run at once
@@ -106,7 +106,7 @@ def _meeting() -> dict[str, Any]:
         return {}
     rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = (
-        listening_store(host, port, _SECONDS)
+        listening_store(host, port, _SECONDS, inherited_listener())
         if rank == 0
         else dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_SECONDS))
     )

@@ -14,7 +14,7 @@ from megatron_rl.data.registry import write_tokenizer
 from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
 from megatron_rl.resharding.families import family
 from megatron_rl.resharding.folders.check import transformers_config
-from megatron_rl.system.files import flush_folder
+from megatron_rl.system.files import rename_folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -42,8 +42,7 @@ def write_random_model(
         tokenizer_writer(beside)
         _write_weights(architecture, dtype, seed, beside)
         beside.chmod(0o755)  # mkdtemp's folders are private
-        flush_folder(beside)
-        beside.rename(folder)
+        rename_folder(beside, folder)
     except BaseException:
         shutil.rmtree(beside)
         raise

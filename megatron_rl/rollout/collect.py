@@ -54,7 +54,6 @@ async def _collect(
     seed: str,
 ) -> Collected:
     started = generated = time.perf_counter()
-    asked: Batched[Request, list[Completion]] = Batched(lambda requests: engine.generate(requests, sampling))
     scored: Batched[Sequence[Rollout], None] = Batched(score)
 
     async def group(place: int, example: Example) -> list[Rollout]:
@@ -64,7 +63,7 @@ async def _collect(
             nonlocal drawn, generated
             seeds = [_seed(f"{seed}/{place}/{number}") for number in range(drawn, drawn + count)]
             drawn += count
-            completions = await asked(Request(tokens, seeds))
+            completions = await engine.complete(Request(tokens, seeds), sampling)
             generated = time.perf_counter()
             return completions
 

@@ -15,6 +15,7 @@ from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.model import check_model_folder, check_sizes
 from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
+from megatron_rl.tracking.check import check_tracking
 
 
 @dataclass
@@ -36,7 +37,7 @@ def check(config: Config, contents: bool = True) -> Findings:
     found += check_rewards(config.rewards) + check_rollout(config.rollout)
     about_data = check_data(config.data) + [said for key, said in broken.items() if key.startswith("data.")]
     found += about_data + check_algorithm(config.algorithm) + check_across(config)
-    found += fit.check_run_folder(config.run) + _free_port()
+    found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
     hf_config, about_folder = check_model_folder(config.model)
     found += about_folder
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):

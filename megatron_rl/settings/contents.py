@@ -5,6 +5,7 @@ as one line of JSON.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,38 +15,40 @@ from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.load import from_yaml, to_yaml
+from megatron_rl.system import scratch
+from megatron_rl.system.processes import UTF8
 
 
 def look(config: Config) -> tuple[list[str], dict[str, int]]:
     """What is wrong, a sentence or two each, and what the task says of its rows: a text -> how many."""
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_rl.settings.contents"],
-        input=to_yaml(config),
-        capture_output=True,
-        encoding="utf-8",
-    )
+    command = [sys.executable, "-m", "megatron_rl.settings.contents"]
+    with scratch.made() as folder:
+        env = {**os.environ, **UTF8, **scratch.temporary(folder), **scratch.caches(folder)}
+        done = subprocess.run(command, input=to_yaml(config), capture_output=True, encoding="utf-8", env=env)
     if done.returncode != 0:
         raise RuntimeError(f"looking at the tokenizer and the data failed:\n{done.stderr}")
     problems, notes = json.loads(done.stdout.splitlines()[-1])
     return problems, notes
 
 
-def _look(config: Config, scratch: str) -> tuple[list[str], dict[str, int]]:
+def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes."""
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
-    from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
+    from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
     from megatron_rl.resharding.folders.check import transformers_config
     from megatron_rl.rewards.sample import sample_of
     from megatron_rl.rewards.trial import try_rewards
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer
-        folder = scratch
+        folder = made
         write_tokenizer(config.data, folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.name_or_path = config.model.path or f"of data.task={config.data.task}"  # as messages name it
     check_vocabulary(tokenizer, read_config(config.model))
+    if config.model.path:
+        end_tokens(folder, tokenizer)
     transformers_config(config.model.path or config.model.architecture)
     if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
         return [], {}
@@ -63,11 +66,11 @@ def main() -> None:
     problems: list[str] = []
     notes: dict[str, int] = {}
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "config.yaml"
+    with tempfile.TemporaryDirectory() as made:
+        file = Path(made) / "config.yaml"
         file.write_text(sys.stdin.read(), encoding="utf-8")
         try:
-            problems, notes = _look(from_yaml(file), scratch)
+            problems, notes = _look(from_yaml(file), made)
         except InputError as error:
             problems.append(str(error))
     print(f"\n{json.dumps([problems, notes])}")

@@ -32,7 +32,9 @@ class Batched(Generic[_T, _R]):
 
     async def _run(self) -> None:
         while self._waiting:
-            calls, self._waiting = self._waiting, []
+            calls, self._waiting = [call for call in self._waiting if not call[1].done()], []  # but for cancelled ones
+            if not calls:
+                break
             try:
                 answers = await in_thread(partial(self._function, [item for item, _ in calls]))
             except Exception as error:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+from errno import EINVAL, ENOTSUP
 from pathlib import Path
 
 from megatron_rl.errors import InputError
@@ -17,6 +18,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        flush(path.parent)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -45,14 +47,26 @@ def _exchange(one: Path, other: Path) -> bool:
 def flush(path: Path) -> None:
     """Bring a file, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (EINVAL, ENOTSUP):  # some file systems have it for files only
+            raise
+    finally:
+        os.close(handle)
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the files right inside a folder, and its list of names, to the disk: before it is renamed, and after."""
+    """Bring the files right inside a folder, and its list of names, to the disk."""
     for path in (*(p for p in folder.iterdir() if p.is_file()), folder):
         flush(path)
+
+
+def rename_folder(complete: Path, target: Path) -> None:
+    """Give a folder that is complete its name, beside which it lies: after a power cut it is there whole, or not."""
+    flush_folder(complete)
+    complete.rename(target)
+    flush(target.parent)
 
 
 def require_space(folder: str | Path, needed: int, what: str, advice: str) -> None:

@@ -21,6 +21,7 @@ from megatron_rl.errors import InputError
 SUPPORTED = {"torch": ">=2.11,<2.14", "megatron-core": ">=0.16.1,<0.17", "transformers": ">=5.12,<6"}
 RECORDED = (*SUPPORTED, "omegaconf", "datasets", "safetensors", "numpy", "xxhash", "transformer-engine", "sglang")
 DRIVER = Path("/dev/nvidiactl")  # there where NVIDIA's driver is
+SHARED = Path("/dev/shm")  # where memory has a name by which processes can share it
 _ASK_TORCH = """
 import torch
 print(*(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())))
@@ -55,6 +56,11 @@ def _found_gpus() -> tuple[int, ...]:
         return ()
     answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True)
     return tuple(map(int, answer.stdout.split())) if answer.returncode == 0 else ()
+
+
+def shared_memory() -> int:
+    """Bytes that are free where processes share memory by name; 0 where there is no such place."""
+    return shutil.disk_usage(SHARED).free if SHARED.is_dir() and os.access(SHARED, os.W_OK | os.X_OK) else 0
 
 
 def installed(package: str) -> str | None:

@@ -13,7 +13,7 @@ from megatron_rl.config import Config
 from megatron_rl.data.prompts import Prompts
 from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.task import Example
-from megatron_rl.data.tokenizer import check_vocabulary, decode, load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.held_out import HeldOut
 from megatron_rl.rewards.pool import RewardPool
@@ -45,6 +45,7 @@ class Controller:
         self.tokenizer = load_tokenizer(run.model_folder())
         check_vocabulary(self.tokenizer, run.hf_config())
         self.encode = make_encoder(self.tokenizer)
+        self.end_tokens = end_tokens(run.model_folder(), self.tokenizer)
         self.task = make_task(config.data, config.run.seed, self.tokenizer)
         if config.sft.steps:
             require_targets(self.task)
@@ -158,7 +159,7 @@ class Controller:
 
     def decode(self, completion: Completion) -> str:
         """A completion's text, special tokens included but for the one that ended it."""
-        stops = self.sampling(0.0).stop_tokens if completion.finish_reason == "stop" else ()
+        stops = self.end_tokens if completion.finish_reason == "stop" else ()
         return decode(self.tokenizer, completion.tokens, stops)
 
     def sampling(self, temperature: float, experts: bool = False) -> Sampling:
@@ -169,7 +170,7 @@ class Controller:
             temperature=temperature,
             top_p=rollout.top_p,
             top_k=rollout.top_k,
-            stop_tokens=(self.tokenizer.eos_token_id,),
+            stop_tokens=self.end_tokens,
             ignore_stop=rollout.ignore_eos,
             experts=experts,
         )

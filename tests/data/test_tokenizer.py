@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from megatron_rl.data.tokenizer import check_vocabulary, decode, load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 
 
@@ -60,6 +60,44 @@ def test_a_tokenizer_without_an_end_token(tiny_model, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="has no eos_token"):
         check_vocabulary(load_tokenizer(folder), {"vocab_size": 400})
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        (2, [2, 0], (2, 0)),
+        (None, None, (2,)),
+        ([7, 0], 5, (2, 7, 0, 5)),
+        (0, {}, (2, 0)),  # {}: the file has no such entry
+        (0, "no file", (2, 0)),
+        (2, [399, 400, -1], (2, 399)),  # no row for these: they cannot be drawn
+    ],
+)
+def test_every_token_that_a_folder_says_ends_a_text(config, generation, expected, tiny_model, chat_tokenizer, tmp_path):
+    folder = write_ends(tiny_model, tmp_path / "model", config, generation)
+    assert chat_tokenizer.eos_token_id == 2
+    assert end_tokens(folder, chat_tokenizer) == expected
+
+
+@pytest.mark.parametrize("named", ["<|im_end|>", 2.0, True, [2, "0"], {"id": 2}])
+def test_an_end_token_that_is_no_id(named, tiny_model, chat_tokenizer, tmp_path):
+    for file, pair in (("config.json", (named, 2)), ("generation_config.json", (2, named))):
+        folder = write_ends(tiny_model, tmp_path / file, *pair)
+        with pytest.raises(InputError, match=rf"{file}: eos_token_id is .*; it must be a token's id, a list of ids"):
+            end_tokens(folder, chat_tokenizer)
+
+
+def write_ends(model, folder, config, generation):
+    """A copy of a model's folder whose config.json and generation_config.json name these tokens."""
+    shutil.copytree(model, folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"eos_token_id": config}))
+    if generation == "no file":
+        (folder / "generation_config.json").unlink()
+    else:
+        entry = {} if generation == {} else {"eos_token_id": generation}
+        (folder / "generation_config.json").write_text(json.dumps(entry))
+    return folder
 
 
 def test_the_encoder_remembers(word_tokenizer):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rl.data.task import Example
+from megatron_rl.rollout.batches import Batches
 from megatron_rl.rollout.collect import collect
 from megatron_rl.rollout.measure import measure, staleness
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
@@ -20,6 +21,10 @@ class Echo:
     """An engine of which every completion is a function of its prompt and seed, as the protocol promises."""
 
     asked: list[int] = field(default_factory=list)
+    batches: Batches = field(default_factory=Batches)
+
+    async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
+        return await self.batches.complete(self.generate, request, sampling)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         self.asked.append(len(requests))

@@ -53,6 +53,10 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"args": {"pp_size": 2}}, "rollout.sglang.args.pp_size cannot be given: a server has no pipeline stages, set"),
         ({"args": {"nnodes": 2}}, "rollout.sglang.args.nnodes cannot be given: a server runs on one machine, start"),
+        (
+            {"args": {"preferred-sampling-params": "{}"}},
+            "rollout.sglang.args.preferred-sampling-params cannot be given: set rollout.temperature, .top_p and .top_k",
+        ),
         ({"args": {"api_key": "x"}}, "rollout.sglang.args.api_key cannot be given: the trainer sets it itself."),
         (
             {"transport": "tcp"},

@@ -23,7 +23,7 @@ from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.transports.shared_memory import RankMemory
-from megatron_rl.system.files import flush_folder, require_space
+from megatron_rl.system.files import flush_folder, rename_folder, require_space
 
 BUFFER = 1 << 26  # bytes assembled at a time
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -117,10 +117,9 @@ def export_hf(
             (beside / name).parent.mkdir(exist_ok=True)
             (beside / name).write_bytes(content)
         beside.chmod(0o755)  # mkdtemp's folders are private
-        for inner in (*(path for path in beside.iterdir() if path.is_dir()), beside):
+        for inner in filter(Path.is_dir, beside.iterdir()):
             flush_folder(inner)
-        beside.rename(target)
-        flush_folder(target.parent)
+        rename_folder(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from megatron_rl.system import machine
 
 
 class TransformersEngine:
-    """A ``protocol.Engine`` over transformers' modules, built from a folder's config.json with weights undefined.
+    """What a ``protocol.Engine`` has in its process: transformers' modules, built from a folder's config.json.
 
-    Poisoned (it raises ``SwapError`` instead of generating) until a swap has been verified, and after one that
-    began until it has.
+    Its weights are undefined, and it is poisoned (it raises ``SwapError`` instead of generating), until a swap has been
+    verified, and after one that began until it has. ``say`` is told how many completions are done, and of how many.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, max_running: int, true_on_policy: bool = False) -> None:
@@ -42,6 +42,7 @@ class TransformersEngine:
         if true_on_policy:
             replace_layers(self.model)
         self.max_running = max_running
+        self.say: Callable[[int, int], None] = lambda done, asked: None
         self.receiver: Receiver | None = None
         self.copying: Future[float] | None = None
         self.copier = ThreadPoolExecutor(1)
@@ -96,7 +97,9 @@ class TransformersEngine:
         """Completions by the weights of the last swap."""
         if self.version < 0:
             raise SwapError(f"the engine serves nothing: {self.poisoned}")
-        return generate(self.model, requests, sampling, version=self.version, max_running=self.max_running)
+        return generate(
+            self.model, requests, sampling, version=self.version, max_running=self.max_running, say=self.say
+        )
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version (-1: poisoned) and resident memory in bytes."""

@@ -68,6 +68,9 @@ class SGLangEngines:
         self.failed = "no complete swap yet"  # why nothing is served; empty: the last swap was proved
         self._still = False  # whether the trainer's weights are as they were at the last swap
         self._generating = 0  # calls under way
+        self._asked = self._answered = 0  # completions since no call was under way
+        # So many that no server waits for its next one while its last answer is on the way.
+        self._slots = asyncio.Semaphore(2 * config.rollout.max_running * len(self.replicas))
         self._swapping: tuple[asyncio.Future[np.ndarray], Future[list[Swapped]]] | None = None
         self._loop = asyncio.new_event_loop()
         # One thread for each process that is asked for something: they wait for each other.
@@ -102,7 +105,12 @@ class SGLangEngines:
         self.source, self.failed = source, "no complete swap since the engines were attached"
         self._way = (
             FullTensors(
-                source, self.options.swap, self.options.tensor_parallel, self._folder.name, self.host or "127.0.0.1"
+                source,
+                self.options.swap,
+                self.options.tensor_parallel,
+                self._folder.name,
+                self.host or "127.0.0.1",
+                self.options.swap_seconds,
             )
             if self.options.swap != "pull"
             else None
@@ -142,6 +150,15 @@ class SGLangEngines:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """See ``protocol.Engine``. Raises ConnectionError when no server is left."""
         return self._do(self._generate(requests, sampling))
+
+    async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
+        """See ``protocol.Engine``. Raises as ``generate`` does."""
+        asked = asyncio.run_coroutine_threadsafe(self._generate([request], sampling), self._loop)
+        return (await asyncio.wrap_future(asked))[0]
+
+    def progress(self) -> tuple[int, int]:
+        """See ``protocol.Engine``."""
+        return self._answered, self._asked
 
     def release(self) -> None:
         """See ``protocol.Engine``: a server that is lost from now on comes back at the next swap only."""
@@ -278,18 +295,25 @@ class SGLangEngines:
         target = self.router.server if self.router is not None else self.replicas[0].server
         assert target is not None
         self._generating += 1
+        self._asked += sum(len(request.seeds) for request in requests)
         try:
             return await generate(
                 target,
                 requests,
                 sampling,
-                running=2 * self.config.rollout.max_running * len(self.replicas),
+                slots=self._slots,
                 seconds=self.options.request_seconds,
                 available=self._available,
                 abort=self._abort,
+                done=self._count,
             )
         finally:
             self._generating -= 1
+            if not self._generating:
+                self._asked = self._answered = 0
+
+    def _count(self) -> None:
+        self._answered += 1
 
     async def _available(self) -> None:
         """Wait for a server that can generate. Raises ServerError when all are lost."""

@@ -37,7 +37,8 @@ OURS = {  # options of SGLang that this project sets itself -> the option to set
     "config": "",
     "nccl_port": "",
 }
-UNSUPPORTED = {  # options of SGLang for servers that a swap cannot fill -> what to do instead
+UNSUPPORTED = {  # options of SGLang for servers that a swap cannot fill, or that draw otherwise -> what to do instead
+    "preferred_sampling_params": "set rollout.temperature, .top_p and .top_k, which the actor's log-probs know of",
     "dp_size": "every server holds one copy of the model, set rollout.engines",
     "pp_size": "a server has no pipeline stages, set rollout.sglang.tensor_parallel",
     "nnodes": "a server runs on one machine, start one on each by `megatron-rl engine`",
@@ -128,6 +129,7 @@ def on_this_machine(tokens: int) -> dict[str, Any]:
 def environment(threads: int, workers: int, key: bytes | None) -> dict[str, str]:
     """What a server's processes need on top of this process's environment."""
     found = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    found["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "0"  # log-probs are those of the distribution that is drawn from
     if key is not None:
         found[KEY] = key.hex()
     if not machine.gpus():

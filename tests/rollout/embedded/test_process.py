@@ -1,11 +1,13 @@
 """The embedded engine as a real process, with a trainer whose ranks live in this one."""
 
+import asyncio
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -224,6 +226,40 @@ def test_a_pool_is_one_engine(started, engines, models, trainer):
         swap(pool, ranks, 5, hashes)
     assert [health["weight_version"] for health in pool.health()["engines"]] == [-1, -1]
     swap(pool, ranks, 6)
+
+
+def test_requests_awaited_one_by_one_are_completed_as_one_batch(engines, models, trainer):
+    """Bit for bit what ``generate`` answers: by one engine, and by two that share them."""
+    ranks = trainer(models["qwen3"][0], ParallelSizes())
+    requests = [Request([1 + i] * (1 + 3 * i % 7), [10 * i, 10 * i + 1, 10 * i + 2]) for i in range(13)]
+
+    async def complete(engine):
+        return await asyncio.gather(*(engine.complete(request, SAMPLING) for request in requests))
+
+    for engine in (engines[0], EnginePool(engines)):
+        engine.attach(ranks.source())
+        swap(engine, ranks, 7)
+        assert asyncio.run(complete(engine)) == engine.generate(requests, SAMPLING)
+    engines[0].begin_swap(9)
+    with pytest.raises(SwapError, match="swap 9 is not finished"):
+        asyncio.run(complete(engine))
+    engines[0].finish_swap(9, ranks.hashes())
+
+
+def test_how_far_a_generation_is(engines, models, trainer):
+    ranks = trainer(models["qwen3"][0], ParallelSizes())
+    pool = EnginePool(engines)
+    pool.attach(ranks.source())
+    swap(pool, ranks, 1)
+    requests = [Request([1, 2, 3], list(range(40))) for _ in range(2)]
+    generating = threading.Thread(target=pool.generate, args=(requests, Sampling(100, stop_tokens=(3,))))
+    assert pool.progress() == (0, 0)
+    generating.start()
+    seen = set()
+    while generating.is_alive():
+        seen.add(pool.progress())
+    assert (0, 80) in seen and all(0 <= done <= asked <= 80 for done, asked in seen)
+    assert pool.progress() == (0, 0)
 
 
 def test_memory_stays_flat(engines, models, trainer):
