@@ -19,8 +19,8 @@ from megatron_rl.data import choices
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.parts import Part, load_parts, texts
-from megatron_rl.data.task import Example, Report
 from megatron_rl.data.rows.template import make_template
+from megatron_rl.data.task import Example, Report
 from megatron_rl.data.think_answer import letter_matches, parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from megatron_rl.data.rows.answers import Answers, read_answers
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.exact_answer import judge
 from megatron_rl.data.files import Table
+from megatron_rl.data.rows.answers import Answers, read_answers
 from megatron_rl.data.rows.parts import Part, load_parts, texts
-from megatron_rl.data.task import Example, Report
 from megatron_rl.data.rows.template import Message, Template, make_template
+from megatron_rl.data.task import Example, Report
 from megatron_rl.data.think_answer import parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
