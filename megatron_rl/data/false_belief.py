@@ -223,6 +223,14 @@ def make_false_belief(config: DataConfig, seed: int, tokenizer: Any) -> FalseBel
     return FalseBelief(seed, config.limit)
 
 
+def check_options(config: DataConfig) -> list[str]:
+    """What is wrong with the options that this task has beside those of every task."""
+    if 0 < config.max_prompt_tokens < LONGEST_PROMPT:
+        most = config.max_prompt_tokens
+        return [f"data.max_prompt_tokens is {most}; data.task=false_belief needs {LONGEST_PROMPT} or more."]
+    return []
+
+
 def write_tokenizer(folder: str | Path) -> None:
     """Write the word-level tokenizer (``VOCABULARY``, split at white space) as a Hugging Face folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers

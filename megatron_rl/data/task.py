@@ -33,6 +33,7 @@ class Task(Protocol):
 
     train: Sequence[Example]
     heldout: Sequence[Example]
+    notes: dict[str, int]  # what is to be said of the rows: "training rows left out, …" -> how many; may be missing
 
     def fingerprint(self) -> str:
         """Hash of the data (xxh3-128, hex), written to the manifest."""

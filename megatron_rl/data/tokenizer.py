@@ -112,3 +112,8 @@ def decode(tokenizer: Any, tokens: Sequence[int], stops: Collection[int] = ()) -
     """
     text = tokens[:-1] if tokens and tokens[-1] in stops else tokens
     return tokenizer.decode(text, skip_special_tokens=False)
+
+
+def ended(text: str, tokenizer: Any) -> str:
+    """A target to imitate with one end token after it; no target stays none."""
+    return text and text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token

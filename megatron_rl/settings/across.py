@@ -1,13 +1,14 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
 from megatron_rl.config import Config
+from megatron_rl.data.registry import held_out
 from megatron_rl.evaluation.check import check_evaluation
 from megatron_rl.system import machine
 
 
 def check_across(config: Config) -> list[str]:
     """Every violation, a sentence or two each; empty when there is none."""
-    return _actor(config) + _prompts(config) + check_evaluation(config.evaluation, config.data)
+    return _actor(config) + _prompts(config) + check_evaluation(config.evaluation, held_out(config.data))
 
 
 def _actor(config: Config) -> list[str]:
