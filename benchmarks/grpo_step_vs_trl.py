@@ -31,10 +31,9 @@ from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import Example
+from megatron_rl.data.task import Example, Sample
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.settings.load import to_yaml
 from megatron_rl.tracking.config import TrackingConfig

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 
+from megatron_rl.data.task import Sample
 from megatron_rl.data.think_answer import split
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.length import repetition_factor
 from megatron_rl.rewards.pool import RewardPool
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.terms import bind, score_sample
 
 GROUP = 8  # completions of one prompt

@@ -11,16 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import xxhash
 
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import UNBOUNDED, Example
+from megatron_rl.data.task import UNBOUNDED, Example, Sample
 from megatron_rl.data.think_answer import answer_matches, parse
-
-if TYPE_CHECKING:
-    from megatron_rl.rewards.sample import Sample
 
 NAMES = ("Sally", "Anne", "Tom", "Mia", "Leo", "Zoe", "Max", "Ivy", "Ben", "Eva", "Sam", "Amy")
 OBJECTS = ("ball", "cup", "book", "key", "apple", "hat", "coin", "toy")
@@ -186,7 +183,7 @@ class Stories(Sequence[Example]):
         )
 
 
-def report(sample: "Sample") -> dict[str, float]:
+def report(sample: Sample) -> dict[str, float]:
     """``correct``: the right place, in the right format; ``format``; ``faithful``: right, and cue, belief, goal and
     response stages all say what the story implies; ``false_belief_correct``: on false-belief items only."""
     text, _, parts = parse(sample.prompt, sample.response)

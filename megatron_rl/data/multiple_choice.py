@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from string import ascii_lowercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
@@ -20,13 +20,10 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.parts import Part, load_parts, texts
 from megatron_rl.data.rows.template import make_template
-from megatron_rl.data.task import Example, Report
+from megatron_rl.data.task import Example, Report, Sample
 from megatron_rl.data.think_answer import letter_matches, parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
-
-if TYPE_CHECKING:
-    from megatron_rl.rewards.sample import Sample
 
 OPTION_COLUMNS = tuple(f"option_{letter}" for letter in ascii_lowercase)
 COLUMNS = ("story", "question", "answer", "options", "choices", "data_source", "target", *OPTION_COLUMNS)
@@ -37,7 +34,7 @@ INSTRUCTION = (
 )
 
 
-def report(sample: "Sample", by_source: bool = False) -> dict[str, float]:
+def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
     """``correct``: the first answer's letter is right, in whatever format; ``format``. ``by_source``, for held-out
     files with several data sources: ``correct/NAME`` is the same for the one of this sample."""
     text, _, parts = parse(sample.prompt, sample.response)

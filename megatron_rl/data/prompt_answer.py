@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
@@ -23,13 +23,10 @@ from megatron_rl.data.files import Table
 from megatron_rl.data.rows.answers import Answers, read_answers
 from megatron_rl.data.rows.parts import Part, load_parts, texts
 from megatron_rl.data.rows.template import Message, Template, make_template
-from megatron_rl.data.task import Example, Report
+from megatron_rl.data.task import Example, Report, Sample
 from megatron_rl.data.think_answer import parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
-
-if TYPE_CHECKING:
-    from megatron_rl.rewards.sample import Sample
 
 PROMPT_COLUMNS = ("messages", "prompt", "question", "problem")  # the first that is there
 BESIDE = ("story", "context", "passage", "options", "choices")  # a question rarely makes sense without them
@@ -38,7 +35,7 @@ CHAT_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]"
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 
 
-def report(sample: "Sample", by_source: bool = False) -> dict[str, float]:
+def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
     """``correct``: the completion's answer is the right one; ``answered``: it gives one. ``by_source``, for held-out
     files with several data sources: ``correct/NAME`` is the same for the one of this sample."""
     correct, answered = judge(parse(sample.prompt, sample.response).text, sample.answer)

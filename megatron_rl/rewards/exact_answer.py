@@ -3,8 +3,9 @@
 from typing import Literal
 
 from megatron_rl.data.exact_answer import judge
+from megatron_rl.data.task import Sample
 from megatron_rl.data.think_answer import parse
-from megatron_rl.rewards.sample import Sample, Score
+from megatron_rl.rewards.registry import Score
 
 
 def exact_answer(sample: Sample, form: Literal["any", "boxed", "tag", "number"] = "any") -> Score:

@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from megatron_rl.data.task import Report
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.sample import Score
 from megatron_rl.system.named import find
 
+Score = dict[str, float]
+"""Named components; the key ``score`` is the term's value and is required."""
 Reward = Callable[..., Score | float]
 """``reward(sample, **args)``: a plain function, called in a worker process for every completion with its ``Sample`` and
 the arguments of ``rewards.args``.
@@ -103,7 +104,7 @@ def _reward_violations(name: str, function: Reward, args: Mapping[str, Any]) -> 
             call = ", ".join(["sample", *(f"{key}={value!r}" for key, value in args.items())])
             return [
                 f"rewards.terms names {name!r}, called as {name.rpartition('.')[2]}({call}), but: {error}. A reward "
-                f"takes one Sample (megatron_rl.rewards.sample) and what rewards.args.{name} gives."
+                f"takes one Sample (megatron_rl.data.task) and what rewards.args.{name} gives."
             ]
         near = get_close_matches(unknown, accepted, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from megatron_rl.data.task import Sample, sample_of
 from megatron_rl.rewards.pool import RewardPool, Scored
-from megatron_rl.rewards.sample import Sample, sample_of
 from megatron_rl.rollout.rollout import Rollout
 
 

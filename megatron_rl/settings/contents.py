@@ -35,9 +35,9 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes."""
     from megatron_rl.data.files import is_local
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
+    from megatron_rl.data.task import sample_of
     from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
     from megatron_rl.resharding.folders.check import transformers_config
-    from megatron_rl.rewards.sample import sample_of
     from megatron_rl.rewards.trial import try_rewards
 
     folder = config.model.path

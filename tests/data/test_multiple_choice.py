@@ -9,8 +9,8 @@ import pytest
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task
+from megatron_rl.data.task import sample_of
 from megatron_rl.errors import InputError
-from megatron_rl.rewards.sample import sample_of
 
 PLACES = ["red_box", "blue_crate", "green_jar", "tin"]
 

@@ -10,8 +10,8 @@ import pytest
 from megatron_rl.data import prompt_answer
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task, require_targets
+from megatron_rl.data.task import Sample
 from megatron_rl.errors import InputError
-from megatron_rl.rewards.sample import Sample
 
 GSM8K = {"question": "Two and two?", "answer": "2+2 = <<2+2=4>>4\nand so on.\n#### 1,004"}
 MATH = {"problem": "Half of $x$?", "solution": r"It is \boxed{1} or \boxed{\frac{x}{2}}.", "level": 3}

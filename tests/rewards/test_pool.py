@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_rl.data.task import Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.pool import RewardPool, Scored
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.terms import RewardError, bind, score_sample
 from tests.conftest import PATIENCE
 
@@ -389,7 +389,7 @@ def test_workers_die_with_a_killed_trainer(stuck, user_module):
         f"sys.path.insert(0, {str(user_module.parent)!r})\n"
         "from megatron_rl.rewards.config import RewardsConfig\n"
         "from megatron_rl.rewards.pool import RewardPool\n"
-        "from megatron_rl.rewards.sample import Sample\n"
+        "from megatron_rl.data.task import Sample\n"
         "pool = RewardPool(RewardsConfig(terms={'rewards_of_a_user.hang': 1.0}, deadline=1000.0))\n"
         "print('ready', flush=True)\n"
         + ("pool.score([Sample('Q?', 'R', 'A')] * 2)\n" if stuck else "sys.stdin.read()\n")

@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_rl.data.registry import make_task
+from megatron_rl.data.task import sample_of
 from megatron_rl.data.tokenizer import decode, load_tokenizer, make_encoder
 from megatron_rl.resharding.folders.fingerprint import fingerprint
-from megatron_rl.rewards.sample import sample_of
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT
 
