@@ -57,6 +57,7 @@ LEARNING = {
     "entropy": Metric("nats a token", "of the policy where it samples", "falls slowly; near 0 nothing new is tried"),
     "grad_norm": Metric("", "norm of the gradient before actor.optimizer.clip_grad", "steady and finite"),
     "learning_rate": Metric("", "of the step's updates"),
+    "skipped_updates": Metric("count", "updates left out as loss or gradient were not finite (run.not_finite)", "0"),
 }
 ENGINE = {
     "logprob_gap": Metric(

@@ -76,7 +76,10 @@ class Controller:
             # a checkpoint of a version without cursors: so many examples as its steps took
             began = {"position": at.step * per_step[stage] if stage == at.stage else 0}
             prompts.restore(at.cursors.get(stage, began))
-        self.run.update_manifest(plan_hash=plan_hash, data_fingerprint=self.task.fingerprint())
+        notes = dict(getattr(self.task, "notes", {}))
+        self.run.update_manifest(plan_hash=plan_hash, data_fingerprint=self.task.fingerprint(), data_notes=notes)
+        for what, count in notes.items():
+            print(f"data: {count:,} {what}", flush=True)
         self.records = Metrics(self.run, self.config, at.records or None)
         self.shown = {
             "sft": Shown("sft", self.config.sft.steps, SFT_COLUMNS, lines=12),
