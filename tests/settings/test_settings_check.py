@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.config import Config
+from megatron_rl.data.false_belief import write_tokenizer
 from megatron_rl.settings.check import check
 from megatron_rl.settings.load import load
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY
 from tests.conftest import ROOT
+from tests.resharding.folders.test_hf import write_folder
+from tests.resharding.reference import hf_tensors
 
 LLAMA = {
     "model_type": "llama",
@@ -156,11 +159,13 @@ def test_all_rooms_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "part"),
     [
-        (None, "there is no such folder"),
-        ({}, "no config.json"),
+        (None, "There is no such folder"),
+        ({}, "config.json does not exist"),
         ({"config.json": "{"}, "config.json is not valid JSON"),
-        ({"config.json": json.dumps(LLAMA)}, "no *.safetensors"),
-        ({"config.json": json.dumps(LLAMA), "model.safetensors": ""}, "has no tokenizer"),
+        ({"config.json": "[]"}, "config.json holds a list"),
+        ({"config.json": json.dumps(LLAMA)}, "holds no weights (*.safetensors)"),
+        ({"config.json": json.dumps(LLAMA), "model.safetensors": ""}, "model.safetensors is empty (0 bytes)"),
+        ({"adapter_config.json": "{}"}, "holds a LoRA adapter"),
         ({"config.json": json.dumps(LLAMA | {"model_type": "bert"})}, "model_type='bert'"),
     ],
 )
@@ -172,7 +177,26 @@ def test_model_folder(tmp_path: Path, files: dict[str, str] | None, part: str) -
             (folder / name).write_text(content)
     config = quickstart(tmp_path, f"model.path={folder}", "actor.tensor_parallel=1")
     config.model.architecture = {}
-    assert part in "\n".join(check(config).problems)
+    (problem,) = check(config).problems
+    assert part in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({}, "has no tokenizer"),
+        ({"initializer_range": "wide"}, "initializer_range"),
+        ({"vocab_size": None}, "vocab_size"),
+    ],
+)
+def test_a_folder_with_weights(tmp_path: Path, changes: dict[str, object], part: str) -> None:
+    write_folder(tmp_path / "model", hf_tensors(LLAMA, tags=False), LLAMA | changes)
+    if changes:
+        write_tokenizer(tmp_path / "model")
+    config = quickstart(tmp_path, f"model.path={tmp_path / 'model'}", "actor.tensor_parallel=1")
+    config.model.architecture = {}
+    (problem,) = check(config).problems
+    assert part in problem
 
 
 def test_packages_that_do_not_fit(tmp_path: Path) -> None:
