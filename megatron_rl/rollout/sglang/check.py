@@ -41,8 +41,8 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
             found.append(f"rollout.sglang.{key} is {getattr(options, key)}; it must be above 0.")
     if not options.urls and not machine.SHARED.is_dir():
         found.append(
-            f"SGLang's servers share memory in {machine.SHARED}, which this machine does not have: mount it (a container "
-            "gets it by --shm-size or --ipc=host), or give rollout.sglang.urls of servers that run elsewhere."
+            f"SGLang's servers share memory in {machine.SHARED}, which this machine does not have: mount it (a "
+            "container gets it by --shm-size or --ipc=host), or give rollout.sglang.urls of servers that run elsewhere."
         )
     if options.fp8 and options.swap != "pull":
         found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
