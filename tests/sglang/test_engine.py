@@ -262,21 +262,6 @@ def test_sglangs_own_ways_are_proved_too(
     assert {c.versions for g in groups for c in g} == {((8, 16),)}
 
 
-def test_a_seed_decides_the_draws_of_a_server_that_is_deterministic(
-    start: Callable[..., SGLangEngines], trainer: ServedTrainer, model_folder: Models
-) -> None:
-    engine = start("qwen3", args={"enable_deterministic_inference": True})
-    trainer.load(model_folder("qwen3")[1])
-    trainer.attach(engine)
-    trainer.swap(engine, 1)
-    warm = Sampling(12, ignore_stop=True)
-    (together,) = engine.generate([Request([7, 8, 9], list(range(16)))], warm)
-    alone = [engine.generate([Request([7, 8, 9], [seed])], warm)[0][0] for seed in (3, 11)]
-    assert [c.tokens for c in alone] == [together[3].tokens, together[11].tokens]
-    assert len({tuple(c.tokens) for c in together}) == 16
-    assert gap(model_folder("qwen3")[1], [Request([7, 8, 9], [])], [together]) < EXACT
-
-
 def test_a_server_that_dies_at_start_is_an_error_with_its_last_words(
     start: Callable[..., SGLangEngines], trainer: ServedTrainer
 ) -> None:
