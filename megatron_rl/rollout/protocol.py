@@ -27,9 +27,9 @@ class Request:
     """One prompt and one completion for each of ``seeds``.
 
     A completion depends on the weights, the prompt, the sampling parameters and its own seed: not on
-    the other requests that are decoded with it. That is the embedded engine's promise. SGLang's servers keep it, up to
-    rounding, when they were started with enable_deterministic_inference; others draw with random numbers of their own,
-    and a seed then only tells completions of one prompt apart.
+    the other requests that are decoded with it. That is the embedded engine's promise. SGLang's servers are sent the
+    seed, and draw by it when they were started with enable_deterministic_inference (on GPUs); otherwise they draw with
+    random numbers of their own, and the same seed gives another completion each time.
     """
 
     tokens: Sequence[int]

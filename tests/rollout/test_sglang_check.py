@@ -71,7 +71,10 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
             {"transport": "gloo", "swap": "tensor"},
             "rollout.sglang.transport=gloo is how bytes are pulled: leave it",
         ),
-        ({"swap": "disk"}, "rollout.sglang.swap=disk writes to this machine's /tmp, which 10.0.0.7 does not see: set"),
+        (
+            {"swap": "disk"},
+            "rollout.sglang.swap=disk writes to a temporary folder of this machine, which 10.0.0.7 does",
+        ),
         ({"host": "10.0.0.9"}, "rollout.sglang.host is '10.0.0.9', which is no IPv4 address of this machine."),
         ({"fp8": True, "swap": "tensor"}, "rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is tensor."),
         ({"urls": "localhost:30000"}, "rollout.sglang.urls: 'localhost:30000' is no server's address"),
@@ -131,6 +134,18 @@ def test_fp8_needs_a_gpu_and_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> Non
     options.tensor_parallel = 2
     (found,) = check_sglang_model(options, hf_config)
     assert "which cuts its 128 x 128 FP8 tiles" in found and found.startswith("rollout.sglang.fp8=true: ")
+
+
+def test_servers_that_are_started_here_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "installed", lambda _: "0.5.21")
+    monkeypatch.setattr(machine, "SHARED", tmp_path / "shm")
+    assert machine.shared_memory() == 0
+    (found,) = check_rollout(RolloutConfig(engine="sglang"))
+    assert found.startswith(f"SGLang's servers share memory in {tmp_path}/shm, which this machine does not have: mount")
+    assert check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(urls=ELSEWHERE))) == []
+    (tmp_path / "shm").mkdir()
+    assert check_rollout(RolloutConfig(engine="sglang")) == []
+    assert machine.shared_memory() > 0
 
 
 def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
     options = rollout.sglang
     found = _package(rollout)
     found += _transport(options)
+    if not options.urls and not machine.SHARED.is_dir():
+        found.append(
+            f"SGLang's servers share memory in {machine.SHARED}, which this machine does not have: mount it (a "
+            "container gets it by --shm-size or --ipc=host), or give rollout.sglang.urls of servers that run elsewhere."
+        )
     if options.fp8 and options.swap != "pull":
         found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
     if options.fp8 and not options.urls and not machine.gpus():
@@ -142,7 +147,10 @@ def _transport(options: SGLangConfig) -> list[str]:
             f"rollout.sglang.transport={chosen} reads the trainer's memory; {far[0]} is another machine: set auto."
         )
     if far and options.swap == "disk":
-        found.append(f"rollout.sglang.swap=disk writes to this machine's /tmp, which {far[0]} does not see: set pull.")
+        found.append(
+            f"rollout.sglang.swap=disk writes to a temporary folder of this machine, which {far[0]} does not see: set "
+            "pull."
+        )
     return found
 
 

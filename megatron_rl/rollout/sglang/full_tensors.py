@@ -68,8 +68,8 @@ class FullTensors:
     thread, for the event loop looks after the others meanwhile. ``seconds``: that each step may take.
     """
 
-    def __init__(self, source: SwapSource, way: str, workers: int, folder: str, host: str, seconds: float) -> None:
-        self.source, self.way, self.workers, self.folder, self.host = source, way, workers, Path(folder), host
+    def __init__(self, source: SwapSource, way: str, workers: int, folder: Path, host: str, seconds: float) -> None:
+        self.source, self.way, self.workers, self.folder, self.host = source, way, workers, folder, host
         self.seconds = seconds
         self.trained = TrainedTensors(source)
 

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import aiohttp
 import numpy as np
 import torch
 
-from megatron_rl.errors import InputError, SwapError
+from megatron_rl.errors import SwapError
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.resharding.transports.meeting import BACKENDS, MeetingPlace
@@ -30,7 +30,7 @@ from megatron_rl.rollout.sglang.replica import LostError, Replica
 from megatron_rl.rollout.sglang.router import Router
 from megatron_rl.rollout.sglang.swap import Network, Swapped
 from megatron_rl.rollout.sglang.transport import chosen_transport, control_host
-from megatron_rl.system import machine
+from megatron_rl.system import machine, scratch
 from megatron_rl.system.channel import api_key
 from megatron_rl.system.control import Control, WorkerError
 from megatron_rl.system.scratch import SCRATCH
@@ -52,10 +52,9 @@ class SGLangEngines:
         self.served, self.options = served, served.rollout.sglang
         self.dtype: torch.dtype = getattr(torch, served.dtype)
         self.key, self.logs = key, logs
-        # Short, as it holds a socket; in the run's folder, which outlives this process.
-        self._folder = tempfile.TemporaryDirectory(prefix="mrl-", dir=os.environ.get(SCRATCH) or "/tmp")
+        self._folder = self._make_folder()
         self.host = control_host(self.options)
-        socket = str(Path(self._folder.name) / "control")
+        socket = str(self._folder / "control")
         self.control = Control(f"{self.host}:{machine.free_port(self.host)}" if self.host else socket, key)
         self._backend = ""  # where the trainer's ranks have to send
         self._sessions: tuple[str, ...] = ()
@@ -103,18 +102,12 @@ class SGLangEngines:
     def attach(self, source: SwapSource) -> Attached:
         """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""
         self.source, self.failed = source, "no complete swap since the engines were attached"
-        self._way = (
-            FullTensors(
-                source,
-                self.options.swap,
-                self.options.tensor_parallel,
-                self._folder.name,
-                self.host or "127.0.0.1",
-                self.options.swap_seconds,
+        options, host = self.options, self.host or "127.0.0.1"
+        self._way = None
+        if options.swap != "pull":
+            self._way = FullTensors(
+                source, options.swap, options.tensor_parallel, self._folder, host, options.swap_seconds
             )
-            if self.options.swap != "pull"
-            else None
-        )
         attached = self._do(self._attach())
         if len({each.plan_hash for each in attached}) > 1:
             raise SwapError("the engines made different plans: are they servers of one kind?")
@@ -200,7 +193,13 @@ class SGLangEngines:
                     sender.release()
         self.control.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._folder.cleanup()
+        self._removing.close()
+
+    def _make_folder(self) -> Path:
+        """For a socket and keys: in the run's own, which outlives this process, where the run has been launched."""
+        run, self._removing = os.environ.get(SCRATCH), ExitStack()
+        made = tempfile.TemporaryDirectory(prefix="mrl-", dir=run) if run else scratch.made()
+        return Path(self._removing.enter_context(made))  # type: ignore[arg-type]
 
     def _replicas(self, model_folder: Path) -> list[Replica]:
         options, rollout = self.options, self.served.rollout
@@ -211,10 +210,10 @@ class SGLangEngines:
         found = []
         for index in range(rollout.engines):
             port = options.port + index if options.port else machine.free_low_port()
-            name, folder = f"sglang{index}", Path(self._folder.name)
+            name = f"sglang{index}"
             gpus = self._gpus[index] if self._gpus else None
             chosen = arguments(self.served, model_folder, index, port, self.key, gpus)
-            process = ServerProcess(name, chosen, env, folder, self.logs / f"{name}.log")
+            process = ServerProcess(name, chosen, env, self._folder, self.logs / f"{name}.log")
             found.append(Replica(name, f"http://127.0.0.1:{port}", process, options, self.control))
         return found
 
@@ -229,7 +228,7 @@ class SGLangEngines:
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:
             self.router = Router(machine.free_port(), self.key, self.logs / "router.log")
-            self._watching.append(asyncio.ensure_future(self._watch_router(self.router)))
+            self._watching.append(asyncio.ensure_future(self.router.watch(self.options.restarts, self._route_all)))
 
     def _start(self) -> None:
         for replica in self.replicas:
@@ -352,26 +351,10 @@ class SGLangEngines:
                 async with replica.lock:
                     await self._revive(replica, why)
 
-    async def _watch_router(self, router: Router) -> None:
-        """Start a router again that ended or does not answer, with the servers that are armed behind it."""
-        for _ in range(self.options.restarts):
-            while router.server is None or (router.ready and not router.ended):
-                await asyncio.sleep(_WATCH)
-            router.ready = False
-            print("the router is started again: it ended or does not answer", flush=True)
-            router.stop()
-            router.start()
-            with suppress(InputError):  # it is tried again
-                await router.connect(router.server)
-                for replica in self.replicas:
-                    if replica.armed:
-                        await self._route(replica)
-        while router.ready and not router.ended:
-            await asyncio.sleep(_WATCH)
-        router.ready, router.lost = (
-            False,
-            f"the router ended too often (rollout.sglang.restarts); {router.log} says why",
-        )
+    async def _route_all(self) -> None:
+        for replica in self.replicas:
+            if replica.armed:
+                await self._route(replica)
 
     async def _revive(self, replica: Replica, why: str) -> None:
         """Restart a server and bring it back to the weights that are served; at the next swap if they are changing."""

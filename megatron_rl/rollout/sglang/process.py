@@ -55,6 +55,7 @@ ALIASES = {  # SGLang's other names of those
     "nccl_init_addr": "dist_init_addr",
 }
 LAST_LINES = 25  # of a server's log, in an error
+_LAST_BYTES = 1 << 16  # that are looked at for them: a long run's log is large
 _END_SECONDS = 5.0
 
 
@@ -206,7 +207,7 @@ class ServerProcess:
     def last_words(self) -> str:
         """The end of what it printed since it was started."""
         with self.log.open("rb") as log:
-            log.seek(self._began)
+            log.seek(max(self._began, log.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
         return "".join(f"\n  {line[:400]}" for line in lines[-LAST_LINES:]) or "\n  (nothing)"
 
