@@ -32,6 +32,7 @@ BUILTIN = {
     "format": "megatron_rl.rewards.format.format",
     "multiple_choice": "megatron_rl.rewards.answer.multiple_choice",
     "answer_in_format": "megatron_rl.rewards.answer.answer_in_format",
+    "exact_answer": "megatron_rl.rewards.exact_answer.exact_answer",
     "length_window": "megatron_rl.rewards.length.length_window",
     "sip_structure": "megatron_rl.rewards.sip.sip_structure",
     "sip_content": "megatron_rl.rewards.sip.sip_content",
