@@ -19,6 +19,7 @@ from megatron_rl.rewards.worker import BEGUN, READY
 
 LOOKS = 20  # at what the workers have written, per deadline: a sample is killed at most 5 % late
 FRUITLESS_ENDS = 3  # workers that may end in a row before they have begun a batch
+FIRST_SLACK = 4  # times the longest first sample of a worker so far, on top of the deadline, for those to come
 HOPELESS = 16  # samples that may fail before the first succeeds: a whole step of them could take hours
 EXCERPT = 300  # characters of a prompt and a response in an error
 
@@ -56,6 +57,7 @@ class RewardPool:
         self._samples: Sequence[Sample] = ()
         self._rewarded = True
         self._scored: dict[int, Scored] = {}
+        self._longest: dict[bool, float] = {}  # seconds of a worker's first sample, with rewards and without
         self._selector = selectors.DefaultSelector()
         self._workers: list[WorkerProcess] = []
         # Workers die with the thread that starts them, and a caller's may end before the pool does.
@@ -125,7 +127,14 @@ class RewardPool:
         for worker in self._workers:
             if self._queue and worker.ready and not worker.waiting and not worker.ended:
                 numbers = self._queue.popleft()
-                worker.give(numbers, [self._samples[number] for number in numbers], self._rewarded)
+                batch = [self._samples[number] for number in numbers]
+                worker.give(numbers, batch, self._rewarded, self._first_deadline())
+
+    def _first_deadline(self) -> float:
+        """Seconds for the first sample of a worker: once one is known, those that replace hanging ones need no more."""
+        if (longest := self._longest.get(self._rewarded)) is None:
+            return self.config.first_deadline
+        return min(self.config.first_deadline, self.config.deadline + FIRST_SLACK * longest)
 
     def _advance(self) -> None:
         """Wait until a worker has finished its batch or may be overdue; replace those that ended or are."""
@@ -151,7 +160,10 @@ class RewardPool:
             elif isinstance(message, str):
                 raise RewardError(message, self._sample(worker.waiting[0]) if worker.begun and worker.waiting else "")
             else:
-                self._scored[worker.done()] = Scored(*message)
+                number, first = worker.done()
+                self._scored[number] = Scored(*message)
+                if first is not None:
+                    self._longest[self._rewarded] = max(first, self._longest.get(self._rewarded, 0.0))
         return bool(messages)
 
     def _replace(self, worker: WorkerProcess, timed_out: bool, lost: bool = True) -> None:

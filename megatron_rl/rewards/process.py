@@ -53,10 +53,12 @@ class WorkerProcess:
         self.ready = False
         self.rewarded = False  # whether rewards are wanted for its batch, or reports alone
         self.warm: set[bool] = set()  # for which of the two it has done a sample
+        self.first = config.first_deadline  # seconds that its first sample may take
         self.begun = False  # it has read its batch
         self.ended = False
         self.waiting: list[int] = []
         self.since = time.monotonic()
+        self.took = 0.0  # seconds from then to what was received last
         self._received = b""  # the beginning of a message
         self._send((config, report))
 
@@ -64,9 +66,13 @@ class WorkerProcess:
         """For ``select``: readable when there is something to receive, or the worker has ended."""
         return self.channel.fileno()
 
-    def give(self, numbers: list[int], samples: Sequence[Sample], rewarded: bool) -> None:
-        """Start on a batch; ``numbers`` says which of the pool's samples these are, ``rewarded`` what is wanted."""
-        self.waiting, self.rewarded, self.begun, self.since = numbers, rewarded, False, time.monotonic()
+    def give(self, numbers: list[int], samples: Sequence[Sample], rewarded: bool, first: float) -> None:
+        """Start on a batch; ``numbers`` says which of the pool's samples these are, ``rewarded`` what is wanted.
+
+        ``first``: seconds that the worker may take for its first sample.
+        """
+        self.waiting, self.rewarded, self.first = numbers, rewarded, first
+        self.begun, self.since = False, time.monotonic()
         self._send((rewarded, samples))
 
     def receive(self) -> list[Any]:
@@ -87,22 +93,26 @@ class WorkerProcess:
             at = end
         self._received = self._received[at:]
         if messages:
-            self.since = time.monotonic()
+            now = time.monotonic()
+            self.took, self.since = now - self.since, now
         return messages
 
-    def done(self) -> int:
-        """The running sample is done; returns its number."""
+    def done(self) -> tuple[int, float | None]:
+        """The running sample is done; returns its number and, if it was the worker's first, the seconds it took."""
+        cold = self.rewarded not in self.warm
         self.warm |= {self.rewarded, False}
-        return self.waiting.pop(0)
+        return self.waiting.pop(0), self.took if cold else None
 
     def deadline(self) -> tuple[float, str]:
         """How many seconds it may take for what it does now, and where this limit comes from."""
         if not self.ready:
             return START_SECONDS, f"the {START_SECONDS:g} s that it has to start"
-        first, later = self.config.first_deadline, self.config.deadline
-        if self.rewarded not in self.warm and first > later:
-            return first, f"rewards.first_deadline={first:g} s"
-        return later, f"rewards.deadline={later:g} s"
+        later = self.config.deadline
+        seconds = later if self.rewarded in self.warm else max(self.first, later)
+        named = f"rewards.deadline={later:g} s"
+        if seconds > later and seconds == self.config.first_deadline:
+            named = f"rewards.first_deadline={seconds:g} s"
+        return seconds, named
 
     def allowance(self) -> float:
         """Seconds until the worker is overdue; infinite while it has nothing to do."""

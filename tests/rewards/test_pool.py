@@ -241,6 +241,12 @@ def test_the_first_sample_of_a_worker_may_take_longer(user_module):
         assert [s.reward for s in pool.score(samples("a", "b", "c"))] == [1, 1, 1]
 
 
+def test_workers_that_replace_hanging_ones_wait_no_longer_than_is_known_to_be_needed(user_module):
+    with RewardPool(config(user_module, workers=1, first_deadline=60.0)) as pool:
+        scored = pool.score(samples("a", "spin-1", "spin-2", "spin-3", "bc"))
+    assert [s.failure for s in scored] == ["", *["ran past rewards.deadline=1 s"] * 3, ""]
+
+
 def test_a_step_without_any_score_ends_the_run(user_module):
     options = RewardsConfig(terms={"rewards_of_a_user.slow_start": 1.0}, deadline=0.5, first_deadline=0.5)
     with RewardPool(options) as pool:

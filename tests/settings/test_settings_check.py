@@ -220,3 +220,12 @@ def test_what_setup_installs_is_supported() -> None:
     for name, specifier in machine.SUPPORTED.items():
         assert machine.SpecifierSet(specifier).contains(pins[name])
     assert f'"torch{machine.SUPPORTED["torch"]}"' in (ROOT / "setup.py").read_text()
+
+
+def test_every_reward_is_called_once_on_a_row_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checked_rewards.py").write_text("def listed(sample):\n    print('half', end='')\n    return [1.0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (found,) = check(quickstart(tmp_path, "rewards.terms.checked_rewards.listed=1.0"))
+    assert "with a row of the data and the response '<think> Cue E" in found
+    assert f"(listed in {tmp_path}/checked_rewards.py, line 1) returned [1.0] (list); it must return a number" in found
