@@ -41,7 +41,7 @@ class Weights:
         """The model's config.json; not what SGLang makes of it, which on a CPU has sizes that it pads."""
         config: Any = self.model.config
         path = Path(config.name_or_path) / "config.json"
-        return dict(json.loads(path.read_text()) if path.is_file() else config.to_dict())
+        return dict(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config.to_dict())
 
     def learn(self, tensors: dict[str, TensorSpec], dtype: torch.dtype) -> tuple[Shard, frozenset[str], dict[str, str]]:
         """Trace the model's own loading: this worker's layout, the tensors it did not take, its parameters' dtypes."""
