@@ -114,7 +114,7 @@ def overhead(samples: list[Sample], workers: int, rounds: int) -> None:
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
     """Time that processes of one thread have spent on a core, from the scheduler's own count of nanoseconds."""
-    return sum(int(Path(f"/proc/{p.pid}/schedstat").read_text().split()[0]) for p in processes) / 1e9
+    return sum(int(Path(f"/proc/{p.pid}/schedstat").read_text(encoding="utf-8").split()[0]) for p in processes) / 1e9
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Optimiser steps of the real sharded actor: against torch's AdamW, and saved and continued at any sharding."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_rl.actor.checkpoint_folder import FILES, damage
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.transformers import transformers_layout
@@ -41,11 +44,14 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(
-    model: Path, mixture: Path, run_ranks: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[dict]]:
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the checkpoints are, in fp32 and bf16."""
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture(scope="module")
+def results(model: Path, mixture: Path, run_ranks: Callable[..., None], out: Path) -> dict[str, list[dict]]:
     """Losses and weights of both ranks after STEPS steps, by job."""
-    out = tmp_path_factory.mktemp("trained")
     defaults = {"model": str(model), "dtype": "float32", "load": None, "save": None, "steps": STEPS, "kl": 0.0}
     saved = {"load": f"step-{SAVED}", "folder": str(out / "fp32")}
     jobs = [
@@ -146,3 +152,17 @@ def test_an_update_that_is_not_finite_leaves_no_trace(results: dict[str, list[di
         assert broken["losses"] == whole["losses"]
         for parameter, weight in whole["weights"].items():
             assert torch.equal(broken["weights"][parameter], weight), parameter
+
+
+@pytest.mark.usefixtures("results")
+def test_a_checkpoint_is_whole_by_its_list_and_by_its_index(out: Path, tmp_path: Path) -> None:
+    """Those of earlier versions have no list: what is missing shows against the index of their tensors."""
+    for name in ("fp32", "bf16"):
+        checkpoint = tmp_path / name
+        shutil.copytree(out / name / f"step-{SAVED}", checkpoint)
+        assert damage(checkpoint) is None
+        (checkpoint / FILES).unlink()
+        assert damage(checkpoint) is None
+        data = sorted(checkpoint.glob("*.distcp"))[0]
+        data.write_bytes(data.read_bytes()[:1000])
+        assert re.match(r"__\d_\d\.distcp is cut short", str(damage(checkpoint)))

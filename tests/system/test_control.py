@@ -1,5 +1,6 @@
 """Processes that call rank 0 and do what it asks for; here threads."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -43,8 +44,10 @@ def control(tmp_path: Path) -> Iterator[Control]:
 
 def call(address: str, session: str, rank: int, failed: list[str] | None = None) -> None:
     def obey() -> None:
-        with call_in(address, KEY, session, rank) as connection:
-            answer_calls(connection, Target(), ("double", "fail", "sleep"), 60.0, lambda: (failed or []).append("x"))
+        with contextlib.suppress(EOFError, OSError), call_in(address, KEY, session, rank) as connection:
+            answer_calls(
+                connection, Target(), ("double", "fail", "sleep"), PATIENCE, lambda: (failed or []).append("x")
+            )
 
     threading.Thread(target=obey, daemon=True).start()
 
@@ -54,6 +57,18 @@ def one(control: Control, failed: list[str] | None = None) -> Worker:
     call(control.address, session, 0, failed)
     ASKED.extend(control.collect(session, "worker", 1, PATIENCE))
     return ASKED[-1]
+
+
+def let_in(control: Control) -> Worker:
+    """A worker that said who it is before it was hung up on, which takes a busy machine several attempts."""
+    while True:
+        session = control.session()
+        call(control.address, session, 0)
+        try:
+            ASKED.extend(control.collect(session, "worker", 1, 2.0))
+        except WorkerError:
+            continue
+        return ASKED[-1]
 
 
 def test_calls_at_two_addresses_in_the_order_of_ranks(control: Control) -> None:
@@ -112,7 +127,7 @@ def test_the_silent_and_the_slow_are_hung_up_on(control: Control, monkeypatch: p
         for caller in (silent, slow):
             while caller.recv(4096):  # the challenge, then the end
                 pass
-    worker = one(control)
+    worker = let_in(control)
     time.sleep(0.6)  # who has been let in is not hung up on
     assert worker.ask("double", 4, seconds=PATIENCE) == 8
     deadline = time.monotonic() + PATIENCE

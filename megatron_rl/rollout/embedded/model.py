@@ -103,7 +103,7 @@ class TransformersEngine:
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version (-1: poisoned) and resident memory in bytes."""
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         resident = pages * os.sysconf("SC_PAGE_SIZE")
         return {"pid": os.getpid(), "weight_version": self.version, "resident_bytes": resident}
 
