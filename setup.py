@@ -43,7 +43,7 @@ SERVED = (  # what SGLang's servers import on a CPU
     "zstandard",
     "sglang-router",
 )
-LINES = (HERE / "constraints.txt").read_text().splitlines()
+LINES = (HERE / "constraints.txt").read_text(encoding="utf-8").splitlines()
 PINS = {m[1]: m[2] for line in LINES if (m := re.match(r"([A-Za-z][\w.-]*?)\s*([=<>~].*)", line))}
 
 
@@ -54,9 +54,9 @@ def pinned(*requirements: str) -> list[str]:
 
 setup(
     name="megatron-rl",
-    version=re.search(r'__version__ = "(.+)"', (HERE / "megatron_rl/__init__.py").read_text())[1],
+    version=re.search(r'__version__ = "(.+)"', (HERE / "megatron_rl/__init__.py").read_text(encoding="utf-8"))[1],
     description="RL post-training of language models: a sharded Megatron-Core actor, hot-swapped rollout engines",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",

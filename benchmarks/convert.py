@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rl.resharding.families import canonical_tensors
-from megatron_rl.resharding.folders.hf import header_bytes
+from megatron_rl.resharding.folders.safetensors import header_bytes
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -59,7 +59,7 @@ def write_model(folder: Path, layers: int) -> int:
     shapes = {name: spec.shape for name, spec in sorted(canonical_tensors(config).items())}
     numbers = np.random.default_rng(0)
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with (folder / "model.safetensors").open("wb") as out:
         out.write(header_bytes((name, "BF16", shape) for name, shape in shapes.items())[0])
         for shape in shapes.values():
@@ -116,7 +116,9 @@ def peer(python: str, folder: Path, repeats: int) -> dict[str, float]:
     """mbridge's seconds for either way, without imports and building the model."""
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
-        done = subprocess.run([python, MBRIDGE, folder / "model", folder], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [python, MBRIDGE, folder / "model", folder], capture_output=True, encoding="utf-8", check=True
+        )
         for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
             found.setdefault(name, []).append(seconds)
         for name in ("peer_megatron", "peer_back"):

@@ -31,10 +31,9 @@ from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import Example
+from megatron_rl.data.task import Example, Sample
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.settings.load import to_yaml
 from megatron_rl.tracking.config import TrackingConfig
@@ -150,7 +149,12 @@ def run_trl(python: str, model: Path, steps: int) -> tuple[Steps, str]:
     job |= dict(steps=steps, warmup=WARMUP, threads=THREADS)
     script = Path(__file__).with_name("trl_grpo_step.py")
     done = subprocess.run(
-        [python, str(script)], input=json.dumps(job), capture_output=True, text=True, env=environment(), cwd=model
+        [python, str(script)],
+        input=json.dumps(job),
+        capture_output=True,
+        encoding="utf-8",
+        env=environment(),
+        cwd=model,
     )
     if done.returncode:
         raise SystemExit(f"{script.name} failed under {python}:\n{done.stderr[-3000:]}")
@@ -161,7 +165,7 @@ def run_trl(python: str, model: Path, steps: int) -> tuple[Steps, str]:
 def run_ours(model: Path, folder: Path, name: str, steps: int) -> Steps:
     """Our steps, watched from outside: the CPU time of the whole process tree whenever a step has been recorded."""
     recipe = folder / f"{name}.yaml"
-    recipe.write_text(to_yaml(configuration(model, folder, name, steps)))
+    recipe.write_text(to_yaml(configuration(model, folder, name, steps)), encoding="utf-8")
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -174,7 +178,11 @@ def run_ours(model: Path, folder: Path, name: str, steps: int) -> Steps:
     steps_seen, snapshots = 0, []
     peak = 0
     while process.poll() is None:
-        done = sum('"stage": "rl"' in line for line in metrics.read_text().splitlines()) if metrics.exists() else 0
+        done = (
+            sum('"stage": "rl"' in line for line in metrics.read_text(encoding="utf-8").splitlines())
+            if metrics.exists()
+            else 0
+        )
         if done > steps_seen:
             steps_seen = done
             if WARMUP <= done <= WARMUP + steps:
@@ -182,8 +190,8 @@ def run_ours(model: Path, folder: Path, name: str, steps: int) -> Steps:
                 peak = peak_bytes(process.pid)
         time.sleep(0.005)
     if process.returncode or len(snapshots) != steps + 1:
-        raise SystemExit(f"our run ended with {process.returncode}:\n{log.read_text()[-3000:]}")
-    check_work([json.loads(line) for line in metrics.read_text().splitlines()])
+        raise SystemExit(f"our run ended with {process.returncode}:\n{log.read_text(encoding='utf-8')[-3000:]}")
+    check_work([json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()])
     measured = Steps(peak_bytes=peak)
     for (before, used_before), (after, used_after) in itertools.pairwise(snapshots):
         measured.wall.append(after - before)
@@ -212,7 +220,7 @@ def cpu_seconds(pid: int) -> dict[str, float]:
 
 def peak_bytes(pid: int) -> int:
     """Sum of the processes' peak resident memory; pages that they share count once for each."""
-    status = [Path(f"/proc/{process.pid}/status").read_text() for process in tree(pid)]
+    status = [Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8") for process in tree(pid)]
     return sum(int(line.split()[1]) * 1024 for text in status for line in text.splitlines() if line.startswith("VmHWM"))
 
 

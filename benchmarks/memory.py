@@ -47,18 +47,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         settings = [f"run.folder={folder}", f"run.steps={options.steps}", "sft.steps=60", "evaluation.every=0"]
         settings += ["rollout.prompts_per_step=8", "run.save_every=50", "tracking.wandb=off", *options.overrides]
-        with Path(folder, "log").open("w") as log:
+        with Path(folder, "log").open("w", encoding="utf-8") as log:
             command = [sys.executable, "-m", "megatron_rl.cli", "train", "quickstart", *settings]
             process = subprocess.Popen(command, stdout=log, stderr=log)
         metrics, samples = Path(folder, "quickstart/metrics.jsonl"), {}
         while process.poll() is None:
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
             steps = [json.loads(line)["step"] for line in lines if '"stage": "rl"' in line]
             if steps and steps[-1] not in samples:
                 samples[steps[-1]] = resident(process.pid)
             time.sleep(0.05)
         if process.returncode:
-            raise SystemExit(Path(folder, "log").read_text()[-2000:])
+            raise SystemExit(Path(folder, "log").read_text(encoding="utf-8")[-2000:])
     shown = [min(samples, key=lambda s: abs(s - share * options.steps)) for share in TABLE_AT]
     print(f"{'MB resident after step':<24}" + "".join(f"{step:>8}" for step in shown) + "   growth")
     for key in sorted(set.intersection(*(set(samples[step]) for step in shown))):

@@ -28,11 +28,11 @@ def run(seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
     done = subprocess.run(
         [*command, f"run.folder={folder}", f"run.name={name}", f"run.seed={seed}", "tracking.wandb=off", *overrides],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         raise SystemExit(f"seed {seed} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     stages = {stage: [row for row in rows if row["stage"] == stage] for stage in ("eval", "sft", "rl")}
     return stages | {"wall": time.perf_counter() - started}
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 
+from megatron_rl.data.task import Sample
 from megatron_rl.data.think_answer import split
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.length import repetition_factor
 from megatron_rl.rewards.pool import RewardPool
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.terms import bind, score_sample
 
 GROUP = 8  # completions of one prompt
@@ -114,7 +114,7 @@ def overhead(samples: list[Sample], workers: int, rounds: int) -> None:
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
     """Time that processes of one thread have spent on a core, from the scheduler's own count of nanoseconds."""
-    return sum(int(Path(f"/proc/{p.pid}/schedstat").read_text().split()[0]) for p in processes) / 1e9
+    return sum(int(Path(f"/proc/{p.pid}/schedstat").read_text(encoding="utf-8").split()[0]) for p in processes) / 1e9
 
 
 def main() -> None:

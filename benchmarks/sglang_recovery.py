@@ -52,9 +52,9 @@ def main() -> None:
     config = configuration()
     config.rollout.engines, config.rollout.max_running, config.rollout.sglang.health_seconds = 2, 32, 10.0
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(architecture))
+        (Path(folder) / "config.json").write_text(json.dumps(architecture), encoding="utf-8")
         begun = time.monotonic()
-        engines = SGLangEngines(config, Path(folder), secrets.token_bytes(16), Path(folder))
+        engines = SGLangEngines(config.served(), Path(folder), secrets.token_bytes(16), Path(folder))
         try:
             plan = make_plan(source.layout(), engines.attach(source).layout)
             engines.begin_swap(1)

@@ -66,8 +66,8 @@ def main() -> None:
     ranks = shards(architecture)
     source = SwapSource(architecture, SIZES, False, False, [publish(rank) for rank in ranks])
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(architecture))
-        engine = SGLangEngines(configuration(), Path(folder), secrets.token_bytes(16), Path(folder))
+        (Path(folder) / "config.json").write_text(json.dumps(architecture), encoding="utf-8")
+        engine = SGLangEngines(configuration().served(), Path(folder), secrets.token_bytes(16), Path(folder))
         try:
             results = measure(engine, source, ranks, options.repeats)
         finally:

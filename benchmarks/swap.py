@@ -110,14 +110,14 @@ def mbridge(python: str, ranks: int, repeats: int) -> float:
     """Seconds of mbridge's export."""
     script = Path(__file__).parent / "mbridge_export.py"
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(CONFIG))
+        (Path(folder) / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
         command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         done = subprocess.run(
             [*command, script, folder, str(repeats)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
     return float(done.stdout.split()[-1])

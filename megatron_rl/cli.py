@@ -1,18 +1,42 @@
-"""The command line: megatron-rl train | check | plan | recipes | options | convert | serve | engine."""
+"""The command line, ``megatron-rl COMMAND``: finds the command's module, runs it, and turns its end into an exit code.
+
+Only the chosen command's module is imported, so that every command starts in a fraction of a second.
+"""
 
 import argparse
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TextIO
 
 from megatron_rl import __version__
-from megatron_rl.errors import InputError, full_disk
-from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX
+from megatron_rl.errors import InputError, RunError, refused
+from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_utf8
+from megatron_rl.system.program import program
 
+COMMANDS = {  # the module of megatron_rl.commands, and what it does
+    "train": ("train", "run a recipe: starts, watches and ends every process"),
+    "check": ("check", "list everything that is wrong with a recipe on this machine; starts nothing"),
+    "plan": (
+        "plan",
+        "print how weights travel from the trainer to the engines, what it costs, and the proof; needs no weights",
+    ),
+    "recipes": ("recipes", "list the recipes"),
+    "options": ("options", "list the options, their defaults and what they may be"),
+    "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
+    "serve": ("serve", "serve a trained policy with SGLang: OpenAI's API"),
+    "engine": (
+        "engine",
+        "start one SGLang engine for a run, on a machine of its own; the trainer takes it by rollout.sglang.urls",
+    ),
+}
 EPILOG = """\
-A recipe is a complete configuration. It is named as `megatron-rl recipes` lists it, or it is a YAML file.
-key=value changes one option; a value is written as in YAML.
+A recipe is a complete configuration. It is named as `megatron-rl recipes` lists it, or it is a YAML file, or
+the dotted path of a function () -> Config of your own. key=value changes one option; a text is taken as it is typed,
+any other value as YAML reads it.
 
 examples:
   megatron-rl train quickstart                        watch a small model learn, in minutes, on a laptop
@@ -25,30 +49,53 @@ examples:
   megatron-rl serve runs/quickstart                   what it trained, behind OpenAI's API
 
 A run keeps everything in runs/NAME: metrics, completions with their rewards, checkpoints, the final policy.
-Ctrl-C stops it; the same command continues it from the last checkpoint where the recipe has run.resume=auto.
+Ctrl-C stops it at the end of the step, with a checkpoint, and says how to continue; a second one ends it at once.
+
+
+Exit codes: 0 done, 1 a process failed, 2 bad input, 128 + number of the signal that ended it.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 a process failed, 2 bad input, 128 + signal."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Returns the exit code: 0, 1 a process failed (of convert verify: a difference), 2 bad input, 128 + signal."""
+    _open_standard_streams()
+    if arguments is None:
+        speak_utf8()
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone; every process has been ended
+        for stream in (sys.stdout, sys.stderr):
+            _say_no_more(stream)
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if (found := refused(error)) is None:
+            raise
+        _say_no_more(sys.stdout)  # which may be on that disk
+        print(f"{ERROR_PREFIX}{found}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(arguments: Sequence[str]) -> int:
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
+        _require_utf8(arguments)
         return int(options.run(options))
-    except InputError as error:
-        said = error
-    except BrokenPipeError:  # whoever read our output has gone; every process has been ended
-        sys.stderr.close()
-        return 1
-    except OSError as error:
-        if (full := full_disk(error)) is None:
-            raise
-        said = full
+    except (InputError, RunError) as error:
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
+        return FAILED if isinstance(error, RunError) else BAD_INPUT
     except KeyboardInterrupt as interrupt:
         print(f"Interrupted. {interrupt}".rstrip(), file=sys.stderr)
         return 128 + signal.SIGINT
-    print(f"{ERROR_PREFIX}{said}", file=sys.stderr)
-    return BAD_INPUT
+
+
+def _require_utf8(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            written = argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise InputError(f"{written} is not in UTF-8, as names of files and options must be: rename the file.")
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
@@ -57,107 +104,40 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         prog="megatron-rl",
         description="Train language models to reason, by reinforcement learning: a sharded Megatron-Core actor, "
         "rollout engines that get its new weights after every step, and rewards computed on CPUs.",
-        epilog=EPILOG,
+        epilog=_callable(EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"megatron-rl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, run, text in (
-        ("train", _train, "run a recipe: starts, watches and ends every process"),
-        ("check", _check, "list everything that is wrong with a recipe on this machine; starts nothing"),
-    ):
+    for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or a .yaml file")
-        command.add_argument("overrides", metavar="key=value", nargs="*", help="options to change")
-        command.set_defaults(run=run)
-    text = "print how weights travel from the trainer to the engines, what it costs, and the proof; needs no weights"
-    plan = commands.add_parser("plan", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    if chosen == "plan":
-        from megatron_rl.commands.plan import add_arguments
-
-        add_arguments(plan)
-    recipes = commands.add_parser("recipes", help="list the recipes", description="List the recipes.")
-    recipes.set_defaults(run=_recipes)
-    listing = commands.add_parser(
-        "options", help="list the options and their defaults", description="List the options."
-    )
-    listing.add_argument("group", nargs="?", default="", help="only those that start so: actor, run.save …")
-    listing.set_defaults(run=_options)
-    convert = commands.add_parser(
-        "convert",
-        help="convert checkpoints between Hugging Face and Megatron, compare and list them",
-        description="Convert checkpoints between Hugging Face folders and Megatron's torch_dist, by streaming.",
-    )
-    if chosen == "convert":
-        from megatron_rl.commands.convert_options import add_commands
-
-        add_commands(convert)
-    text = "serve a trained policy with SGLang: OpenAI's API"
-    serving = commands.add_parser("serve", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    if chosen == "serve":
-        from megatron_rl.commands import serve
-
-        serve.add_arguments(serving)
-    text = "start one SGLang engine for a run, on a machine of its own; the trainer takes it by rollout.sglang.urls"
-    serving = commands.add_parser("engine", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    if chosen == "engine":
-        from megatron_rl.commands import engine
-
-        engine.add_arguments(serving)
+        if name == chosen:
+            import_module(f"megatron_rl.commands.{module}").add_arguments(command)
+            command.epilog = _callable(command.epilog)
     return parser
 
 
-def _train(options: argparse.Namespace) -> int:
-    from megatron_rl.launch.job import launch
-    from megatron_rl.settings.check import check
-    from megatron_rl.settings.load import load
-
-    config, problems = load(options.recipe, options.overrides)
-    if problems := problems + check(config):
-        _print_problems(options.recipe, problems, sys.stderr)
-        return BAD_INPUT
-    return launch(config)
+def _callable(examples: str | None) -> str | None:
+    """The examples as a shell here takes them."""
+    return examples and examples.replace("megatron-rl ", f"{program()} ")
 
 
-def _check(options: argparse.Namespace) -> int:
-    from megatron_rl.settings.check import check
-    from megatron_rl.settings.describe import describe
-    from megatron_rl.settings.load import load
-
-    config, problems = load(options.recipe, options.overrides)
-    if problems := problems + check(config):
-        _print_problems(options.recipe, problems, sys.stdout)
-        return BAD_INPUT
-    print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config)}")
-    return 0
+def _open_standard_streams() -> None:
+    """Open what the caller has closed (``2>&-``): else the next file or socket would take its number, and its words."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
-def _print_problems(recipe: str, problems: Sequence[str], to: TextIO) -> None:
-    print(f"{recipe}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", file=to)
-    for number, problem in enumerate(problems, 1):
-        print(f"{number:3}. {problem}", file=to)
-
-
-def _recipes(options: argparse.Namespace) -> int:
-    from recipes import all_recipes
-
-    known = all_recipes()
-    width = max(map(len, known))
-    for name, text in known.items():
-        print(f"{name:<{width}}  {text}")
-    return 0
-
-
-def _options(options: argparse.Namespace) -> int:
-    from megatron_rl.settings.load import documented
-
-    lines = [line for line in documented() if line.key.startswith(options.group)]
-    if not lines:
-        raise InputError(f"No option starts with {options.group!r}; `megatron-rl options` lists all.")
-    width = max(len(f"{line.key}={line.default}") for line in lines)
-    for line in lines:
-        print(f"{f'{line.key}={line.default}':<{width}}  {line.text}")
-    return 0
+def _say_no_more(stream: TextIO) -> None:
+    """Python would complain at its end that it cannot write what is still to be written: let it go nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # a stream of another kind, as tests have
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

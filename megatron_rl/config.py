@@ -4,13 +4,15 @@ A recipe is a function that returns a ``Config``. This module imports no torch.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
+from megatron_rl.option import choice, number
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.rollout.config import RolloutConfig, Served
 from megatron_rl.tracking.config import TrackingConfig
 
 
@@ -20,12 +22,14 @@ class RunConfig:
 
     name: str = "run"  # the run's folder is {folder}/{name}
     folder: str = "runs"  # where runs are kept
-    seed: int = 0  # data order, sampling, initial weights
-    steps: int = 100  # RL steps
-    resume: str = "auto"  # auto: continue the run in the folder | never: always a new, numbered folder
-    save_every: int = 0  # steps between checkpoints; 0: only the last
-    keep: int = 2  # checkpoints kept
+    seed: int = number(0, least=0)  # data order, sampling, initial weights
+    steps: int = number(100, least=0)  # RL steps
+    resume: str = choice("auto", "never")  # auto: continue the run in the folder | never: always a new, numbered folder
+    save_every: int = number(0, least=0)  # steps between checkpoints; 0: only the last
+    keep: int = number(2, least=1)  # checkpoints kept
+    grace_seconds: float = number(600.0, least=0)  # for the step under way and its checkpoint, after Ctrl-C or SIGTERM
     export: bool = True  # write the final policy as a Hugging Face folder
+    not_finite: str = choice("stop", "skip")  # where a loss or gradient norm is NaN or infinite: the run, or the update
 
 
 @dataclass
@@ -43,3 +47,14 @@ class Config:
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def served(self) -> Served:
+        """What SGLang's servers have to know."""
+        return Served(
+            rollout=self.rollout,
+            dtype=self.model.dtype,
+            seed=self.run.seed,
+            longest=self.data.max_prompt_tokens + self.rollout.max_new_tokens,
+            trainers=self.actor.sizes().world,
+            folder=Path(self.run.folder) / self.run.name,
+        )

@@ -1,7 +1,27 @@
-"""What goes wrong: for a user to read (``InputError``), and between the processes of a swap."""
+"""What goes wrong: for a user to read (``InputError``, ``RunError``), and between the processes of a swap."""
 
 from collections.abc import Sequence
-from errno import EDQUOT, ENOSPC
+from errno import (
+    EACCES,
+    EDQUOT,
+    EFBIG,
+    EIO,
+    ELOOP,
+    EMFILE,
+    ENAMETOOLONG,
+    ENFILE,
+    ENOLCK,
+    ENOMEM,
+    ENOSPC,
+    ENOTDIR,
+    EPERM,
+    EROFS,
+    ESTALE,
+)
+
+_OF_THE_MACHINE = frozenset(  # what the system says about its files and limits; the other numbers may be our faults
+    [EACCES, EFBIG, EIO, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOLCK, ENOMEM, ENOTDIR, EPERM, EROFS, ESTALE]
+)
 
 
 class InputError(ValueError):
@@ -9,6 +29,14 @@ class InputError(ValueError):
 
     The message is one paragraph that names the file, key or value and says what to do. The command
     line prints it without a traceback and exits with code 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that must not go on, though nothing was wrong with its input: it diverged, or nothing can be scored.
+
+    The message is one paragraph, as an InputError's. The command line prints it without a traceback and exits with
+    code 1.
     """
 
 
@@ -35,6 +63,19 @@ def refuse(problems: Sequence[str]) -> None:
     if problems:
         listed = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
         raise InputError(f"{len(problems)} problems: {listed}")
+
+
+def refused(error: BaseException) -> InputError | None:
+    """What to tell the user when the machine is at the root of an exception; None when it is not.
+
+    That is a full disk, a place that cannot be written or read, or a limit of the system. A file that is not there
+    (ENOENT) is not among them: whoever opens a user's file says so, and the rest are faults of this program.
+    """
+    if (full := full_disk(error)) is not None:
+        return full
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        return InputError(named(error))
+    return None
 
 
 def full_disk(error: BaseException) -> InputError | None:

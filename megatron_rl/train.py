@@ -1,95 +1,121 @@
-"""The training loop, as every trainer rank runs it; rank 0 also drives generation and scoring.
+"""The training loop, as every trainer rank runs it.
 
+::
+
+    controller (rank 0)                       every rank
+    ───────────────────                       ──────────
+    prompts ─▶ strategy ─▶ engine ─▶ rewards
+                               ▲        │ a step: rows, rewards
+                               │        ▼
+                               │     scatter ─▶ score ─▶ credit ─▶ loss, gradient, update ─▶ finite?
+                               │                                                               │
+                               └──────────── swap: plan, copy, hashes ◀────────────────────────┘
+
+Generation waits for nothing but its engine, which serves the weights of the last swap, or of ``rollout.staleness``
+steps ago; ranks wait for their rows; a swap waits until nothing is generated, unless ``rollout.in_flight``.
 ``megatron-rl train`` starts one process per rank, ``python -m megatron_rl.train RUN_FOLDER``, with torchrun's
-environment variables. All ranks run the same lines; what only rank 0 knows is shared with the others.
+environment variables.
 """
 
 import sys
 
-import torch.distributed as dist
-
-from megatron_rl.actor import groups
-from megatron_rl.actor.groups import share
-from megatron_rl.actor.rows import Sequence
-from megatron_rl.actor.schedule import learning_rate
-from megatron_rl.actor.trainer import Actor
-from megatron_rl.algorithms.mismatch import alarm
+from megatron_rl.actor import checkpoint, groups
 from megatron_rl.config import Config
-from megatron_rl.errors import InputError
 from megatron_rl.swap.trainer import Swap
-from megatron_rl.system import processes
+from megatron_rl.system import processes, stop
+from megatron_rl.system.screen import activity
 from megatron_rl.tracking.run_folder import RunFolder
-from megatron_rl.training.driver import Driver
-from megatron_rl.training.learn import imitation, learn
-from megatron_rl.training.progress import Position, finish_warm_start, restore, save_if_due
+from megatron_rl.training.batch import scatter
+from megatron_rl.training.controller import Controller, Elsewhere
+from megatron_rl.training.guard import require_agreement, require_finite
+from megatron_rl.training.models import Models
+from megatron_rl.training.progress import Progress, restore, write_checkpoint
+from megatron_rl.training.stages import first_stage, stages
+from megatron_rl.training.stages.stage import Stage
 
 
 def train(run: RunFolder, config: Config) -> None:
-    """Supervised warm start, then RL; a run that was stopped continues from its newest checkpoint."""
+    """Every stage from where the run stands; one that was stopped continues from its newest checkpoint."""
+    stop.install()
+    activity("starting the trainer's ranks")
     groups.initialize(config.actor, config.run.seed)
-    driver = Driver(config, run) if dist.get_rank() == 0 else None  # first: its engines start meanwhile
-    actor = Actor(run.hf_config(), config.actor, config.model.dtype, str(run.model_folder()))
-    swap = Swap(actor, driver.engine if driver else None)
-    at = restore(run, config, actor)
-    if driver:
-        driver.begin(at, swap.plan.hash)
+    controller = Controller(config, run) if groups.first() else Elsewhere()  # first: its engines start meanwhile
+    activity("building the model")
+    models = Models(run, config)
+    activity("planning the weight swap with the engines")
+    swap = Swap(models.policy, controller.engine)
+    at, newest = restore(run, first_stage(config))
+    remaining = stages(config, run, at)
+    remaining[0].enter(models, at)
+    if newest:
+        checkpoint.load(models.policy, newest)
+        models.changed()
+    controller.begin(at, swap.plan.hash)
     swap(at.version)
     if "before" not in at.evaluations:
-        evaluate(driver, at, "before")
+        evaluate(controller, at, "before")
 
-    if at.stage == "sft":
-        for step in range(at.step, config.sft.steps):
-            batch: list[Sequence] = share(driver and driver.imitate(step))
-            lr = learning_rate(config.sft_optimizer, step, config.sft.steps)
-            metrics = actor.update(actor.pack(batch), imitation, lr) | {"tokens": float(sum(map(len, batch)))}
-            at.step = step + 1
-            if driver:
-                driver.record(at, metrics)
-            save_if_due(run, config, actor, at, driver)
-        at.version += 1
-        swap(at.version)
-        evaluate(driver, at, "after SFT")
-        finish_warm_start(run, config, actor, swap, at, driver)
+    for stage in remaining:
+        if at.stage != stage.name:
+            at.enter(stage.name)
+            stage.enter(models, at)
+            save(run, models, at, controller, config.run.keep)
+        while at.step < stage.steps:
+            batch = scatter(controller.batch(stage, at), models.policy)
+            with controller.clock.span("update"):
+                metrics, credit = stage.learn(models, batch, at.step)
+            models.changed()
+            require_finite(metrics, models.policy, controller, at, config.run.not_finite)
+            at.step += 1
+            last = at.step == stage.steps
+            if stage.samples or last:
+                controller.before_swap()
+                at.version += 1
+                metrics |= swap(at.version)
+            controller.record(at, metrics, credit)
+            if stage.samples:
+                require_agreement(metrics, controller, at, config.algorithm)
+            if last or (stage.samples and due(config.evaluation.every, at)):
+                evaluate(controller, at, label(stage, at))
+            stopping = not last and groups.share(controller.stopping())
+            if stopping or (last and stage.samples) or due(config.run.save_every, at):
+                save(run, models, at, controller, config.run.keep)
+            if stopping:
+                return end(controller, swap, at)
+        stage.leave(models, swap, at)
+    controller.finish(at)
+    end(controller, swap, at)
 
-    if config.rollout.true_on_policy:
-        actor.sum_as_engine()
-    for step in range(at.step, config.run.steps):
-        rollout = driver.take(at) if driver else None
-        minibatches: list[list[Sequence]] = share(rollout and rollout.minibatches)
-        at.step, at.version = step + 1, at.version + 1
-        metrics = learn(actor, minibatches, config, step)
-        if driver:
-            driver.before_swap()
-        metrics |= swap(at.version)
-        if driver and rollout:
-            driver.record(at, rollout.metrics | metrics, rollout.rows)
-        watch(driver, at, config, metrics)
-        if at.step == config.run.steps or (config.evaluation.every and at.step % config.evaluation.every == 0):
-            evaluate(driver, at, "after RL" if at.step == config.run.steps else f"step {at.step}")
-        save_if_due(run, config, actor, at, driver)
 
-    if config.run.export and not run.export.exists():
-        swap.export(run.export, run.model_folder())
-    if driver:
-        driver.finish(at)
+def end(controller: Controller | Elsewhere, swap: Swap, at: Progress) -> None:
+    """Leave the engines, the workers and the other ranks."""
+    controller.close(at)
     swap.close()
     groups.shutdown()
 
 
-def watch(driver: Driver | None, at: Position, config: Config, metrics: dict[str, float]) -> None:
-    """Warn, or end the run on every rank, when the engine and the actor disagree."""
-    if not (wrong := alarm(metrics, config.algorithm)):
-        return
-    if config.algorithm.mismatch_action == "stop":
-        raise InputError(f"Step {at.step} stopped the run (algorithm.mismatch_action=stop): {wrong}")
-    if driver:
-        print(f"warning: step {at.step}: {wrong}", flush=True)
+def evaluate(controller: Controller | Elsewhere, at: Progress, label: str) -> None:
+    """Held-out metrics of the weights in the engine; the other ranks wait for them."""
+    activity(f"evaluating {label}")
+    at.evaluations[label] = groups.share(controller.evaluate(at, label))
 
 
-def evaluate(driver: Driver | None, at: Position, label: str) -> None:
-    """Held-out metrics of the weights in the engine; the other ranks wait at the next exchange."""
-    result = share(driver and driver.evaluate(at, label))
-    at.evaluations[label] = result
+def save(run: RunFolder, models: Models, at: Progress, controller: Controller | Elsewhere, keep: int) -> None:
+    """A checkpoint of where the run stands."""
+    activity("saving a checkpoint")
+    controller.settle(at)
+    with controller.clock.span("checkpoint"):
+        write_checkpoint(run, models, at, keep)
+
+
+def label(stage: Stage, at: Progress) -> str:
+    """What an evaluation after the present step is called."""
+    return f"after {stage.name.upper()}" if at.step == stage.steps else f"step {at.step}"
+
+
+def due(every: int, at: Progress) -> bool:
+    """Whether something that is done every so many steps (0: never) is done now."""
+    return bool(every) and at.step % every == 0
 
 
 def main() -> None:

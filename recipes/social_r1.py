@@ -11,7 +11,7 @@ from megatron_rl.config import Config, RunConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 
 
 def qwen3_4b() -> Config:
@@ -27,6 +27,7 @@ def qwen3_8b() -> Config:
 def tiny() -> Config:
     """The Social-R1 job on a CPU in minutes; set model.path (tools/make_tiny_model.py) and data.path."""
     config = _card("social_r1_tiny", "", ActorConfig())
+    config.rollout.engine, config.rollout.engines, config.rollout.sglang = "embedded", 1, SGLangConfig()
     config.run.steps, config.run.save_every = 10, 0
     config.model.dtype = "float32"
     config.rollout.prompts_per_step, config.rollout.max_new_tokens = 8, 64
@@ -43,7 +44,15 @@ def _card(name: str, model: str, actor: ActorConfig) -> Config:
         run=RunConfig(name=name, steps=600, save_every=50),
         model=ModelConfig(path=model),
         data=DataConfig(task="multiple_choice", max_prompt_tokens=1024),
-        rollout=RolloutConfig(prompts_per_step=64, group_size=5, max_new_tokens=3072),
+        rollout=RolloutConfig(
+            engine="sglang",
+            engines=8,  # one on each of the trainer's GPUs
+            prompts_per_step=64,
+            group_size=5,
+            max_new_tokens=3072,
+            # of what is free when a server starts: the optimiser's moments and activations come later
+            sglang=SGLangConfig(colocated=True, args={"mem_fraction_static": 0.6}),
+        ),
         rewards=RewardsConfig(terms={"social_r1": 1.0}, workers=4),
         algorithm=AlgorithmConfig(
             kl_coef=0.04,

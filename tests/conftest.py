@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 3600.0  # seconds, of every wait in a test: it guards against waiting for ever, and measures nothing
 
 
 def free_port() -> int:
@@ -23,7 +24,7 @@ def free_port() -> int:
 def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """run_ranks(script, world, *args): run a script as ``world`` torch.distributed ranks; fail with their output."""
 
-    def run(script: Path, world: int, *args: object, timeout: float = 300) -> None:
+    def run(script: Path, world: int, *args: object, timeout: float = PATIENCE) -> None:
         env = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "OMP_NUM_THREADS": "1",

@@ -4,7 +4,7 @@ import errno
 import subprocess
 import sys
 
-from megatron_rl.errors import full_disk
+from megatron_rl.errors import full_disk, refused
 
 
 def test_found_at_the_root_of_a_chain() -> None:
@@ -19,6 +19,15 @@ def test_found_at_the_root_of_a_chain() -> None:
     assert full_disk(RuntimeError("worker: OSError: [Errno 28] No space left on device")) is not None
     assert full_disk(OSError(errno.EACCES, "Permission denied", "/runs")) is None
     assert full_disk(ValueError("no")) is None
+
+
+def test_what_the_machine_refuses_names_the_file_and_what_may_be_our_fault_is_no_message() -> None:
+    for number, said in ((errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")):
+        assert str(refused(OSError(number, said, "/runs/a"))) == f"/runs/a cannot be used: {said}."
+    assert str(refused(OSError(errno.EMFILE, "Too many open files"))) == "The system refused: Too many open files."
+    assert "The disk is full" in str(refused(OSError(errno.ENOSPC, "No space left on device", "/runs/a")))
+    assert refused(OSError(errno.ENOENT, "No such file or directory", "/runs/a")) is None
+    assert refused(ValueError("no")) is None
 
 
 def test_a_process_says_so_and_ends_with_2() -> None:

@@ -24,9 +24,10 @@ CHAT_TEMPLATE = (
 
 def texts(path: Path) -> Iterator[str]:
     """Pieces of text of a data file or of a plain text file."""
-    if path.suffix in FORMATS:
-        for row in read_table(str(path), "train").rows:
-            yield from (value for value in row.values() if isinstance(value, str))
+    if path.suffix.lower() in FORMATS:
+        table = read_table(str(path), "train")
+        for cells in zip(*map(table.column, table.columns), strict=True):
+            yield from (value for value in cells if isinstance(value, str))
     elif path.is_file():
         with path.open(encoding="utf-8") as lines:
             yield from lines

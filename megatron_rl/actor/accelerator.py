@@ -133,6 +133,7 @@ def adapt() -> None:
         return
     import megatron.core.optimizer
     import megatron.core.pipeline_parallel.schedules  # noqa: F401 (so that the loop below finds it)
+    from megatron.core.tensor_parallel import mappings
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.moe import token_dispatcher
 
@@ -144,6 +145,7 @@ def adapt() -> None:
         rng._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
         dispatcher: Any = token_dispatcher
         dispatcher.maybe_move_tensor_to_cpu = _to_numpy
+        _let_parts_differ(mappings)
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
             module.torch = _FACADE  # type: ignore[attr-defined]
@@ -151,3 +153,27 @@ def adapt() -> None:
 
 def _to_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     return tensor.numpy() if torch.is_tensor(tensor) and as_numpy else tensor
+
+
+def _let_parts_differ(mappings: Any) -> None:
+    """Gather and reduce-scatter parts of different lengths, which experts' tokens are: gloo takes equal ones only."""
+    gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def gather_any(x: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if sizes is None or group.size() == 1:
+            return gather(x, group, use_global_buffer=use_global_buffer)
+        parts = gather(_padded(x, max(sizes)), group).reshape(len(sizes), max(sizes), *x.shape[1:])
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def reduce_scatter_any(x: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if sizes is None or group.size() == 1:
+            return reduce_scatter(x, group, use_global_buffer=use_global_buffer)
+        parts = torch.cat([_padded(part, max(sizes)) for part in x.split(list(sizes))])
+        return reduce_scatter(parts, group)[: sizes[group.rank()]]
+
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_any, reduce_scatter_any
+
+
+def _padded(x: torch.Tensor, size: int) -> torch.Tensor:
+    """``x`` [n, ...] with zeros behind it, [size, ...]."""
+    return torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])

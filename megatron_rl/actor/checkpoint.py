@@ -1,7 +1,7 @@
 """Checkpoints of the actor in Megatron's torch_dist format: weights, optimiser, random state and position.
 
 A checkpoint loads at any sharding; at the same one training continues bit-identically. It is written into a
-hidden folder, flushed and renamed when complete, so a folder named step-* is always whole.
+hidden folder, flushed and renamed when complete (``checkpoint_folder``), so a folder named step-* was whole.
 """
 
 import json
@@ -20,22 +20,11 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import distrib_optimizer
 
 from megatron_rl.actor import accelerator, groups
+from megatron_rl.actor.checkpoint_folder import STATE, all_checkpoints, list_files, read_sizes, read_state
+from megatron_rl.actor.checkpoint_folder import latest as latest  # with this module's other functions
 from megatron_rl.actor.trainer import Actor
-from megatron_rl.system.files import flush_folder
+from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
-
-STATE = "state.json"
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a run's checkpoint folder."""
-    return max(folder.glob("step-*"), default=None, key=lambda p: p.name)
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What was passed to ``save``: the position of the run."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["state"]
-    return state
 
 
 def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int) -> Path:
@@ -49,18 +38,19 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
         filesystem_async._results_queue = manager.Queue()
     target, partial = folder / f"step-{name}", folder / f".step-{name}"
     if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.glob(".step-*"):  # by attempts that were killed
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
     groups.barrier()
     try:
         dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
         if dist.get_rank() == 0:
             content = {"state": state, "sizes": vars(actor.config.sizes())}
-            (partial / STATE).write_text(json.dumps(content, indent=2))
-            flush_folder(partial)
+            (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            list_files(partial)
             shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
-            partial.rename(target)
-            for old in sorted(folder.glob("step-*"))[:-keep]:
+            rename_folder(partial, target)
+            for old in all_checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -76,7 +66,7 @@ def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
     The actor has the optimiser of the stage that the checkpoint was written in.
     """
     accelerator.adapt()
-    same = json.loads((checkpoint / STATE).read_text())["sizes"] == vars(actor.config.sizes())
+    same = read_sizes(checkpoint) == vars(actor.config.sizes())
     content = _state_dict(actor, loading=True)
     if not same:
         del content["rng"]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_rl.option import choice, number
 from megatron_rl.resharding.layout import ParallelSizes
 
 
@@ -12,41 +13,44 @@ class ModelConfig:
 
     path: str = ""  # Hugging Face folder: config.json, *.safetensors, tokenizer files
     architecture: dict[str, Any] = field(default_factory=dict)  # a config.json's content: start from random weights
-    dtype: str = "bfloat16"  # weights and activations in actor and engine: bfloat16 | float32
+    dtype: str = choice("bfloat16", "float32")  # weights and activations in actor and engine
 
 
 @dataclass
 class OptimizerConfig:
     """AdamW and its learning-rate schedule (steps are optimiser steps)."""
 
-    lr: float = 1e-6  # peak learning rate
-    beta1: float = 0.9  # decay of the first moment
-    beta2: float = 0.999  # decay of the second moment
-    eps: float = 1e-8  # added to the square root of the second moment
-    weight_decay: float = 0.0  # decoupled; norms and biases are never decayed
-    clip_grad: float = 1.0  # global gradient norm; 0 turns clipping off
-    warmup_steps: int = 0  # linear warm-up from 0
-    decay: str = "constant"  # constant | linear | cosine, down to min_lr_ratio at the last step
-    min_lr_ratio: float = 0.0  # final learning rate as a fraction of the peak
+    lr: float = number(1e-6, least=0)  # peak learning rate
+    beta1: float = number(0.9, least=0, most=0.999999)  # decay of the first moment
+    beta2: float = number(0.999, least=0, most=0.999999999)  # decay of the second moment
+    eps: float = number(1e-8, least=0)  # added to the square root of the second moment
+    weight_decay: float = number(0.0, least=0)  # decoupled; norms and biases are never decayed
+    clip_grad: float = number(1.0, least=0)  # global gradient norm; 0 turns clipping off
+    warmup_steps: int = number(0, least=0)  # linear warm-up from 0
+    decay: str = choice("constant", "linear", "cosine")  # down to min_lr_ratio at the last step
+    min_lr_ratio: float = number(0.0, least=0, most=1)  # final learning rate as a fraction of the peak
 
 
 @dataclass
 class ActorConfig:
     """The trainer ranks: world size = tensor x pipeline x context x data parallel."""
 
-    tensor_parallel: int = 1  # ranks that share every weight matrix
-    pipeline_parallel: int = 1  # ranks that share the layers
-    virtual_pipeline: int = 1  # interleaved model chunks per pipeline rank
-    context_parallel: int = 1  # ranks that share every sequence
-    expert_parallel: int = 1  # ranks that share the experts (inside data x context parallel)
-    data_parallel: int = 1  # replicas
+    tensor_parallel: int = number(1, least=1)  # ranks that share every weight matrix
+    pipeline_parallel: int = number(1, least=1)  # ranks that share the layers
+    first_stage: int = number(0, least=0)  # layers of the first pipeline stage; 0: as many as the others
+    last_stage: int = number(0, least=0)  # layers of the last pipeline stage; 0: as many as the others
+    virtual_pipeline: int = number(1, least=1)  # interleaved model chunks per pipeline rank
+    context_parallel: int = number(1, least=1)  # ranks that share every sequence
+    expert_parallel: int = number(1, least=1)  # ranks that share the experts; divides tensor x context x data parallel
+    expert_tensor_parallel: int = number(1, least=1)  # ranks that share every expert's matrices, of the same product
+    data_parallel: int = number(1, least=1)  # replicas
     sequence_parallel: bool = False  # shard activations between tensor-parallel regions
-    micro_batch_tokens: int = 16384  # at most this many tokens in one forward pass of one rank
+    micro_batch_tokens: int = number(16384, least=1)  # at most this many tokens in one forward pass of one rank
     packing: bool = True  # several sequences per forward pass (THD); false: one by one
-    logprob_chunk: int = 2048  # tokens whose logits exist at the same time
-    recompute: str = "none"  # activation recomputation: none | selective | full
-    fp8: str = "none"  # Transformer Engine FP8 recipe: none | delayed | tensorwise | blockwise
-    threads: int = 1  # CPU threads per rank
+    logprob_chunk: int = number(2048, least=1)  # tokens whose logits exist at the same time
+    recompute: str = choice("none", "selective", "full")  # activations computed anew in the backward pass
+    fp8: str = choice("none", "delayed", "tensorwise", "blockwise")  # Transformer Engine's FP8 recipe
+    threads: int = number(1, least=1, most=1024)  # CPU threads per rank
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def sizes(self) -> ParallelSizes:
@@ -58,4 +62,7 @@ class ActorConfig:
             context=self.context_parallel,
             expert=self.expert_parallel,
             data=self.data_parallel,
+            expert_tensor=self.expert_tensor_parallel,
+            first_stage=self.first_stage,
+            last_stage=self.last_stage,
         )

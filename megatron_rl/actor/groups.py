@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from megatron_rl.actor import accelerator
 from megatron_rl.actor.config import ActorConfig
-from megatron_rl.system.tcp_store import listening_store
+from megatron_rl.system.tcp_store import inherited_listener, listening_store
 
 _SECONDS = 1800.0  # that a rank waits for the others
 _PATIENCE = timedelta(days=1)  # with rank 0, which generates and scores; a rank that dies ends the run at once
@@ -45,20 +45,32 @@ def initialize(config: ActorConfig, seed: int) -> None:
             virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
             context_parallel_size=config.context_parallel,
             expert_model_parallel_size=config.expert_parallel,
-            expert_tensor_parallel_size=1,
+            expert_tensor_parallel_size=config.expert_tensor_parallel,
         )
     model_parallel_cuda_manual_seed(seed)
     torch.manual_seed(seed)
 
 
+def first() -> bool:
+    """Whether this is rank 0, which also generates, scores and keeps the records."""
+    return dist.get_rank() == 0
+
+
 def share(value: Any) -> Any:
     """Rank 0's value (picklable), on every rank.
 
-    It and the two below go over the host: over NCCL a rank that waits for rank 0 would keep its GPU from whatever else
+    It and those below go over the host: over NCCL a rank that waits for rank 0 would keep its GPU from whatever else
     is sent from there meanwhile, and its watchdog would end it after half an hour.
     """
     box = [value]
     dist.broadcast_object_list(box, src=0, group=_objects)
+    return box[0]
+
+
+def scatter(values: list[Any] | None) -> Any:
+    """This rank's of rank 0's values (picklable), one for each rank; the other ranks give None."""
+    box = [None]
+    dist.scatter_object_list(box, values, src=0, group=_objects)
     return box[0]
 
 
@@ -94,7 +106,7 @@ def _meeting() -> dict[str, Any]:
         return {}
     rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = (
-        listening_store(host, port, _SECONDS)
+        listening_store(host, port, _SECONDS, inherited_listener())
         if rank == 0
         else dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_SECONDS))
     )

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 
 
 @dataclass
@@ -62,10 +63,24 @@ class MicroBatch:
     targets: torch.Tensor  # int64 [n]: that token
     columns: dict[str, torch.Tensor]  # float32 [n]: its numbers
     lengths: torch.Tensor  # int64 [s]: how many of the n are of each sequence, one after the other, on every rank alike
+    samples: torch.Tensor  # int64 [s]: the number of each sequence's sample in the whole batch
+    spread: dist.ProcessGroup | None = None  # the context-parallel ranks that hold parts of the sequences
+
+    def sequence_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """For every trained token the sum over its whole sequence; values [n], on the last pipeline stage.
+
+        Collective over context-parallel ranks.
+        """
+        if not len(self.lengths):
+            return values
+        sums = torch.segment_reduce(values, "sum", lengths=self.lengths)
+        if self.spread is not None:
+            dist.all_reduce(sums, group=self.spread)
+        return sums.repeat_interleave(self.lengths, output_size=len(values))
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
-        for name in ("inputs", "targets", "positions", "trained", "lengths"):
+        for name in ("inputs", "targets", "positions", "trained", "lengths", "samples"):
             setattr(self, name, getattr(self, name).to(device))
         self.columns = {k: v.to(device) for k, v in self.columns.items()}
         for name in ("cu_seqlens_q", "cu_seqlens_kv"):
@@ -84,7 +99,7 @@ class _Row:
 
     tokens: np.ndarray  # int64, inputs
     first: int = 0  # position of its first token
-    sequence: Sequence | None = None  # whose tokens its positions predict; None: a prompt, or padding
+    sequence: TrainingRow | None = None  # whose tokens its positions predict; None: a prompt, or padding
     prompt: int = -1  # the row that it continues; -1: none
     experts: np.ndarray | None = None  # of its tokens
 
@@ -93,7 +108,7 @@ class _Row:
 
 
 def build(
-    sequences: Seq[Sequence],
+    sequences: Seq[TrainingRow],
     *,
     columns: Seq[str],
     cp_rank: int = 0,
@@ -119,6 +134,7 @@ def build(
         padded.append(rest)
     starts = np.concatenate([[0], np.cumsum(padded)])
     inputs, positions, trained, targets, experts = [], [], [], [], []
+    samples: list[int] = []
     choices = max((s.experts.shape[1] for s in sequences if s.experts is not None), default=0)  # of a token
     kept: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     for row, length, start in zip(rows, padded, starts[:-1] // cp_size, strict=True):
@@ -139,6 +155,7 @@ def build(
         weighty = (predicted < len(tokens)) & (weights[np.minimum(predicted, len(tokens) - 1)] != 0)
         trained.append(at[weighty])
         targets.append(tokens[predicted[weighty]])
+        samples.append(row.sequence.sample)
         for name in columns:
             kept[name].append(row.sequence.columns[name][predicted[weighty]])
     cu_seqlens = torch.from_numpy(starts.astype(np.int32))
@@ -159,15 +176,16 @@ def build(
         trained=_tensor(trained, np.int64),
         columns={name: _tensor(parts, np.float32) for name, parts in kept.items()},
         lengths=torch.tensor([len(part) for part in targets], dtype=torch.int64),
+        samples=torch.tensor(samples, dtype=torch.int64),
     )
 
 
-def _rows(sequences: Seq[Sequence], share_prompts: bool) -> tuple[int, list[_Row]]:
+def _rows(sequences: Seq[TrainingRow], share_prompts: bool) -> tuple[int, list[_Row]]:
     """The number of shared prompts, and all rows: prompts, then sequences, each with the longest first.
 
     Equal lengths then lie side by side, which attention needs no copies for.
     """
-    by_prompt: dict[bytes, list[Sequence]] = {}
+    by_prompt: dict[bytes, list[TrainingRow]] = {}
     for s in sequences if share_prompts else ():
         by_prompt.setdefault(s.shared(), []).append(s)
     shared = sorted((g for key, g in by_prompt.items() if key and len(g) > 1), key=lambda g: -g[0].prompt)

@@ -119,9 +119,11 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
         tensor_model_parallel_size=config.tensor_parallel,
         pipeline_model_parallel_size=config.pipeline_parallel,
         virtual_pipeline_model_parallel_size=virtual,
+        num_layers_in_first_pipeline_stage=config.first_stage or None,
+        num_layers_in_last_pipeline_stage=config.last_stage or None,
         context_parallel_size=config.context_parallel,
         expert_model_parallel_size=config.expert_parallel,
-        expert_tensor_parallel_size=1,
+        expert_tensor_parallel_size=config.expert_tensor_parallel,
         sequence_parallel=config.sequence_parallel,
         variable_seq_lengths=virtual is None,  # packed micro-batches differ in length
         moe_token_dispatcher_type="alltoall",  # the one that allows them
@@ -190,7 +192,7 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             post_process=last,
             share_embeddings_and_output_weights=arch.tied,
             position_embedding_type="rope",
-            rotary_base=int(arch.rope_theta),
+            rotary_base=int(arch.rope.theta),
             vp_stage=vp_stage,
         )
         frequencies = arch.inverse_frequencies().to(accelerator.device())
@@ -201,18 +203,21 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             attention.apply_rotary_pos_emb = apply_packed_rotary
         if arch.experts:
             replay_routing(model)
-            _reduce_experts(model)
+            _mark_experts(model)
         model.to(device=accelerator.device(), dtype=dtype)
         chunks.append(model)
     return chunks
 
 
-def _reduce_experts(model: PolicyModel) -> None:
-    """Have the experts' gradients summed over all ranks that hold them.
+def _mark_experts(model: PolicyModel) -> None:
+    """Have the experts' gradients summed over all ranks that hold them, and every one of them in the gradient's norm.
 
-    Megatron calls them dense where ``expert_parallel`` is 1 and sums them over the data-parallel ranks alone; but then
-    every tensor-parallel rank has all experts whole and sends them other tokens.
+    Megatron calls experts dense where ``expert_parallel`` is 1 and sums them over the data-parallel ranks alone; but
+    then every tensor-parallel rank has all experts whole and sends them other tokens. And what Transformer Engine does
+    not mark as cut, Megatron takes for a copy of the first tensor-parallel rank's and leaves out of the norm on all
+    others; but experts have ranks of their own, and none is there twice.
     """
     for name, parameter in model.named_parameters():
         if ".mlp.experts." in name:
             parameter.allreduce = False  # type: ignore[attr-defined]
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]

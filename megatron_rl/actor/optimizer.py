@@ -1,5 +1,6 @@
 """AdamW through Megatron's DistributedOptimizer: gradients reduced, states sharded over data-parallel ranks."""
 
+import math
 from typing import Any
 
 import torch
@@ -51,3 +52,17 @@ def set_hyperparameters(optimizer: Any, config: OptimizerConfig, lr: float) -> N
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
         group["weight_decay"] = config.weight_decay * group.get("wd_mult", 1.0)
+
+
+def step_if_finite(optimizer: Any) -> float:
+    """One step with the gradients that are there; returns their norm over all ranks before clipping.
+
+    Nothing is changed where the norm is not finite. Megatron's own step would clip by it, which makes every weight a
+    NaN, so the norm is taken first: once more, of gradients that are read anyway.
+    """
+    if optimizer.prepare_grads():  # a scaled float16 loss overflowed
+        return math.inf
+    if not math.isfinite(norm := float(optimizer.get_grad_norm() or 0.0)):
+        return norm
+    _, norm, _ = optimizer.step()
+    return float(norm or 0.0)

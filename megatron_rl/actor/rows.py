@@ -1,4 +1,4 @@
-"""Training sequences as the rooms hand them round: numpy only, no padding."""
+"""Training rows as the rooms hand them round: numpy only, no padding."""
 
 from dataclasses import dataclass, field
 
@@ -6,8 +6,8 @@ import numpy as np
 
 
 @dataclass
-class Sequence:
-    """One prompt with its completion.
+class TrainingRow:
+    """One sequence to learn from: a prompt with what follows it.
 
     ``columns`` are per-token numbers aligned with ``tokens``: ``columns[name][t]`` belongs to the
     prediction of ``tokens[t]``. Nothing predicts the first token, so index 0 is never read.
@@ -15,13 +15,14 @@ class Sequence:
 
     tokens: np.ndarray  # int64 [length]
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # float32 [length] each
-    prompt: int = 0  # so many first tokens have weight 0 and may be shared with other sequences
+    prompt: int = 0  # so many first tokens have weight 0 and may be shared with other rows
     experts: np.ndarray | None = None  # int16 [length - 1, layers x top_k]: the engine's choice for tokens[:-1]
+    sample: int = 0  # the number of the sample, in the whole batch, that it was made of
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def shared(self) -> bytes:
-        """What sequences that share their prompt have in common: its tokens and, where given, its routing."""
+        """What rows that share their prompt have in common: its tokens and, where given, its routing."""
         routing = b"" if self.experts is None else self.experts[: self.prompt].tobytes()
         return self.tokens[: self.prompt].tobytes() + routing

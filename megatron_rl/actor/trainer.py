@@ -5,6 +5,7 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_rl.actor import accelerator
+from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
 from megatron_rl.actor.modules.true_on_policy import use_wide_sums
-from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, wrap
+from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, step_if_finite, wrap
 from megatron_rl.actor.packing import assign, group_by_prompt
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.algorithms.mismatch import percentile
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.load import load_hf
@@ -46,6 +47,8 @@ class Actor:
         self.optimizer: Any = None
         self.optimizer_config = config.optimizer
         self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        # of each rank of the job; rank 0 hands out rows by it
+        self.data_parallel_ranks: list[int] = groups.gather(parallel_state.get_data_parallel_rank())
         self._reference: list[torch.Tensor] | None = None
         self._replay = True
 
@@ -75,50 +78,61 @@ class Actor:
         self.optimizer_config = config
         self.optimizer = build_optimizer(self.wrapped, config, self.dtype)
 
-    def pack(self, sequences: Seq[Sequence]) -> list[MicroBatch]:
-        """This rank's micro-batches of one mini-batch: balanced over data-parallel ranks by token count.
+    def split(self, rows: Seq[TrainingRow]) -> list[list[list[TrainingRow]]]:
+        """One mini-batch by data-parallel rank and micro-batch, balanced by token count; computed alike on any rank.
 
         Completions of one prompt stay together and share it where the attention can.
         """
         config = self.config
         choices = self.arch.layers * self.arch.experts_per_token
-        for s in sequences:
+        for s in rows:
             if s.experts is not None and s.experts.shape != (len(s) - 1, choices):
                 raise ValueError(f"{len(s)} tokens came with experts {s.experts.shape}; {choices} each were expected")
-        cp = config.context_parallel
-        room = config.micro_batch_tokens * cp
-        # Transformer Engine's attention knows whole sequences only
-        share = config.packing and cp == 1 and config.virtual_pipeline == 1 and not self.fused
-        heads = [s.prompt if share else 0 for s in sequences]
-        tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(sequences, heads, strict=True)]
+        cp, room = config.context_parallel, config.micro_batch_tokens * config.context_parallel
+        heads = [s.prompt if self._shares_prompts else 0 for s in rows]
+        tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(rows, heads, strict=True)]
         even = -(-(sum(heads) + sum(tails)) // config.data_parallel)
-        prompts = [s.shared() if head else b"" for s, head in zip(sequences, heads, strict=True)]
-        groups = group_by_prompt(prompts, heads, tails, min(room, even))
+        prompts = [s.shared() if head else b"" for s, head in zip(rows, heads, strict=True)]
+        together = group_by_prompt(prompts, heads, tails, min(room, even))
         parts = assign(
-            [heads[g[0]] + sum(tails[i] for i in g) for g in groups],
+            [heads[g[0]] + sum(tails[i] for i in g) for g in together],
             config.data_parallel,
             room,
             multiple=2 * cp if cp > 1 else 1,
             count_multiple=config.pipeline_parallel if config.virtual_pipeline > 1 else 1,
             packing=config.packing,
         )
+        return [[[rows[i] for group in batch for i in together[group]] for batch in part] for part in parts]
+
+    def build(self, mine: Seq[Seq[TrainingRow]], columns: Seq[str]) -> list[MicroBatch]:
+        """Micro-batches of this rank's part of a mini-batch, with these columns of its rows."""
+        config = self.config
         make = partial(
             build,
-            columns=list(sequences[0].columns),
+            columns=columns,
             cp_rank=parallel_state.get_context_parallel_rank(),
-            cp_size=cp,
+            cp_size=config.context_parallel,
             multiple=config.tensor_parallel if config.sequence_parallel else 1,
-            share_prompts=share,
+            share_prompts=self._shares_prompts,
         )
-        mine = [
-            [sequences[i] for group in part for i in groups[group]]
-            for part in parts[parallel_state.get_data_parallel_rank()]
-        ]
         batches = [make(part) for part in mine]
         if config.virtual_pipeline > 1:  # the interleaved schedule exchanges tensors of one shape
             longest = max(b.inputs.shape[1] for b in batches)
             batches = [make(part, at_least=longest) for part in mine]
+        if config.context_parallel > 1:
+            for batch in batches:
+                batch.spread = parallel_state.get_context_parallel_group()
         return [batch.to(self.device) for batch in batches]
+
+    def pack(self, rows: Seq[TrainingRow]) -> list[MicroBatch]:
+        """This rank's micro-batches of a mini-batch that every rank has whole."""
+        return self.build(self.split(rows)[parallel_state.get_data_parallel_rank()], list(rows[0].columns))
+
+    @property
+    def _shares_prompts(self) -> bool:
+        config = self.config
+        # Transformer Engine's attention knows whole sequences only
+        return config.packing and config.context_parallel == 1 and config.virtual_pipeline == 1 and not self.fused
 
     def _run(self, batches: list[MicroBatch], finish: Callable[..., Any], *, forward_only: bool) -> list[Any]:
         """One pass of Megatron's pipeline schedule over the micro-batches."""
@@ -159,7 +173,10 @@ class Actor:
     def update(
         self, batches: list[MicroBatch], objective: Objective, lr: float, temperature: float = 1.0
     ) -> dict[str, float]:
-        """One optimiser step on one mini-batch; returns the objective's metrics, the gradient norm and the rate."""
+        """One optimiser step on one mini-batch; returns the objective's metrics, the gradient norm and the rate.
+
+        A gradient norm that is not finite leaves weights and optimiser as they are; the metric says so.
+        """
 
         def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
             logprobs, entropy = self._logprobs(model, batch, hidden, temperature)
@@ -171,10 +188,18 @@ class Actor:
         self.optimizer.zero_grad()
         set_hyperparameters(self.optimizer, self.optimizer_config, lr)
         shares = self._run(batches, finish, forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
+        grad_norm = step_if_finite(self.optimizer)
         metrics = self.reduce(shares)
-        metrics.update(grad_norm=float(grad_norm or 0.0), learning_rate=lr)
+        metrics.update(grad_norm=grad_norm, learning_rate=lr, skipped_updates=float(not isfinite(grad_norm)))
         return metrics
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether all weights of all ranks are finite numbers; collective."""
+        parts = [p.isfinite().all() for p in self.parameters().values()]
+        worst = torch.stack(parts).all().to(torch.int32)
+        dist.all_reduce(worst, dist.ReduceOp.MIN)
+        return bool(worst)
 
     def reduce(self, shares: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Combine per-micro-batch metrics over micro-batches, data and context parallel ranks and pipeline stages."""
@@ -199,18 +224,6 @@ class Actor:
             dist.broadcast_object_list(box, src=dist.get_process_group_ranks(stages)[-1], group=stages)
             combined = box[0]
         return combined
-
-    def sequence_sum(self, batch: MicroBatch, values: torch.Tensor) -> torch.Tensor:
-        """For every trained token the sum over its whole sequence; values [n], on the last pipeline stage.
-
-        Collective over context-parallel ranks, among which a sequence is spread.
-        """
-        if not len(batch.lengths):
-            return values
-        sums = torch.segment_reduce(values, "sum", lengths=batch.lengths)
-        if self.config.context_parallel > 1:
-            _sum(sums, parallel_state.get_context_parallel_group())
-        return sums.repeat_interleave(batch.lengths, output_size=len(values))
 
     @torch.no_grad()
     def freeze_reference(self) -> None:

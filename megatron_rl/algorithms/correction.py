@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from megatron_rl.algorithms.algorithm import TokenBatch
 from megatron_rl.algorithms.config import AlgorithmConfig
 
 SequenceSum = Callable[[torch.Tensor], torch.Tensor]
@@ -39,6 +40,12 @@ def importance_weights(
         kept = d.clamp(-20.0, 20.0).exp() if config.correction_level == "geometric" else statistic
         bounded = kept.masked_fill(outside & ~statistic.isnan(), 0.0)
     return bounded.float(), outside.float()
+
+
+def correct(batch: TokenBatch, config: AlgorithmConfig) -> None:
+    """Write the columns ``correction`` and ``corrected`` of a micro-batch whose ``old_logprobs`` are known."""
+    log_ratios = batch.columns["old_logprobs"] - batch.columns["rollout_logprobs"]
+    batch.columns["correction"], batch.columns["corrected"] = importance_weights(log_ratios, batch.sequence_sum, config)
 
 
 def correction_metrics(

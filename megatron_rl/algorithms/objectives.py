@@ -7,10 +7,9 @@ data-parallel ranks gives the mini-batch's value.
 
 import torch
 
+from megatron_rl.algorithms.algorithm import Loss
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.algorithms.kl import token_kl
-
-Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 def policy_loss(

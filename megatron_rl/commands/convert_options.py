@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 import re
+import time
 from pathlib import Path
 
 from megatron_rl.errors import InputError, named
@@ -13,7 +14,7 @@ _PREFIXES = "kMGT"  # of sizes
 EPILOG = """\
 examples:
   megatron-rl convert hf-to-megatron models/Qwen3-4B checkpoints/qwen3-4b --tensor-parallel 2
-  megatron-rl convert megatron-to-hf runs/r1/checkpoints/step-000100 exported --model models/Qwen3-4B
+  megatron-rl convert megatron-to-hf runs/r1/checkpoints/step-1-000100 exported
   megatron-rl convert megatron-to-hf checkpoints/qwen3-4b exported --fp8
   megatron-rl convert verify models/Qwen3-4B checkpoints/qwen3-4b
   megatron-rl convert inspect checkpoints/qwen3-4b
@@ -23,7 +24,7 @@ difference, 2 bad input.
 """
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The four commands and their options."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
@@ -69,7 +70,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             "--model",
             type=Path,
             metavar="MODEL",
-            help="Hugging Face folder of the model, where the checkpoint has none",
+            help="Hugging Face folder of the model, where neither the checkpoint nor its run has one",
         )
     for command in (to_megatron, to_hf):
         command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="default: as is")
@@ -97,6 +98,7 @@ def _size(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    options.started = time.perf_counter()
     from megatron_rl.commands import convert
 
     gc.disable()  # a plan is many small objects without cycles: looking for them takes most of the planning

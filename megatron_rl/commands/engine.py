@@ -7,42 +7,47 @@ import argparse
 import copy
 import os
 import secrets
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 
 from megatron_rl.commands.foreground import address, check_address, run_server
+from megatron_rl.commands.recipe import add_recipe, print_problems
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.check import check_sglang
 from megatron_rl.rollout.sglang.process import arguments, environment
 from megatron_rl.settings.load import load
+from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, api_key, key_from_environment
+from megatron_rl.system.processes import BAD_INPUT
+from megatron_rl.system.program import program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("recipe", metavar="RECIPE", help="the run's recipe: its name, or a .yaml file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="options to change, as in the run")
+    add_recipe(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=30000, help="(default 30000)")
     parser.set_defaults(run=engine)
 
 
 def engine(options: argparse.Namespace) -> int:
-    """Run until Ctrl-C; returns 0. Raises InputError for what cannot be started, or a server that ends by itself."""
+    """Run until a signal; returns 128 + signal. Raises InputError for what cannot be started, RunError when it ends."""
     config, problems = load(options.recipe, options.overrides)
     config = _for_one_engine(config)
-    if problems := problems + check_sglang(config.rollout):
-        raise InputError("\n".join(problems))
+    if problems := [*problems, *violations(config).values(), *check_sglang(config.rollout)]:
+        print_problems(options.recipe, problems, sys.stderr)
+        return BAD_INPUT
     check_address(options.host, options.port)
     key = key_from_environment() if os.environ.get(KEY) else secrets.token_bytes(16)
     with tempfile.TemporaryDirectory(prefix="mrl-") as scratch:
         folder = _model_folder(config, Path(scratch) / "model")
-        chosen = arguments(config, folder, 0, options.port, key) | {"host": options.host}
+        chosen = arguments(config.served(), folder, 0, options.port, key) | {"host": options.host}
         env = environment(config.rollout.threads, config.rollout.sglang.tensor_parallel, key)
-        run_server(chosen, env, api_key(key), _how_to_train(options, key), config.rollout.sglang.start_seconds)
-    return 0
+        return run_server(chosen, env, api_key(key), _how_to_train(options, key), config.rollout.sglang.start_seconds)
 
 
 def _for_one_engine(config: Config) -> Config:
@@ -67,9 +72,9 @@ def _model_folder(config: Config, made: Path) -> Path:
 
 def _how_to_train(options: argparse.Namespace, key: bytes) -> str:
     host = machine.own_address() if options.host == "0.0.0.0" else options.host
-    overrides = " ".join(["", *options.overrides])
+    overrides = " ".join(["", *map(shlex.quote, options.overrides)])
     return (
         "The engine waits for its trainer (Ctrl-C ends it):\n"
-        f"  {KEY}={key.hex()} megatron-rl train {options.recipe}{overrides} rollout.engine=sglang "
+        f"  {KEY}={key.hex()} {program()} train {shlex.quote(options.recipe)}{overrides} rollout.engine=sglang "
         f"rollout.sglang.urls={address(host, options.port)}"
     )

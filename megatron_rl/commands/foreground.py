@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, RunError
 from megatron_rl.rollout.sglang.process import ServerProcess
 from megatron_rl.system import scratch
 
@@ -43,11 +43,11 @@ def address(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def run_server(chosen: Mapping[str, Any], env: Mapping[str, str], key: str, said: str, seconds: float) -> None:
-    """Start it with these options (SGLang's own names), print ``said`` when it answers, and wait.
+def run_server(chosen: Mapping[str, Any], env: Mapping[str, str], key: str, said: str, seconds: float) -> int:
+    """Start it with these options (SGLang's own names), print ``said`` when it answers, and wait for a signal.
 
-    Raises InputError for an address that cannot be had, and with its last words when it ends by itself or is not
-    ready after ``seconds``.
+    Returns the command's exit code, 128 + signal. Raises InputError for an address that cannot be had, and RunError
+    with its last words when it ends by itself or is not ready after ``seconds``.
     """
     host, port = chosen["host"], chosen["port"]
     check_address(host, port)
@@ -60,18 +60,19 @@ def run_server(chosen: Mapping[str, Any], env: Mapping[str, str], key: str, said
             # Whoever else has taken the port meanwhile must neither be taken for the server nor get its key.
             while not stop.is_set() and not (server.listens(port) and _ready(url, key)):
                 if server.ended:
-                    raise InputError(f"SGLang ended before it was ready. It said:{server.last_words()}")
+                    raise RunError(f"SGLang ended before it was ready. It said:{server.last_words()}")
                 if time.monotonic() > deadline:
-                    raise InputError(f"SGLang was not ready in {seconds:.0f} s. It said:{server.last_words()}")
+                    raise RunError(f"SGLang was not ready in {seconds:.0f} s. It said:{server.last_words()}")
                 stop.wait(_POLL)
             if not stop.is_set():
                 print(said, flush=True)
             while not stop.is_set():
                 if server.ended:
-                    raise InputError(f"SGLang ended. It said:{server.last_words()}")
+                    raise RunError(f"SGLang ended. It said:{server.last_words()}")
                 stop.wait(_POLL)
         finally:
             server.kill(gently=True)
+    return 128 + stop.signal
 
 
 def _ready(url: str, key: str) -> bool:
@@ -83,12 +84,17 @@ def _ready(url: str, key: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _stopped() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set."""
-    event = threading.Event()
+class _Stop(threading.Event):
+    signal = 0  # that set it
 
-    def stop(_: int, __: FrameType | None) -> None:
+
+@contextlib.contextmanager
+def _stopped() -> Iterator[_Stop]:
+    """An event that SIGINT, SIGTERM and SIGHUP set."""
+    event = _Stop()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        event.signal = number
         event.set()
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

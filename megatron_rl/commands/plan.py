@@ -8,9 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megatron_rl.commands.waiting import working
 from megatron_rl.errors import InputError, refuse
 from megatron_rl.resharding.families import canonical_tensors, family
-from megatron_rl.resharding.folders.hf import read_json
+from megatron_rl.resharding.families.table import stored_dtype
+from megatron_rl.resharding.folders.hf import CONFIG, model_config
 from megatron_rl.resharding.layout import Layout, ParallelSizes
 from megatron_rl.resharding.layouts.fp8 import BLOCK, quantised_engine, quantised_names, quantised_source
 from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout
@@ -19,8 +21,8 @@ from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.plan import ITEMSIZES, Place, make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.report import FABRICS, Report, predict, traffic
-from megatron_rl.rollout.check import check_engines
 from megatron_rl.system import machine
+from megatron_rl.system.json_files import read_json
 
 EXAMPLES = """\
 examples:
@@ -67,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan; returns the exit code."""
     if options.gpus_per_host is not None and options.gpus_per_host < 1:
         raise InputError(f"--gpus-per-host {options.gpus_per_host} is not positive.")
-    report = (_of_model if options.model else _of_recipe)(options)
+    options.started = time.perf_counter()
+    with working("planning"):
+        report = (_of_model if options.model else _of_recipe)(options)
     print(json.dumps(report.data(), indent=2) if options.json else report.text())
     return 0
 
@@ -76,18 +80,20 @@ def _of_model(options: argparse.Namespace) -> Report:
     if options.recipe:
         raise InputError(f"--model and the recipe {options.recipe} exclude each other: give one of them.")
     path = Path(options.model)
-    config = read_json(path / "config.json" if path.is_dir() else path)
+    folder = path if path.is_dir() else path.parent if path.name == CONFIG else None
+    config = read_json(path, "a config.json, or its folder, is needed") if folder is None else model_config(folder)
     actor, engine = _sizes("--actor", options.actor, ParallelSizes), _sizes("--engine", options.engine, EngineSizes)
     refuse(layout_violations(config, actor, fused_norms=True) + engine_violations(config, engine))
     # Trainers of this size have GPUs, and there the layers are Transformer Engine's.
     source = megatron_layout(config, actor, fused_norms=True, grouped_experts=True)
     destination = sglang_layout(config, engine)
-    dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
+    dtype = stored_dtype(config) or "bfloat16"
     return _report(config, dtype, actor, source, _words(engine), destination, options)
 
 
 def _of_recipe(options: argparse.Namespace) -> Report:
     from megatron_rl.settings.load import load
+    from megatron_rl.settings.rules import violations
 
     if not options.recipe:
         raise InputError("Name a recipe (`megatron-rl recipes` lists them), or give --model, --actor and --engine.")
@@ -95,7 +101,7 @@ def _of_recipe(options: argparse.Namespace) -> Report:
         raise InputError("--actor goes with --model; with a recipe write actor.tensor_parallel=2 and so on.")
     config, problems = load(options.recipe, options.overrides)
     rollout, servers = config.rollout, config.rollout.sglang
-    problems += check_engines(rollout)
+    problems += violations(rollout, "rollout.").values()
     if rollout.engine == "sglang":
         options.fp8, options.colocated = options.fp8 or servers.fp8, options.colocated or servers.colocated
     elif options.fp8 and not options.engine:
@@ -106,7 +112,7 @@ def _of_recipe(options: argparse.Namespace) -> Report:
     hf_config, actor = config.model.architecture, config.actor.sizes()
     try:
         if config.model.path:
-            hf_config = read_json(Path(config.model.path) / "config.json")
+            hf_config = model_config(config.model.path)
         problems += layout_violations(hf_config, actor)
         if options.engine or rollout.engine == "sglang":
             problems += [problem.replace("engine.", named) for problem in engine_violations(hf_config, engine)]
@@ -119,7 +125,7 @@ def _of_recipe(options: argparse.Namespace) -> Report:
         return _report(
             hf_config, config.model.dtype, actor, source, _words(engine), sglang_layout(hf_config, engine), options
         )
-    one, count, each = transformers_layout(hf_config), rollout.engines, ""
+    one, count, each = transformers_layout(hf_config), rollout.engine_count, ""
     if rollout.engine == "sglang":
         one, each = sglang_layout(hf_config, engine), f", each {_words(engine)}" if engine.tensor > 1 else ""
     engines = Layout(one.tensors, one.ranks * count, one.unused)
@@ -140,7 +146,6 @@ def _report(
 ) -> Report:
     if dtype not in ITEMSIZES:
         raise InputError(f"The model's dtype is {dtype!r}; one of {', '.join(ITEMSIZES)} is needed.")
-    started = time.perf_counter()
     tensors = canonical_tensors(config)
     parameters = sum(spec.elements for name, spec in tensors.items() if name not in destination.unused)
     if options.fp8:
@@ -158,7 +163,7 @@ def _report(
         plan=plan,
         moved=moved,
         predictions=tuple(predict(moved, fabric) for fabric in FABRICS),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - options.started,
     )
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import secrets
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from megatron_rl.commands.foreground import address, check_address, run_server
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.process import ALIASES, environment, on_this_machine
 from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.settings.written import read_value
 from megatron_rl.system import machine
+from megatron_rl.system.program import program
 
 KEY = "MEGATRON_RL_API_KEY"  # environment variable: the key that callers must send; a new one when it is not set
 OURS = ("model_path", "host", "port", "tp_size", "api_key", "config")
@@ -31,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C; returns 0. Raises InputError for what cannot be served, or a server that ends by itself."""
+    """Serve until a signal; returns 128 + it. Raises InputError for what cannot be served, RunError when it ends."""
     for name in ("tensor_parallel", "threads", "start_seconds"):
         if not (given := getattr(options, name)) > 0:
             raise InputError(f"--{name.replace('_', '-')} {given} must be above 0.")
@@ -40,8 +43,7 @@ def serve(options: argparse.Namespace) -> int:
     chosen = server_options(folder, options, key)
     env = environment(options.threads, options.tensor_parallel, None)
     said = _how_to_call(address(options.host, options.port), folder, key)
-    run_server(chosen, env, key, said, options.start_seconds)
-    return 0
+    return run_server(chosen, env, key, said, options.start_seconds)
 
 
 def model_folder(checkpoint: Path) -> Path:
@@ -50,17 +52,27 @@ def model_folder(checkpoint: Path) -> Path:
         return checkpoint / "hf"
     if (checkpoint / "manifest.json").is_file():
         raise InputError(
-            f"The run {checkpoint} has no exported policy yet ({checkpoint / 'hf'}): let it end with run.export=true, "
-            f"or convert a checkpoint: megatron-rl convert megatron-to-hf {checkpoint / 'checkpoints'}/STEP FOLDER."
+            f"The run {checkpoint} has no exported policy yet ({checkpoint / 'hf'}): let it end with run.export=true"
+            + _or_convert(checkpoint)
         )
     if (checkpoint / "metadata.json").is_file():
         raise InputError(
             f"{checkpoint} is a Megatron checkpoint; SGLang serves Hugging Face folders: "
-            f"megatron-rl convert megatron-to-hf {checkpoint} FOLDER."
+            f"{program()} convert megatron-to-hf {shlex.quote(str(checkpoint))} FOLDER."
         )
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint} is neither a run's folder nor a Hugging Face model: it has no config.json.")
     return checkpoint
+
+
+def _or_convert(run: Path) -> str:
+    """What else can be done with the newest checkpoint of a run, if there is one."""
+    newest = max(run.glob("checkpoints/step-*"), default=None, key=lambda folder: folder.name)
+    if newest is None:
+        return "."
+    model = run / "initial_model"
+    named = f" --model {shlex.quote(str(model))}" if model.is_dir() else " --model MODEL"
+    return f", or convert a checkpoint: {program()} convert megatron-to-hf {shlex.quote(str(newest))} FOLDER{named}."
 
 
 def server_options(folder: Path, options: argparse.Namespace, key: str) -> dict[str, Any]:
@@ -77,8 +89,11 @@ def server_options(folder: Path, options: argparse.Namespace, key: str) -> dict[
         if not equals or not name:
             raise InputError(f"{item!r} is no option of SGLang: write name=value, for example context_length=8192.")
         if ALIASES.get(name, name) in OURS:
-            raise InputError(f"{item}: {name} is set by this command's own options; see megatron-rl serve --help.")
-        chosen[name] = yaml.safe_load(text)
+            raise InputError(f"{item}: {name} is set by this command's own options; see {program()} serve --help.")
+        try:
+            chosen[name] = read_value(text).value(Any)
+        except (yaml.YAMLError, ValueError):
+            raise InputError(f"{item}: the value is not valid YAML; quote it.") from None
     chosen |= {"model_path": str(folder), "host": options.host, "port": options.port, "api_key": key}
     chosen["tp_size"] = options.tensor_parallel
     return {name.replace("_", "-"): value for name, value in chosen.items()}

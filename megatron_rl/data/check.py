@@ -3,37 +3,22 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-from megatron_rl.config import Config
-from megatron_rl.data import false_belief
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.files import FORMATS, is_local
-from megatron_rl.data.multiple_choice import COLUMNS, OPTION_COLUMNS
-from megatron_rl.data.registry import find_task
+from megatron_rl.data.files import file_problem, is_local
+from megatron_rl.data.registry import check_options, file_columns, find_task
 from megatron_rl.errors import InputError
 
-PROMPTS = ("auto", "chat", "plain")
 
-
-def check_data(config: Config) -> list[str]:
-    """Every violation, one sentence each; empty when there is none."""
-    data = config.data
-    found = []
+def check_data(data: DataConfig) -> list[str]:
+    """What is wrong beside the values of single options, one sentence each; empty when nothing is."""
+    found: list[str] = []
     try:
         find_task(data.task)
     except InputError as error:
-        found.append(str(error))
-    if data.prompt not in PROMPTS:
-        found.append(f"data.prompt is {data.prompt!r}; it must be {', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}.")
-    if data.limit < 0:
-        found.append(f"data.limit is {data.limit}; it must be 0 (all rows) or more.")
-    least = false_belief.LONGEST_PROMPT if data.task == "false_belief" else 1
-    if data.max_prompt_tokens < least:
-        found.append(
-            f"data.max_prompt_tokens is {data.max_prompt_tokens}; data.task={data.task} needs {least} or more."
-        )
-    if data.task == "multiple_choice":
-        found += _check_files(data) + _check_columns(data)
-    return found
+        return [*found, str(error)]
+    if columns := file_columns(data):
+        found += _check_files(data) + _check_columns(data, columns)
+    return found + check_options(data)
 
 
 def _check_files(data: DataConfig) -> list[str]:
@@ -42,21 +27,24 @@ def _check_files(data: DataConfig) -> list[str]:
         found.append("data.path is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
     for key in ("path", "eval_path"):
         path = getattr(data, key)
-        if path and is_local(path) and not Path(path).is_file():
-            found.append(f"data.{key}: the file {path} does not exist.")
-        elif path and is_local(path) and Path(path).suffix not in FORMATS:
-            found.append(f"data.{key}: {path} must end in {', '.join(FORMATS)}.")
+        if path and is_local(path) and (problem := file_problem(Path(path))):
+            found.append(f"data.{key}: {problem}")
     return found
 
 
-def _check_columns(data: DataConfig) -> list[str]:
-    known = (*COLUMNS, *OPTION_COLUMNS)
+def _check_columns(data: DataConfig, known: tuple[str, ...]) -> list[str]:
     found = []
-    for name in data.columns:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            found.append(
-                f"data.columns.{name} is no column of ours{f'; did you mean {near[0]}?' if near else '.'} They are "
-                f"{', '.join(COLUMNS)} and {OPTION_COLUMNS[0]}, {OPTION_COLUMNS[1]}, ….",
-            )
+    for ours, theirs in data.columns.items():
+        if ours in known:
+            continue
+        if theirs in known:
+            hint = f" It is the other way round: data.columns.{theirs}={ours}."
+        else:
+            near = get_close_matches(ours, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+        named = [name for name in known if not name.startswith("option_")]
+        named += ["option_a, option_b, …"] if len(named) < len(known) else []
+        found.append(
+            f"data.columns.{ours}: data.task={data.task} has no column {ours}.{hint} It has {', '.join(named)}."
+        )
     return found

@@ -11,16 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import xxhash
 
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import UNBOUNDED, Example
+from megatron_rl.data.task import UNBOUNDED, Example, Sample
 from megatron_rl.data.think_answer import answer_matches, parse
-
-if TYPE_CHECKING:
-    from megatron_rl.rewards.sample import Sample
 
 NAMES = ("Sally", "Anne", "Tom", "Mia", "Leo", "Zoe", "Max", "Ivy", "Ben", "Eva", "Sam", "Amy")
 OBJECTS = ("ball", "cup", "book", "key", "apple", "hat", "coin", "toy")
@@ -186,7 +183,7 @@ class Stories(Sequence[Example]):
         )
 
 
-def report(sample: "Sample") -> dict[str, float]:
+def report(sample: Sample) -> dict[str, float]:
     """``correct``: the right place, in the right format; ``format``; ``faithful``: right, and cue, belief, goal and
     response stages all say what the story implies; ``false_belief_correct``: on false-belief items only."""
     text, _, parts = parse(sample.prompt, sample.response)
@@ -221,6 +218,14 @@ class FalseBelief:
 def make_false_belief(config: DataConfig, seed: int, tokenizer: Any) -> FalseBelief:
     """The task of the quick start; ``tokenizer`` is not needed, prompts have at most ``LONGEST_PROMPT`` tokens."""
     return FalseBelief(seed, config.limit)
+
+
+def check_options(config: DataConfig) -> list[str]:
+    """What is wrong with the options that this task has beside those of every task."""
+    if 0 < config.max_prompt_tokens < LONGEST_PROMPT:
+        most = config.max_prompt_tokens
+        return [f"data.max_prompt_tokens is {most}; data.task=false_belief needs {LONGEST_PROMPT} or more."]
+    return []
 
 
 def write_tokenizer(folder: str | Path) -> None:

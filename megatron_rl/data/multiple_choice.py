@@ -2,32 +2,31 @@
 
 Files have the columns ``story``, ``question`` and ``answer``, and where they have options a column ``options`` or
 ``choices``, or ``option_a``, ``option_b``, …; ``data_source`` and ``target`` (a completion to imitate) are optional.
-Rows without options are those of ToM-RL (arXiv 2504.01698), whose answers are free text: their options are the right
-answer and up to three distractors, places of the same kind from the same story first, then right answers of other
-rows of the same ``data_source``. No row is left out: one that cannot be used is an error.
+The rows of ToM-RL (arXiv 2504.01698) have free-text answers and no options: theirs are derived, the right answer and up
+to three distractors, places of the same kind from the same story first, then right answers of other rows of the same
+``data_source``. For rows of other sources data.derive_options asks for it. A row that cannot be used is an error.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from string import ascii_lowercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
 from megatron_rl.data import choices
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.files import Table, read_table
-from megatron_rl.data.task import Example, Report
+from megatron_rl.data.files import Table
+from megatron_rl.data.rows.parts import Part, load_parts, texts
+from megatron_rl.data.rows.template import make_template
+from megatron_rl.data.task import Example, Report, Sample
 from megatron_rl.data.think_answer import letter_matches, parse
+from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
 
-if TYPE_CHECKING:
-    from megatron_rl.rewards.sample import Sample
-
-COLUMNS = ("story", "question", "answer", "options", "choices", "data_source", "target")
 OPTION_COLUMNS = tuple(f"option_{letter}" for letter in ascii_lowercase)
+COLUMNS = ("story", "question", "answer", "options", "choices", "data_source", "target", *OPTION_COLUMNS)
 INSTRUCTION = (
     "Read the story and answer the question about it by choosing one of the options. First think, then answer: work "
     "out what happened, who noticed what, and what each person knows, feels or wants. Write your reasoning between "
@@ -35,7 +34,7 @@ INSTRUCTION = (
 )
 
 
-def report(sample: "Sample", by_source: bool = False) -> dict[str, float]:
+def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
     """``correct``: the first answer's letter is right, in whatever format; ``format``. ``by_source``, for held-out
     files with several data sources: ``correct/NAME`` is the same for the one of this sample."""
     text, _, parts = parse(sample.prompt, sample.response)
@@ -48,8 +47,8 @@ def report(sample: "Sample", by_source: bool = False) -> dict[str, float]:
 class MultipleChoice:
     """Examples whose answer is a letter."""
 
-    def __init__(self, train: list[Example], heldout: list[Example]):
-        self.train, self.heldout = train, heldout
+    def __init__(self, train: list[Example], heldout: list[Example], notes: dict[str, int]):
+        self.train, self.heldout, self.notes = train, heldout, notes
         several = len({e.data_source for e in heldout}) > 1
         self.report: Report = partial(report, by_source=True) if several else report
 
@@ -63,29 +62,44 @@ class MultipleChoice:
 
 def make_multiple_choice(config: DataConfig, seed: int, tokenizer: Any) -> MultipleChoice:
     """Reads and checks every row of data.path and data.eval_path; raises InputError naming file, row and column."""
-    if not config.path:
-        raise InputError(f"data.path is empty; data.task={config.task} needs a file or a hub id to train on.")
-    train = _load(config, config.path, config.split, "train", tokenizer)
-    heldout = _load(config, config.eval_path, config.eval_split, "heldout", tokenizer) if config.eval_path else []
-    return MultipleChoice(train, heldout)
+    template = make_template(config, tokenizer)
+
+    def make(table: Table, part: str) -> Part:
+        questions, derived = _questions(table, config)
+        examples = []
+        for row, q in enumerate(questions, start=1):
+            try:
+                prompt = template([{"role": "user", "content": _body(q)}])
+            except ValueError as error:
+                raise InputError(f"{table.name}, row {row}: the prompt cannot be used: {error}.") from error
+            examples.append(
+                Example(
+                    id=f"{part}/{row}",
+                    prompt=prompt,
+                    answer=choices.LETTERS[q.right],
+                    target=ended(q.target, tokenizer),
+                    data_source=q.data_source,
+                    extra={"story": q.story, "question": q.question, "options": q.options},
+                )
+            )
+        return Part(examples, {"whose options are derived from other rows": derived})
+
+    return MultipleChoice(*load_parts(config, tokenizer, make))
 
 
-def _load(config: DataConfig, path: str, split: str, part: str, tokenizer: Any) -> list[Example]:
-    table = read_table(path, split, config.limit)
-    template = _template(config.prompt, tokenizer)
-    examples = [
-        Example(
-            id=f"{part}/{row}",
-            prompt=template(_body(q)),
-            answer=choices.LETTERS[q.right],
-            target=q.target and q.target.removesuffix(tokenizer.eos_token) + tokenizer.eos_token,
-            data_source=q.data_source,
-            extra={"story": q.story, "question": q.question, "options": q.options},
+def check_options(config: DataConfig) -> list[str]:
+    """What is wrong with the options that this task has beside those of every task."""
+    found = []
+    if config.prompt == "raw":
+        found.append(
+            "data.prompt=raw feeds a prompt of the file as it is, and data.task=multiple_choice makes its own: use "
+            "auto, chat or plain, or data.task=prompt_answer."
         )
-        for row, q in enumerate(_questions(table, config.columns), start=1)
-    ]
-    _check_lengths(table, examples, config.max_prompt_tokens, tokenizer)
-    return examples
+    if config.template:
+        found.append(
+            "data.template is for data.task=prompt_answer; data.task=multiple_choice has its own: leave it empty."
+        )
+    return found
 
 
 @dataclass
@@ -96,36 +110,55 @@ class _Question:
     data_source: str = ""
     target: str = ""
     options: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)  # what the file calls the options, where it does
     right: int = 0  # index of the right option
 
 
-def _questions(table: Table, renamed: dict[str, str]) -> list[_Question]:
-    """The table's rows, with their options and the right one."""
-    used = {name: table.require(name, renamed) for name in ("story", "question", "answer")}
-    used |= {name: column for name in ("data_source", "target") if (column := table.find(name, renamed))}
-    given = table.find("options", renamed) or table.find("choices", renamed)
-    separate = [column for name in OPTION_COLUMNS if (column := table.find(name, renamed))]
-    found = []
-    for number, row in enumerate(table.rows, start=1):
-        texts = {name: choices.text(row[column]) for name, column in used.items()}
-        for name in ("story", "question", "answer"):
-            if not texts[name]:
-                raise InputError(
-                    f"{table.name}, row {number}, column {used[name]!r}: the {name} is empty. Fill it in or remove "
-                    "the row."
-                )
-        question = _Question(**texts)  # type: ignore[arg-type]
-        if given or separate:
-            question.options = choices.listed(row[given] if given else [row[c] for c in separate])
-        else:
-            question.question, question.options = choices.lettered(question.question)
-        found.append(question)
-    if not (given or separate):
-        _derive_options([q for q in found if not q.options])
-    columns = given or (separate[0] if separate else used["answer"]), used["answer"]
-    for number, question in enumerate(found, start=1):
-        question.right = _right(question, f"{table.name}, row {number}", *columns)
-    return found
+def _questions(table: Table, config: DataConfig) -> tuple[list[_Question], int]:
+    """The table's rows, with their options and the right one; and for how many the options were derived."""
+    required = ("story", "question", "answer")
+    used = {name: table.require(name, config.columns) for name in required}
+    used |= {name: column for name in ("data_source", "target") if (column := table.find(name, config.columns))}
+    cells = {name: texts(table, column) for name, column in used.items()}
+    for name in required:
+        if (empty := next((row for row, cell in enumerate(cells[name], start=1) if not cell), 0)) > 0:
+            raise InputError(
+                f"{table.name}, row {empty}, column {used[name]!r}: the {name} is empty. Fill it in or remove the row."
+            )
+    found = [_Question(**dict(zip(cells, row, strict=True))) for row in zip(*cells.values(), strict=True)]  # type: ignore
+    options_column, derived = _give_options(table, found, config)
+    _find_right(table, found, options_column or used["answer"], used["answer"])
+    return found, derived
+
+
+def _give_options(table: Table, questions: list[_Question], config: DataConfig) -> tuple[str, int]:
+    """Sets the options of every question. Returns their column ("" where there is none) and how many were derived."""
+    given = table.find("options", config.columns) or table.find("choices", config.columns)
+    separate = [] if given else [c for name in OPTION_COLUMNS if (c := table.find(name, config.columns))]
+    if given or separate:
+        column = given or separate[0]
+        cells = table.column(given) if given else map(list, zip(*map(table.column, separate), strict=True))
+        for row, (question, cell) in enumerate(zip(questions, cells, strict=True), start=1):
+            try:
+                question.options, question.labels = choices.listed(cell)
+            except ValueError as error:
+                raise InputError(f"{table.name}, row {row}, column {column!r}: {error}.") from error
+        return column, 0
+    without = []
+    for row, question in enumerate(questions, start=1):
+        question.question, question.options = choices.lettered(question.question)
+        if question.options:
+            continue
+        known = question.data_source in choices.TOM_RL
+        if config.derive_options == "never" or (config.derive_options == "auto" and not known):
+            raise InputError(
+                f"{table.name}, row {row} has no options, and its answer is {question.answer[:80]!r}. Give options in "
+                "a column 'options' (a list); or check the answer as a text with data.task=prompt_answer; or take "
+                "wrong options from the story and from the answers of other rows with data.derive_options=always."
+            )
+        without.append(question)
+    _derive_options(without)
+    return "", len(without)
 
 
 def _derive_options(questions: list[_Question]) -> None:
@@ -141,52 +174,43 @@ def _derive_options(questions: list[_Question]) -> None:
         q.options = choices.derive(q.answer, near, pools[q.data_source, kind], f"{q.story}\n{q.question}\n{q.answer}")
 
 
-def _right(question: _Question, where: str, options_column: str, answer_column: str) -> int:
-    texts = question.options
-    if not 2 <= len(texts) <= len(choices.LETTERS) or not all(texts):
-        raise InputError(
-            f"{where}, column {options_column!r}: the options are {texts}; a question needs 2 to {len(choices.LETTERS)}"
-            " of them, and none may be empty. Give them in a column 'options' (a list)."
-        )
-    index = choices.answer_index(question.answer, texts)
-    if index is None:
-        raise InputError(
-            f"{where}, column {answer_column!r}: the answer {question.answer!r} is not exactly one of the options "
-            f"{texts}. It must be the letter or the text of one of them."
-        )
-    return index
+def _find_right(table: Table, questions: list[_Question], options_column: str, answer_column: str) -> None:
+    """Sets ``right`` of every question. Answers that count the options are understood where the file shows how."""
+    counted = []
+    for row, question in enumerate(questions, start=1):
+        texts = question.options
+        if not 2 <= len(texts) <= len(choices.LETTERS) or not all(texts):
+            raise InputError(
+                f"{table.name}, row {row}, column {options_column!r}: the options are {texts}; a question needs 2 to "
+                f"{len(choices.LETTERS)} of them, and none may be empty. Give them in a column 'options' (a list)."
+            )
+        index = choices.answer_index(question.answer, texts, question.labels)
+        if index is None and choices.number(question.answer) is not None and not question.labels:
+            counted.append((row, question))
+        elif index is None:
+            raise InputError(_not_found(table, row, question, answer_column))
+        else:
+            question.right = index
+    first = choices.counts_from([(q.answer, len(q.options)) for _, q in counted])
+    for row, question in counted:
+        if first is None:
+            raise InputError(
+                f"{_not_found(table, row, question, answer_column)} The numbers in this file can count from 0 or "
+                "from 1, and nothing in it says which: write letters."
+            )
+        question.right = (choices.number(question.answer) or 0) - first
+        if not 0 <= question.right < len(question.options):
+            raise InputError(f"{_not_found(table, row, question, answer_column)} Other rows count from {first}.")
+
+
+def _not_found(table: Table, row: int, question: _Question, column: str) -> str:
+    labels = f", labelled {question.labels}" if question.labels else ""
+    return (
+        f"{table.name}, row {row}, column {column!r}: the answer {question.answer!r} is not exactly one of the options "
+        f"{question.options}{labels}. It must be the letter or the text of one of them."
+    )
 
 
 def _body(question: _Question) -> str:
     listing = "\n".join(f"{letter}. {t}" for letter, t in zip(choices.LETTERS, question.options, strict=False))
     return f"{INSTRUCTION}\n\nStory: {question.story}\n\nQuestion: {question.question}\n\nOptions:\n{listing}"
-
-
-def _template(form: str, tokenizer: Any) -> Callable[[str], str]:
-    """How a question becomes the text that is tokenised."""
-    if form == "plain" or (form == "auto" and not tokenizer.chat_template):
-        begins = tokenizer.bos_token_id is not None and tokenizer("x").input_ids[0] == tokenizer.bos_token_id
-        start = tokenizer.bos_token if begins else ""
-        return lambda body: f"{start}{body}\n\nResponse:\n"
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"data.prompt=chat, but the tokenizer {tokenizer.name_or_path} has no chat template. Set "
-            "data.prompt=plain, or use the tokenizer of a chat model."
-        )
-
-    def chat(body: str) -> str:
-        message = {"role": "user", "content": body}
-        return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-
-    return chat
-
-
-def _check_lengths(table: Table, examples: list[Example], most: int, tokenizer: Any) -> None:
-    lengths = [len(ids) for ids in tokenizer([e.prompt for e in examples], add_special_tokens=False).input_ids]
-    longer = [row for row, length in enumerate(lengths, start=1) if length > most]
-    if longer:
-        raise InputError(
-            f"{table.name}, row {longer[0]}: the prompt made from its story and question has {lengths[longer[0] - 1]} "
-            f"tokens, more than data.max_prompt_tokens={most}. {len(longer)} of {len(lengths)} rows are too long, the "
-            f"longest has {max(lengths)}. Shorten or remove them, or raise data.max_prompt_tokens."
-        )

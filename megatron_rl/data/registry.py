@@ -1,27 +1,39 @@
 """Tasks by name."""
 
 import importlib
+import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.task import UNBOUNDED, Task
 from megatron_rl.errors import InputError
+from megatron_rl.system import named
 
 TASKS = {
     "false_belief": "megatron_rl.data.false_belief.make_false_belief",
     "multiple_choice": "megatron_rl.data.multiple_choice.make_multiple_choice",
+    "prompt_answer": "megatron_rl.data.prompt_answer.make_prompt_answer",
 }
 
 
 def make_task(config: DataConfig, seed: int, tokenizer: Any) -> Task:
     """The task that ``data.task`` names, with every row of its files checked.
 
-    ``tokenizer`` is the model's. Raises InputError for an unknown task and for bad data.
+    ``tokenizer`` is the model's. Raises InputError for an unknown task, for bad data, and with what a user's function
+    raises.
     """
-    return find_task(config.task)(config, seed, tokenizer)
+    make = find_task(config.task)
+    if config.task in TASKS:
+        return make(config, seed, tokenizer)
+    task = named.call(f"data.task={config.task!r}", make, config, seed, tokenizer)
+    missing = [name for name in ("train", "heldout", "fingerprint", "report") if not hasattr(task, name)]
+    if missing:
+        raise InputError(f"data.task={config.task!r} makes a {type(task).__name__} without {', '.join(missing)}.")
+    if not len(task.train):
+        raise InputError(f"data.task={config.task!r} has no training examples.")
+    return task
 
 
 def require_targets(task: Task) -> None:
@@ -40,31 +52,47 @@ def write_tokenizer(config: DataConfig, folder: str | Path) -> None:
 
     It is the function ``write_tokenizer(folder)`` beside the task's function. Raises InputError when there is none.
     """
-    module = importlib.import_module(find_task(config.task).__module__)
-    if not hasattr(module, "write_tokenizer"):
+    writer = _beside(config.task, "write_tokenizer")
+    if writer is None:
         raise InputError(
             f"data.task={config.task} brings no tokenizer, so a model cannot start from model.architecture alone. Set "
             "model.path to a Hugging Face folder with a tokenizer; tools/make_tiny_model.py writes a small random one."
         )
-    module.write_tokenizer(folder)
+    writer(folder)
+
+
+def check_options(config: DataConfig) -> list[str]:
+    """What the function ``check_options(config)`` beside the task's function finds; nothing where there is none."""
+    check = _beside(config.task, "check_options")
+    return check(config) if check else []
+
+
+def file_columns(config: DataConfig) -> tuple[str, ...]:
+    """The columns that a task made from files knows (``COLUMNS`` beside its function); none for other tasks."""
+    return tuple(_beside(config.task, "COLUMNS") or ())
+
+
+def held_out(config: DataConfig) -> int | None:
+    """How many questions the task keeps for evaluation, as far as its options show: ``HELDOUT`` beside the function of
+    a generator, 0 for a file without data.eval_path, None where only the data can tell."""
+    try:
+        kept = _beside(config.task, "HELDOUT")
+        return 0 if file_columns(config) and not config.eval_path else kept
+    except InputError:  # there is no such task
+        return None
+
+
+def _beside(task: str, name: str) -> Any:
+    """What the module of a task's function has under a name, or None."""
+    return getattr(importlib.import_module(find_task(task).__module__), name, None)
 
 
 def find_task(name: str) -> Callable[[DataConfig, int, Any], Task]:
     """The function of a task: one of ``TASKS`` or a dotted path. Raises InputError when there is no such function."""
-    if name not in TASKS and "." not in name:
-        near = get_close_matches(name, TASKS, n=1)
-        raise InputError(
-            f"data.task={name!r} is unknown{f'; did you mean {near[0]}?' if near else '.'} It can be "
-            f"{', '.join(TASKS)} or the dotted path of a function (DataConfig, seed, tokenizer) -> Task."
-        )
-    path, _, function = TASKS.get(name, name).rpartition(".")
+    said, form = f"data.task={name!r}", "(DataConfig, seed, tokenizer)"
+    function = named.find(name, TASKS, said, f"the dotted path of a function {form} -> Task")
     try:
-        module = importlib.import_module(path)
-    except ImportError as error:
-        raise InputError(f"data.task={name!r}: the module {path} does not import ({error}).") from error
-    if not hasattr(module, function):
-        near = get_close_matches(function, dir(module), n=1)
-        raise InputError(
-            f"data.task={name!r}: {path} has no function {function}{f'; did you mean {near[0]}?' if near else '.'}"
-        )
-    return getattr(module, function)
+        inspect.signature(function).bind(None, 0, None)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{said} cannot be called with {form}: {error}.") from error
+    return function

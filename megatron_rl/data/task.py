@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from megatron_rl.rewards.sample import Sample
+from typing import Any, Protocol
 
 UNBOUNDED = 2**62  # length of the training sequence of a generator
 
@@ -22,7 +19,20 @@ class Example:
     extra: dict[str, Any] = field(default_factory=dict)  # handed to the rewards
 
 
-Report = Callable[["Sample"], dict[str, float]]
+@dataclass(frozen=True)
+class Sample:
+    """One completion to be scored, as text."""
+
+    prompt: str  # the exact text that was tokenised, special tokens included
+    response: str  # decoded, special tokens included, but without the stop token that ended it: see finish_reason
+    answer: Any  # the ground truth, in the task's own form
+    data_source: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)  # story, question, options, … of the example
+    step: int = 0  # RL step, counted from 0, for curricula
+    finish_reason: str = "stop"  # "stop": it ended itself | "length": it was cut off at rollout.max_new_tokens
+
+
+Report = Callable[[Sample], dict[str, float]]
 """What a completion is worth to a person: named numbers, each 0..1, ``correct`` among them; their means are the run's
 accuracy and its evaluations. It is called in the reward workers, under their deadline: a function of a module (or
 ``functools.partial`` of one), which they import by its name."""
@@ -33,6 +43,7 @@ class Task(Protocol):
 
     train: Sequence[Example]
     heldout: Sequence[Example]
+    notes: dict[str, int]  # what is to be said of the rows: "training rows left out, …" -> how many; may be missing
 
     def fingerprint(self) -> str:
         """Hash of the data (xxh3-128, hex), written to the manifest."""
@@ -40,3 +51,16 @@ class Task(Protocol):
     @property
     def report(self) -> Report:
         """Judges one completion."""
+
+
+def sample_of(example: Example, response: str, finish_reason: str = "stop", step: int = 0) -> Sample:
+    """A completion of an example; ``response`` and ``finish_reason`` are those of ``Sample``."""
+    return Sample(
+        prompt=example.prompt,
+        response=response,
+        answer=example.answer,
+        data_source=example.data_source,
+        extra=example.extra,
+        step=step,
+        finish_reason=finish_reason,
+    )

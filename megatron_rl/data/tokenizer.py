@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.system.json_files import not_content, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_READ = ("tokenizer*", "vocab.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "config.json")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The Hugging Face tokenizer of a local folder.
 
-    Raises InputError when the folder or its tokenizer files are missing.
+    Raises InputError when the folder or its tokenizer files are missing or broken.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -28,7 +31,31 @@ def load_tokenizer(folder: str | Path) -> Any:
         )
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever its parsers raise about a file
+        raise InputError(_broken_file(folder) or _reason(folder, error)) from error
+
+
+def _broken_file(folder: Path) -> str:
+    """The first of the files that a tokenizer is made from that cannot be one, in a sentence; "" when all can."""
+    for path in sorted(path for pattern in _READ for path in folder.glob(pattern) if path.is_file()):
+        try:
+            if path.suffix == ".json":
+                read_json(path)
+            elif wrong := not_content(path):
+                return wrong
+        except InputError as error:
+            return str(error)
+    return ""
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    return (
+        f"The tokenizer of {folder} cannot be read: {text.rstrip('.')[:300]}. Fetch its files again, or save it with "
+        "the installed transformers."
+    )
 
 
 def check_vocabulary(tokenizer: Any, hf_config: dict[str, Any]) -> None:
@@ -36,11 +63,11 @@ def check_vocabulary(tokenizer: Any, hf_config: dict[str, Any]) -> None:
 
     ``hf_config`` is the content of the model's config.json.
     """
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= hf_config["vocab_size"]:
+    largest, rows = max(tokenizer.get_vocab().values(), default=0), hf_config.get("vocab_size")
+    if isinstance(rows, int) and largest >= rows:  # those who read the model's sizes say when it is no number
         raise InputError(
             f"The tokenizer {tokenizer.name_or_path} has token ids up to {largest}, but config.json has "
-            f"vocab_size={hf_config['vocab_size']}: they belong to different models, or tokens were added without "
+            f"vocab_size={rows}: they belong to different models, or tokens were added without "
             "resizing the model's embeddings. Use the tokenizer that the model was saved with."
         )
     if tokenizer.eos_token_id is None:
@@ -48,6 +75,29 @@ def check_vocabulary(tokenizer: Any, hf_config: dict[str, Any]) -> None:
             f"The tokenizer {tokenizer.name_or_path} has no eos_token, so no completion could end. Set eos_token in "
             "its tokenizer_config.json."
         )
+
+
+def end_tokens(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
+    """Ids of the tokens that end a completion: the tokenizer's eos_token first, then others that the folder names.
+
+    Those are the ``eos_token_id``, one or a list, of generation_config.json and config.json, as SGLang takes them:
+    models for chats often end a turn by another token than a text. Ids that the model has no row for cannot be drawn
+    and are left out. Raises InputError naming the file whose entry is no id.
+    """
+    config, generation = Path(folder, "config.json"), Path(folder, "generation_config.json")
+    hf_config = read_hf_config(folder)
+    found = [tokenizer.eos_token_id, *_ids(config, hf_config)]
+    if generation.is_file():
+        found += _ids(generation, read_json(generation))
+    return tuple(dict.fromkeys(token for token in found if 0 <= token < hf_config["vocab_size"]))
+
+
+def _ids(file: Path, content: dict[str, Any]) -> list[int]:
+    named = content.get("eos_token_id")
+    ids = [] if named is None else named if isinstance(named, list) else [named]
+    if not all(type(token) is int for token in ids):
+        raise InputError(f"{file}: eos_token_id is {named!r}; it must be a token's id, a list of ids, or null.")
+    return ids
 
 
 def make_encoder(tokenizer: Any, size: int = 65536) -> Callable[[str], tuple[int, ...]]:
@@ -62,3 +112,8 @@ def decode(tokenizer: Any, tokens: Sequence[int], stops: Collection[int] = ()) -
     """
     text = tokens[:-1] if tokens and tokens[-1] in stops else tokens
     return tokenizer.decode(text, skip_special_tokens=False)
+
+
+def ended(text: str, tokenizer: Any) -> str:
+    """A target to imitate with one end token after it; no target stays none."""
+    return text and text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token

@@ -1,23 +1,20 @@
 """Violations of the options of evaluation. Imports no torch."""
 
-from megatron_rl.config import Config
-from megatron_rl.data.false_belief import HELDOUT
+from megatron_rl.evaluation.config import EvaluationConfig
 
 
-def check_evaluation(config: Config) -> list[str]:
-    """Every violation, one sentence each; empty when there is none."""
-    evaluation, data = config.evaluation, config.data
+def check_evaluation(evaluation: EvaluationConfig, held_out: int | None) -> list[str]:
+    """What is wrong beside the values of single options, one sentence each; empty when nothing is.
+
+    ``held_out``: how many questions the task keeps for evaluation; None where only its data can tell.
+    """
     found = []
-    if evaluation.every < 0:
-        found.append(f"evaluation.every is {evaluation.every}; it must be 0 (stage boundaries only) or more.")
-    if evaluation.prompts < 1:
-        found.append(f"evaluation.prompts is {evaluation.prompts}; it must be 1 or more.")
-    if data.task == "false_belief" and evaluation.prompts > HELDOUT:
+    if held_out and evaluation.prompts > held_out:
         found.append(
-            f"evaluation.prompts is {evaluation.prompts}; data.task=false_belief keeps {HELDOUT} held-out questions, "
-            f"so it must be {HELDOUT} or less."
+            f"evaluation.prompts is {evaluation.prompts}; the task keeps {held_out} held-out questions, so it must be "
+            f"{held_out} or less."
         )
-    if data.task == "multiple_choice" and evaluation.every > 0 and not data.eval_path:
+    if held_out == 0 and evaluation.every > 0:
         found.append(
             f"evaluation.every is {evaluation.every}, but data.eval_path is empty: there is nothing to evaluate on. "
             "Set data.eval_path, or evaluation.every=0."

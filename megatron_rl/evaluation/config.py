@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from megatron_rl.option import number
+
 
 @dataclass
 class EvaluationConfig:
     """Evaluated before training, after the warm start, every ``every`` steps and at the end."""
 
-    every: int = 0  # RL steps between evaluations; 0: only at the stage boundaries
-    prompts: int = 256  # held-out prompts
+    every: int = number(0, least=0)  # RL steps between evaluations; 0: only at the stage boundaries
+    prompts: int = number(256, least=1)  # held-out prompts
     greedy: bool = True  # evaluate the most likely completion too, besides one sample

@@ -13,7 +13,8 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import write_tokenizer
 from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
 from megatron_rl.resharding.families import family
-from megatron_rl.system.files import flush_folder
+from megatron_rl.resharding.folders.check import transformers_config
+from megatron_rl.system.files import rename_folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -41,21 +42,19 @@ def write_random_model(
         tokenizer_writer(beside)
         _write_weights(architecture, dtype, seed, beside)
         beside.chmod(0o755)  # mkdtemp's folders are private
-        flush_folder(beside)
-        beside.rename(folder)
+        rename_folder(beside, folder)
     except BaseException:
         shutil.rmtree(beside)
         raise
 
 
 def _write_weights(architecture: dict[str, Any], dtype: str, seed: int, folder: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     family(architecture)  # an unknown one is an error that lists the known ones
     tokenizer = load_tokenizer(folder)
-    options = dict(architecture)
-    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    config = transformers_config(architecture)
     check_vocabulary(tokenizer, {"vocab_size": config.vocab_size})
     # No pad_token_id: transformers would zero its embedding and train without it.
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -3,60 +3,119 @@
 ``python -m megatron_rl.launch.job RUN_FOLDER`` writes the run's initial model: a process of its own, for torch.
 """
 
+import contextlib
 import copy
 import dataclasses
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
-import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from megatron_rl.actor.checkpoint_folder import latest, read_state, set_damaged_aside
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
+from megatron_rl.launch.placement import LOOPBACK, here
 from megatron_rl.rollout.embedded.client import engine_command, engine_environment
 from megatron_rl.rollout.sglang import leftovers
 from megatron_rl.system import machine, scratch
-from megatron_rl.system.channel import ENGINES, key_from_environment
+from megatron_rl.system.channel import ENGINES, LISTENER, key_from_environment
 from megatron_rl.system.processes import BAD_INPUT, run
+from megatron_rl.system.screen import duration
 from megatron_rl.system.supervisor import Outcome, Process, supervise
+from megatron_rl.tracking.console import where_next
 from megatron_rl.tracking.run_folder import RunFolder, changes, open_run
 
 
 def launch(config: Config) -> int:
     """Run the configuration to its end; returns the exit code: 0, 1, 2 for bad input, or 128 + signal.
 
-    The configuration has been checked. Raises InputError when the run's folder cannot be used.
+    The configuration has been checked. Raises InputError when the run's folder cannot be used, or its checkpoints.
     """
     folder = open_run(config)
     try:
+        for warning in set_damaged_aside(folder.checkpoints):
+            print(f"warning: {warning}", flush=True)
+        if (step := _completed(folder, config)) is not None:
+            print(_is_complete(folder, step), flush=True)
+            return 0
         config = _record(folder, config)
-        outcome = _write_initial_model(folder, config)
-        if outcome.code == 0:
-            with scratch.made(_short_temporary()) as sockets:
-                outcome = supervise(processes(folder, config, sockets), folder.logs())
-                if config.rollout.engine == "sglang":
-                    leftovers.remove_after(sockets)
+        with scratch.made() as sockets:
+            outcome = _write_initial_model(folder, config, sockets)
+            if outcome.code == 0:
+                outcome = _train(folder, config, sockets)
+        if outcome.code > 128 and _completed(folder, config) is not None:  # it was asked to stop in its last step
+            outcome = Outcome(0)
+        if outcome.code == BAD_INPUT:
+            raise InputError(outcome.message)
+        _say_how_it_ended(folder, outcome)
     finally:
         folder.unlock()
-    if outcome.code == BAD_INPUT:
-        raise InputError(outcome.message)
-    if outcome.message:
-        print(f"{outcome.message}\nLogs of every process: {folder.logs()}", file=sys.stderr)
     return outcome.code
 
 
-def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]:
-    """The engines and the trainer ranks of a run; they meet at Unix sockets and at a port on loopback."""
+def _train(folder: RunFolder, config: Config, sockets: Path) -> Outcome:
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        outcome = supervise(
+            processes(folder, config, sockets, listener),
+            folder.logs(),
+            config.run.grace_seconds,
+            "the run stops at the end of this step and saves a checkpoint; a second Ctrl-C or signal ends it at once.",
+        )
+    if config.rollout.engine == "sglang":
+        leftovers.remove_after(sockets)
+    return outcome
+
+
+def _completed(folder: RunFolder, config: Config) -> int | None:
+    """The step at which the run is complete, when nothing is left to do; else None."""
+    step = folder.completed(config)
+    newest = latest(folder.checkpoints)
+    if step is None or newest is None:
+        return None
+    state = read_state(newest)
+    return step if (state.get("stage"), state.get("step")) == ("rl", step) else None
+
+
+def _is_complete(folder: RunFolder, step: int) -> str:
+    return (
+        f"{folder.path} is complete: {step} step{'s' if step != 1 else ''}. For more steps set run.steps above {step}; "
+        f"for a new run set run.resume=never, or another run.name.\n{where_next(folder)}"
+    )
+
+
+def _say_how_it_ended(folder: RunFolder, outcome: Outcome) -> None:
+    seconds = time.time() - psutil.Process().create_time()
+    if outcome.code == 0:
+        print(f"The command took {duration(seconds)}.", flush=True)
+        return
+    newest = latest(folder.checkpoints)
+    kept = f"Newest checkpoint: {newest}. Continue" if newest else "There is no checkpoint yet. Begin anew"
+    lines = [
+        outcome.message,
+        f"Logs of every process: {folder.logs()}",
+        f"{kept} with: {folder.command()}",
+        f"The command took {duration(seconds)}.",
+    ]
+    with contextlib.suppress(OSError):  # nobody reads any more: the terminal has been closed
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def processes(folder: RunFolder, config: Config, sockets: Path, listener: socket.socket) -> list[Process]:
+    """The engines and the trainer ranks of a run; they meet at Unix sockets and at the ``listener``'s port."""
     adopted = config.rollout.engine == "sglang" and config.rollout.sglang.urls  # they have their key already
     key = key_from_environment() if adopted else secrets.token_bytes(16)
     embedded = config.rollout.engines if config.rollout.engine == "embedded" else 0  # rank 0 starts the others
     addresses = [str(sockets / f"engine{i}") for i in range(embedded)]
-    world = config.actor.sizes().world
-    common = {"PYTHONUNBUFFERED": "1"}
+    placement = here(config.actor.sizes().world, listener)
+    common = {"PYTHONUNBUFFERED": "1"} | scratch.temporary(sockets) | scratch.caches(sockets)
     if machine.gpus():
         # megatron-core begins communication before the products that it shall overlap, and relies on that order
         common["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
@@ -69,10 +128,6 @@ def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]
         ENGINES: ",".join(addresses),
         scratch.SCRATCH: str(sockets),
         "OMP_NUM_THREADS": str(config.actor.threads),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(machine.free_port()),
     }
     engines = [
         Process(
@@ -87,10 +142,12 @@ def processes(folder: RunFolder, config: Config, sockets: Path) -> list[Process]
         Process(
             f"rank{rank}",
             [sys.executable, "-m", "megatron_rl.train", str(folder.path)],
-            job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            job | placement.environment(rank) | ({LISTENER: str(listener.fileno())} if rank == 0 else {}),
             echo=rank == 0,
+            follows=rank != 0,
+            descriptors=[listener.fileno()] if rank == 0 else [],
         )
-        for rank in range(world)
+        for rank in placement.here
     ]
     return engines + ranks
 
@@ -116,29 +173,27 @@ def _record(folder: RunFolder, config: Config) -> Config:
 
 
 def _announce(folder: RunFolder, config: Config, changed: dict[str, list[Any]]) -> None:
-    world = config.actor.sizes().world
-    parts = [(world, "trainer rank"), (config.rollout.engines, "engine"), (config.rewards.workers, "reward worker")]
-    started = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in parts)
+    counts = {
+        "trainer rank": config.actor.sizes().world,
+        "engine": config.rollout.engine_count,
+        "reward worker": config.rewards.workers,
+    }
+    started = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items())
     verb = "Continuing" if folder.started() else "Run"
     print(f"{verb} {folder.path}: {started}. Logs: {folder.logs()}", flush=True)
     for key, (old, new) in changed.items():
         print(f"  changed: {key} {old} -> {new}", flush=True)
 
 
-def _write_initial_model(folder: RunFolder, config: Config) -> Outcome:
+def _write_initial_model(folder: RunFolder, config: Config, sockets: Path) -> Outcome:
     """The model that a run from random weights starts from; made anew as long as there is no checkpoint."""
     if config.model.path or folder.started():
         return Outcome(0)
     if folder.initial_model.exists():
         shutil.rmtree(folder.initial_model)
     command = [sys.executable, "-m", "megatron_rl.launch.job", str(folder.path)]
-    return supervise([Process("initial_model", command)], folder.logs())
-
-
-def _short_temporary() -> str:
-    """A folder whose sockets' paths stay below the system's limit of about 100 characters."""
-    preferred = tempfile.gettempdir()
-    return preferred if len(preferred) < 60 else "/tmp"
+    env = scratch.temporary(sockets) | scratch.caches(sockets)
+    return supervise([Process("initial_model", command, env)], folder.logs())
 
 
 def _commit() -> dict[str, Any] | None:
@@ -146,7 +201,8 @@ def _commit() -> dict[str, Any] | None:
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
 
     if not shutil.which("git") or git("ls-files", "--error-unmatch", __file__).returncode != 0:
         return None

@@ -79,13 +79,22 @@ def disjoint(boxes: list[tuple[Ints, Ints]]) -> bool:
     import numpy as np
 
     corners = np.array(boxes, dtype=np.int64)
-    corners = corners[np.argsort(corners[:, 0, 0], kind="stable")]
-    low, high = corners[:, 0], corners[:, 1]
-    # Sorted by their first index, a box can meet only those that begin before it ends.
-    ends = np.searchsorted(low[:, 0], high[:, 0])
+    low, high = corners[:, 0] - corners.min(), corners[:, 1] - corners.min()
+    span = int(high.max()) + 1
+    group = np.zeros(len(boxes), dtype=np.int64)  # boxes that no cut across a dimension has parted
+    before = -1
+    while before < (before := int(group.max())):
+        for dimension in range(low.shape[1]):
+            begin, end = low[:, dimension] + group * span, high[:, dimension] + group * span
+            order = np.argsort(begin, kind="stable")
+            apart = begin[order][1:] >= np.maximum.accumulate(end[order])[:-1]
+            group[order] = np.concatenate([[0], np.cumsum(apart)])
+    order = np.argsort(group, kind="stable")
+    low, high, group = low[order], high[order], group[order]
+    last = np.searchsorted(group, group, side="right")  # behind the last box of this one's group
     return not any(
         ((low[i] < high[i + 1 : end]) & (low[i + 1 : end] < high[i])).all(axis=1).any()
-        for i, end in enumerate(ends)
+        for i, end in enumerate(last)
         if end > i + 1
     )
 

@@ -130,7 +130,7 @@ class Report:
     plan: Plan
     moved: Traffic
     predictions: tuple[Prediction, ...]
-    seconds: float  # that planning and proving took
+    seconds: float  # that layouts, plan and proof took
 
     def data(self) -> dict[str, Any]:
         """Plain data, as ``--json`` prints it: bytes are numbers of bytes, times are seconds."""

@@ -1,7 +1,8 @@
 """Whether the answer is right."""
 
+from megatron_rl.data.task import Sample
 from megatron_rl.data.think_answer import answer_matches, letter_matches, parse
-from megatron_rl.rewards.sample import Sample, Score
+from megatron_rl.rewards.registry import Score
 
 
 def multiple_choice(sample: Sample) -> Score:

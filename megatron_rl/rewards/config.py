@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_rl.option import number
+
 
 @dataclass
 class RewardsConfig:
@@ -10,8 +12,8 @@ class RewardsConfig:
 
     terms: dict[str, float] = field(default_factory=dict)  # reward name or dotted path -> weight
     args: dict[str, dict[str, Any]] = field(default_factory=dict)  # reward name -> keyword arguments
-    workers: int = 2  # worker processes
-    batch_size: int = 64  # samples sent to a worker at once
-    deadline: float = 10.0  # seconds one sample may take before its worker is killed
-    first_deadline: float = 60.0  # at most for the first sample of a worker, in which rewards may load something
+    workers: int = number(2, least=1, most=4096)  # worker processes
+    batch_size: int = number(64, least=1)  # samples sent to a worker at once
+    deadline: float = number(10.0, above=0)  # seconds one sample may take before its worker is killed
+    first_deadline: float = number(60.0, above=0)  # of a worker's first sample: rewards may load something at first use
     deadline_score: float = 0.0  # the reward of a sample that passed its deadline or ended its worker

@@ -4,8 +4,9 @@ from math import exp
 
 import numpy as np
 
+from megatron_rl.data.task import Sample
 from megatron_rl.data.think_answer import parse
-from megatron_rl.rewards.sample import Sample, Score
+from megatron_rl.rewards.registry import Score
 
 GRAM = 16  # characters
 ALLOWED_REPEATS = 0.1  # share of 16-grams

@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
 
-from megatron_rl.data.task import Report
+from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.process import WorkerProcess
 from megatron_rl.rewards.registry import check_report, check_rewards
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.terms import RewardError
 from megatron_rl.rewards.worker import BEGUN, READY
 

@@ -12,9 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_rl.data.task import Report
+from megatron_rl.data.task import Report, Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.worker import PREFIX
 
 START_SECONDS = 120.0  # importing the rewards' modules, on a busy machine

@@ -1,21 +1,20 @@
 """Reward functions by name or dotted path, and what can be wrong with the options. Imports no torch."""
 
 import inspect
-import os
 import pickle
-import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron_rl.data.task import Report
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.sample import Score
+from megatron_rl.system.named import find
 
+Score = dict[str, float]
+"""Named components; the key ``score`` is the term's value and is required."""
 Reward = Callable[..., Score | float]
 """``reward(sample, **args)``: a plain function, called in a worker process for every completion with its ``Sample`` and
 the arguments of ``rewards.args``.
@@ -33,6 +32,7 @@ BUILTIN = {
     "format": "megatron_rl.rewards.format.format",
     "multiple_choice": "megatron_rl.rewards.answer.multiple_choice",
     "answer_in_format": "megatron_rl.rewards.answer.answer_in_format",
+    "exact_answer": "megatron_rl.rewards.exact_answer.exact_answer",
     "length_window": "megatron_rl.rewards.length.length_window",
     "sip_structure": "megatron_rl.rewards.sip.sip_structure",
     "sip_content": "megatron_rl.rewards.sip.sip_content",
@@ -42,33 +42,8 @@ BUILTIN = {
 
 def resolve(name: str) -> Reward:
     """The function behind a built-in name or a dotted path; ``InputError`` when there is none."""
-    if name not in BUILTIN and "." not in name.strip("."):
-        near = get_close_matches(name, BUILTIN, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"rewards.terms names {name!r}, which is no built-in reward: {hint}Built in are {', '.join(BUILTIN)}; "
-            "any other function is named by its dotted path, such as my_package.my_module.my_reward."
-        )
-    module_name, _, attribute = BUILTIN.get(name, name).rpartition(".")
-    if (here := os.getcwd()) not in sys.path:  # behind all else: a file here shall not hide a package
-        sys.path.append(here)
-    try:
-        module = import_module(module_name)
-    except (Exception, SystemExit) as error:  # importing a user's module can raise anything
-        raise InputError(
-            f"rewards.terms names {name!r}, but importing {module_name} fails with {type(error).__name__}: {error}. "
-            "Give the dotted path of a function in a module that Python can import from here."
-        ) from error
-    function = getattr(module, attribute, None)
-    if function is None:
-        near = get_close_matches(attribute, [k for k, v in vars(module).items() if callable(v)], n=1)
-        raise InputError(
-            f"rewards.terms names {name!r}, but {module_name} has no {attribute}"
-            + (f"; did you mean {near[0]}?" if near else ".")
-        )
-    if not callable(function):
-        raise InputError(f"rewards.terms names {name!r}, which is a {type(function).__name__}, not a function.")
-    return function
+    otherwise = "the dotted path of a function of your own, such as my_package.my_module.my_reward"
+    return find(name, BUILTIN, f"rewards.terms: {name!r}", otherwise)
 
 
 def check_rewards(config: RewardsConfig) -> list[str]:
@@ -90,14 +65,6 @@ def check_rewards(config: RewardsConfig) -> list[str]:
             near = get_close_matches(name, config.terms, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; add it there or take its arguments away."
             found.append(f"rewards.args names {name!r}, which is not in rewards.terms{hint}")
-    for key, value in {"workers": config.workers, "batch_size": config.batch_size}.items():
-        if value < 1:
-            found.append(f"rewards.{key} is {value}; it must be at least 1.")
-    for key, seconds in {"deadline": config.deadline, "first_deadline": config.first_deadline}.items():
-        if not 0 < seconds < float("inf"):
-            found.append(f"rewards.{key} is {seconds}; it must be a number of seconds above 0.")
-    if not isfinite(config.deadline_score):
-        found.append(f"rewards.deadline_score is {config.deadline_score}; it must be a finite number.")
     return found
 
 
@@ -138,7 +105,7 @@ def _reward_violations(name: str, function: Reward, args: Mapping[str, Any]) -> 
             call = ", ".join(["sample", *(f"{key}={value!r}" for key, value in args.items())])
             return [
                 f"rewards.terms names {name!r}, called as {name.rpartition('.')[2]}({call}), but: {error}. A reward "
-                f"takes one Sample (megatron_rl.rewards.sample) and what rewards.args.{name} gives."
+                f"takes one Sample (megatron_rl.data.task) and what rewards.args.{name} gives."
             ]
         near = get_close_matches(unknown, accepted, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -9,11 +9,10 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-from megatron_rl.data.task import Report
+from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.registry import Reward, resolve
-from megatron_rl.rewards.sample import Sample
 
 COMPONENTS = 256  # most that a reward may return: each becomes a metric of the run
 TRACEBACK_HEAD, TRACEBACK_TAIL = 1000, 3000  # characters of a long one that are kept

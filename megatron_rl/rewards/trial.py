@@ -3,12 +3,11 @@
 import reprlib
 from dataclasses import replace
 
-from megatron_rl.data.task import Report
+from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.pool import RewardPool
 from megatron_rl.rewards.registry import check_rewards
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.terms import RewardError
 
 

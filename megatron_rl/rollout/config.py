@@ -1,7 +1,15 @@
 """Options of generation."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from megatron_rl.option import choice, number
+
+ENGINES = ("embedded", "sglang")
+SWAPS = ("pull", "tensor", "distributed", "disk")
+NEAR = ("shared_memory", "cuda_ipc")  # transports on one machine
+FAR = ("gloo", "nccl")  # between machines, too
 
 
 @dataclass
@@ -16,19 +24,19 @@ class SGLangConfig:
     """SGLang servers: rollout.engine=sglang."""
 
     urls: str = ""  # servers that run already, comma-separated (http://host:port); empty: start them here
-    port: int = 0  # of the first server that is started here, the next ones follow; 0: free ones
-    tensor_parallel: int = 1  # workers that share every matrix
-    expert_parallel: int = 1  # groups of the workers that share the experts
-    swap: str = "pull"  # pull (workers take their own bytes) | tensor | distributed | disk (full tensors)
-    transport: str = "auto"  # of a pull: auto | shared_memory | cuda_ipc | gloo | nccl | files; the README says more
+    port: int = number(0, least=0, most=65535)  # of the first server that is started here, the others follow; 0: free
+    tensor_parallel: int = number(1, least=1)  # workers that share every matrix
+    expert_parallel: int = number(1, least=1)  # groups of the workers that share the experts
+    swap: str = choice(*SWAPS)  # pull: workers take their own bytes; the others: full tensors
+    transport: str = choice("auto", *NEAR, *FAR, "files")  # of a pull; the README says more
     fp8: bool = False  # engines hold FP8 weights, e4m3 in blocks of 128 x 128; the actor keeps its own
     host: str = ""  # this machine's address for engines on others; empty: the one on the way to the first of them
     colocated: bool = False  # trainer and engines share GPUs: engines give back their memory while the actor trains
-    start_seconds: float = 900.0  # a server must be ready by then
-    swap_seconds: float = 600.0  # a swap must be complete by then
-    request_seconds: float = 1800.0  # a completion that takes longer is aborted and asked for again
-    health_seconds: float = 60.0  # an engine that does not answer for so long is restarted
-    restarts: int = 3  # of one engine, in a run
+    start_seconds: float = number(900.0, above=0)  # a server must be ready by then
+    swap_seconds: float = number(600.0, above=0)  # a swap must be complete by then
+    request_seconds: float = number(1800.0, above=0)  # a completion that takes longer is aborted and asked for again
+    health_seconds: float = number(60.0, above=0)  # an engine that does not answer for so long is restarted
+    restarts: int = number(3, least=0)  # of one engine, in a run
     routing_replay: bool = False  # mixtures of experts: the actor's routers take the experts that the engine chose
     args: dict[str, Any] = field(default_factory=dict)  # more options of sglang.launch_server, by its own names
 
@@ -37,23 +45,42 @@ class SGLangConfig:
 class RolloutConfig:
     """What the engines generate at each step."""
 
-    engine: str = "embedded"  # embedded (a process of our own holding transformers modules) | sglang
-    engines: int = 1  # engine processes
-    prompts_per_step: int = 64  # prompts drawn at each step
-    group_size: int = 8  # completions per prompt
-    max_new_tokens: int = 1024  # a completion is cut here, finish reason "length"
-    temperature: float = 1.0  # log-probs are those of the scaled distribution
-    top_p: float = 1.0  # nucleus sampling; 1 keeps all tokens
-    top_k: int = 0  # keep the k most likely tokens; 0 keeps all
+    engine: str = choice(*ENGINES)  # embedded: a CPU process of our own that holds transformers modules
+    engines: int = number(1, least=1, most=4096)  # engine processes; of rollout.sglang.urls: one each
+    prompts_per_step: int = number(64, least=1, most=1_000_000)  # prompts drawn at each step
+    group_size: int = number(8, least=1)  # completions per prompt
+    max_new_tokens: int = number(1024, least=1)  # a completion is cut here, finish reason "length"
+    # at temperature 0 the scaled distribution, whose log-probs count, has one token and no gradient
+    temperature: float = number(1.0, above=0)  # log-probs are those of the scaled distribution
+    top_p: float = number(1.0, above=0, most=1)  # nucleus sampling; 1 keeps all tokens
+    top_k: int = number(0, least=0)  # keep the k most likely tokens; 0 keeps all
     ignore_eos: bool = False  # always generate max_new_tokens (benchmarks)
-    staleness: int = 0  # steps by which weights that sample may be older than those that are trained; 0: synchronous
+    staleness: int = number(0, least=0)  # steps by which weights that sample may be older than trained ones; 0: none
     in_flight: bool = False  # a swap interrupts completions, which go on with the new weights; else it waits for them
-    max_running: int = 256  # sequences decoded at the same time by one engine
-    threads: int = 1  # CPU threads per engine
+    max_running: int = number(256, least=1)  # sequences decoded at the same time by one engine
+    threads: int = number(1, least=1, most=1024)  # CPU threads per engine
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     sglang: SGLangConfig = field(default_factory=SGLangConfig)
+
+    @property
+    def engine_count(self) -> int:
+        """How many engines there are: the servers that run already, or those that are started."""
+        urls = self.sglang.urls if self.engine == "sglang" else ""
+        return len([url for url in urls.split(",") if url.strip()]) or self.engines
 
     @property
     def true_on_policy(self) -> bool:
         """Whether actor and engine have to compute the same bits."""
         return self.engine == "embedded" and self.embedded.true_on_policy
+
+
+@dataclass(frozen=True)
+class Served:
+    """What engines that are started beside a trainer have to know of the run."""
+
+    rollout: RolloutConfig
+    dtype: str  # of the weights
+    seed: int
+    longest: int  # tokens of a prompt with its completion
+    trainers: int  # ranks, which compute on GPUs of this machine where it has some
+    folder: Path  # the run's

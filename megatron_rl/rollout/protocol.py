@@ -27,7 +27,9 @@ class Request:
     """One prompt and one completion for each of ``seeds``.
 
     A completion depends on the weights, the prompt, the sampling parameters and its own seed: not on
-    the other requests that are decoded with it.
+    the other requests that are decoded with it. That is the embedded engine's promise. SGLang's servers are sent the
+    seed, and draw by it when they were started with enable_deterministic_inference (on GPUs); otherwise they draw with
+    random numbers of their own, and the same seed gives another completion each time.
     """
 
     tokens: Sequence[int]
@@ -76,6 +78,19 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests and of their seeds."""
+
+    async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
+        """One request's completions, in the order of its seeds; awaited in any thread's event loop.
+
+        Many are awaited at the same time: an engine that decodes a batch at a time makes one of the calls of one tick
+        of a loop, in their order, whose completions are those of one ``generate`` to the last bit.
+        """
+
+    def progress(self) -> tuple[int, int]:
+        """Completions that are done, and those that were asked for, since nothing was under way; (0, 0) then.
+
+        To be called in any thread, at any time: it does not wait.
+        """
 
     def release(self) -> None:
         """The trainer goes on: its weights change until the next swap, and on a shared GPU it needs the memory."""

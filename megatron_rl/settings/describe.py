@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from megatron_rl.config import Config
+from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.settings.footprint import footprint, read_config, readable
 from megatron_rl.system import machine
 
@@ -15,14 +16,17 @@ def describe(config: Config) -> str:
     world = config.actor.sizes().world
     completions = rollout.prompts_per_step * rollout.group_size
     updates = algorithm.minibatches * algorithm.epochs
-    where = f"{len(machine.gpus())} GPUs" if machine.gpus() else "CPU"
+    gpus = len(machine.gpus())
+    where = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "CPU"
+    more = {"virtual pipeline": actor.virtual_pipeline, "expert": actor.expert_parallel}
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.terms.items())
     lines = {
         "model": f"{hf_config['model_type']}, {needed.parameters / 1e6:,.2f} million parameters, {config.model.dtype}, "
         + (f"from {path}" if path else "from random weights"),
         "ranks": f"{world} on {where}: tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x "
-        f"context {actor.context_parallel} x data {actor.data_parallel}",
-        "engines": f"{rollout.engines} {rollout.engine}",
+        f"context {actor.context_parallel} x data {actor.data_parallel}"
+        + "".join(f", {name} {size}" for name, size in more.items() if size > 1),
+        "engines": _engines(rollout),
         "rewards": f"{terms}; {config.rewards.workers} worker process{'es' if config.rewards.workers > 1 else ''}",
         "data": config.data.task + (f" from {config.data.path}" if config.data.path else ""),
         "warm start": f"{sft.steps} steps of {sft.batch_size} examples" if sft.steps else "none",
@@ -30,8 +34,22 @@ def describe(config: Config) -> str:
         f"{completions}, in {updates} update{'s' if updates > 1 else ''} of {completions // algorithm.minibatches}",
         "tokens": f"prompts up to {config.data.max_prompt_tokens}, completions up to {rollout.max_new_tokens}, "
         f"micro-batches up to {actor.micro_batch_tokens} on a rank",
-        "memory": f"{readable(max(needed.ranks))} a rank and {readable(needed.engine)} an engine, and activations",
+        "memory": f"{readable(max(needed.ranks))} a rank and activations; {readable(needed.engine)} an engine and "
+        + ("its cache" if gpus and rollout.engine == "sglang" else f"up to {readable(needed.cache)} for its cache"),
         "disk": f"{readable(needed.checkpoint)} a checkpoint",
         "folder": f"{Path(run.folder) / run.name}",
     }
     return "\n".join(f"  {name:<11}{text}" for name, text in lines.items())
+
+
+def _engines(rollout: RolloutConfig) -> str:
+    if rollout.engine == "embedded":
+        return f"{rollout.engines} embedded on CPU"
+    if rollout.sglang.urls:
+        return f"{rollout.engine_count} sglang, started elsewhere"
+    workers = rollout.sglang.tensor_parallel
+    return (
+        f"{rollout.engines} sglang"
+        + (f" of {workers} workers" if workers > 1 else "")
+        + (", colocated" if rollout.sglang.colocated else "")
+    )

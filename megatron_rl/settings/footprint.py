@@ -1,15 +1,15 @@
 """How much memory and disk a run needs at least: its tensors, without activations. Imports no torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor.config import ModelConfig
 from megatron_rl.config import Config
 from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
@@ -25,17 +25,15 @@ class Footprint:
     parameters: int  # a count
     shared: int  # all ranks' weights, in shared memory for the engines
     ranks: tuple[int, ...]  # each trainer rank
-    engine: int  # each engine
+    engine: int  # each engine's weights
+    cache: int  # each engine's keys and values; on GPUs SGLang takes for them what is left
     checkpoint: int
     export: int
 
 
 def read_config(model: ModelConfig) -> dict[str, Any]:
-    """The content of the model's config.json."""
-    if not model.path:
-        return model.architecture
-    content: dict[str, Any] = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
-    return content
+    """The content of the model's config.json. Raises InputError naming what is missing or broken."""
+    return read_hf_config(model.path) if model.path else model.architecture
 
 
 def footprint(config: Config, hf_config: Mapping[str, Any]) -> Footprint:
@@ -53,9 +51,27 @@ def footprint(config: Config, hf_config: Mapping[str, Any]) -> Footprint:
             elements * (weight + GRADIENT_BYTES + reference) + parameters * optimizer // len(held) for elements in held
         ),
         engine=parameters * weight,
+        cache=_cached_tokens(config) * _token_bytes(hf_config, weight),
         checkpoint=parameters * (weight + MAIN_WEIGHT_BYTES + MOMENT_BYTES),
         export=parameters * weight,
     )
+
+
+def _cached_tokens(config: Config) -> int:
+    """Tokens whose keys and values an engine has room for."""
+    rollout, longest = config.rollout, config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if rollout.engine == "sglang":
+        given = rollout.sglang.args.get("max_total_tokens")
+        return given if isinstance(given, int) else max(8192, (longest + 8) * rollout.max_running)
+    # a static cache: a row for each sequence that runs, as long as the longest may get
+    training = -(-rollout.prompts_per_step // rollout.engines) * rollout.group_size
+    evaluating = -(-config.evaluation.prompts // rollout.engines)
+    return min(rollout.max_running, max(training, evaluating)) * longest
+
+
+def _token_bytes(hf_config: Mapping[str, Any], element: int) -> int:
+    sizes = read_architecture(dict(hf_config))
+    return sizes.layers * sizes.kv_heads * sizes.head_dim * 2 * element  # keys and values
 
 
 def readable(count: float) -> str:

@@ -3,10 +3,8 @@
 import dataclasses
 import difflib
 import functools
-import inspect
-import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-
-_TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    dict[str, float]: "names with numbers",
-    dict[str, str]: "names with text",
-    dict[str, Any]: "keys with values",
-    dict[str, dict[str, Any]]: "names with keyword arguments",
-}
+from megatron_rl.settings.documented import TYPES
+from megatron_rl.settings.recipes import recipe
+from megatron_rl.settings.written import Written, read, read_value
+from megatron_rl.system.program import program
 
 
 @functools.cache
@@ -40,52 +31,23 @@ def options(cls: type = Config, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """One option as its room's config.py declares it."""
-
-    key: str
-    default: str
-    text: str  # the comment beside it
-
-
-def documented(cls: type = Config, prefix: str = "") -> list[Option]:
-    """Every option with its default and its comment, in the order of the tree."""
-    source = inspect.getsource(cls)
-    hints = typing.get_type_hints(cls)
-    found = []
-    for name, value in vars(cls()).items():
-        if dataclasses.is_dataclass(hints[name]):
-            found += documented(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            comment = re.search(rf"^    {name}: .*?  # (.*)$", source, re.MULTILINE)
-            default = str(value).lower() if isinstance(value, bool) else str(value)
-            found.append(Option(f"{prefix}{name}", default, comment[1] if comment else ""))
-    return found
-
-
-def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
-    """The configuration of ``recipe`` (``module.function`` or a YAML file) with ``key=value`` overrides.
+def load(name: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """The configuration of recipe ``name`` (``module.function`` or a YAML file) with ``key=value`` overrides.
 
     Returns it with one message per problem; what is wrong is left as the recipe had it, so that the
     rest can still be checked. Raises ``InputError`` when there is no such recipe or the file cannot be read.
     """
     problems: list[str] = []
-    tree, settings = _base(recipe)
+    tree, settings = _base(name)
     for key, value in settings:
-        _assign(tree, key, value, f"{recipe}: {key}", problems)
+        _assign(tree, key, value, f"{name}: {key}", problems)
     for item in overrides:
         key, equals, text = item.partition("=")
         key = key.strip()
         if not equals or not key:
             problems.append(f"{item!r} is no override: write key=value, for example run.steps=10.")
             continue
-        try:
-            value = text if options().get(key) is str else _parse(text)
-        except yaml.YAMLError:
-            problems.append(f"{item}: the value is not valid YAML; quote it.")
-            continue
-        _assign(tree, key, value, item, problems)
+        _assign(tree, key, read_value(text), item, problems)
     return _to_object(tree), problems
 
 
@@ -102,52 +64,49 @@ def from_yaml(path: Path) -> Config:
     return config
 
 
-def _base(recipe: str) -> tuple[DictConfig, list[tuple[str, Any]]]:
+def _base(path: str) -> tuple[DictConfig, list[tuple[str, Written]]]:
     """The recipe's own tree, and what a YAML file sets on top of it."""
-    if not recipe.endswith((".yaml", ".yml")):
-        return _call(recipe), []
-    content = _read(Path(recipe))
-    name = content.pop("recipe", None)
+    if not path.endswith((".yaml", ".yml")):
+        return _call(path), []
+    content = _read(Path(path))
+    named = content.pop("recipe", None)
+    name = named.value(str) if named else None
     if name is not None and (not isinstance(name, str) or name.endswith((".yaml", ".yml"))):
-        raise InputError(f"{recipe}: recipe: {name!r} must name a recipe function; `megatron-rl recipes` lists them.")
-    return (_call(name) if name else OmegaConf.structured(Config)), list(_leaves("", content))
+        raise InputError(f"{path}: recipe: {name!r} must name a recipe function; `{program()} recipes` lists them.")
+    return (_call(name) if name else OmegaConf.structured(Config)), list(_leaves("", content.items()))
 
 
 def _call(name: str) -> DictConfig:
-    from recipes import find
-
-    config = find(name)()
     try:
-        return OmegaConf.structured(config)
+        return OmegaConf.structured(recipe(name))
     except OmegaConfBaseException as error:
         raise InputError(f"recipe {name}: {_first_line(error)}.") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Written]:
     if not path.is_file():
         raise InputError(f"There is no configuration file {path}.")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except yaml.YAMLError as error:
+        written = read(path.read_text(encoding="utf-8-sig"))
+        if written is None:
+            return {}
+        written.value(Any)  # every error of the file at once
+        content = written.entries()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path} is not a configuration file: {_first_line(error)}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}; a configuration is a mapping of rooms to options.")
-    return {str(key): value for key, value in content.items()}
+    if content is None:
+        raise InputError(f"{path} holds no mapping; a configuration is a mapping of rooms to options.")
+    return dict(content)
 
 
-def _parse(text: str) -> Any:
-    """A command line value as YAML reads it; nothing after the equals sign is an empty text."""
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"] if text else ""  # type: ignore
-
-
-def _leaves(prefix: str, tree: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+def _leaves(prefix: str, tree: Iterable[tuple[str, Written]]) -> Iterator[tuple[str, Written]]:
     """A nested mapping as dotted keys, as deep as the rooms go."""
-    for name, value in tree.items():
+    for name, value in tree:
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and _has_options(key):
-            yield from _leaves(f"{key}.", value)
+        if _has_options(key) and (below := value.entries()) is not None:
+            yield from _leaves(f"{key}.", below)
         else:
             yield key, value
 
@@ -156,11 +115,11 @@ def _has_options(key: str) -> bool:
     return any(option.startswith(f"{key}.") for option in options())
 
 
-def _assign(tree: DictConfig, key: str, value: Any, said: str, problems: list[str]) -> None:
+def _assign(tree: DictConfig, key: str, written: Written, said: str, problems: list[str]) -> None:
     """Set one option, or one entry of a dictionary-valued one; ``said`` is how the user wrote it."""
     if _has_options(key):
-        if isinstance(value, dict):
-            for name, below in _leaves(f"{key}.", value):
+        if (entries := written.entries()) is not None:
+            for name, below in _leaves(f"{key}.", entries):
                 _assign(tree, name, below, said, problems)
         else:
             problems.append(f"{said}: {key} holds several options; set one of them: {_siblings(f'{key}.')}.")
@@ -169,18 +128,22 @@ def _assign(tree: DictConfig, key: str, value: Any, said: str, problems: list[st
     if option is None:
         problems.append(_unknown(key, said))
         return
+    hint, entry = options()[option], key[len(option) + 1 :]
+    try:
+        value = written.entry(_entry_hint(hint)) if entry else written.value(hint)
+    except (yaml.YAMLError, ValueError):
+        problems.append(f"{said}: the value is not valid YAML; quote it.")
+        return
     if "${" in str(value):
         problems.append(f"{said}: references to other options (${{…}}) are not resolved; write the value itself.")
         return
-    hint = options()[option]
     try:
         if _is_dict(hint):
-            entry = key[len(option) + 1 :]
             _assign_entries(tree, option, hint, _entry(hint, entry, value) if entry else value)
         else:
             OmegaConf.update(tree, option, value)
     except (OmegaConfBaseException, TypeError):
-        problems.append(f"{said}: {option} takes {_TYPE_NAMES[hint]}, not {value!r}.")
+        problems.append(f"{said}: {option} takes {TYPES[hint]}, not {value!r}.")
 
 
 def _assign_entries(tree: DictConfig, option: str, hint: Any, entries: Any) -> None:
@@ -216,6 +179,12 @@ def _entry(hint: Any, path: str, value: Any) -> dict[str, Any]:
         name, _, argument = path.rpartition(".")
         return {name: {argument: value}} if name else {path: value}
     return {path: value}
+
+
+def _entry_hint(hint: Any) -> Any:
+    """The type of what a dotted key below a dictionary-valued option is set to."""
+    inner = typing.get_args(hint)[1]
+    return Any if _is_dict(inner) else inner
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from megatron_rl.resharding.terms import Attached, Reach
 from megatron_rl.resharding.transports.choose import offer, outbound
 from megatron_rl.resharding.transports.shared_memory import publish
 from megatron_rl.rollout.protocol import Engine
-from megatron_rl.swap.published import Offered, packed
+from megatron_rl.swap.published import Offered, crowded, packed
 from megatron_rl.swap.sender import Sender, held_dtypes
 from megatron_rl.system import machine
 
@@ -101,7 +101,7 @@ class Swap:
             barrier()
         else:
             held = self.actor.parameters()
-            if accelerator.on_gpu():
+            if accelerator.on_gpu() or crowded(held):
                 held = packed(held, torch.device("cpu"))  # alive until it is written
             source = replace(source, memories=gather(publish(held)), fp8=False)
         if dist.get_rank() == 0:

@@ -1,7 +1,9 @@
 """Files that are either the old one or the new one, never half of it; and room for them."""
 
+import ctypes
 import os
 import shutil
+from errno import EINVAL, ENOTSUP
 from pathlib import Path
 
 from megatron_rl.errors import InputError
@@ -16,22 +18,55 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        flush(path.parent)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
 
+def replace_folder(new: Path, target: Path) -> None:
+    """Let ``target`` be the complete folder ``new``, beside it, at one moment; what it was before is removed."""
+    if target.exists():
+        if _exchange(new, target):
+            flush(target.parent)
+            shutil.rmtree(new)
+            return
+        shutil.rmtree(target)  # a file system that cannot exchange two names: for a moment there is none
+    new.rename(target)
+    flush(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names atomically (Linux' renameat2); False where the file system cannot."""
+    at_working_directory, exchange = -100, 2
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    arguments = (at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange)
+    return rename is not None and rename(*arguments) == 0
+
+
 def flush(path: Path) -> None:
     """Bring a file, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (EINVAL, ENOTSUP):  # some file systems have it for files only
+            raise
+    finally:
+        os.close(handle)
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the files right inside a folder, and its list of names, to the disk: before it is renamed, and after."""
+    """Bring the files right inside a folder, and its list of names, to the disk."""
     for path in (*(p for p in folder.iterdir() if p.is_file()), folder):
         flush(path)
+
+
+def rename_folder(complete: Path, target: Path) -> None:
+    """Give a folder that is complete its name, beside which it lies: after a power cut it is there whole, or not."""
+    flush_folder(complete)
+    complete.rename(target)
+    flush(target.parent)
 
 
 def require_space(folder: str | Path, needed: int, what: str, advice: str) -> None:

@@ -21,6 +21,7 @@ from megatron_rl.errors import InputError
 SUPPORTED = {"torch": ">=2.11,<2.14", "megatron-core": ">=0.16.1,<0.17", "transformers": ">=5.12,<6"}
 RECORDED = (*SUPPORTED, "omegaconf", "datasets", "safetensors", "numpy", "xxhash", "transformer-engine", "sglang")
 DRIVER = Path("/dev/nvidiactl")  # there where NVIDIA's driver is
+SHARED = Path("/dev/shm")  # where memory has a name by which processes can share it
 _ASK_TORCH = """
 import torch
 print(*(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())))
@@ -40,7 +41,7 @@ def _listed_gpus() -> tuple[int, ...]:
     if not shutil.which("nvidia-smi"):
         return ()
     query = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True)
+    answer = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace")
     found = [line.split(", ") for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -53,8 +54,13 @@ def _found_gpus() -> tuple[int, ...]:
     """As torch says: a container may lack nvidia-smi, which does not list the parts of a GPU (MIG) either."""
     if not DRIVER.exists() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return ()
-    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True)
+    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, encoding="utf-8", errors="replace")
     return tuple(map(int, answer.stdout.split())) if answer.returncode == 0 else ()
+
+
+def shared_memory() -> int:
+    """Bytes that are free where processes share memory by name; 0 where there is no such place."""
+    return shutil.disk_usage(SHARED).free if SHARED.is_dir() and os.access(SHARED, os.W_OK | os.X_OK) else 0
 
 
 def installed(package: str) -> str | None:
@@ -102,7 +108,9 @@ def free_low_port() -> int:
 
 def place() -> str:
     """What processes have in common that can read each other's memory: the system's boot and the process namespace."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() + os.readlink(
+        "/proc/self/ns/pid"
+    )
 
 
 def address_towards(host: str) -> str:

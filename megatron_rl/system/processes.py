@@ -13,12 +13,32 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from megatron_rl.errors import InputError, full_disk
+from megatron_rl.errors import InputError, RunError, refused
 
+FAILED = 1  # exit code of a command one of whose processes failed
 BAD_INPUT = 2  # exit code of a process that ended with an InputError
+RUN_ENDED = 3  # exit code of a process that ended with a RunError; the command's is 1
 ERROR_PREFIX = "error: "  # such a process's last words start with it; what goes on in further lines is indented
 
+# Environment of every process of ours: the locale says nothing about our files and pipes, which are UTF-8.
+UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+
 _PR_SET_PDEATHSIG = 1
+
+
+def speak_utf8() -> None:
+    """First in a command: whatever the locale, names of files and what our processes tell each other are UTF-8.
+
+    Under a locale with another encoding the command begins anew in Python's UTF-8 mode. What it prints is in the
+    terminal's encoding nevertheless, with ? for what that lacks.
+    """
+    if sys.getfilesystemencoding().lower() != "utf-8":
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    os.environ.update(UTF8)
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -38,15 +58,19 @@ def tied_to_this_process(command: Sequence[str]) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a process's main function; an ``InputError`` or a full disk becomes one paragraph and exit code 2."""
+    """Run a process's main function.
+
+    An ``InputError``, and what the machine refuses, becomes one paragraph and exit code 2; a ``RunError`` one with
+    exit code 3.
+    """
     try:
         main()
     except Exception as error:
-        said = error if isinstance(error, InputError) else full_disk(error)
+        said = error if isinstance(error, InputError | RunError) else refused(error)
         if said is None:
             raise
         print(f"{ERROR_PREFIX}{indented(str(said))}", file=sys.stderr, flush=True)
-        sys.exit(BAD_INPUT)
+        sys.exit(RUN_ENDED if isinstance(said, RunError) else BAD_INPUT)
 
 
 def indented(message: str) -> str:

@@ -1,4 +1,7 @@
-"""Runs a group of processes as one: they start together, and none outlives the others or their supervisor."""
+"""Runs a group of processes as one: they start together, and none outlives the others or their supervisor.
+
+Each of them leads a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
+"""
 
 import codecs
 import contextlib
@@ -14,11 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from megatron_rl.system.processes import BAD_INPUT, last_error, tied_to_this_process
+from megatron_rl.system.processes import BAD_INPUT, RUN_ENDED, UTF8, last_error, tied_to_this_process
+from megatron_rl.system.screen import SHOWN, Screen
 
 SETTLE = 1.0  # seconds in which the other processes may show that one of them had the first cause
 FAILURE_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a failure: nothing is left to save
+LEAST_GRACE = 10.0  # the same for services, when all others have ended well
 LAST_LINES = 20  # of a failed process's log
+_SAYS_WHY = (BAD_INPUT, RUN_ENDED)
 
 
 @dataclass(frozen=True)
@@ -30,21 +36,24 @@ class Process:
     env: Mapping[str, str] = field(default_factory=dict)  # on top of this process's environment
     service: bool = False  # serves the others, and is ended after them unless they have ended it
     echo: bool = False  # its standard output goes to ours as well as to its log
+    follows: bool = False  # ends by itself when the others have been asked to stop, and is not asked
+    descriptors: Sequence[int] = ()  # of open files, which it inherits under the same numbers
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How the group ended."""
 
-    code: int  # 0 | 1 a process failed | 2 bad input | 128 + signal
+    code: int  # 0 | 1 a process failed, or the run must not go on | 2 bad input | 128 + signal
     message: str = ""
 
 
-def supervise(processes: Iterable[Process], logs: Path, grace: float = 10.0) -> Outcome:
+def supervise(processes: Iterable[Process], logs: Path, grace: float = 10.0, stopping: str = "") -> Outcome:
     """Run ``processes`` until all but the services have exited with 0; call it from the main thread.
 
     Each process keeps what it prints in ``logs``/{name}.log. The first one that fails ends them all. SIGINT, SIGTERM
     and SIGHUP are passed on as SIGTERM, with ``grace`` seconds before SIGKILL; a second signal kills at once.
+    ``stopping`` is printed when processes do not end within a moment of the first signal.
     """
     logs.mkdir(parents=True, exist_ok=True)
     with _Group(logs) as group:
@@ -52,28 +61,45 @@ def supervise(processes: Iterable[Process], logs: Path, grace: float = 10.0) -> 
             group.start(process)
         group.wait(lambda: bool(group.signals or group.failed() or not group.running(service=False)))
         if group.signals:
-            group.end(group.running(service=False), grace)
-            group.end(group.running(), FAILURE_GRACE)
-            return Outcome(128 + group.signals[0], f"Stopped by {signal.Signals(group.signals[0]).name}.")
+            return _stop(group, grace, stopping)
         if failed := group.failed():
-            if failed.code != BAD_INPUT:
+            if failed.code not in _SAYS_WHY:
                 group.wait(lambda: not group.running(), SETTLE)
             outcome = _explain(group.culprit() or failed)
             group.end(group.running(), FAILURE_GRACE)
             return outcome
-        group.end(group.running(), grace)
+        group.end(group.running(), LEAST_GRACE)
         return Outcome(0)
 
 
+def _stop(group: "_Group", grace: float, stopping: str) -> Outcome:
+    """After a signal: let the processes finish what they must not break off, then end what is left."""
+    name = signal.Signals(group.signals[0]).name
+    how = f"Stopped by {name}."
+    group.ask(group.running(service=False))
+    if stopping and not group.wait(group.has_stopped, SETTLE):
+        group.screen.line(f"{name}: {stopping}")
+    if not group.wait(group.has_stopped, grace):
+        how = f"Stopped by {name}; what was under way had not ended after {grace:.0f} s, and was broken off."
+    elif len(group.signals) > 1:
+        how = f"Stopped by {name} and {signal.Signals(group.signals[1]).name}, at once."
+    elif (failed := group.failed()) and failed.code is not None and failed.code > 0:
+        how = f"{how} {_explain(failed).message}"
+    group.end(group.running(service=False), 0.0 if len(group.signals) > 1 else FAILURE_GRACE)
+    group.end(group.running(), FAILURE_GRACE)
+    return Outcome(128 + group.signals[0], how)
+
+
 class _Child:
-    def __init__(self, process: Process, log: Path) -> None:
-        self.process, self.log_path = process, log
+    def __init__(self, process: Process, log: Path, screen: Screen) -> None:
+        self.process, self.log_path, self.screen = process, log, screen
         self.log: BinaryIO = log.open("ab")
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.code: int | None = None  # exit code, once ended; negative: the signal
         self.popen = subprocess.Popen(
             tied_to_this_process(process.command),
-            env={**os.environ, **process.env},
+            env={**os.environ, **UTF8, **({SHOWN: "1"} if process.echo else {}), **process.env},
+            pass_fds=process.descriptors,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if process.echo else self.log,
             stderr=self.log,
@@ -96,10 +122,9 @@ class _Child:
             data = os.read(self.popen.stdout.fileno(), 65536)
         except BlockingIOError:
             return False
-        self.log.write(data)
+        shown = self.screen.write(self.decoder.decode(data, final=not data))
+        self.log.write(shown.encode())
         self.log.flush()
-        sys.stdout.write(self.decoder.decode(data, final=not data))
-        sys.stdout.flush()
         return bool(data)
 
     def reap(self) -> None:
@@ -119,6 +144,7 @@ class _Group:
         self.children: list[_Child] = []
         self.ended: list[_Child] = []  # in the order in which they ended
         self.signals: list[int] = []  # received by this process
+        self.screen = Screen(sys.stdout)
         self.selector = selectors.DefaultSelector()
 
     def __enter__(self) -> "_Group":
@@ -132,6 +158,7 @@ class _Group:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self.end(self.running(), 0.0)
+        self.screen.close()
         for child in self.children:
             os.close(child.pidfd)
             child.log.close()
@@ -145,7 +172,7 @@ class _Group:
         os.close(self.wakeup_in)
 
     def start(self, process: Process) -> None:
-        child = _Child(process, self.logs / f"{process.name}.log")
+        child = _Child(process, self.logs / f"{process.name}.log", self.screen)
         self.children.append(child)
         self.selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_end(child))
         if child.popen.stdout:
@@ -160,19 +187,30 @@ class _Group:
         return next((c for c in self.ended if c.code != 0), None)
 
     def culprit(self) -> _Child | None:
-        """One that ended with an InputError: it says why the others failed."""
-        return next((c for c in self.ended if c.code == BAD_INPUT), None)
+        """One that ended with an InputError or a RunError: it says why the others failed."""
+        return next((c for code in _SAYS_WHY for c in self.ended if c.code == code), None)
 
-    def wait(self, until: Callable[[], bool], seconds: float | None = None) -> None:
-        """Handle events until the condition holds or the time is over."""
-        deadline = None if seconds is None else time.monotonic() + seconds
+    def has_stopped(self) -> bool:
+        """Whether it makes no sense to wait, after a signal: all have ended, one has failed, or there is another."""
+        return len(self.signals) > 1 or bool(self.failed()) or not self.running(service=False)
+
+    def wait(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Handle events until the condition holds (True) or the time is over (False)."""
+        deadline = float("inf") if seconds is None else time.monotonic() + seconds
         while not until():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return
-            for key, _ in self.selector.select(left):
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            for key, _ in self.selector.select(min(deadline - now, self.screen.tick())):
                 if key.fileobj in self.selector.get_map():  # an earlier event may have ended it
                     key.data()
+        return True
+
+    def ask(self, children: Sequence[_Child]) -> None:
+        """Ask those to stop that do not follow others."""
+        for child in children:
+            if not child.process.follows:
+                child.signal(signal.SIGTERM)
 
     def end(self, children: Sequence[_Child], grace: float) -> None:
         """SIGTERM, then SIGKILL after ``grace`` seconds or at the next signal that this process receives."""
@@ -188,6 +226,7 @@ class _Group:
 
     def _on_signal(self) -> None:
         self.signals += [number for number in os.read(self.wakeup, 64) if number in self.previous]
+        self.screen.may_be_gone = True  # SIGHUP says that the terminal is
 
     def _on_end(self, child: _Child) -> None:
         self.selector.unregister(child.pidfd)
@@ -207,8 +246,8 @@ class _Group:
 def _explain(child: _Child) -> Outcome:
     """What a failed process said: its InputError alone, or the end of its log."""
     lines = child.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-    if child.code == BAD_INPUT and (said := last_error(lines)) is not None:
-        return Outcome(BAD_INPUT, said)
+    if child.code in _SAYS_WHY and (said := last_error(lines)) is not None:
+        return Outcome(BAD_INPUT if child.code == BAD_INPUT else 1, said)
     assert child.code is not None
     how = (
         f"was killed by {signal.Signals(-child.code).name}" if child.code < 0 else f"ended with exit code {child.code}"

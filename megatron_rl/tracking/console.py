@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from megatron_rl.system.screen import activity as activity
+from megatron_rl.system.screen import duration as duration
 from megatron_rl.tracking.run_folder import RunFolder
 
 
@@ -58,16 +60,6 @@ class Progress:
         print(f"{self.stage:<4}{f'{done}/{self.total}':>10}{numbers}{left:>14}", file=self.out, flush=True)
 
 
-def duration(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
 def summary_table(rows: Mapping[str, Mapping[str, str]], columns: Sequence[str], title: str = "") -> str:
     """A small table: row name -> column -> text; what is missing stays empty."""
     from rich import box
@@ -84,6 +76,21 @@ def summary_table(rows: Mapping[str, Mapping[str, str]], columns: Sequence[str],
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+
+
+def heldout_table(evaluations: Mapping[str, Mapping[str, float]], prompts: int) -> str:
+    """The held-out metrics of a run by evaluation ("before", "after SFT", "after RL"); empty without any."""
+    shown = {label: evaluations[label] for label in ("before", "after SFT", "after RL") if evaluations.get(label)}
+    names = list(dict.fromkeys(key for values in shown.values() for key in values if not key.endswith("/length")))
+    if not names:
+        return ""
+    rows = {
+        name.replace("/", ", ").replace("_", " "): {
+            label: f"{100 * values[name]:.1f} %" for label, values in shown.items() if name in values
+        }
+        for name in names
+    }
+    return summary_table(rows, list(shown), f"Held-out ({prompts} prompts)")
 
 
 def where_next(run: RunFolder) -> str:

@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from megatron_rl.config import Config
+from megatron_rl.tracking.mirror import Mirror
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.tracking.wandb_run import start_wandb
 
@@ -18,35 +20,39 @@ class Metrics:
 
     ``position`` is what ``position()`` returned when the checkpoint was written that the run continues from:
     what was appended after it is cut off, so that both files end up as an uninterrupted run's. None starts anew.
+    Files that have lost lines since then are continued with a warning: training does not depend on them.
     """
 
     def __init__(self, run: RunFolder, config: Config, position: Mapping[str, int] | None = None) -> None:
         position = position or {}
         self._metrics = _AppendedFile(run.metrics_file, position.get("metrics", 0))
         self._completions = _AppendedFile(run.completions_file, position.get("completions", 0))
-        self._writers: dict[str, Any] = {}
+        self._writers: dict[str, Mirror] = {}
         if config.tracking.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
             for stage, last in _last_steps(run.metrics_file).items():
-                self._writers[stage] = SummaryWriter(str(run.tensorboard / stage), purge_step=last + 1)
-        self._wandb = start_wandb(run, config)
+                self._writers[stage] = Mirror("TensorBoard", _writer(run.tensorboard / stage, last + 1))
+        self._wandb = Mirror("wandb", lambda: start_wandb(run, config))
 
     def log(self, step: int, values: Mapping[str, float], stage: str = "rl") -> None:
-        """Record the numbers of one step; ``stage`` is sft, rl or eval."""
+        """Record the numbers of one step, with the time (UTC, ISO 8601); ``stage`` is sft, rl or eval."""
         if stage not in STAGES:
             raise ValueError(f"stage {stage!r} is not one of {STAGES}")
         numbers = {key: float(value) for key, value in values.items()}
-        self._metrics.append([{"stage": stage, "step": step, **numbers}])
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._metrics.append([{"stage": stage, "step": step, "timestamp": now, **numbers}])
         if writer := self._writers.get(stage):
             for key, value in numbers.items():
-                writer.add_scalar(key, value, step)
-        if self._wandb:
-            self._wandb.log({f"{stage}/{key}": value for key, value in numbers.items()} | {f"{stage}/step": step})
+                writer.call("add_scalar", key, value, step)
+        self._wandb.call("log", {f"{stage}/{key}": value for key, value in numbers.items()} | {f"{stage}/step": step})
 
-    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Record completions with their rewards; every row must be JSON."""
-        self._completions.append([{"step": step, **row} for row in rows])
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]], evaluation: str = "") -> None:
+        """Record completions with their rewards; every row must be JSON.
+
+        ``evaluation`` names the evaluation that they answer held-out prompts of ("before", "step 10"), under that key
+        of every row; rows of training have no such key.
+        """
+        head = {"step": step} | ({"evaluation": evaluation} if evaluation else {})
+        self._completions.append([{**head, **row} for row in rows])
 
     def position(self) -> dict[str, int]:
         """How far the files reach, on disk for certain; to be kept in the checkpoint."""
@@ -56,19 +62,22 @@ class Metrics:
         """Finish every record."""
         self.position()
         for writer in self._writers.values():
-            writer.close()
-        if self._wandb:
-            self._wandb.finish()
+            writer.call("close")
+        self._wandb.call("finish")
 
 
 class _AppendedFile:
     """JSON lines, each on its way to the disk as soon as it is appended."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self.file = path.open("ab")
-        if self.file.tell() < size:
-            raise ValueError(f"{path} is shorter than at the checkpoint ({self.file.tell()} < {size} bytes)")
-        self.file.truncate(size)
+        self.file = path.open("ab+")
+        if (whole := _whole_lines(self.file, size)) != size:
+            print(
+                f"warning: {path} is not as it was at the checkpoint, which it had {size} bytes at: lines are missing. "
+                f"The run goes on, and so does the file, after its first {whole} bytes.",
+                flush=True,
+            )
+        self.file.truncate(whole)
         self.file.seek(0, os.SEEK_END)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -80,11 +89,46 @@ class _AppendedFile:
         return self.file.tell()
 
 
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines; a line that is none (of a process that was killed) is left out."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def _whole_lines(file: Any, size: int) -> int:
+    """The most bytes, up to ``size``, that end with the end of a line."""
+    end = min(size, file.seek(0, os.SEEK_END))
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        at = file.read(end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+def _writer(folder: Path, first: int) -> Any:
+    """A function that makes TensorBoard's writer of a folder; what it shows from step ``first`` on is removed."""
+
+    def make() -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder), purge_step=first)
+
+    return make
+
+
 def _last_steps(metrics: Path) -> dict[str, int]:
     """The last step of each stage in the file; -1 where there is none."""
     last = dict.fromkeys(STAGES, -1)
-    with metrics.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
+    for row in rows(metrics):
+        if row.get("stage") in last:
             last[row["stage"]] = row["step"]
     return last

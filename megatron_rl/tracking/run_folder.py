@@ -1,15 +1,21 @@
 """The folder of one run: what lies where, and the manifest that says how it was made."""
 
+import contextlib
 import fcntl
 import json
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_rl.actor.checkpoint_folder import latest
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.load import from_yaml, to_yaml
 from megatron_rl.system.files import write_text
+
+EXPORTED = "megatron_rl.json"  # in an exported policy: the step that it is of, and the hash of its weights
 
 
 class RunFolder:
@@ -36,9 +42,13 @@ class RunFolder:
         write_text(self.config_file, to_yaml(config))
 
     def manifest(self) -> dict[str, Any]:
-        """What was recorded about the run so far."""
-        content: dict[str, Any] = json.loads(self.manifest_file.read_text()) if self.manifest_file.exists() else {}
-        return content
+        """What was recorded about the run so far. Raises InputError when the file is damaged."""
+        if not self.manifest_file.exists():
+            return {}
+        return _json(
+            self.manifest_file,
+            "Restore it, or move it away: the run goes on without it, but not with the record of how it was made.",
+        )
 
     def update_manifest(self, **values: Any) -> None:
         """Set top-level entries of the manifest; one process at a time does."""
@@ -62,16 +72,43 @@ class RunFolder:
         file = self.model_folder() / "config.json"
         if not file.is_file():
             raise InputError(f"{file} does not exist: the model of {self.path} has been moved or deleted.")
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
+        return _json(file, "Fetch the model again.")
+
+    def keep_rows(self, name: str, minibatches: Sequence[Sequence[Any]]) -> Path:
+        """Write training rows (tokens and their columns) as failed/{name}.jsonl; returns the file."""
+        file = self.path / "failed" / f"{name}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        rows = [
+            {"minibatch": number, "sample": row.sample, "prompt": row.prompt, "tokens": row.tokens.tolist()}
+            | {column: values.tolist() for column, values in row.columns.items()}
+            for number, minibatch in enumerate(minibatches)
+            for row in minibatch
+        ]
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        return file
 
     def started(self) -> bool:
         """Whether there is a checkpoint to continue from."""
-        return any(self.checkpoints.glob("step-*"))
+        return latest(self.checkpoints) is not None
+
+    def mark_complete(self, step: int) -> None:
+        """Note that the run has done all there was to do up to RL step ``step``; its very last act."""
+        self.update_manifest(completed={"step": step})
+
+    def completed(self, config: Config) -> int | None:
+        """The RL step at which the run was complete, when there is nothing left to do for ``config``; else None."""
+        step = self.manifest().get("completed", {}).get("step", -1)
+        missing = config.run.export and not self.export.exists()
+        return None if step < config.run.steps or missing else step
+
+    def command(self) -> str:
+        """The command that continues the run, typed in the folder in which it was started."""
+        again = "" if self.config().run.resume == "auto" else " run.resume=auto"
+        return f"megatron-rl train {shlex.quote(str(self.config_file))}{again}"
 
     def lock(self) -> None:
         """Reserve the folder until ``unlock`` or the end of this process; InputError when another process has it."""
-        self._lock = (self.path / ".lock").open("a")
+        self._lock = (self.path / ".lock").open("ab")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -79,6 +116,11 @@ class RunFolder:
             raise InputError(
                 f"Another process is running in {self.path}: wait for it, end it, or choose another run.name."
             ) from None
+        except OSError as error:
+            print(
+                f"warning: the file system of {self.path} has no locks ({error.strerror}): start no second process in "
+                "this folder."
+            )
 
     def unlock(self) -> None:
         """Let other processes have the folder."""
@@ -143,9 +185,26 @@ def _require_same_settings(run: RunFolder, config: Config) -> None:
 
 
 def _link_latest(path: Path) -> None:
-    beside = path.with_name(f".latest.{os.getpid()}")
-    beside.symlink_to(path.name)
-    beside.replace(path.with_name("latest"))
+    """A convenience: where it cannot be, the run goes on without it."""
+    beside, latest = path.with_name(f".latest.{os.getpid()}"), path.with_name("latest")
+    try:
+        beside.symlink_to(path.name)
+        beside.replace(latest)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        print(f"warning: {latest} does not lead to this run ({error.strerror}): remove what is there.", flush=True)
+
+
+def _json(file: Path, advice: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError naming the file when there is none in it."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is damaged: it is not JSON ({error}). {advice}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is damaged: it holds no object, but a {type(content).__name__}. {advice}")
+    return content
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlparse
 
 from megatron_rl.config import Config
-from megatron_rl.errors import InputError
 from megatron_rl.tracking.run_folder import RunFolder
 
 CONNECT_SECONDS = 15
@@ -17,9 +16,9 @@ CONNECT_SECONDS = 15
 def start_wandb(run: RunFolder, config: Config) -> Any | None:
     """A wandb run, or None when tracking.wandb=off.
 
-    auto is online with an API key (WANDB_API_KEY or a .netrc entry) and offline without one, or when the server
-    does not answer. The run keeps its wandb id when it is continued. Raises InputError when tracking.wandb=online
-    and the server does not answer.
+    auto is online with an API key (WANDB_API_KEY or a .netrc entry) and offline without one; whatever keeps wandb from
+    starting online, it is said and the run is recorded offline. The run keeps its wandb id when it is continued.
+    Raises what wandb raises when it cannot record offline either.
     """
     mode = config.tracking.wandb
     if mode == "off":
@@ -43,14 +42,15 @@ def start_wandb(run: RunFolder, config: Config) -> Any | None:
     }
     try:
         started = wandb.init(mode=mode, **options)  # type: ignore[arg-type]
-    except wandb.errors.Error as error:
+    except Exception as error:  # wandb's own errors, and those of whatever it uses
+        if mode == "offline":
+            raise
         reason = " ".join(str(error).split())
-        if config.tracking.wandb != "auto":
-            raise InputError(
-                f"tracking.wandb={config.tracking.wandb}: wandb could not start ({reason}). Log in with "
-                "`wandb login`, or use tracking.wandb=offline."
-            ) from error
-        print(f"wandb could not start online ({reason}); it records offline in {run.path}/wandb.", flush=True)
+        print(
+            f"warning: wandb could not start {mode} ({reason}); it records offline in {run.path}/wandb "
+            "(`wandb sync` uploads it).",
+            flush=True,
+        )
         wandb.teardown()  # its service holds on to the run's id
         started = wandb.init(mode="offline", **options)
     for stage in ("sft", "rl", "eval"):
@@ -67,5 +67,5 @@ def has_key() -> bool:
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
     try:
         return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return False

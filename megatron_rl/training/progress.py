@@ -1,74 +1,78 @@
 """Where a run stands: its stage and step, restored from the newest checkpoint or begun anew."""
 
+import json
 import shutil
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-import torch.distributed as dist
-
-from megatron_rl.actor import checkpoint
-from megatron_rl.actor.trainer import Actor
-from megatron_rl.config import Config
+from megatron_rl.actor import checkpoint, groups
+from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.swap.trainer import Swap
-from megatron_rl.tracking.run_folder import RunFolder
-from megatron_rl.training.driver import Driver
+from megatron_rl.system.files import replace_folder, write_text
+from megatron_rl.tracking.run_folder import EXPORTED, RunFolder
+from megatron_rl.training.models import Models
 
 
 @dataclass
-class Position:
-    """``step`` counts the completed steps of ``stage`` ("sft", then "rl")."""
+class Progress:
+    """``step`` counts the completed steps of ``stage``. All of it lies in a checkpoint as JSON."""
 
-    stage: str
+    stage: str  # name of a stage
     step: int = 0
     version: int = 0  # weight versions swapped so far
     seconds: float = 0.0  # spent so far, all attempts together
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # held-out metrics by label
     records: dict[str, int] = field(default_factory=dict)  # how far the metrics files reach
+    cursors: dict[str, dict[str, int]] = field(default_factory=dict)  # of each stage's prompts; known to rank 0
+    reference: dict[str, str] = field(default_factory=dict)  # folder (relative to the run, or absolute) and hash
+
+    def enter(self, stage: str) -> None:
+        """Stand before the first step of the next stage."""
+        self.stage, self.step = stage, 0
+
+    def set_reference(self, run: RunFolder, folder: Path) -> None:
+        """From now on a folder of weights is what KL is measured to; collective."""
+        inside = folder.is_relative_to(run.path)
+        path = str(folder.relative_to(run.path) if inside else folder.absolute())
+        self.reference = {"folder": path, "hash": groups.share(groups.first() and fingerprint(folder))}
+
+    def reference_folder(self, run: RunFolder) -> Path | None:
+        """The folder of ``set_reference``."""
+        return run.path / self.reference["folder"] if self.reference else None
 
 
-def restore(run: RunFolder, config: Config, actor: Actor) -> Position:
-    """Enter the stage the run stopped in, with weights, optimiser and reference as they were; collective."""
+def restore(run: RunFolder, first: str) -> tuple[Progress, Path | None]:
+    """Where the run stands, and the checkpoint of it; at the start of the stage ``first`` without one."""
     newest = checkpoint.latest(run.checkpoints)
-    at = Position(**checkpoint.read_state(newest)) if newest else Position("sft" if config.sft.steps else "rl")
-    if at.stage == "sft":
-        actor.new_optimizer(config.sft_optimizer)
-    else:
-        if config.sft.steps:
-            actor.load(str(run.warm_start))  # RL's reference policy
-        enter_rl(config, actor)
-    if newest:
-        checkpoint.load(actor, newest)
-    return at
+    if newest is None:
+        return Progress(first), None
+    at = Progress(**checkpoint.read_state(newest))
+    if at.stage == "rl" and not at.reference and run.warm_start.exists():
+        at.reference = {"folder": run.warm_start.name, "hash": ""}  # written before positions kept it
+    return at, newest
 
 
-def enter_rl(config: Config, actor: Actor) -> None:
-    """Start the RL stage: the present weights become the reference, the optimiser starts afresh."""
-    if config.algorithm.kl_coef:
-        actor.freeze_reference()
-    actor.new_optimizer(config.actor.optimizer)
-
-
-def finish_warm_start(
-    run: RunFolder, config: Config, actor: Actor, swap: Swap, at: Position, driver: Driver | None
-) -> None:
-    """Keep the warm start as a Hugging Face folder, which a resumed run reads its reference from, and enter RL."""
-    if dist.get_rank() == 0:
-        shutil.rmtree(run.warm_start, ignore_errors=True)  # of an attempt that ended before its checkpoint
-    swap.export(run.warm_start, run.model_folder())
-    enter_rl(config, actor)
-    at.stage, at.step = "rl", 0
-    save(run, config, actor, at, driver)
-
-
-def save(run: RunFolder, config: Config, actor: Actor, at: Position, driver: Driver | None) -> None:
-    """Write a checkpoint; collective."""
-    if driver:
-        driver.settle(at)
+def write_checkpoint(run: RunFolder, models: Models, at: Progress, keep: int) -> None:
+    """Write a checkpoint and delete all but the ``keep`` newest; collective."""
     name = f"{'01'[at.stage == 'rl']}-{at.step:06d}"  # sorts in the order of the run
-    checkpoint.save(actor, run.checkpoints, name, asdict(at), config.run.keep)
+    checkpoint.save(models.policy, run.checkpoints, name, asdict(at), keep)
 
 
-def save_if_due(run: RunFolder, config: Config, actor: Actor, at: Position, driver: Driver | None) -> None:
-    """A checkpoint every run.save_every steps and after the last RL step."""
-    last = at.stage == "rl" and at.step == config.run.steps
-    if last or (config.run.save_every and at.step % config.run.save_every == 0):
-        save(run, config, actor, at, driver)
+def export_policy(run: RunFolder, swap: Swap, at: Progress) -> None:
+    """Have the present policy as the run's Hugging Face folder, in place of an earlier one; collective."""
+    there: dict[str, Any] = {}
+    if (run.export / EXPORTED).is_file():
+        there = json.loads((run.export / EXPORTED).read_text(encoding="utf-8"))
+    position = {"stage": at.stage, "step": at.step, "version": at.version}
+    if groups.share(position.items() <= there.items()):
+        return
+    beside = run.export.with_name(f".{run.export.name}.new")
+    if groups.first():
+        shutil.rmtree(beside, ignore_errors=True)  # of an attempt that was killed
+    groups.barrier()
+    swap.export(beside, run.model_folder())
+    if groups.first():
+        write_text(beside / EXPORTED, json.dumps(position | {"weights": fingerprint(beside)}, indent=2) + "\n")
+        replace_folder(beside, run.export)
+    groups.barrier()

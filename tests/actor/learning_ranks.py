@@ -4,21 +4,28 @@ argv: a JSON list of jobs {"name", "model", "actor": options, "algorithm": optio
 (mini-batches of {"tokens", "prompt", columns}), and where to write this rank's results.
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.algorithms.algorithm import CreditBatch
 from megatron_rl.algorithms.config import AlgorithmConfig
+from megatron_rl.algorithms.grpo import GRPO
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.rollout.config import RolloutConfig
-from megatron_rl.training.learn import learn
+from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.training.batch import Batch
+from megatron_rl.training.models import Models
+from megatron_rl.training.stages.rl import RL
 
 SETTINGS = OptimizerConfig(lr=1e-3, weight_decay=0.0, clip_grad=0.0, warmup_steps=0, decay="constant")
 TEMPERATURE = 0.7
@@ -31,6 +38,18 @@ def cut(rollout: list[list[dict]], minibatches: int) -> list[list[dict]]:
     return [
         [s | {"columns": s["columns"] | {"weight": s["columns"]["weight"] / 2}} for batch in rollout for s in batch]
     ]
+
+
+class Given(GRPO):
+    """GRPO's loss with advantages of somebody else."""
+
+    def __init__(self, config: AlgorithmConfig, advantages: list[float]) -> None:
+        super().__init__(config)
+        self.advantages = np.array(advantages)
+
+    def credit(self, batch: CreditBatch) -> np.ndarray:
+        batch.per_sample("advantage", self.advantages)
+        return self.advantages
 
 
 def run(job: dict, rollout: list[list[dict]], out: Path) -> None:
@@ -46,11 +65,19 @@ def run(job: dict, rollout: list[list[dict]], out: Path) -> None:
     folder = Path(job["model"])
     actor = Actor(json.loads((folder / "config.json").read_text()), config.actor, "float32", str(folder))
     actor.new_optimizer(SETTINGS)
-    minibatches = [
-        [Sequence(s["tokens"], s["columns"], prompt=s["prompt"]) for s in batch]
-        for batch in cut(rollout, config.algorithm.minibatches)
-    ]
-    metrics = learn(actor, minibatches, config, step=0)
+    models = object.__new__(Models)  # a policy alone: there is no run
+    models.policy = actor
+    numbers, advantages, minibatches = itertools.count(), [], []
+    for batch in cut(rollout, config.algorithm.minibatches):
+        rows = []
+        for s in batch:
+            columns = {name: values for name, values in s["columns"].items() if name != "advantage"}
+            rows.append(TrainingRow(s["tokens"], columns, prompt=s["prompt"], sample=next(numbers)))
+            advantages.append(float(s["columns"]["advantage"][-1]))
+        minibatches.append(actor.split(rows)[parallel_state.get_data_parallel_rank()])
+    stage = RL(config, RunFolder(out), Given(config.algorithm, advantages))
+    rewards = np.zeros(len(advantages))
+    metrics, _ = stage.learn(models, Batch(minibatches, ["weight", "rollout_logprobs"], rewards, rewards), step=0)
     (out / f"{job['name']}-{dist.get_rank()}.json").write_text(json.dumps(metrics))
     parallel_state.destroy_model_parallel()
     dist.barrier()

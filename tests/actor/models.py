@@ -18,6 +18,7 @@ SIZES = dict(
 CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**SIZES, head_dim=24, tie_word_embeddings=True),
     "qwen3_untied": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
+    "qwen3_six_layers": Qwen3Config(**SIZES | {"num_hidden_layers": 6}, head_dim=16, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "llama": LlamaConfig(
         **SIZES,

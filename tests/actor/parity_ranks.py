@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 
 
@@ -31,9 +31,9 @@ def run(case: dict, out: Path) -> None:
         chunk.config.finalize_model_grads_func = lambda model, tokens=None, **kw: partial(
             finalize_model_grads, model, None
         )(**(kw | {"force_all_reduce": True}))
-    actor.new_optimizer(OptimizerConfig(lr=0.0, clip_grad=0.0))
+    actor.new_optimizer(OptimizerConfig(lr=0.0, clip_grad=1e9))
     sequences = [
-        Sequence(
+        TrainingRow(
             np.array(s["tokens"]),
             {"weight": np.array(s["weight"], np.float32), "id": np.array(s["id"], np.float32)},
             prompt=s["prompt"],

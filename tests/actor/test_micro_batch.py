@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rl.actor.micro_batch import build
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 
 
-def sequence(length: int, first: int) -> Sequence:
+def sequence(length: int, first: int) -> TrainingRow:
     tokens = np.arange(first, first + length)
-    return Sequence(tokens, {"weight": (np.arange(length) >= 2).astype(np.float32), "x": tokens.astype(np.float32)})
+    return TrainingRow(tokens, {"weight": (np.arange(length) >= 2).astype(np.float32), "x": tokens.astype(np.float32)})
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,7 +74,7 @@ def test_a_shared_prompt_is_there_once_and_seen_by_all(data: st.DataObject, mult
             seen = np.cumsum(tokens) - tokens
             weight = (np.arange(len(tokens)) >= max(prompt, 1)).astype(np.float32)
             columns = {"weight": weight, "seen": seen.astype(np.float32)}
-            sequences.append(Sequence(tokens, columns, prompt=prompt))
+            sequences.append(TrainingRow(tokens, columns, prompt=prompt))
         alone = prompt == 0 or len(completions) == 1
         positions += (
             sum(max(prompt + n - 1, 1) for n in completions) if alone else prompt + sum(completions) - len(completions)

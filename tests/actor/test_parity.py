@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.actor.config import ActorConfig
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.rollout.embedded.attention import ATTENTION
@@ -43,6 +43,19 @@ FOUR = [
     ("qwen3", dict(tensor_parallel=2, pipeline_parallel=2, true_on_policy=True, dtype="bfloat16")),
     ("qwen2", dict(tensor_parallel=2, pipeline_parallel=2, recompute="full", true_on_policy=True)),
     ("llama", dict(tensor_parallel=2, context_parallel=2, sequence_parallel=True, true_on_policy=True)),
+    ("qwen3_six_layers", dict(pipeline_parallel=2, first_stage=5, tensor_parallel=2)),
+    ("qwen3_six_layers", dict(pipeline_parallel=4, first_stage=1, last_stage=1)),
+    (
+        "qwen3_six_layers",
+        dict(pipeline_parallel=2, last_stage=2, virtual_pipeline=2, data_parallel=2, micro_batch_tokens=40),
+    ),
+    ("qwen3_moe", dict(tensor_parallel=2, expert_tensor_parallel=2, data_parallel=2, sequence_parallel=True)),
+    ("qwen3_moe", dict(data_parallel=4, expert_tensor_parallel=2, expert_parallel=2)),
+    (
+        "qwen3_moe",
+        dict(tensor_parallel=2, expert_tensor_parallel=2, expert_parallel=2, data_parallel=2, sequence_parallel=True),
+    ),
+    (REPLAY, dict(pipeline_parallel=2, first_stage=3, context_parallel=2, expert_tensor_parallel=2)),
     (REPLAY, dict(expert_parallel=2, tensor_parallel=2, data_parallel=2, sequence_parallel=True, recompute="full")),
     (REPLAY, dict(pipeline_parallel=2, context_parallel=2, expert_parallel=2)),
     (
@@ -149,6 +162,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             "loss": loss.item(),
             "entropy": mean_entropy.item(),
             "gradients": {n: p.grad for n, p in model.named_parameters()},
+            "grad_norm": torch.nn.utils.get_total_norm(p.grad for p in model.parameters()).item(),
         }
         if "moe" not in MODELS[name]:
             answers[name]["exact"] = {dtype: exact_logprobs(folder, dtype) for dtype in DTYPES}
@@ -201,17 +215,12 @@ def test_equals_transformers(world: int, index: int, reference, results: Path) -
     for rank in ranks:
         assert rank["metrics"]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
         assert rank["metrics"]["entropy"] == pytest.approx(expected["entropy"], abs=1e-6)
+        assert rank["metrics"]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
         assert rank["metrics"]["max_logprob"] == pytest.approx(max(expected["logprobs"].values()), abs=5e-6)
 
     hf_config = json.loads((expected["folder"] / "config.json").read_text())
-    sizes = ParallelSizes(
-        tensor=actor.get("tensor_parallel", 1),
-        pipeline=actor.get("pipeline_parallel", 1),
-        virtual=actor.get("virtual_pipeline", 1),
-        context=actor.get("context_parallel", 1),
-        expert=actor.get("expert_parallel", 1),
-        data=actor.get("data_parallel", 1),
-    )
+    sharding = {key: value for key, value in actor.items() if key not in ("true_on_policy", "dtype")}
+    sizes = ActorConfig(**sharding).sizes()
     engine = {s.tensor: s for s in transformers_layout(hf_config).ranks[0].segments}
     checked = 0
     for rank, shard in enumerate(megatron_layout(hf_config, sizes).ranks):

@@ -1,6 +1,8 @@
 """Optimiser steps of the real sharded actor: against torch's AdamW, and saved and continued at any sharding."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_rl.actor.checkpoint_folder import FILES, damage
 from megatron_rl.actor.config import ActorConfig
-from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.transformers import transformers_layout
 from tests.actor.models import write_model
@@ -17,7 +19,13 @@ from tests.actor.training_ranks import SETTINGS, sequences
 
 RANKS = Path(__file__).parent / "training_ranks.py"
 TP2 = dict(tensor_parallel=2)
-OTHERS = {"dp2": dict(data_parallel=2), "pp2": dict(pipeline_parallel=2)}
+OTHERS = {
+    "dp2": dict(data_parallel=2),
+    "pp2": dict(pipeline_parallel=2),
+    "uneven": dict(pipeline_parallel=2, first_stage=3),
+}
+CUT_EXPERTS = dict(data_parallel=2, expert_tensor_parallel=2)
+PARTED_EXPERTS = dict(data_parallel=2, expert_parallel=2)
 STEPS, SAVED = 4, 2
 
 
@@ -29,11 +37,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(
-    model: Path, run_ranks: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[dict]]:
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    write_model("qwen3_moe", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the checkpoints are, in fp32 and bf16."""
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture(scope="module")
+def results(model: Path, mixture: Path, run_ranks: Callable[..., None], out: Path) -> dict[str, list[dict]]:
     """Losses and weights of both ranks after STEPS steps, by job."""
-    out = tmp_path_factory.mktemp("trained")
     defaults = {"model": str(model), "dtype": "float32", "load": None, "save": None, "steps": STEPS, "kl": 0.0}
     saved = {"load": f"step-{SAVED}", "folder": str(out / "fp32")}
     jobs = [
@@ -42,7 +60,13 @@ def results(
         *({"name": name, "actor": actor, **saved} for name, actor in OTHERS.items()),
         {"name": "bf16", "actor": TP2, "dtype": "bfloat16", "save": SAVED, "folder": str(out / "bf16")},
         {"name": "bf16-continued", "actor": TP2, "dtype": "bfloat16", "load": "step-2", "folder": str(out / "bf16")},
+        {"name": "moe", "actor": CUT_EXPERTS, "save": SAVED, "folder": str(out / "moe"), "model": str(mixture)},
+        *(
+            {"name": name, "actor": actor, "load": "step-2", "folder": str(out / "moe"), "model": str(mixture)}
+            for name, actor in (("moe-continued", CUT_EXPERTS), ("moe-parted", PARTED_EXPERTS))
+        ),
         {"name": "kl", "actor": OTHERS["dp2"], "kl": 0.1, "folder": str(out)},
+        {"name": "broken", "actor": OTHERS["dp2"], "broken": STEPS - 1, **saved},
     ]
     (out / "jobs.json").write_text(json.dumps([defaults | job for job in jobs]))
     run_ranks(RANKS, 2, out / "jobs.json", out)
@@ -53,10 +77,7 @@ def results(
 def full(results: list[dict], model: Path, actor: dict) -> dict[str, torch.Tensor]:
     """Every rank's weights put together as transformers' parameters."""
     hf_config = json.loads((model / "config.json").read_text())
-    config = ActorConfig(**actor)
-    sizes = ParallelSizes(
-        tensor=config.tensor_parallel, pipeline=config.pipeline_parallel, context=1, data=config.data_parallel
-    )
+    sizes = ActorConfig(**actor).sizes()
     engine = transformers_layout(hf_config).ranks[0]
     whole = {name: torch.full(shape, torch.nan) for name, shape in engine.locals.items()}
     there = {s.tensor: s for s in engine.segments}
@@ -96,21 +117,24 @@ def test_steps_equal_torch_adamw(results: dict[str, list[dict]], model: Path) ->
     assert errors.mean() < 1e-6
 
 
-@pytest.mark.parametrize("name", ["whole", "bf16"])
+@pytest.mark.parametrize("name", ["whole", "bf16", "moe"])
 def test_a_saved_run_continues_bit_identically(name: str, results: dict[str, list[dict]]) -> None:
     """bfloat16 weights come from fp32 masters, which the checkpoint keeps too."""
-    continued = results["continued" if name == "whole" else "bf16-continued"]
+    continued = results["continued" if name == "whole" else f"{name}-continued"]
     for rank, whole in enumerate(results[name]):
         assert continued[rank]["losses"] == whole["losses"][SAVED:]
         for parameter, weight in whole["weights"].items():
-            assert weight.dtype == (torch.float32 if name == "whole" else torch.bfloat16)
+            assert weight.dtype == (torch.bfloat16 if name == "bf16" else torch.float32)
             assert torch.equal(continued[rank]["weights"][parameter], weight), parameter
 
 
-@pytest.mark.parametrize("name", list(OTHERS))
-def test_a_saved_run_continues_at_another_sharding(name: str, results: dict[str, list[dict]], model: Path) -> None:
-    assert results[name][0]["losses"] == pytest.approx(results["whole"][0]["losses"][SAVED:], abs=1e-6)
-    continued, whole = full(results[name], model, OTHERS[name]), full(results["whole"], model, TP2)
+@pytest.mark.parametrize("name", [*OTHERS, "moe-parted"])
+def test_a_saved_run_continues_at_another_sharding(name: str, results: dict, model: Path, mixture: Path) -> None:
+    saved, there, folder, here = "whole", TP2, model, OTHERS.get(name, {})
+    if name == "moe-parted":
+        saved, there, folder, here = "moe", CUT_EXPERTS, mixture, PARTED_EXPERTS
+    assert results[name][0]["losses"] == pytest.approx(results[saved][0]["losses"][SAVED:], abs=1e-6)
+    continued, whole = full(results[name], folder, here), full(results[saved], folder, there)
     errors = torch.cat([(continued[n] - whole[n]).abs().flatten() for n in whole])
     assert errors.quantile(0.999) < 1e-6 and errors.mean() < 1e-7
 
@@ -120,3 +144,25 @@ def test_the_reference_stays_where_it_was_frozen(results: dict[str, list[dict]])
         first, *later = zip(rank["reference"], rank["live"], strict=True)
         assert torch.equal(*first)  # before the first update the policy is the reference
         assert all((reference - live).abs().max() > 0.01 for reference, live in later)
+
+
+def test_an_update_that_is_not_finite_leaves_no_trace(results: dict[str, list[dict]]) -> None:
+    """One rank's loss is NaN: no rank makes the step, and those after it are as if it had not been tried."""
+    for broken, whole in zip(results["broken"], results["dp2"], strict=True):
+        assert broken["losses"] == whole["losses"]
+        for parameter, weight in whole["weights"].items():
+            assert torch.equal(broken["weights"][parameter], weight), parameter
+
+
+@pytest.mark.usefixtures("results")
+def test_a_checkpoint_is_whole_by_its_list_and_by_its_index(out: Path, tmp_path: Path) -> None:
+    """Those of earlier versions have no list: what is missing shows against the index of their tensors."""
+    for name in ("fp32", "bf16"):
+        checkpoint = tmp_path / name
+        shutil.copytree(out / name / f"step-{SAVED}", checkpoint)
+        assert damage(checkpoint) is None
+        (checkpoint / FILES).unlink()
+        assert damage(checkpoint) is None
+        data = sorted(checkpoint.glob("*.distcp"))[0]
+        data.write_bytes(data.read_bytes()[:1000])
+        assert re.match(r"__\d_\d\.distcp is cut short", str(damage(checkpoint)))

@@ -1,11 +1,13 @@
 """One rank of the training tests: takes optimiser steps, saves, continues, and shows its weights.
 
 argv: a JSON list of jobs {"name", "model", "actor": options, "dtype", "folder" of checkpoints, "load": step or null,
-"save": step or null, "steps", "kl"}, and where to write this rank's results. Every step trains on sequences that
+"save": step or null, "steps", "kl", "broken": step before
+which an update is not finite}, and where to write this rank's results. Every step trains on sequences that
 depend on the step's number alone.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -15,19 +17,19 @@ import torch.distributed as dist
 
 from megatron_rl.actor import accelerator, checkpoint, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 
 SETTINGS = OptimizerConfig(lr=1e-2, weight_decay=0.1, clip_grad=0.5, warmup_steps=0, decay="constant")
 
 
-def sequences(step: int) -> list[Sequence]:
+def sequences(step: int) -> list[TrainingRow]:
     """Eight sequences of random tokens; prompts of three tokens weigh nothing."""
     rng = np.random.default_rng(step)
     result = []
     for length in (9, 17, 23, 12, 5, 30, 8, 21):
         weight = np.where(np.arange(length) < 3, 0.0, 0.01).astype(np.float32)
-        result.append(Sequence(rng.integers(0, 99, length), {"weight": weight}))
+        result.append(TrainingRow(rng.integers(0, 99, length), {"weight": weight}))
     return result
 
 
@@ -62,12 +64,22 @@ def run(job: dict, out: Path) -> None:
             actor.score(batches, "live")
             before += [b.columns["reference"] for b in batches]
             after += [b.columns["live"] for b in batches]
+        if step == job.get("broken"):  # on one rank alone
+            weight = batches[0].columns["weight"]
+            batches[0].columns["weight"] = weight * float("nan") if dist.get_rank() else weight
+            metrics = actor.update(batches, objective, 1e-2)
+            assert not math.isfinite(metrics["grad_norm"]) and metrics["skipped_updates"] == 1
+            assert actor.finite()
+            batches[0].columns["weight"] = weight
         losses.append(actor.update(batches, objective, 1e-2)["loss"])
         if step + 1 == job["save"]:
             checkpoint.save(actor, Path(job["folder"]), str(step + 1), {"step": step + 1}, keep=1)
     result = {"losses": losses, "weights": {n: p.clone() for n, p in actor.parameters().items()}}
     result |= {"reference": before, "live": after}
     torch.save(result, out / f"{job['name']}-{dist.get_rank()}.pt")
+    if job.get("broken") is not None:
+        next(iter(actor.parameters().values())).view(-1)[0] = math.nan if dist.get_rank() else 0.0
+        assert not actor.finite()
     parallel_state.destroy_model_parallel()
     dist.barrier()
 

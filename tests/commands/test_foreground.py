@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_rl.commands.foreground import check_address, run_server
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, RunError
 from tests.conftest import ROOT, free_port
 
 SERVER = """
@@ -110,7 +110,7 @@ def test_a_stranger_that_takes_the_port_is_not_believed_and_hears_no_key(
 
     thread = threading.Thread(target=take)
     thread.start()
-    with pytest.raises(InputError, match=r"(?s)was not ready in 3 s. It said:.*its own words"):
+    with pytest.raises(RunError, match=r"(?s)was not ready in 3 s. It said:.*its own words"):
         run_server(options(port, False), sglang, "secret", "it is ready", 3.0)
     thread.join()
     assert heard == [[]] and "it is ready" not in capfd.readouterr().out
@@ -134,6 +134,7 @@ def test_a_proxy_hears_no_key(
 
     thread = threading.Thread(target=end)
     thread.start()
-    run_server(options(free_port(), True), sglang, "secret", "it is ready", 60.0)
+    code = run_server(options(free_port(), True), sglang, "secret", "it is ready", 60.0)
     thread.join()
+    assert code == 128 + signal.SIGINT
     assert "it is ready" in "".join(output) and proxy.heard == []

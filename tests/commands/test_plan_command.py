@@ -102,7 +102,7 @@ def test_a_large_model_by_its_config(capsys: pytest.CaptureFixture[str], model: 
         (["quickstart", "--engine", "data_parallel=2,data_parallel=1"], "--engine gives data_parallel twice"),
         (["quickstart", "--engine", "expert_parallel=2"], "engine.expert_parallel=2, but qwen3 has no experts; use 1."),
         (["quickstart", "--gpus-per-host", "-3"], "--gpus-per-host -3 is not positive"),
-        (["quickstart", "rollout.engines=0"], "rollout.engines is 0; it must be at least 1."),
+        (["quickstart", "rollout.engines=0"], "rollout.engines is 0; it must be between 1 and 4096."),
         (["quickstart", "rollout.engine=foo"], "rollout.engine is 'foo'; it must be embedded or sglang."),
         (["quickstart", "model.architecture.hidden_size=wide"], "config.json has hidden_size='wide'; a whole number"),
         (["quickstart", "--engine", "tensor_parallel=3"], "engine.tensor_parallel=3 does not divide num_attention"),

@@ -1,5 +1,7 @@
 """Options read from cells or derived from stories."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,6 +38,8 @@ EXPLORE = (
         ('["shelf", "it\'s a bag"]', ["shelf", "it's a bag"]),
         ("['shelf', \"it's a bag\"]", ["shelf", "it's a bag"]),
         ("[shelf, bag]", []),
+        ("[1.50, 2, '3.0']", ["1.50", "2", "3.0"]),
+        ("[1.50, 2e3, null]", ["1.50", "2e3"]),
         ("A. shelf, B. bag, C. jar", ["shelf", "bag", "jar"]),
         ("A) a shelf, high up\nB) a bag", ["a shelf, high up", "a bag"]),
         ("shelf, bag", []),
@@ -44,7 +48,89 @@ EXPLORE = (
     ],
 )
 def test_listed(cell, expected):
-    assert choices.listed(cell) == expected
+    assert choices.listed(cell).texts == expected
+
+
+OBJECTS = [{"label": "A", "text": "box"}, {"label": "B", "text": "shelf"}]
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts", "labels"),
+    [
+        (OBJECTS, ["box", "shelf"], ["A", "B"]),
+        (OBJECTS[::-1], ["box", "shelf"], ["A", "B"]),
+        (json.dumps(OBJECTS[::-1]), ["box", "shelf"], ["A", "B"]),
+        (repr(OBJECTS), ["box", "shelf"], ["A", "B"]),
+        ([{"id": "(b)", "content": "shelf"}, {"id": "a.", "content": "box"}], ["box", "shelf"], ["a", "b"]),
+        ([{"B": "shelf"}, {"A": "box"}], ["box", "shelf"], ["A", "B"]),
+        ([{"text": "box"}, {"text": "shelf"}], ["box", "shelf"], []),
+        ({"label": ["B", "A"], "text": ["shelf", "box"]}, ["box", "shelf"], ["A", "B"]),
+        ({"label": ["2", "1"], "text": ["shelf", "box"]}, ["box", "shelf"], ["1", "2"]),
+        ({"label": ["y", "xx"], "text": ["shelf", "box"]}, ["shelf", "box"], ["y", "xx"]),
+        ({str(n): f"o{n}" for n in (10, 9, 1, 2, 3, 4, 5, 6, 7, 8)}, [f"o{n}" for n in range(1, 11)], None),
+        ("{'B': 'shelf', 'A': 1.50}", ["1.50", "shelf"], ["A", "B"]),
+        ({"A": "box", "C": "shelf", "D": None}, ["box", "shelf"], ["A", "C"]),
+    ],
+)
+def test_options_with_labels_come_in_the_order_of_these(cell, texts, labels):
+    found = choices.listed(cell)
+    assert found.texts == texts
+    assert found.labels == (labels if labels is not None else [str(n) for n in range(1, 11)])
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ([{"name": "A", "says": "box"}], r"an option is .*; write it as \{\"label\": \"A\", \"text\": \"…\"\}"),
+        ([{"label": "A", "text": ["box"]}], "a list where a text is needed"),
+        ([["box"], ["shelf"]], "a list where a text is needed"),
+        ({"A": {"text": "box"}}, "an object where a text is needed"),
+        ({"label": ["A"], "text": ["box", "shelf"]}, "2 option texts and 1 labels"),
+        ([{"label": "A", "text": "box"}, "shelf"], r"labels of the options are \['A', ''\]"),
+        ([{"label": "A", "text": "box"}, {"label": "A", "text": "shelf"}], r"labels of the options are \['A', 'A'\]"),
+    ],
+)
+def test_a_structure_that_is_not_understood_never_becomes_a_text(cell, message):
+    with pytest.raises(ValueError, match=message):
+        choices.listed(cell)
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels", "index"),
+    [
+        ("A", ["B", "A"], 1),
+        ("(a).", ["B", "A"], None),
+        ("(a)", ["B", "A"], 1),
+        ("1", ["1", "2"], 0),
+        ("shelf", ["1", "2"], 1),
+        ("B", ["1", "2"], 1),
+        ("C", ["A", "C"], 1),
+        ("B", ["A", "C"], None),
+        ("0", ["1", "2"], None),
+    ],
+)
+def test_an_answer_by_its_label(answer, labels, index):
+    assert choices.answer_index(answer, ["box", "shelf"], labels) == index
+
+
+def test_a_label_that_is_another_option_s_text_says_nothing():
+    assert choices.answer_index("1", ["2", "1"], ["1", "2"]) is None
+    assert choices.answer_index("2", ["1", "2"], ["1", "2"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "first"),
+    [
+        ([("0", 4), ("3", 4)], 0),
+        ([("1", 3), ("3", 3)], 1),
+        ([("2.0", 3), ("3.0", 3)], 1),
+        ([("1", 4), ("3", 4)], None),
+        ([("0", 3), ("3", 3)], None),
+        ([], None),
+    ],
+)
+def test_numbers_count_from_where_a_file_shows_it(answers, first):
+    assert choices.counts_from(answers) == first
 
 
 def test_lettered_cuts_the_options_off_a_question():
@@ -62,7 +148,10 @@ def test_lettered_cuts_the_options_off_a_question():
         ("B", 1),
         ("(B)", 1),
         ("C.", 2),
-        ("b", None),
+        ("b", 1),
+        ("(c)", 2),
+        ("d", None),
+        ("1", None),
         ("E", None),
         ("tin", None),
         ("", None),

@@ -1,14 +1,17 @@
 """Options of the data that cannot work."""
 
+from pathlib import Path
+
 import pytest
 
-from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.data.config import DataConfig
+from megatron_rl.settings.rules import violations
 
 
 def found(**options) -> list[str]:
-    return check_data(Config(data=DataConfig(**options)))
+    data = DataConfig(**options)
+    return [*violations(data, "data.").values(), *check_data(data)]
 
 
 def test_nothing_to_say(tmp_path):
@@ -27,13 +30,32 @@ def test_nothing_to_say(tmp_path):
             {"task": "false_belief", "max_prompt_tokens": 37},
             "data.max_prompt_tokens is 37; data.task=false_belief needs 38 or more.",
         ),
-        ({"task": "false_belief", "prompt": "caht"}, "data.prompt is 'caht'; it must be auto, chat or plain."),
+        ({"task": "false_belief", "prompt": "caht"}, "data.prompt is 'caht'; it must be auto, chat, plain or raw."),
         ({"task": "false_belief", "limit": -1}, "data.limit is -1"),
         ({"path": ""}, "data.path is empty"),
         ({"path": "rows.jsonl"}, "data.path: the file rows.jsonl does not exist."),
         ({"path": "a/b", "eval_path": "rows.csv"}, "data.eval_path: the file rows.csv does not exist."),
         ({"path": __file__}, "must end in .parquet, .jsonl, .json, .csv."),
-        ({"path": "a/b", "columns": {"storry": "x"}}, "data.columns.storry is no column of ours; did you mean story?"),
+        (
+            {"path": "a/b", "columns": {"storry": "x"}},
+            "has no column storry. Did you mean story? It has story, question",
+        ),
+        ({"path": "a/b", "columns": {"context": "story"}}, "the other way round: data.columns.story=context."),
+        (
+            {"path": "a/b", "task": "prompt_answer", "columns": {"story": "x"}},
+            "It has messages, prompt, question, problem",
+        ),
+        ({"path": "a/b", "derive_options": "yes"}, "data.derive_options is 'yes'; it must be auto, always or never."),
+        ({"path": "a/b", "bad_rows": "skip"}, "data.bad_rows is 'skip'; it must be error or drop."),
+        ({"path": "a/b", "prompt": "raw"}, "data.prompt=raw feeds a prompt of the file as it is"),
+        ({"path": "a/b", "template": "{question}"}, "data.template is for data.task=prompt_answer"),
+        ({"path": "a/b", "task": "prompt_answer", "template": "Think."}, "it must have a {column} in it"),
+        ({"path": "a/b", "task": "prompt_answer", "prompt": "raw", "system_prompt": "x"}, "data.prompt=raw feeds"),
+        ({"path": str(Path(__file__).parent)}, "is a folder. Name one file in it"),
+        (
+            {"path": "a/b", "task": "prompt_answer", "eval_path": "x.csv"},
+            "data.eval_path: the file x.csv does not exist.",
+        ),
     ],
 )
 def test_violations(options, message):

@@ -9,7 +9,7 @@ import pytest
 from megatron_rl.data import false_belief as fb
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task
-from megatron_rl.rewards.sample import sample_of
+from megatron_rl.data.task import sample_of
 
 COUNT = 12_000
 

@@ -9,8 +9,8 @@ import pytest
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task
+from megatron_rl.data.task import sample_of
 from megatron_rl.errors import InputError
-from megatron_rl.rewards.sample import sample_of
 
 PLACES = ["red_box", "blue_crate", "green_jar", "tin"]
 
@@ -81,7 +81,8 @@ def test_rooms_are_told_from_containers(load):
 
     rows = [row("In which room is the pen?", room, room) for room in ("attic", "den", "hall")]
     rows += [row("In which container is the pen?", f"{room} bag", room) for room in ("attic", "den", "hall", "shop")]
-    task = load(rows)
+    task = load(rows, derive_options="always")
+    assert task.notes == {"training rows": 7, "training rows whose options are derived from other rows": 7}
     for example in task.train[:3]:
         assert set(example.extra["options"]) == {"attic", "den", "hall", "cellar"}
     for example in task.train[3:]:
@@ -183,7 +184,16 @@ def test_reports(tmp_path, load):
         ([given(options=["Ada"])], r"row 1, column 'options': the options are \['Ada'\]; a question needs 2 to 26"),
         ([given(), given(options=[])], r"row 2, column 'options': the options are \[\]"),
         ([given(options=["Bo", "", "Ada"])], "none may be empty"),
-        ([given(options=...)], r"row 1, column 'answer': the options are \['B'\]; a question needs 2"),
+        ([given(options=...)], r"row 1 has no options, and its answer is 'B'. Give options.*prompt_answer.*=always"),
+        ([given(story={"text": "x"})], "row 1, column 'story': an object where a text is needed: {'text': 'x'}"),
+        ([given(), given(answer=["B"])], "row 2, column 'answer': a list where a text is needed"),
+        ([given(options=[{"n": "A", "t": "x"}])], r"row 1, column 'options': an option is .*write it as"),
+        (
+            [given(options=[{"A": "x"}, {"B": "y"}], answer="C")],
+            r"one of the options \['x', 'y'\], labelled \['A', 'B'\]",
+        ),
+        ([given(answer="1"), given(answer="2")], "'1' is not exactly .*can count from 0 or from 1.*write letters"),
+        ([given(answer="0"), given(answer="9")], "row 2, .*'9' is not exactly .*Other rows count from 0"),
     ],
 )
 def test_bad_rows_are_named(load, rows, message):
@@ -198,9 +208,83 @@ def test_a_prompt_that_is_too_long_is_named_before_anything_is_trained(load, cha
     with pytest.raises(InputError) as error:
         load(rows, max_prompt_tokens=lengths[0])
     said = str(error.value)
-    assert f"row 2: the prompt made from its story and question has {lengths[1]} tokens" in said
+    assert f"row 2: the prompt made from it has {lengths[1]} tokens" in said
     assert f"data.max_prompt_tokens={lengths[0]}. 2 of 3 rows are too long, the longest has {lengths[2]}" in said
     assert len(load(rows, max_prompt_tokens=lengths[2]).train) == 3
+
+
+def test_prompts_that_are_too_long_are_left_out_and_counted_where_that_is_asked_for(load, chat_tokenizer, tmp_path):
+    rows = [given(), given(story="Ada has a hat. " * 10), given(), given(story="Ada has a hat. " * 15)]
+    heldout = write(tmp_path / "test.jsonl", rows[1:])
+    (first,) = load(rows[:1]).train
+    most = len(chat_tokenizer.encode(first.prompt, add_special_tokens=False))
+    task = load(rows, bad_rows="drop", max_prompt_tokens=most, eval_path=heldout)
+    assert [e.id for e in task.train] == ["train/1", "train/3"] and [e.id for e in task.heldout] == ["heldout/2"]
+    assert task.notes == {
+        "training rows": 2,
+        f"training rows left out, longer than {most} tokens": 2,
+        "held-out rows": 1,
+        f"held-out rows left out, longer than {most} tokens": 2,
+        "held-out rows that are trained on too": 1,
+    }
+    with pytest.raises(InputError, match=r"2 of 2 rows are too long.*raise data.max_prompt_tokens\.$"):
+        load([rows[1], rows[3]], bad_rows="drop", max_prompt_tokens=most)
+
+
+@pytest.mark.parametrize(
+    ("answers", "right"),
+    [(["0", "3", "2"], "ADC"), ([1, 4, 2], "ADB"), ([1.0, 4.0, None], "AD"), (["b", "(c)", "Ada"], "BCB")],
+)
+def test_answers_that_count_the_options_and_small_letters(load, answers, right):
+    rows = [given(answer=answer) for answer in answers if answer is not None]
+    assert "".join(e.answer for e in load(rows).train) == right
+
+
+def test_free_text_answers_become_choices_only_where_that_is_meant(load):
+    rows = [tom_rl_row(i) for i in range(4)] + [tom_rl_row(4, "my_maths")]
+    with pytest.raises(InputError, match=r"row 5 has no options, and its answer is 'blue_crate'"):
+        load(rows)
+    with pytest.raises(InputError, match=r"row 1 has no options"):
+        load(rows, derive_options="never")
+    assert load(rows[:4]).notes["training rows whose options are derived from other rows"] == 4
+    assert len(load(rows, derive_options="always").train) == 5
+
+
+def test_tombench_is_not_trained_on_unless_that_is_asked_for(load, tmp_path):
+    row = {
+        "能力\nABILITY": "Belief",
+        "STORY": "s",
+        "QUESTION": "q",
+        "OPTION-A": "x",
+        "OPTION-B": "y",
+        "答案\nANSWER": "A",
+    }
+    with pytest.raises(InputError, match=r"rows.jsonl is ToMBench, .*nobody trains on it. Give it as data.eval_path"):
+        load([row])
+    heldout = write(tmp_path / "test.jsonl", [row])
+    assert [e.answer for e in load([given()], eval_path=heldout).heldout] == ["A"]
+    assert len(load([row], train_on_benchmarks=True).train) == 1
+
+
+def test_a_system_prompt_and_variables_of_the_chat_template(load, chat_tokenizer, monkeypatch):
+    assert (
+        load([given()], system_prompt="Be brief.")
+        .train[0]
+        .prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nRead the story")
+    )
+    plain = load([given()], system_prompt="Be brief.", prompt="plain").train[0].prompt
+    assert plain.startswith("Be brief.\n\nRead the story")
+    with pytest.raises(InputError, match=r"data.chat_template_kwargs.enable_thinking: the chat template of .* no such"):
+        load([given()], chat_template_kwargs={"enable_thinking": False})
+    template = chat_tokenizer.chat_template + "{% if not enable_thinking %}<think></think>{% endif %}"
+    monkeypatch.setattr(chat_tokenizer, "chat_template", template)
+    on, off = (load([given()], chat_template_kwargs={"enable_thinking": on}).train[0].prompt for on in (True, False))
+    assert off == on + "<think></think>"
+    monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ raise_exception('no system role') }}")
+    with pytest.raises(
+        InputError, match=r"rows.jsonl, row 1: the prompt cannot be used: .* does not take it: no system"
+    ):
+        load([given()])
 
 
 def test_limit_and_evaluation_file_errors(load, tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from megatron_rl.data.tokenizer import check_vocabulary, decode, load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 
 
@@ -62,6 +62,44 @@ def test_a_tokenizer_without_an_end_token(tiny_model, tmp_path):
         check_vocabulary(load_tokenizer(folder), {"vocab_size": 400})
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        (2, [2, 0], (2, 0)),
+        (None, None, (2,)),
+        ([7, 0], 5, (2, 7, 0, 5)),
+        (0, {}, (2, 0)),  # {}: the file has no such entry
+        (0, "no file", (2, 0)),
+        (2, [399, 400, -1], (2, 399)),  # no row for these: they cannot be drawn
+    ],
+)
+def test_every_token_that_a_folder_says_ends_a_text(config, generation, expected, tiny_model, chat_tokenizer, tmp_path):
+    folder = write_ends(tiny_model, tmp_path / "model", config, generation)
+    assert chat_tokenizer.eos_token_id == 2
+    assert end_tokens(folder, chat_tokenizer) == expected
+
+
+@pytest.mark.parametrize("named", ["<|im_end|>", 2.0, True, [2, "0"], {"id": 2}])
+def test_an_end_token_that_is_no_id(named, tiny_model, chat_tokenizer, tmp_path):
+    for file, pair in (("config.json", (named, 2)), ("generation_config.json", (2, named))):
+        folder = write_ends(tiny_model, tmp_path / file, *pair)
+        with pytest.raises(InputError, match=rf"{file}: eos_token_id is .*; it must be a token's id, a list of ids"):
+            end_tokens(folder, chat_tokenizer)
+
+
+def write_ends(model, folder, config, generation):
+    """A copy of a model's folder whose config.json and generation_config.json name these tokens."""
+    shutil.copytree(model, folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"eos_token_id": config}))
+    if generation == "no file":
+        (folder / "generation_config.json").unlink()
+    else:
+        entry = {} if generation == {} else {"eos_token_id": generation}
+        (folder / "generation_config.json").write_text(json.dumps(entry))
+    return folder
+
+
 def test_the_encoder_remembers(word_tokenizer):
     encode = make_encoder(word_tokenizer)
     first = encode("<bos> Sally puts")
@@ -76,3 +114,29 @@ def test_decoding_leaves_out_the_stop_token_that_ended_it_and_no_other(word_toke
     assert decode(word_tokenizer, [end, ball, end, end], stops) == "<eos> ball <eos>"
     assert decode(word_tokenizer, [ball, end]) == "ball <eos>"  # it was cut off there
     assert decode(word_tokenizer, [end], stops) == decode(word_tokenizer, [], stops) == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer.json", '{"model": {"type"', "tokenizer.json is not valid JSON"),
+        ("tokenizer.json", "", r"tokenizer.json is empty \(0 bytes\)"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "tokenizer.json is a Git LFS"),
+        ("tokenizer.json", "[]", "tokenizer.json holds a list; a JSON object is needed"),
+        ("tokenizer.json", '{"model": {"type": "unheard of"}}', r"The tokenizer of .* cannot be read: .+\. Fetch"),
+        ("tokenizer_config.json", '{"eos_token": ', "tokenizer_config.json is not valid JSON"),
+        ("config.json", '{"model_type": ', "config.json is not valid JSON"),
+    ],
+)
+def test_a_broken_file_is_named(tiny_model, tmp_path, file, content, said):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    if file == "config.json":  # read where the tokenizer's own files do not say what it is
+        (folder / "tokenizer_config.json").unlink()
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=said) as error:
+        load_tokenizer(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_without_a_known_size_is_left_to_others(word_tokenizer):
+    check_vocabulary(word_tokenizer, {})

@@ -61,6 +61,7 @@ def test_dtype_and_rotary_base(tmp_path):
     [
         ({"vocab_size": 76}, "token ids up to 76, but config.json has vocab_size=76"),
         ({"model_type": "qwen33"}, "qwen33"),
+        ({"initializer_range": "wide"}, "transformers refuses model.architecture: .*initializer_range"),
     ],
 )
 def test_a_refused_model_leaves_nothing_behind(tmp_path, changes, message):

@@ -1,12 +1,16 @@
 """Starting a run: its processes' surroundings, its records, and failures before training."""
 
 import json
+import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from megatron_rl.actor.checkpoint_folder import STATE, list_files
 from megatron_rl.errors import InputError
-from megatron_rl.launch.job import launch, processes
+from megatron_rl.launch.job import _completed, launch, processes
 from megatron_rl.settings.load import load
 from megatron_rl.system import machine
 from megatron_rl.tracking.run_folder import RunFolder, open_run
@@ -18,11 +22,17 @@ def quickstart(tmp_path: Path, *overrides: str):
     return config
 
 
-def test_processes(tmp_path: Path) -> None:
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def test_processes(tmp_path: Path, listener: socket.socket) -> None:
     config = quickstart(tmp_path, "actor.pipeline_parallel=3", "rollout.engines=2", "actor.threads=3")
     folder = open_run(config)
     folder.write_config(config)
-    started = processes(folder, config, tmp_path)
+    started = processes(folder, config, tmp_path, listener)
     assert [p.name for p in started] == ["engine0", "engine1", *(f"rank{i}" for i in range(6))]
     assert [p.service for p in started] == [True] * 2 + [False] * 6
     assert [p.name for p in started if p.echo] == ["rank0"]
@@ -36,7 +46,11 @@ def test_processes(tmp_path: Path) -> None:
             "WORLD_SIZE": "6",
             "LOCAL_WORLD_SIZE": "6",
         }
-        assert process.env["MASTER_ADDR"] == "127.0.0.1" and 1024 <= int(process.env["MASTER_PORT"]) < 65536
+        assert process.env["MASTER_ADDR"] == "127.0.0.1"
+        assert process.env["MASTER_PORT"] == str(listener.getsockname()[1])
+        assert process.follows == (rank != 0)
+        assert list(process.descriptors) == ([] if rank else [listener.fileno()])
+        assert process.env.get("MEGATRON_RL_LISTENER") == (None if rank else str(listener.fileno()))
         assert process.env["MEGATRON_RL_ENGINES"] == ",".join(addresses)
         assert process.env["OMP_NUM_THREADS"] == "3"
         assert (process.env.get("TORCHDYNAMO_DISABLE") == "1") == (not machine.gpus())
@@ -46,10 +60,12 @@ def test_processes(tmp_path: Path) -> None:
         assert engine.env["OMP_NUM_THREADS"] == "1"
     keys = {p.env["MEGATRON_RL_KEY"] for p in started}
     assert len(keys) == 1 and len(bytes.fromhex(keys.pop())) == 16
-    assert processes(folder, config, tmp_path)[0].env["MEGATRON_RL_KEY"] != started[0].env["MEGATRON_RL_KEY"]
+    assert processes(folder, config, tmp_path, listener)[0].env["MEGATRON_RL_KEY"] != started[0].env["MEGATRON_RL_KEY"]
 
 
-def test_nccl_allocates_as_in_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nccl_allocates_as_in_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
     config = quickstart(tmp_path)
     folder = open_run(config)
     folder.write_config(config)
@@ -58,7 +74,42 @@ def test_nccl_allocates_as_in_the_servers(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.delenv("NCCL_CUMEM_ENABLE", raising=False)
         if given:
             monkeypatch.setenv("NCCL_CUMEM_ENABLE", given)
-        assert {p.env.get("NCCL_CUMEM_ENABLE") for p in processes(folder, config, tmp_path)} == {said}
+        assert {p.env.get("NCCL_CUMEM_ENABLE") for p in processes(folder, config, tmp_path, listener)} == {said}
+
+
+def test_a_run_that_is_complete_is_not_begun_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = quickstart(tmp_path, "run.resume=auto", "run.steps=6")
+    run = open_run(config)
+    run.write_config(config)
+    run.unlock()
+    for step in (4, 6):
+        checkpoint = run.checkpoints / f"step-1-00000{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / STATE).write_text(json.dumps({"state": {"stage": "rl", "step": step}, "sizes": {}}))
+        list_files(checkpoint)
+    run.export.mkdir()
+    run.mark_complete(6)
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+    assert launch(config) == 0
+    out = capfd.readouterr().out
+    assert f"{run.path} is complete: 6 steps. For more steps set run.steps above 6" in out and str(run.export) in out
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name != ".lock"} == {
+        p: at for p, at in before.items() if p.name != ".lock"
+    }
+    shutil.rmtree(run.checkpoints / "step-1-000006")  # somebody wants the last steps once more
+    assert _completed(run, config) is None
+
+
+def test_checkpoints_none_of_which_is_whole_are_said_and_left_alone(tmp_path: Path) -> None:
+    config = quickstart(tmp_path, "run.resume=auto")
+    run = open_run(config)
+    run.write_config(config)
+    run.unlock()
+    (run.checkpoints / "step-1-000002").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"No checkpoint in .* \(step-1-000002: state.json is missing"):
+        launch(config)
+    assert (run.checkpoints / "step-1-000002").is_dir()
+    open_run(config).unlock()  # nothing holds the folder
 
 
 def test_bad_input_found_by_a_process_is_one_paragraph(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.check import check_evaluation
+from megatron_rl.settings.recipes import all_recipes, recipe
+from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
-from recipes import all_recipes, find
 
 NAMES = ["quickstart", "social_r1.qwen3_4b", "social_r1.qwen3_8b", "social_r1.tiny"]
 
@@ -25,30 +26,72 @@ def test_all_are_listed_with_one_line():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_gives_a_whole_new_configuration(name):
-    config = find(name)()
+    config = recipe(name)
     assert isinstance(config, Config)
-    assert OmegaConf.to_object(OmegaConf.structured(config)) == config == find(name)()
-    assert find(name)() is not config
+    assert OmegaConf.to_object(OmegaConf.structured(config)) == config == recipe(name)
+    assert recipe(name) is not config
     assert config.rollout.prompts_per_step % config.algorithm.minibatches == 0
     assert config.actor.micro_batch_tokens >= config.data.max_prompt_tokens + config.rollout.max_new_tokens
 
 
 def test_unknown_names():
-    with pytest.raises(InputError, match=r"no recipe 'social_r1.qwen_4b'; did you mean social_r1.qwen3_4b\?"):
-        find("social_r1.qwen_4b")
-    with pytest.raises(InputError, match=r"Recipes are quickstart, social_r1.qwen3_4b"):
-        find("social_r1._card")
+    with pytest.raises(InputError, match=r"recipe 'social_r1.qwen_4b' is unknown; did you mean social_r1.qwen3_4b\?"):
+        recipe("social_r1.qwen_4b")
+    with pytest.raises(InputError, match=r"It can be quickstart, social_r1.qwen3_4b"):
+        recipe("social_r1._card")
+
+
+MINE = """
+from megatron_rl.config import Config, RunConfig
+
+def mine() -> Config:
+    return Config(run=RunConfig(name="mine"))
+
+def wrong() -> Config:
+    return {}
+
+def fails() -> Config:
+    return Config(run=RunConfig(nam="mine"))
+
+class Family:
+    @staticmethod
+    def small() -> Config:
+        return mine()
+"""
+
+
+def test_any_function_is_a_recipe(tmp_path, monkeypatch):
+    """In the current folder, which is not where Python looks by itself."""
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "own_recipes.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert recipe("my_package.own_recipes.mine").run.name == "mine"
+    assert recipe("my_package.own_recipes.Family.small").run.name == "mine"
+    for name, said in {
+        "own_recipes.mine": "There is no module own_recipes",
+        "my_package.own_recipes.mnie": "my_package.own_recipes has no mnie; did you mean mine?",
+        "my_package.own_recipe.mine": "my_package has no own_recipe",
+        "my_package.own_recipes.Family.smal": "my_package.own_recipes.Family has no smal; did you mean small?",
+        "my_package.own_recipes.__name__": "is a str, not a function",
+        "my_package.own_recipes.wrong": "returns a dict; a recipe returns a megatron_rl.config.Config.",
+        "my_package.own_recipes.fails": "fails with TypeError: RunConfig.__init__() got an unexpected keyword argument "
+        f"'nam' ({tmp_path}/my_package/own_recipes.py, line 11).",
+    }.items():
+        with pytest.raises(InputError) as error:
+            recipe(name)
+        assert said in str(error.value) and repr(name) in str(error.value)
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [(0, 2), (1, 1), (2, 2), (8, 2)])
 def test_quickstart_fits_the_machine(gpus, ranks, monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: (80 << 30,) * gpus)
-    assert find("quickstart")().actor.tensor_parallel == ranks
+    assert recipe("quickstart").actor.tensor_parallel == ranks
 
 
 def test_quickstart():
-    config = find("quickstart")()
-    assert check_data(config) == check_evaluation(config) == []
+    config = recipe("quickstart")
+    assert check_data(config.data) == check_evaluation(config.evaluation, config.data) == []
     assert (config.run.steps, config.rollout.prompts_per_step, config.rollout.group_size) == (40, 16, 8)
     assert (config.sft.steps, config.sft.batch_size, config.sft.prompt_weight) == (600, 32, 0.1)
     assert config.model.dtype == "float32"
@@ -59,7 +102,7 @@ def test_quickstart():
 
 @pytest.mark.parametrize("name", ["social_r1.qwen3_4b", "social_r1.qwen3_8b"])
 def test_social_r1_follows_the_model_card(name):
-    config = find(name)()
+    config = recipe(name)
     assert config.run.steps == 600
     assert config.actor.optimizer.lr == 5e-7
     assert (config.algorithm.kl_coef, config.algorithm.kl_estimator, config.algorithm.entropy_coef) == (0.04, "k3", 0.0)
@@ -73,21 +116,23 @@ def test_social_r1_follows_the_model_card(name):
     actor = config.actor
     world = actor.tensor_parallel * actor.pipeline_parallel * actor.context_parallel * actor.data_parallel
     assert world == 8
+    assert (config.rollout.engine, config.rollout.engines, config.rollout.sglang.colocated) == ("sglang", 8, True)
+    assert violations(config) == {}
     assert 8 % actor.tensor_parallel == 0  # Qwen3-4B and 8B have 32 heads and 8 KV heads
 
 
 def test_tiny_needs_only_the_two_paths(tmp_path):
-    config = find("social_r1.tiny")()
-    assert config.model.path == config.data.path == ""
+    config = recipe("social_r1.tiny")
+    assert config.model.path == config.data.path == "" and config.rollout.engine == "embedded"
     (tmp_path / "rows.jsonl").write_text("{}")
     config.data.path = str(tmp_path / "rows.jsonl")
-    assert check_data(config) == check_evaluation(config) == []
+    assert check_data(config.data) == check_evaluation(config.evaluation, config.data) == []
     assert config.rewards.terms == {"social_r1": 1.0} and config.model.dtype == "float32"
 
 
 def test_recipes_and_checks_import_no_torch():
     code = (
-        "import sys, recipes, megatron_rl.data.check, megatron_rl.evaluation.check\n"
+        "import sys, megatron_rl.settings.recipes as recipes, megatron_rl.data.check, megatron_rl.evaluation.check\n"
         "recipes.all_recipes()\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_rl.data.task import Sample
 from megatron_rl.rewards.length import _distinct_at_least, length_window, repetition_factor, window_factor
-from megatron_rl.rewards.sample import Sample
 
 BLOCKS = st.text(max_size=40)
 TEXTS = st.one_of(

@@ -4,16 +4,16 @@ import sys
 
 import pytest
 
+from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.pool import RewardPool
 from megatron_rl.rewards.registry import check_rewards
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.trial import try_rewards
 
 EXAMPLE = '''\
 """my_rewards.py, in the folder where megatron-rl is started."""
 
-from megatron_rl.rewards.sample import Sample
+from megatron_rl.data.task import Sample
 
 
 def brevity(sample: Sample, words: int = 50) -> float:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_rl.data.task import Sample
 from megatron_rl.rewards import sip
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.sip import find_stages, grounded, sip_content, sip_structure, structure
 from megatron_rl.rewards.social_r1 import adjusted
 

@@ -1,7 +1,7 @@
 import pytest
 
+from megatron_rl.data.task import Sample
 from megatron_rl.rewards.length import length_window, window_factor
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.sip import sip_content, sip_structure
 from megatron_rl.rewards.social_r1 import adjusted, combine, social_r1, weights
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.terms import RewardError, Term, bind, located, report_sample, score_sample
 
 SAMPLE = Sample("Q?", "R", "A")

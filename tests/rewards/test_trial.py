@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.sample import Sample
 from megatron_rl.rewards.trial import try_rewards
 
 SAMPLE = Sample("Where?", "<think>r</think><Answer>box</Answer>", "box")

@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.rollout.check import check_rollout
-from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
+from megatron_rl.settings.rules import violations
+
+
+def found(config: RolloutConfig) -> list[str]:
+    return [*violations(config, "rollout.").values(), *check_rollout(config)]
 
 
 def test_the_defaults_are_valid():
-    assert check_rollout(RolloutConfig()) == []
-    assert check_rollout(RolloutConfig(top_k=20, top_p=0.5, temperature=2.0, group_size=1, max_running=1)) == []
+    assert found(RolloutConfig()) == []
+    assert found(RolloutConfig(top_k=20, top_p=0.5, temperature=2.0, group_size=1, max_running=1)) == []
 
 
 @pytest.mark.parametrize(
@@ -35,13 +40,20 @@ def test_the_defaults_are_valid():
     ],
 )
 def test_a_violation_names_its_key_and_value(key, value):
-    (found,) = check_rollout(RolloutConfig(**{key: value}))
-    assert found.startswith(f"rollout.{key} is {value!r}; it must be ")
+    (said,) = found(RolloutConfig(**{key: value}))
+    assert said.startswith(f"rollout.{key} is {value!r}; it must be ")
 
 
 def test_all_violations_are_found_at_once():
     broken = RolloutConfig(engine="", engines=0, group_size=0, temperature=-1, top_p=2, top_k=-5, threads=-1)
-    assert len(check_rollout(broken)) == 7
+    assert len(found(broken)) == 7
+
+
+def test_how_many_engines_there_are():
+    urls = SGLangConfig(urls="http://a:1, http://b:1")
+    assert RolloutConfig(engines=3).engine_count == 3
+    assert RolloutConfig(engines=3, sglang=urls).engine_count == 3  # embedded ones have no addresses
+    assert RolloutConfig(engine="sglang", engines=3, sglang=urls).engine_count == 2
 
 
 def test_the_trainers_side_needs_no_torch():

@@ -1,53 +1,60 @@
 """Rollouts ahead of training: order, how far ahead, errors."""
 
+import itertools
 import threading
 
 import pytest
 
-from megatron_rl.rollout.prefetch import Ahead
+from megatron_rl.rollout.prefetch import Prefetch
+from tests.conftest import PATIENCE
 
 
 def test_nothing_is_made_ahead_of_time_unless_asked_for() -> None:
-    made: list[int] = []
-    ahead = Ahead(lambda step: made.append(step) or threading.current_thread(), 0, 5)
+    made: list[tuple[int, str]] = []
+    ahead = Prefetch(lambda: "drawn", lambda *what: made.append(what) or threading.current_thread(), 0, 5)
     assert ahead.take(3) is threading.current_thread()
-    assert made == [3]
+    assert made == [(3, "drawn")]
 
 
 @pytest.mark.parametrize("bound", [1, 2, 3])
 def test_each_is_begun_once_and_at_most_so_many_steps_before_it_is_taken(bound: int) -> None:
-    taking, begun = [-1], dict[int, int]()
+    taking, begun, numbers, drawing = [-1], dict[int, int](), itertools.count(), set[threading.Thread]()
 
-    def make(step: int) -> int:
+    def draw() -> int:
+        drawing.add(threading.current_thread())
+        return next(numbers)
+
+    def make(step: int, drawn: int) -> tuple[int, int]:
         assert step not in begun
         begun[step] = taking[0]
-        return step * 10
+        return step * 10, drawn
 
-    ahead = Ahead(make, bound, 6)
+    ahead = Prefetch(draw, make, bound, 6)
     for step in range(6):
         taking[0] = step
-        assert ahead.take(step) == step * 10
+        assert ahead.take(step) == (step * 10, step)  # each has what was drawn for it, in the order of the steps
         ahead.finish(lambda: False)
     assert begun == {step: max(0, step - bound) for step in range(6)}
+    assert drawing == {threading.current_thread()}
 
 
 def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None:
     gate = threading.Event()
 
-    def make(step: int) -> int:
+    def make(step: int, drawn: None) -> int:
         if step == 1:
-            assert gate.wait(10)
+            assert gate.wait(PATIENCE)
             raise ValueError("no prompts")
         return step
 
-    ahead = Ahead(make, 1, 3)
+    ahead = Prefetch(lambda: None, make, 1, 3)
     assert ahead.take(0) == 0
     ahead.finish(lambda: True)  # what is under way cannot go on: it is not waited for
     finished = threading.Thread(target=ahead.finish, args=(lambda: False,))
     finished.start()
     assert finished.is_alive()
     gate.set()
-    finished.join(10)
+    finished.join(PATIENCE)
     assert not finished.is_alive()
     with pytest.raises(ValueError, match="no prompts"):
         ahead.take(1)

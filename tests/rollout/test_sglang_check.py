@@ -13,6 +13,7 @@ from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_mod
 from megatron_rl.rollout.sglang.gpus import engine_gpus, first_gpus, shared
 from megatron_rl.rollout.sglang.process import arguments
 from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY
 from tests.actor.models import QWEN3
@@ -30,10 +31,13 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "said"),
     [
         ({"swap": "pul"}, "rollout.sglang.swap is 'pul'; it must be pull, tensor, distributed or disk."),
-        ({"tensor_parallel": 0}, "rollout.sglang.tensor_parallel is 0; it must be at least 1."),
-        ({"expert_parallel": -2}, "rollout.sglang.expert_parallel is -2; it must be at least 1."),
+        ({"tensor_parallel": 0}, "rollout.sglang.tensor_parallel is 0; it must be 1 or more."),
+        ({"expert_parallel": -2}, "rollout.sglang.expert_parallel is -2; it must be 1 or more."),
         ({"swap_seconds": 0.0}, "rollout.sglang.swap_seconds is 0.0; it must be above 0."),
-        ({"health_seconds": float("nan")}, "rollout.sglang.health_seconds is nan; it must be above 0."),
+        (
+            {"health_seconds": float("nan")},
+            "rollout.sglang.health_seconds is nan; it must be a finite number, above 0.",
+        ),
         ({"restarts": -1}, "rollout.sglang.restarts is -1; it must be 0 or more."),
         ({"args": {"tp-size": 2}}, "rollout.sglang.args.tp-size cannot be given: set rollout.sglang.tensor_parallel."),
         (
@@ -49,6 +53,10 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"args": {"pp_size": 2}}, "rollout.sglang.args.pp_size cannot be given: a server has no pipeline stages, set"),
         ({"args": {"nnodes": 2}}, "rollout.sglang.args.nnodes cannot be given: a server runs on one machine, start"),
+        (
+            {"args": {"preferred-sampling-params": "{}"}},
+            "rollout.sglang.args.preferred-sampling-params cannot be given: set rollout.temperature, .top_p and .top_k",
+        ),
         ({"args": {"api_key": "x"}}, "rollout.sglang.args.api_key cannot be given: the trainer sets it itself."),
         (
             {"transport": "tcp"},
@@ -63,7 +71,10 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
             {"transport": "gloo", "swap": "tensor"},
             "rollout.sglang.transport=gloo is how bytes are pulled: leave it",
         ),
-        ({"swap": "disk"}, "rollout.sglang.swap=disk writes to this machine's /tmp, which 10.0.0.7 does not see: set"),
+        (
+            {"swap": "disk"},
+            "rollout.sglang.swap=disk writes to a temporary folder of this machine, which 10.0.0.7 does",
+        ),
         ({"host": "10.0.0.9"}, "rollout.sglang.host is '10.0.0.9', which is no IPv4 address of this machine."),
         ({"fp8": True, "swap": "tensor"}, "rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is tensor."),
         ({"urls": "localhost:30000"}, "rollout.sglang.urls: 'localhost:30000' is no server's address"),
@@ -74,7 +85,8 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_one_violation(options: dict, said: str) -> None:
-    (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(**{"urls": ELSEWHERE} | options)))
+    config = RolloutConfig(engine="sglang", sglang=SGLangConfig(**{"urls": ELSEWHERE} | options))
+    (found,) = [*violations(config, "rollout.").values(), *check_rollout(config)]
     assert found.startswith(said)
 
 
@@ -122,6 +134,18 @@ def test_fp8_needs_a_gpu_and_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> Non
     options.tensor_parallel = 2
     (found,) = check_sglang_model(options, hf_config)
     assert "which cuts its 128 x 128 FP8 tiles" in found and found.startswith("rollout.sglang.fp8=true: ")
+
+
+def test_servers_that_are_started_here_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "installed", lambda _: "0.5.21")
+    monkeypatch.setattr(machine, "SHARED", tmp_path / "shm")
+    assert machine.shared_memory() == 0
+    (found,) = check_rollout(RolloutConfig(engine="sglang"))
+    assert found.startswith(f"SGLang's servers share memory in {tmp_path}/shm, which this machine does not have: mount")
+    assert check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(urls=ELSEWHERE))) == []
+    (tmp_path / "shm").mkdir()
+    assert check_rollout(RolloutConfig(engine="sglang")) == []
+    assert machine.shared_memory() > 0
 
 
 def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,11 +247,11 @@ def test_servers_are_told_their_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     config.actor.tensor_parallel, config.rollout.engine, config.rollout.engines = 2, "sglang", 2
     monkeypatch.setattr(machine, "gpus", lambda: (80 << 30,) * 4)
     places = engine_gpus(config.rollout, 2)
-    chosen = [arguments(config, tmp_path, i, 1, b"", place)["base-gpu-id"] for i, place in enumerate(places)]
+    chosen = [arguments(config.served(), tmp_path, i, 1, b"", place)["base-gpu-id"] for i, place in enumerate(places)]
     assert chosen == [2, 3] and not shared(places, 2)
     config.rollout.sglang.args = {"base_gpu_id": 1}
     (place, _) = places = engine_gpus(config.rollout, 2)
-    assert place == range(1, 2) and arguments(config, tmp_path, 0, 1, b"", place)["base-gpu-id"] == 1
+    assert place == range(1, 2) and arguments(config.served(), tmp_path, 0, 1, b"", place)["base-gpu-id"] == 1
     assert shared(places, 2) and not shared(places, 1)
 
 

@@ -45,6 +45,12 @@ def test_a_server_that_a_swap_cannot_fill(name: str) -> None:
         ask("ask_abilities", 5.0, **{name: 2})
 
 
+def test_a_server_that_draws_otherwise_than_it_is_asked_to() -> None:
+    assert ask("ask_abilities", 5.0, preferred_sampling_params=None)[0].workers == 1
+    with pytest.raises(InputError, match=r"preferred_sampling_params={'min_p': 0.1}, so that it draws otherwise"):
+        ask("ask_abilities", 5.0, preferred_sampling_params={"min_p": 0.1})
+
+
 def test_why_a_server_is_not_ready() -> None:
     ready, server = ask("ready")
     assert not ready and "/model_info answered 404" in server.unready

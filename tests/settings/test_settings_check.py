@@ -1,6 +1,5 @@
 """What ``check`` finds: one violation at a time, all at once, and nothing in a recipe that works."""
 
-import io
 import json
 import re
 import subprocess
@@ -10,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.config import Config
-from megatron_rl.settings.check import check, main
-from megatron_rl.settings.footprint import footprint, readable
-from megatron_rl.settings.load import load, to_yaml
+from megatron_rl.data.false_belief import write_tokenizer
+from megatron_rl.settings.check import check
+from megatron_rl.settings.load import load
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY
 from tests.conftest import ROOT
+from tests.resharding.folders.test_hf import write_folder
+from tests.resharding.reference import hf_tensors
 
 LLAMA = {
     "model_type": "llama",
@@ -55,7 +56,10 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         (["actor.threads=0"], ["actor.threads is 0"]),
         (["actor.optimizer.lr=-1"], ["actor.optimizer.lr is -1", "0 or more"]),
         (["sft_optimizer.beta2=1.0"], ["sft_optimizer.beta2 is 1.0", "between 0"]),
-        (["actor.optimizer.clip_grad=.inf"], ["actor.optimizer.clip_grad is inf"]),
+        (
+            ["actor.optimizer.clip_grad=.inf"],
+            ["actor.optimizer.clip_grad is inf; it must be a finite number, 0 or more."],
+        ),
         (["actor.sequence_parallel=true", "actor.tensor_parallel=1"], ["sequence_parallel needs"]),
         (["actor.micro_batch_tokens=50"], ["micro_batch_tokens is 50", "86 tokens", "86 or more"]),
         (["actor.micro_batch_tokens=43", "actor.context_parallel=2"], []),
@@ -78,7 +82,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
             [*MIXTURE, "actor.sequence_parallel=true", "rollout.embedded.true_on_policy=true"],
             ["rollout.embedded.true_on_policy=true is for dense models"],
         ),
-        (["actor.tensor_parallel=0"], ["actor.tensor_parallel=0 is not positive"]),
+        (["actor.tensor_parallel=0"], ["actor.tensor_parallel is 0; it must be 1 or more."]),
         (["rollout.max_new_tokens=100"], ["= 138", "max_position_embeddings=128"]),
         pytest.param(
             ["actor.fp8=delayed"],
@@ -87,6 +91,16 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         ),
         (["algorithm.minibatches=3"], ["algorithm.minibatches", "1, 2, 4, 8, 16"]),
         (["rollout.group_size=1"], ["rollout.group_size is 1", "at least 2"]),
+        (["actor.data_parallel=1000000000"], ["The parallel sizes make 2000000000 ranks"]),
+        (["rollout.group_size=0"], ["rollout.group_size is 0; it must be 1 or more."]),
+        (["rollout.prompts_per_step=-4"], ["rollout.prompts_per_step is -4; it must be between 1 and 1000000."]),
+        (
+            ["run.seed=99999999999999999999"],
+            ["run.seed is 99999999999999999999", "a whole number below 2^63, 0 or more"],
+        ),
+        (["rewards.deadline_score=.nan"], ["rewards.deadline_score is nan; it must be a finite number."]),
+        (["rewards.workers=0"], ["rewards.workers is 0; it must be between 1 and 4096."]),
+        (["evaluation.every=-1"], ["evaluation.every is -1; it must be 0 or more."]),
         (
             [*MIXTURE, *ONE_RANK, "rollout.sglang.routing_replay=true"],
             ["rollout.sglang.routing_replay needs rollout.engine=sglang"],
@@ -104,7 +118,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
 )
 def test_violation(tmp_path: Path, overrides: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "5f" * 16)  # of servers that run already
-    found = check(quickstart(tmp_path, *overrides), contents=False)
+    found = check(quickstart(tmp_path, *overrides), contents=False).problems
     assert len(found) == bool(parts), found
     for part in parts:
         assert part in found[0]
@@ -114,13 +128,13 @@ def test_violation(tmp_path: Path, overrides: list[str], parts: list[str], monke
 def test_a_missing_size_is_named(tmp_path: Path) -> None:
     config = quickstart(tmp_path)
     del config.model.architecture["num_hidden_layers"]
-    found = check(config, contents=False)
+    found = check(config, contents=False).problems
     assert len(found) == 1 and "num_hidden_layers" in found[0]
 
 
 def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
     sizes = ("hidden_size=262144", "intermediate_size=1048576", "num_hidden_layers=90")
-    found = check(quickstart(tmp_path, *(f"model.architecture.{size}" for size in sizes)), contents=False)
+    found = check(quickstart(tmp_path, *(f"model.architecture.{size}" for size in sizes)), contents=False).problems
     expected = ("of memory", "/dev/shm", "The run writes up to")
     if machine.gpus():
         expected = ("A rank needs at least", *expected)
@@ -129,7 +143,7 @@ def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
-    found = check(quickstart(tmp_path, "model.architecture.vocab_size=50", "run.keep=0"))
+    found = check(quickstart(tmp_path, "model.architecture.vocab_size=50", "run.keep=0")).problems
     assert len(found) == 2
     assert "run.keep" in found[0]
     assert "The tokenizer of data.task=false_belief has token ids up to 76" in found[1] and "vocab_size=50" in found[1]
@@ -137,7 +151,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
 
 def test_all_rooms_at_once(tmp_path: Path) -> None:
     wrong = ["rollout.top_p=2", "rewards.workers=0", "algorithm.std=n", "data.limit=-1", "actor.tensor_parallel=3"]
-    found = "\n".join(check(quickstart(tmp_path, *wrong)))
+    found = "\n".join(check(quickstart(tmp_path, *wrong)).problems)
     for part in ("rollout.top_p", "rewards.workers", "algorithm.std", "data.limit", "num_attention_heads"):
         assert part in found
 
@@ -145,11 +159,13 @@ def test_all_rooms_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "part"),
     [
-        (None, "there is no such folder"),
-        ({}, "no config.json"),
+        (None, "There is no such folder"),
+        ({}, "config.json does not exist"),
         ({"config.json": "{"}, "config.json is not valid JSON"),
-        ({"config.json": json.dumps(LLAMA)}, "no *.safetensors"),
-        ({"config.json": json.dumps(LLAMA), "model.safetensors": ""}, "has no tokenizer"),
+        ({"config.json": "[]"}, "config.json holds a list"),
+        ({"config.json": json.dumps(LLAMA)}, "holds no weights (*.safetensors)"),
+        ({"config.json": json.dumps(LLAMA), "model.safetensors": ""}, "model.safetensors is empty (0 bytes)"),
+        ({"adapter_config.json": "{}"}, "holds a LoRA adapter"),
         ({"config.json": json.dumps(LLAMA | {"model_type": "bert"})}, "model_type='bert'"),
     ],
 )
@@ -161,27 +177,26 @@ def test_model_folder(tmp_path: Path, files: dict[str, str] | None, part: str) -
             (folder / name).write_text(content)
     config = quickstart(tmp_path, f"model.path={folder}", "actor.tensor_parallel=1")
     config.model.architecture = {}
-    assert part in "\n".join(check(config))
+    (problem,) = check(config).problems
+    assert part in problem
 
 
-def test_footprint_of_a_known_model() -> None:
-    """Numbers worked out by hand from the shapes of LLAMA, bf16, TP 2 x DP 2."""
-    config = Config()
-    config.actor.tensor_parallel = config.actor.data_parallel = 2
-    config.algorithm.kl_coef = 0.1
-    hidden, layer_split = 64, 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 128  # q k v, o, gate up down
-    parameters = 4 * (layer_split + 2 * hidden) + 2 * 100 * hidden + hidden
-    rank = 4 * (layer_split // 2 + 2 * hidden) + 2 * 50 * hidden + hidden
-    needed = footprint(config, LLAMA)
-    assert needed.parameters == parameters
-    assert needed.shared == 4 * rank * 2
-    assert needed.ranks == (rank * (2 + 4 + 2) + parameters * 12 // 4,) * 4
-    assert (needed.engine, needed.export, needed.checkpoint) == (parameters * 2, parameters * 2, parameters * 14)
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, "0 MB"), (35e6, "35 MB"), (1.24e9, "1.2 GB")])
-def test_readable(count: float, text: str) -> None:
-    assert readable(count) == text
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({}, "has no tokenizer"),
+        ({"initializer_range": "wide"}, "initializer_range"),
+        ({"vocab_size": None}, "vocab_size"),
+    ],
+)
+def test_a_folder_with_weights(tmp_path: Path, changes: dict[str, object], part: str) -> None:
+    write_folder(tmp_path / "model", hf_tensors(LLAMA, tags=False), LLAMA | changes)
+    if changes:
+        write_tokenizer(tmp_path / "model")
+    config = quickstart(tmp_path, f"model.path={tmp_path / 'model'}", "actor.tensor_parallel=1")
+    config.model.architecture = {}
+    (problem,) = check(config).problems
+    assert part in problem
 
 
 def test_packages_that_do_not_fit(tmp_path: Path) -> None:
@@ -189,7 +204,7 @@ def test_packages_that_do_not_fit(tmp_path: Path) -> None:
     info = tmp_path / "torch-2.5.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.5.1\n")
-    code = "from megatron_rl import machine; print(*machine.package_problems(), sep='\\n')"
+    code = "from megatron_rl.system import machine; print(*machine.package_problems(), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],
         capture_output=True,
@@ -207,15 +222,10 @@ def test_what_setup_installs_is_supported() -> None:
     assert f'"torch{machine.SUPPORTED["torch"]}"' in (ROOT / "setup.py").read_text()
 
 
-def test_every_reward_is_called_once_on_a_row_of_the_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_every_reward_is_called_once_on_a_row_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checked_rewards.py").write_text("def listed(sample):\n    print('half', end='')\n    return [1.0]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    config = quickstart(tmp_path, "rewards.terms.checked_rewards.listed=1.0")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(to_yaml(config)))
-    main()  # as in check's child process, whose output is read
-    (found,) = json.loads(capfd.readouterr().out)
+    (found,) = check(quickstart(tmp_path, "rewards.terms.checked_rewards.listed=1.0"))
     assert "with a row of the data and the response '<think> Cue " in found
     assert f"(listed in {tmp_path}/checked_rewards.py, line 1) returned [1.0] (list); it must return a number" in found

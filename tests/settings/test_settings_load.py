@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.settings.load import documented, from_yaml, load, options, to_yaml
-from recipes import find
+from megatron_rl.settings.documented import documented, groups
+from megatron_rl.settings.load import from_yaml, load, options, to_yaml
+from megatron_rl.settings.recipes import recipe
 
 
 @pytest.fixture
@@ -43,6 +44,21 @@ def base(tmp_path: Path) -> str:
         ("rewards.args.my.reward.k=[1, 2]", lambda c: c.rewards.args["my.reward"], {"k": [1, 2]}),
         ("model.architecture.rope.theta=1e4", lambda c: c.model.architecture, {"rope": {"theta": 1e4}}),
         ("model.architecture.rope_scaling=null", lambda c: c.model.architecture, {"rope_scaling": None}),
+        ("data.path=[", lambda c: c.data.path, "["),
+        ("run.name=0123", lambda c: c.run.name, "0123"),
+        ("run.name=null", lambda c: c.run.name, "null"),
+        ("data.columns.answer=1", lambda c: c.data.columns, {"answer": "1"}),
+        ("data.columns.answer=on", lambda c: c.data.columns, {"answer": "on"}),
+        ("data.columns={answer: 012, 1: off}", lambda c: c.data.columns, {"answer": "012", "1": "off"}),
+        ("data.columns.answer=null", lambda c: c.data.columns, {}),
+        ("data.columns.answer='null'", lambda c: c.data.columns, {"answer": "null"}),
+        ("run.seed=010", lambda c: c.run.seed, 10),
+        ("run.seed=1_000", lambda c: c.run.seed, 1000),
+        ("actor.packing=off", lambda c: c.actor.packing, False),
+        ("model.architecture.sign=-1", lambda c: c.model.architecture, {"sign": -1}),
+        ("model.architecture.small=1.5e-3", lambda c: c.model.architecture, {"small": 1.5e-3}),
+        ("model.architecture.date=20241126_0930", lambda c: c.model.architecture, {"date": "20241126_0930"}),
+        ("model.architecture.ratio=12:30", lambda c: c.model.architecture, {"ratio": "12:30"}),
         ("data.columns.question=QUESTION", lambda c: c.data.columns, {"question": "QUESTION"}),
     ],
 )
@@ -80,7 +96,9 @@ def test_override(base: str, override: str, room, value: object) -> None:
         ("rewards.terms.format=high", ["rewards.terms", "names with numbers", "'high'"]),
         ("rewards.terms=1", ["names with numbers"]),
         ("rewards.args.format=1", ["names with keyword arguments"]),
-        ("data.columns.a=1", ["names with text"]),
+        ("data.columns=1", ["names with text"]),
+        ("data.columns={a: {b: c}}", ["names with text"]),
+        ("run.steps=12:30", ["a whole number", "'12:30'"]),
         ("actor=2", ["actor holds several options", "tensor_parallel"]),
         ("run.steps", ["'run.steps' is no override", "key=value"]),
         ("=3", ["'=3' is no override"]),
@@ -113,12 +131,55 @@ def test_yaml_on_top_of_a_recipe(tmp_path: Path) -> None:
         "recipe: quickstart\nrun: {steps: 3, nam: x}\nrewards:\n  terms: {format: 0.5}\nactor.optimizer.lr: 0.1\n"
     )
     config, problems = load(str(file), ["run.seed=9"])
-    quickstart = find("quickstart")()
+    quickstart = recipe("quickstart")
     assert (config.run.steps, config.run.seed, config.actor.optimizer.lr) == (3, 9, 0.1)
     assert config.rewards.terms == quickstart.rewards.terms | {"format": 0.5}
     assert config.sft == quickstart.sft
     assert len(problems) == 1
     assert f"{file}: run.nam: there is no option run.nam; did you mean run.name?" in problems[0]
+
+
+def test_a_text_option_of_a_file_is_what_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        """
+run: {name: 20241126_0930, folder: 0x1F, seed: 010, keep: 3}
+data: {path: , eval_path: 2024-11-26, columns: {answer: on, 1: 1.50}}
+tracking: {wandb: off, tensorboard: off}
+model: {architecture: {vocab_size: 10, rope_theta: 1e4, tied: yes, name: 007, list: [1, a, null]}}
+"""
+    )
+    config, problems = load(str(file))
+    assert problems == []
+    assert (config.run.name, config.run.folder, config.run.seed, config.run.keep) == ("20241126_0930", "0x1F", 10, 3)
+    assert (config.data.path, config.data.eval_path) == ("", "2024-11-26")
+    assert config.data.columns == {"answer": "on", "1": "1.50"}
+    assert (config.tracking.wandb, config.tracking.tensorboard) == ("off", False)
+    assert config.model.architecture == {
+        "vocab_size": 10,
+        "rope_theta": 1e4,
+        "tied": True,
+        "name": "007",
+        "list": [1, "a", None],
+    }
+
+
+def test_parts_of_a_file_may_be_used_again(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "sft_optimizer: &adam {lr: 1e-3, beta2: 0.95}\nactor: {optimizer: {<<: *adam, lr: 1e-4}, threads: 2}\n"
+        "data: {path: &file q.jsonl, eval_path: *file}\n"
+    )
+    config, problems = load(str(file))
+    assert problems == []
+    assert (config.sft_optimizer.lr, config.actor.optimizer.lr, config.actor.optimizer.beta2) == (1e-3, 1e-4, 0.95)
+    assert config.data.eval_path == "q.jsonl"
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing\n")
+    assert load(str(file)) == (Config(), [])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +190,11 @@ def test_yaml_on_top_of_a_recipe(tmp_path: Path) -> None:
         ("recipe: quickstrat", "quickstart"),
         ("recipe: other.yaml", "must name a recipe function"),
         ("run: {a: 1}\nrun: {b: 2}", "duplicate key"),
+        ("run: {steps: 1, steps: 2}", "duplicate key"),
+        ("model: {architecture: &a {b: *a}}", "contains itself"),
+        ("run: {steps: !python/name:os.system 1}", "could not determine a constructor"),
+        ("run: {[steps]: 1}", "a key that is no text"),
+        ("run: {steps: 1}\n---\nrun: {steps: 2}", "single document"),
     ],
 )
 def test_unreadable_file(tmp_path: Path, content: str, part: str) -> None:
@@ -162,17 +228,27 @@ def test_yaml_round_trip(tmp_path_factory, name: str, seed: int, lr: float, term
     assert from_yaml(file) == config
 
 
+def test_no_text_is_said_to_be_none(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {name: null, folder: 'null'}")
+    config, (said,) = load(str(file))
+    assert "run.name takes text, not None" in said
+    assert (config.run.name, config.run.folder) == ("run", "null")
+
+
 def test_every_option_is_documented() -> None:
     lines = documented()
     assert [line.key for line in lines] == list(options())
     assert [line.key for line in lines if not line.text] == []
-    assert ("actor.packing", "true") in [(line.key, line.default) for line in lines]
+    known = {line.key: line for line in lines}
+    assert known["actor.packing"].default == "true" and known["actor.packing"].type == "true or false"
+    assert known["run.resume"].choices == ("auto", "never")
+    assert known["rollout.top_p"].range == "above 0 and at most 1"
+    assert {line.key.rpartition(".")[0] for line in lines} == {name for name in groups() if groups()[name]}
 
 
 def test_the_configuration_imports_no_torch() -> None:
     import subprocess
 
-    code = (
-        "import sys, recipes, megatron_rl.settings.load; recipes.find('quickstart')(); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, megatron_rl.settings.load as load; load.load('quickstart'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

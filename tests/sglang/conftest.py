@@ -86,7 +86,7 @@ def start(
 
     def run(model: str, engines: int = 1, **options: object) -> SGLangEngines:
         folder, _ = model_folder(model)
-        engine = SGLangEngines(configuration(engines, **options), folder, key, tmp_path_factory.mktemp("logs"))
+        engine = SGLangEngines(configuration(engines, **options).served(), folder, key, tmp_path_factory.mktemp("logs"))
         started.append(engine)
         return engine
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_rl.actor import groups
 from megatron_rl.actor.config import OptimizerConfig
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.config import Config
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
@@ -39,16 +39,16 @@ def write_undecided(folder: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def sequence(prompt: list[int], completion: Completion) -> Sequence:
+def sequence(prompt: list[int], completion: Completion) -> TrainingRow:
     tokens = np.array([*prompt, *completion.tokens])
     trained = np.arange(len(tokens)) >= len(prompt)
     engine = np.zeros(len(tokens), dtype=np.float32)
     engine[len(prompt) :] = completion.logprobs
     columns = {"weight": trained.astype(np.float32) / 1000, "engine": engine}
-    return Sequence(tokens, columns, prompt=len(prompt), experts=completion.experts)
+    return TrainingRow(tokens, columns, prompt=len(prompt), experts=completion.experts)
 
 
-def difference(actor: Actor, sequences: list[Sequence]) -> float:
+def difference(actor: Actor, sequences: list[TrainingRow]) -> float:
     """max |log-prob of the actor - that of the engine| over the completions' tokens."""
     batches = actor.pack(sequences)
     actor.score(batches, "actor", TEMPERATURE)
@@ -66,7 +66,7 @@ def main() -> None:
     groups.initialize(config.actor, seed=0)
     actor = Actor(json.loads((folder / "config.json").read_text()), config.actor, "float32", str(folder))
     actor.new_optimizer(OptimizerConfig(lr=3e-3))
-    engine = SGLangEngines(config, folder, b"k" * 32, logs)
+    engine = SGLangEngines(config.served(), folder, b"k" * 32, logs)
     try:
         swap = Swap(actor, engine)
         rng = np.random.default_rng(0)

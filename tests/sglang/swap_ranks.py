@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.rollout.protocol import Request, Sampling
 from megatron_rl.rollout.sglang.pool import SGLangEngines
@@ -27,15 +27,17 @@ SAMPLING = Sampling(12, ignore_stop=True)
 REQUESTS = [Request([7, 8, 9], [1, 2]), Request([4] * 11, [3, 4]), Request([60, 2], [5, 6])]
 
 
-def learning(step: int) -> list[Sequence]:
+def learning(step: int) -> list[TrainingRow]:
     """Random tokens to imitate: every step changes every weight."""
     rng = np.random.default_rng(step)
-    return [Sequence(rng.integers(0, 99, n), {"weight": np.full(n, 0.01, dtype=np.float32)}) for n in (9, 17, 23, 12)]
+    return [
+        TrainingRow(rng.integers(0, 99, n), {"weight": np.full(n, 0.01, dtype=np.float32)}) for n in (9, 17, 23, 12)
+    ]
 
 
-def sampled(engine: SGLangEngines | None) -> list[Sequence]:
+def sampled(engine: SGLangEngines | None) -> list[TrainingRow]:
     """The engine's completions on every rank."""
-    box: list[list[Sequence]] = [[]]
+    box: list[list[TrainingRow]] = [[]]
     if engine is not None:
         for request, group in zip(REQUESTS, engine.generate(REQUESTS, SAMPLING), strict=True):
             for c in group:
@@ -43,7 +45,7 @@ def sampled(engine: SGLangEngines | None) -> list[Sequence]:
                 logprobs = np.zeros(len(tokens), dtype=np.float32)
                 weight = np.zeros(len(tokens), dtype=np.float32)
                 logprobs[len(request.tokens) :], weight[len(request.tokens) :] = c.logprobs, 1.0
-                box[0].append(Sequence(tokens, {"weight": weight, "rollout": logprobs}, prompt=len(request.tokens)))
+                box[0].append(TrainingRow(tokens, {"weight": weight, "rollout": logprobs}, prompt=len(request.tokens)))
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
@@ -57,7 +59,7 @@ def run(job: dict, url: str, out: Path) -> None:
     engine = None
     if dist.get_rank() == 0:
         engine = SGLangEngines(
-            configuration(urls=url, tensor_parallel=job["workers"]), folder, key_from_environment(), out
+            configuration(urls=url, tensor_parallel=job["workers"]).served(), folder, key_from_environment(), out
         )
     actor = Actor(json.loads((folder / "config.json").read_text()), config, "float32", str(folder))
     actor.new_optimizer(SETTINGS)

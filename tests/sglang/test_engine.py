@@ -1,5 +1,6 @@
 """One real SGLang server behind the engine protocol: what it generates, how it is swapped, what it refuses."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -97,6 +98,50 @@ def test_sampling_parameters(served: SGLangEngines, model_folder: Models) -> Non
     stop = Sampling(16, temperature=0.0, stop_tokens=(first[5],))
     ended = served.generate(REQUESTS[:1], stop)[0][0]
     assert ended.tokens == first[: first.index(first[5]) + 1] and ended.finish_reason == "stop"
+
+
+def test_requests_awaited_one_by_one(served: SGLangEngines) -> None:
+    requests = [Request([i, 5, 9], [i, i + 1]) for i in range(24)]
+
+    async def complete() -> list[list[Completion]]:
+        return await asyncio.gather(*(served.complete(request, GREEDY) for request in requests))
+
+    assert served.progress() == (0, 0)
+    seen, answers = set(), list[list[list[Completion]]]()
+    thread = threading.Thread(target=lambda: answers.append(asyncio.run(complete())))
+    thread.start()
+    while thread.is_alive():
+        seen.add(served.progress())
+        time.sleep(1e-3)
+    assert [[c.tokens for c in group] for group in answers[0]] == [
+        [c.tokens for c in group] for group in served.generate(requests, GREEDY)
+    ]
+    assert max(seen)[1] == 48 and len({done for done, _ in seen}) > 2
+    assert served.progress() == (0, 0)
+
+
+def test_the_bound_on_running_requests_holds_for_all_calls_together(
+    served: SGLangEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (replica,) = served.replicas
+    generate_there, under_way, most = replica.server.generate, set[object](), [0]
+
+    async def counted(body: dict[str, object], seconds: float) -> dict[str, object]:
+        under_way.add(body["rid"])
+        most[0] = max(most[0], len(under_way))
+        try:
+            return await generate_there(body, seconds)
+        finally:
+            under_way.remove(body["rid"])
+
+    monkeypatch.setattr(replica.server, "generate", counted)
+    requests = [Request([i, 5, 9], [i]) for i in range(60)]
+    threads = [threading.Thread(target=served.generate, args=(requests, GREEDY)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [64]  # twice max_running
 
 
 def test_a_prompt_that_the_server_refuses_is_an_error_at_once(served: SGLangEngines) -> None:
@@ -246,7 +291,7 @@ def test_a_running_server_that_cannot_replay_its_routing(
     dense: SGLangEngines, key: bytes, model_folder: Models, tmp_path: Path, trainer: ServedTrainer
 ) -> None:
     options = configuration(urls=dense.replicas[0].url, routing_replay=True)
-    engine = SGLangEngines(options, model_folder("qwen3")[0], key, tmp_path / "logs")
+    engine = SGLangEngines(options.served(), model_folder("qwen3")[0], key, tmp_path / "logs")
     try:
         with pytest.raises(InputError, match="--enable-return-routed-experts and --disable-radix-cache"):
             engine.attach(trainer.source())
@@ -257,7 +302,7 @@ def test_a_running_server_that_cannot_replay_its_routing(
 def test_a_model_that_sglang_refuses(key: bytes, tmp_path: Path, trainer: ServedTrainer) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "unheard_of", "architectures": ["Nothing"]}')
-    engine = SGLangEngines(configuration(), tmp_path / "model", key, tmp_path / "logs")
+    engine = SGLangEngines(configuration().served(), tmp_path / "model", key, tmp_path / "logs")
     try:
         with pytest.raises(InputError, match=r"(?s)ended before it was ready.*unheard_of"):
             engine.attach(trainer.source())

@@ -17,7 +17,7 @@ from megatron_rl.rollout.sglang.pool import SGLangEngines
 from megatron_rl.swap.sender import Sender
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY
-from tests.conftest import free_port
+from tests.conftest import PATIENCE, free_port
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, changed, gap
 from tests.sglang.test_recovery import SHORT, during, scheduler, wait_for_all
@@ -113,4 +113,4 @@ def test_a_run_takes_an_engine_that_was_started_by_hand(tmp_path: Path, monkeypa
         assert without.returncode == 2 and f"{KEY} must hold the run's key" in without.stdout
     finally:
         engine.send_signal(signal.SIGINT)
-        assert engine.wait(60) == 0
+        assert engine.wait(PATIENCE) == 0

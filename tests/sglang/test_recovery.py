@@ -10,13 +10,17 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from megatron_rl.errors import SwapError
+from megatron_rl.resharding.folders.export import TrainedTensors
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.sglang import full_tensors
 from megatron_rl.rollout.sglang.pool import SGLangEngines
 from megatron_rl.rollout.sglang.replica import Replica
 from megatron_rl.system.control import WorkerError
+from tests.conftest import PATIENCE
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, gap
 
@@ -54,7 +58,7 @@ def during(generation: Callable[[], list[list[Completion]]], disturb: Callable[[
 
 
 def wait_for_all(engines: SGLangEngines) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not all(replica.armed for replica in engines.replicas):
         assert time.monotonic() < deadline, engines.health()
         time.sleep(0.1)
@@ -76,6 +80,34 @@ def test_both_engines_answer_through_the_router(pair: SGLangEngines, model_folde
     assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
     for replica in pair.replicas:
         assert replica.process is not None and "Prefill batch" in replica.process.log.read_text()
+
+
+@pytest.mark.parametrize("way", ["distributed", "tensor"])
+def test_two_engines_are_brought_full_tensors_at_once(
+    way: str, pair: SGLangEngines, trainer: ServedTrainer, model_folder: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In buckets, copied in other threads than that of the event loop, which looks after both."""
+    readers, whole = set(), TrainedTensors.tensor
+
+    def tensor(self: TrainedTensors, name: str) -> torch.Tensor:
+        readers.add(threading.current_thread().name)
+        return whole(self, name)
+
+    monkeypatch.setattr(TrainedTensors, "tensor", tensor)
+    monkeypatch.setattr(full_tensors, "BUCKET", 1 << 14)
+    monkeypatch.setattr(pair.options, "swap", way)
+    trainer.attach(pair)
+    for version in (4, 5):
+        trainer.swap(pair, version)
+        requests = [Request([i % 90, 5, 9], [i]) for i in range(64)]
+        groups = pair.generate(requests, SHORT)
+        assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
+        assert {c.versions for group in groups for c in group} == {((version, 16),)}
+    assert readers and "sglang" not in readers  # the name of the loop's
+    assert [state["restarts"] for state in pair.health()["engines"]] == [0, 0]
+    monkeypatch.undo()
+    trainer.attach(pair)
+    trainer.swap(pair, 1)
 
 
 def test_one_engine_killed_and_one_hung(pair: SGLangEngines, model_folder: Models) -> None:
@@ -130,7 +162,7 @@ def test_completions_of_lost_engines_are_made_after_the_next_swap(
         for replica in pair.replicas:
             assert replica.process is not None
             os.kill(replica.process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not pair.stalled():
             assert time.monotonic() < deadline, pair.health()
             time.sleep(0.1)

@@ -11,7 +11,7 @@ from megatron_rl.rollout.sglang.http import ServerError
 
 
 def test_log_probs_agree_where_rounding_decides_the_routing(tmp_path: Path, run_ranks) -> None:
-    run_ranks(Path(__file__).parent / "routing_ranks.py", 1, tmp_path / "model", tmp_path / "logs", timeout=500)
+    run_ranks(Path(__file__).parent / "routing_ranks.py", 1, tmp_path / "model", tmp_path / "logs")
 
 
 def test_an_answer_without_experts_or_with_half_of_them() -> None:

@@ -17,7 +17,7 @@ import pytest
 from megatron_rl.rollout.sglang.leftovers import mapped_by
 from megatron_rl.system.scratch import SCRATCH
 from megatron_rl.tracking.run_folder import RunFolder
-from tests.conftest import ROOT, free_port
+from tests.conftest import PATIENCE, ROOT, free_port
 
 SMALL = [
     *("sft.steps=8", "run.steps=6", "evaluation.every=0", "evaluation.prompts=12", "tracking.wandb=off"),
@@ -32,7 +32,7 @@ COMMAND = [sys.executable, "-m", "megatron_rl.cli"]
 def launch(folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """A run to its end, however that is."""
     command = [*COMMAND, "train", "quickstart", f"run.folder={folder}", f"run.name={name}", *SMALL, *overrides]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def train(folder: Path, name: str, *overrides: str) -> tuple[RunFolder, list[dict[str, Any]]]:
@@ -100,7 +100,7 @@ def test_a_trained_policy_is_served(synchronous: tuple[RunFolder, list[dict[str,
         url = f"http://127.0.0.1:{port}/v1/completions"
         headers = {"Content-Type": "application/json", "Authorization": "Bearer secret"}
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             content = json.load(answer)
         assert content["usage"]["completion_tokens"] == 5 and content["choices"][0]["text"].strip()
         with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -111,8 +111,8 @@ def test_a_trained_policy_is_served(synchronous: tuple[RunFolder, list[dict[str,
         assert len(family) >= 3
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-    assert not psutil.wait_procs(family, timeout=20)[1]
+        assert process.wait(PATIENCE) == 0
+    assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
@@ -121,9 +121,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         [*COMMAND, "train", "quickstart", *where, *SMALL, "run.steps=1000"], env=ENVIRONMENT, stdout=subprocess.DEVNULL
     )
     metrics = tmp_path / "stopped" / "metrics.jsonl"
-    deadline = time.monotonic() + 300
     while not metrics.exists() or '"rl"' not in metrics.read_text():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)
     assert any("sglang" in " ".join(member.cmdline()) for member in family)
@@ -131,6 +130,6 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     shared = {path for member in family for path in mapped_by(member.pid)}
     assert list(scratch.glob("*/sglang0.yaml")) and shared
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 128 + signal.SIGINT
-    assert not psutil.wait_procs(family, timeout=20)[1]
+    assert process.wait(PATIENCE) == 128 + signal.SIGINT
+    assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
     assert not scratch.exists() and not any(map(os.path.exists, shared))

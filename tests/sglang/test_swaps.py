@@ -47,7 +47,7 @@ def test_every_swap_arrives(
         for name, actor in JOBS[model, workers].items()
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(RANKS, 2, tmp_path / "jobs.json", served.replicas[0].url, tmp_path, timeout=900)
+    run_ranks(RANKS, 2, tmp_path / "jobs.json", served.replicas[0].url, tmp_path)
     for job in jobs:
         result = json.loads((tmp_path / f"{job['name']}.json").read_text())
         assert len(result["gaps"]) == job["swaps"]

@@ -1,5 +1,6 @@
 """Processes that call rank 0 and do what it asks for; here threads."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from megatron_rl.errors import InputError, LinkError, SwapError
 from megatron_rl.system.control import Control, Worker, WorkerError, answer_calls, call_in
-from tests.conftest import free_port
+from tests.conftest import PATIENCE, free_port
 
 KEY = b"a run's key"
 ASKED: list[Worker] = []  # let go when a test ends, so that their threads end too
@@ -43,8 +44,10 @@ def control(tmp_path: Path) -> Iterator[Control]:
 
 def call(address: str, session: str, rank: int, failed: list[str] | None = None) -> None:
     def obey() -> None:
-        with call_in(address, KEY, session, rank) as connection:
-            answer_calls(connection, Target(), ("double", "fail", "sleep"), 60.0, lambda: (failed or []).append("x"))
+        with contextlib.suppress(EOFError, OSError), call_in(address, KEY, session, rank) as connection:
+            answer_calls(
+                connection, Target(), ("double", "fail", "sleep"), PATIENCE, lambda: (failed or []).append("x")
+            )
 
     threading.Thread(target=obey, daemon=True).start()
 
@@ -52,8 +55,20 @@ def call(address: str, session: str, rank: int, failed: list[str] | None = None)
 def one(control: Control, failed: list[str] | None = None) -> Worker:
     session = control.session()
     call(control.address, session, 0, failed)
-    ASKED.extend(control.collect(session, "worker", 1, 20.0))
+    ASKED.extend(control.collect(session, "worker", 1, PATIENCE))
     return ASKED[-1]
+
+
+def let_in(control: Control) -> Worker:
+    """A worker that said who it is before it was hung up on, which takes a busy machine several attempts."""
+    while True:
+        session = control.session()
+        call(control.address, session, 0)
+        try:
+            ASKED.extend(control.collect(session, "worker", 1, 2.0))
+        except WorkerError:
+            continue
+        return ASKED[-1]
 
 
 def test_calls_at_two_addresses_in_the_order_of_ranks(control: Control) -> None:
@@ -62,25 +77,25 @@ def test_calls_at_two_addresses_in_the_order_of_ranks(control: Control) -> None:
     session = control.session()
     call(other, session, 1)
     call(control.address, session, 0)
-    workers = control.collect(session, "worker", 2, 20.0)
+    workers = control.collect(session, "worker", 2, PATIENCE)
     ASKED.extend(workers)
     assert [worker.name for worker in workers] == ["worker 0", "worker 1"]
-    assert [worker.ask("double", 21 + i, seconds=20.0) for i, worker in enumerate(workers)] == [42, 44]
+    assert [worker.ask("double", 21 + i, seconds=PATIENCE) for i, worker in enumerate(workers)] == [42, 44]
 
 
 def test_errors_keep_their_meaning(control: Control) -> None:
     failed: list[str] = [""]
     worker = one(control, failed)
     with pytest.raises(SwapError, match="worker 0: swap went wrong"):
-        worker.ask("fail", "swap", seconds=20.0)
+        worker.ask("fail", "swap", seconds=PATIENCE)
     with pytest.raises(InputError, match="worker 0: input went wrong"):
-        worker.ask("fail", "input", seconds=20.0)
+        worker.ask("fail", "input", seconds=PATIENCE)
     with pytest.raises(WorkerError, match="worker 0, fail: LinkError: link went wrong"):  # weights are not to blame
-        worker.ask("fail", "link", seconds=20.0)
+        worker.ask("fail", "link", seconds=PATIENCE)
     with pytest.raises(WorkerError, match="a Target has no method hide"):
-        worker.ask("hide", seconds=20.0)
+        worker.ask("hide", seconds=PATIENCE)
     assert failed == ["", "x", "x", "x", "x"]
-    assert worker.ask("double", 4, seconds=20.0) == 8
+    assert worker.ask("double", 4, seconds=PATIENCE) == 8
 
 
 def test_a_late_answer_is_not_taken_for_the_next(control: Control) -> None:
@@ -88,7 +103,7 @@ def test_a_late_answer_is_not_taken_for_the_next(control: Control) -> None:
     with pytest.raises(WorkerError, match="worker 0 did not answer sleep in 0 s"):
         worker.ask("sleep", 0.5, seconds=0.1)
     with pytest.raises(WorkerError, match="worker 0 ended during double"):
-        worker.ask("double", 4, seconds=20.0)
+        worker.ask("double", 4, seconds=PATIENCE)
 
 
 def test_strangers_and_the_silent_keep_nobody_waiting(control: Control) -> None:
@@ -97,7 +112,7 @@ def test_strangers_and_the_silent_keep_nobody_waiting(control: Control) -> None:
     with socket.create_connection(("127.0.0.1", address)):  # says nothing
         with pytest.raises(AuthenticationError):
             call_in(control.address, b"another key", "session", 0)
-        assert one(control).ask("double", 4, seconds=20.0) == 8
+        assert one(control).ask("double", 4, seconds=PATIENCE) == 8
 
 
 def test_the_silent_and_the_slow_are_hung_up_on(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,17 +120,17 @@ def test_the_silent_and_the_slow_are_hung_up_on(control: Control, monkeypatch: p
     port = free_port()
     control.listen(f"127.0.0.1:{port}")
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=20.0) as silent,
-        socket.create_connection(("127.0.0.1", port), timeout=20.0) as slow,
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as silent,
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as slow,
     ):
         slow.sendall(b"\0\0")  # of a message's length
         for caller in (silent, slow):
             while caller.recv(4096):  # the challenge, then the end
                 pass
-    worker = one(control)
+    worker = let_in(control)
     time.sleep(0.6)  # who has been let in is not hung up on
-    assert worker.ask("double", 4, seconds=20.0) == 8
-    deadline = time.monotonic() + 20
+    assert worker.ask("double", 4, seconds=PATIENCE) == 8
+    deadline = time.monotonic() + PATIENCE
     while any(thread.name == "admit" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -126,7 +141,7 @@ def test_two_processes_of_one_rank_are_refused(control: Control) -> None:
     for rank in (1, 1):
         call(control.address, session, rank)
     with pytest.raises(WorkerError, match="two processes called rank 0 as worker 1 of 2: ranks must differ"):
-        control.collect(session, "worker", 2, 20.0)
+        control.collect(session, "worker", 2, PATIENCE)
 
 
 def test_who_is_missing_is_named(control: Control) -> None:
@@ -142,5 +157,5 @@ def test_an_exit_that_closes_nothing_is_quiet() -> None:
         "folder = tempfile.TemporaryDirectory()\ncontrol = Control(folder.name + '/control', b'key')\n"
         "raise SystemExit(2)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (2, "")

@@ -7,20 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from megatron_rl.system.supervisor import Outcome, Process, supervise
+from tests.conftest import PATIENCE
 
 SLEEP = "import time; time.sleep(600)"
 
 
-def python(name: str, code: str, **options: bool) -> Process:
+def python(name: str, code: str, **options: Any) -> Process:
     return Process(name, [sys.executable, "-c", code], **options)
 
 
-def wait_for(condition, what: str, seconds: float = 30.0) -> None:
+def wait_for(condition, what: str, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
@@ -79,6 +81,30 @@ def test_bad_input_is_the_cause_even_when_another_process_fails_first(tmp_path: 
     assert outcome == Outcome(2, "data.jsonl, row 3: no answer.")
 
 
+def test_a_run_that_must_not_go_on_says_why_and_is_no_bad_input(tmp_path: Path) -> None:
+    ends = (
+        "from megatron_rl.errors import RunError\nfrom megatron_rl.system.processes import run\n"
+        "def main():\n    raise RunError('Step 7: the loss is nan.')\nrun(main)"
+    )
+    outcome = supervise([python("rank0", f"import time; time.sleep(.3)\n{ends}"), python("rank1", ends)], tmp_path)
+    assert outcome == Outcome(1, "Step 7: the loss is nan.")
+
+
+def test_what_a_process_does_is_shown_but_not_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = "from megatron_rl.system.screen import activity\nactivity('building'); print('built')"
+    supervise([python("rank0", code, echo=True), python("rank1", code)], tmp_path)
+    assert capfd.readouterr().out == "built\n"  # no silence was long enough
+    assert [(tmp_path / f"rank{rank}.log").read_text(encoding="utf-8") for rank in (0, 1)] == ["built\n"] * 2
+
+
+def test_an_open_file_is_handed_on(tmp_path: Path) -> None:
+    with (tmp_path / "text").open("w+") as file:
+        file.write("handed")
+        file.flush()
+        code = f"import os; os.lseek({file.fileno()}, 0, 0); raise SystemExit(os.read({file.fileno()}, 9) != b'handed')"
+        assert supervise([python("rank0", code, descriptors=[file.fileno()])], tmp_path) == Outcome(0)
+
+
 def test_an_error_of_several_lines_is_told_whole(tmp_path: Path) -> None:
     bad = (
         "import atexit, sys\n"
@@ -126,8 +152,10 @@ import json, sys
 from pathlib import Path
 from megatron_rl.system.supervisor import Process, supervise
 folder, grace, *codes = sys.argv[1:]
-processes = [Process(f"p{i}", [sys.executable, "-c", code]) for i, code in enumerate(codes)]
-outcome = supervise(processes, Path(folder), float(grace))
+processes = [
+    Process(f"p{i}", [sys.executable, "-c", code], follows=code.startswith("# follows")) for i, code in enumerate(codes)
+]
+outcome = supervise(processes, Path(folder), float(grace), "it will stop.")
 (Path(folder) / "outcome").write_text(json.dumps([outcome.code, outcome.message]))
 """
 
@@ -138,16 +166,17 @@ class Supervised:
     def __init__(self, folder: Path, *codes: str, grace: float = 30.0) -> None:
         self.folder = folder
         marked = [
-            f"{code.split('#')[0]}\nimport os; open(r'{folder}/pid{i}~','w').write(str(os.getpid())); "
+            f"{code}\nimport os; open(r'{folder}/pid{i}~','w').write(str(os.getpid())); "
             f"os.rename(r'{folder}/pid{i}~', r'{folder}/pid{i}')\n{SLEEP}"
             for i, code in enumerate(codes)
         ]
         self.popen = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), str(grace), *marked])
-        wait_for(lambda: all((folder / f"pid{i}").exists() for i in range(len(codes))), "children did not start")
+        started = [folder / f"pid{i}" for i in range(len(codes))]
+        wait_for(lambda: self.popen.poll() is not None or all(p.exists() for p in started), "children did not start")
         self.pids = [int((folder / f"pid{i}").read_text()) for i in range(len(codes))]
 
     def outcome(self) -> list[object]:
-        self.popen.wait(30)
+        self.popen.wait(PATIENCE)
         return json.loads((self.folder / "outcome").read_text())
 
 
@@ -175,12 +204,37 @@ def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
 def test_workers_that_ignore_the_signal_are_killed_after_the_grace(tmp_path: Path) -> None:
     supervised = Supervised(tmp_path, "import signal\nsignal.signal(15, signal.SIG_IGN)", grace=0.3)
     supervised.popen.send_signal(signal.SIGTERM)
-    assert supervised.outcome()[0] == 143
+    code, message = supervised.outcome()
+    assert code == 143 and "had not ended after 0 s, and was broken off" in str(message)
+    assert all(map(gone, supervised.pids))
+
+
+def test_who_follows_is_not_asked_and_may_finish_too(tmp_path: Path) -> None:
+    """The first saves with the second, and both end by themselves."""
+    first = (
+        f"import os, signal, time\ndef save(*_):\n    open(r'{tmp_path}/save','w').close()\n"
+        f"    while not os.path.exists(r'{tmp_path}/saved'): time.sleep(.01)\n    os._exit(0)\nsignal.signal(15, save)"
+    )
+    second = (
+        f"# follows\nimport os, threading, time\ndef wait():\n"
+        f"    while not os.path.exists(r'{tmp_path}/save'): time.sleep(.01)\n    time.sleep(.3)\n"
+        f"    open(r'{tmp_path}/saved','w').close(); os._exit(0)\nthreading.Thread(target=wait).start()"
+    )
+    supervised = Supervised(tmp_path, first, second)
+    supervised.popen.send_signal(signal.SIGTERM)
+    assert supervised.outcome() == [143, "Stopped by SIGTERM."]
+    assert (tmp_path / "saved").exists()
+
+
+def test_who_follows_is_ended_when_the_first_does_not_save(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "pass", "# follows", grace=600.0)
+    supervised.popen.send_signal(signal.SIGTERM)
+    assert supervised.outcome() == [143, "Stopped by SIGTERM."]
     assert all(map(gone, supervised.pids))
 
 
 def test_killing_the_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     supervised = Supervised(tmp_path, "import signal\nsignal.signal(15, signal.SIG_IGN)", "pass")
     os.kill(supervised.popen.pid, signal.SIGKILL)
-    supervised.popen.wait(30)
+    supervised.popen.wait(PATIENCE)
     wait_for(lambda: all(map(gone, supervised.pids)), "a child outlived its supervisor")

@@ -3,25 +3,8 @@
 import io
 from pathlib import Path
 
-import pytest
-
-from megatron_rl.tracking.console import RL_COLUMNS, Progress, duration, summary_table, where_next
+from megatron_rl.tracking.console import RL_COLUMNS, Progress, heldout_table, summary_table, where_next
 from megatron_rl.tracking.run_folder import RunFolder
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (125, "2 min 05 s"),
-        (3600, "1 h 00 min"),
-        (7620, "2 h 07 min"),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_progress_lines_are_aligned_under_their_titles() -> None:
@@ -56,6 +39,22 @@ def test_summary_table() -> None:
     assert ["before", "after", "SFT", "after", "RL"] in lines
     assert ["accuracy", "0.01", "0.97"] in lines
     assert ["swaps", "proved", "41"] in lines
+
+
+def test_the_held_out_table_has_what_was_evaluated() -> None:
+    before = {"sampled/correct": 0.125, "sampled/length": 40.0, "greedy/correct": 0.25, "weight_version": 0.0}
+    evaluations = {"before": {k: v for k, v in before.items() if k != "weight_version"}, "step 10": before}
+    table = heldout_table(evaluations | {"after RL": {"sampled/correct": 1.0}}, 12)
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0] == ["Held-out", "(12", "prompts)"]
+    assert ["before", "after", "RL"] in lines
+    assert ["sampled,", "correct", "12.5", "%", "100.0", "%"] in lines
+    assert ["greedy,", "correct", "25.0", "%"] in lines
+    assert "length" not in table and "step 10" not in table
+
+
+def test_without_held_out_data_there_is_no_table() -> None:
+    assert heldout_table({}, 0) == heldout_table({"before": {}, "after RL": {}}, 0) == ""
 
 
 def test_where_next_names_what_exists(tmp_path: Path) -> None:

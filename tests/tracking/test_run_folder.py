@@ -101,6 +101,53 @@ def test_config_and_manifest_are_kept_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "manifest.json"]  # nothing left beside them
 
 
+def test_latest_is_a_convenience(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "latest").mkdir()  # as a copy that follows links leaves it
+    open_run(configured(tmp_path)).unlock()
+    assert "latest does not lead to this run" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "mine"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": \xff}'])
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
+    run = RunFolder(tmp_path)
+    run.manifest_file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged: it .* Restore it, or move it away"):
+        run.manifest()
+
+
+@pytest.mark.parametrize("content", [b"run: {steps: 1", b"\xff\xfe\x00", b"- 1"])
+def test_a_damaged_configuration_is_named(tmp_path: Path, content: bytes) -> None:
+    config = configured(tmp_path)
+    started(config).config_file.write_bytes(content)
+    with pytest.raises(InputError, match=r"mine/config\.yaml "):
+        open_run(config)
+
+
+def test_the_command_that_continues_a_run(tmp_path: Path) -> None:
+    config = configured(tmp_path / "my runs")
+    run = started(config)
+    assert run.command() == f"megatron-rl train '{tmp_path}/my runs/mine/config.yaml'"
+    config.run.resume = "never"
+    run.write_config(config)
+    assert run.command().endswith("config.yaml' run.resume=auto")
+
+
+def test_a_run_is_complete_at_its_steps_and_with_its_export(tmp_path: Path) -> None:
+    config = configured(tmp_path, steps=6)
+    run = started(config)
+    assert run.completed(config) is None
+    run.mark_complete(6)
+    assert run.completed(config) is None
+    run.export.mkdir()
+    assert run.completed(config) == 6
+    config.run.steps = 7
+    assert run.completed(config) is None
+    config.run.steps, config.run.export = 5, False
+    run.export.rmdir()
+    assert run.completed(config) == 6
+
+
 def test_the_model_is_the_given_one_or_the_initial_one(tmp_path: Path) -> None:
     run, config = RunFolder(tmp_path), configured(tmp_path)
     run.write_config(config)

@@ -1,10 +1,15 @@
 """The wandb mirror, offline; and that it never asks."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_rl.config import Config
+from megatron_rl.tracking.check import check_tracking
+from megatron_rl.tracking.config import TrackingConfig
+from megatron_rl.tracking.mirror import Mirror
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.tracking.wandb_run import has_key, start_wandb
 
@@ -42,3 +47,35 @@ def test_without_a_key_it_records_offline_under_a_lasting_id(tmp_path: Path) -> 
     name = run.manifest()["wandb_id"]
     files = list((tmp_path / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     assert len(files) == 1 and files[0].stat().st_size > 0
+
+
+def test_a_mode_that_wandb_does_not_know_is_no_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "maybe")
+    mirror = Mirror("wandb", lambda: start_wandb(RunFolder(tmp_path), Config()))
+    mirror.call("log", {"rl/step": 0, "rl/reward": 0.5})
+    mirror.call("finish")
+    assert "wandb" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, []),
+        ({"wandb": "offline", "project": "a-b_c.d e"}, []),
+        ({"project": "team/exp"}, ["tracking.project=exp .* WANDB_ENTITY=team"]),
+        ({"project": "/exp"}, ["allows no / in"]),
+        ({"project": "a?b:c"}, ["allows no : . in"]),
+        ({"project": "a" * 129}, ["has 129 characters; wandb takes 1 to 128"]),
+        ({"project": ""}, ["has 0 characters"]),
+        ({"wandb": "off", "project": "team/exp"}, []),
+        ({"wandb": "maybe"}, ["it must be auto, online, offline or off"]),
+        ({"wandb": "online"}, ["needs an API key"]),
+        ({"completions": -1}, ["completions is -1"]),
+    ],
+)
+def test_what_is_wrong_is_found_before(settings: dict[str, Any], said: list[str]) -> None:
+    found = check_tracking(TrackingConfig(**settings))
+    assert len(found) == len(said)
+    assert all(re.search(wanted, message) for wanted, message in zip(said, found, strict=True)), found

@@ -20,7 +20,7 @@ def pays() -> bool:
     return (
         torch.backends.mkldnn.is_available()
         and information.exists()
-        and "GenuineIntel" not in (text := information.read_text())
+        and "GenuineIntel" not in (text := information.read_text(encoding="utf-8", errors="replace"))
         and "avx512f" in text
     )
 

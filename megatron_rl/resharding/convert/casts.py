@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rl.resharding.convert.rows import UnfitError
+from megatron_rl.resharding.convert.unfit import UnfitError
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, TORCH_DTYPES
 from megatron_rl.resharding.layouts.fp8 import BLOCK
 from megatron_rl.resharding.quantise import dequantise_blockwise, quantise_blockwise

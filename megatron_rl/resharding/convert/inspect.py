@@ -55,6 +55,6 @@ def _torch_dist(tensors: Iterable[GlobalTensor]) -> Iterator[Item]:
 
 
 def _hf(folder: Path) -> Iterator[Item]:
-    for path, header in read_headers(folder):
+    for path, header in read_headers(folder).items():
         for name, entry in header.items():
             yield Item(name, entry.dtype, entry.shape, entry.end - entry.begin, path.name)

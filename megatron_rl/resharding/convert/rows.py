@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.kernel import Files
+from megatron_rl.resharding.convert.unfit import Bits
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Place, Stored
 from megatron_rl.resharding.layout import TensorSpec, merged, row_major
 from megatron_rl.resharding.layouts.fp8 import BLOCK, scale_shape
@@ -17,15 +18,6 @@ from megatron_rl.resharding.plan import position
 
 Ints = tuple[int, ...]
 PORTION = 1 << 16  # bytes in one call: with more Linux looks for larger pages, which may take longer than copying
-Bits = np.ndarray[Any, Any]  # elements as they lie, whatever they mean: unsigned integers of their size
-
-
-class UnfitError(InputError):
-    """Rows hold a number that another dtype cannot: which, where in the rows, and what a cast makes of them."""
-
-    def __init__(self, text: str, at: int, value: float, result: tuple[Bits, Bits | None]) -> None:
-        super().__init__(text)
-        self.at, self.value, self.result = at, value, result
 
 
 def row_boxes(spec: TensorSpec, first: int, last: int) -> Iterator[tuple[Ints, Ints]]:
@@ -127,12 +119,14 @@ def write_rows(files: Files, stored: Stored, tensor: str, first: int, band: Bits
 
 
 def read_scales(files: Files, stored: Stored, tensor: str, first: int, last: int) -> Bits:
-    """The float32 scales of rows [first, last), whole tiles, of an FP8 weight."""
+    """The scales of rows [first, last), whole tiles, of an FP8 weight, as float32 whatever they are stored in."""
     place, columns = stored.scales[tensor], scale_shape(stored.layout.tensors[tensor].shape)[1]
     top = first // BLOCK
-    scales = np.empty((-(-last // BLOCK) - top, columns), dtype=np.float32)
-    _read(files, place, place.offset + top * columns * 4, scales)
-    return scales
+    bits = np.empty((-(-last // BLOCK) - top, columns), f"u{place.itemsize}")
+    _read(files, place, place.offset + top * columns * place.itemsize, bits)
+    if place.dtype == "BF16":  # the upper half of a float32
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(np.float32) if place.dtype == "F32" else bits.view(np.float16).astype(np.float32)
 
 
 def write_scales(files: Files, stored: Stored, tensor: str, first: int, scales: Bits) -> None:

@@ -19,7 +19,7 @@ from megatron_rl.errors import InputError, named
 from megatron_rl.resharding.convert.journal import NAME, Journal
 from megatron_rl.resharding.convert.kernel import WAYS, Files, copy_run
 from megatron_rl.resharding.convert.parts import Band, Part, Queue, make_parts, rules, threads_within
-from megatron_rl.resharding.folders.hf import carried
+from megatron_rl.resharding.folders.contents import carried
 from megatron_rl.resharding.folders.stored import NewFile, Stored
 from megatron_rl.resharding.layouts.fp8 import BLOCK
 from megatron_rl.resharding.plan import Plan, make_plan
@@ -136,7 +136,7 @@ class Conversion:
         if os.path.lexists(partial) and not partial.is_dir():
             raise InputError(f"{partial}, where the work is done, is no folder: remove it, or name another target.")
         present = sum(p.stat().st_blocks * 512 for p in partial.iterdir()) if partial.is_dir() else 0
-        small = sum(file.stat().st_size for file in carried(self.target.origin))
+        small = sum(file.stat().st_size for file in carried(self.target.origin).values())
         require_space(existing, self.file_bytes + small - present, "the checkpoint", "Free some, or write elsewhere.")
         return partial
 
@@ -219,7 +219,7 @@ class Conversion:
     def _finish(self, partial: Path, folder: Path, small: dict[str, bytes], sync: bool) -> None:
         """Make the work folder, whose weights are on the disk already, the checkpoint."""
         for name, content in small.items():
-            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
         weights = {new.path for new in self.target.files}
         if sync:

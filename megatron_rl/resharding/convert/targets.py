@@ -6,15 +6,9 @@ from pathlib import Path
 
 from megatron_rl.resharding.families import family
 from megatron_rl.resharding.families.table import HEAD, aliases
-from megatron_rl.resharding.folders.hf import (
-    INDEX,
-    divide,
-    file_name,
-    header_bytes,
-    index_file,
-    page_shift,
-    small_files,
-)
+from megatron_rl.resharding.folders.contents import divide, file_name, index_file, small_files
+from megatron_rl.resharding.folders.hf import INDEX
+from megatron_rl.resharding.folders.safetensors import header_bytes, page_shift
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, PAGE, NewFile, Place, Stored
 from megatron_rl.resharding.folders.torch_dist.writer import TorchDistWriter
 from megatron_rl.resharding.layout import ParallelSizes, row_major
@@ -28,8 +22,8 @@ class HfTarget:
     """The files of a model folder that holds ``source`` in these dtypes; FP8 ones are followed by their scales.
 
     Multi-token prediction layers have their copies of embedding and head, as the releases on the hub have them.
-    ``stored.places`` are relative to the folder. ``origin``: the folder whose tokenizer and generation config are
-    carried along. ``limit``: bytes per file.
+    ``stored.places`` are relative to the folder. ``origin``: the folder whose tokenizer and the like are carried
+    along. ``limit``: bytes per file.
     """
 
     def __init__(self, source: Stored, dtypes: Mapping[str, str], origin: Path | None, limit: int) -> None:

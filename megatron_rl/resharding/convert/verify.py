@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert.kernel import Files
 from megatron_rl.resharding.convert.parts import Band, bands, threads_within
-from megatron_rl.resharding.convert.rows import UnfitError, read_rows, read_scales, rows_as
-from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Stored
+from megatron_rl.resharding.convert.rows import read_rows, read_scales, rows_as
+from megatron_rl.resharding.convert.unfit import UnfitError
+from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Stored, UnlikeError
 from megatron_rl.resharding.layouts.fp8 import BLOCK, SCALE, scale_shape
 from megatron_rl.resharding.plan import check_same_tensors
 
@@ -39,9 +41,12 @@ def first_difference(
 
     A number of the first that the second's dtype cannot hold is a difference, whatever the second has there. Tensors
     are compared in the order of the forward pass. ``progress`` is told how many bytes more of the second are compared.
-    Raises InputError when they are not of one model.
+    Raises UnlikeError when they do not have the same tensors.
     """
-    check_same_tensors(first.layout, second.layout, (str(first.folder), str(second.folder)))
+    try:
+        check_same_tensors(first.layout, second.layout, (str(first.folder), str(second.folder)))
+    except InputError as error:
+        raise UnlikeError(str(error)) from error
     threads = threads_within(buffer, threads, first, second)
     todo = (
         Band(name, *rows)

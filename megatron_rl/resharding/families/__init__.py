@@ -11,7 +11,7 @@ from megatron_rl.resharding.families.mistral import MISTRAL
 from megatron_rl.resharding.families.qwen2 import QWEN2
 from megatron_rl.resharding.families.qwen3 import QWEN3
 from megatron_rl.resharding.families.qwen3_moe import QWEN3_MOE
-from megatron_rl.resharding.families.table import Family, instances
+from megatron_rl.resharding.families.table import DEFAULTS, Family, dimensions, instances
 from megatron_rl.resharding.layout import TensorSpec
 
 FAMILIES = {f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, DEEPSEEK_V3, GLM4_MOE)}
@@ -20,6 +20,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {  # options of every family -> what each
     "tie_word_embeddings": (True, False),
     "attention_bias": (True, False),
     "use_qk_norm": (True, False),
+    "norm_topk_prob": (True, False),
     "dtype": _DTYPES,
     "torch_dtype": _DTYPES,
 }
@@ -29,7 +30,7 @@ def family(hf_config: Mapping[str, Any]) -> Family:
     """The family of a config.json, by its ``model_type``.
 
     Raises InputError for an unknown family, for an option whose tensors the family's table does not have, and for one
-    that is none of what it may be.
+    that is none of what it may be, null included where transformers does not take it.
     """
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -42,10 +43,26 @@ def family(hf_config: Mapping[str, Any]) -> Family:
                 f"config.json has {key}={hf_config[key]!r}; {model_type} is supported with {expected!r} only."
             )
     for key, allowed in _ALLOWED.items():
-        if hf_config.get(key) is not None and hf_config[key] not in allowed:
+        have = hf_config.get(key)
+        if have is not None and not any(type(have) is type(value) and have == value for value in allowed):
             named = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
-            raise InputError(f"config.json has {key}={hf_config[key]!r}; it must be {named}.")
+            raise InputError(f"config.json has {key}={have!r}; it must be {named}.")
+    for key in (*DEFAULTS, *found.defaults, *found.expert_keys):
+        if key in hf_config and hf_config[key] is None and key not in found.nullable:
+            raise InputError(
+                f"config.json has {key}=null, which {model_type} cannot have: give it a value"
+                f"{'' if key in found.expert_keys else ', or remove the key'}."
+            )
     return found
+
+
+def predictor_layers(hf_config: Mapping[str, Any]) -> range:
+    """The numbers of the multi-token prediction layers, which follow the decoder's."""
+    found = family(hf_config)
+    if not found.predicts:
+        return range(0)
+    sizes = dimensions(found, hf_config)
+    return range(sizes["layers"], sizes["layers"] + sizes["predictors"])
 
 
 def canonical_tensors(hf_config: Mapping[str, Any]) -> dict[str, TensorSpec]:

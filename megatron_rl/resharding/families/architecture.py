@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.families import FAMILIES, family
+from megatron_rl.resharding.families.rope import Rope, read_rope
+from megatron_rl.resharding.families.table import completed, dimensions, tied, value
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +36,7 @@ class Architecture:
     tied: bool
     qk_norm: bool
     qkv_bias: bool
-    rope_theta: float
-    rope_scaling: dict[str, Any]
+    rope: Rope
     experts: int = 0
     experts_per_token: int = 0
     expert_hidden: int = 0
@@ -44,34 +47,15 @@ class Architecture:
         return -(-self.vocab // tensor_parallel) * tensor_parallel
 
     def inverse_frequencies(self) -> "torch.Tensor":
-        """float32 [head_dim / 2] rotary frequencies, equal to transformers' (and so to an engine's) in every bit.
-
-        Their last bit turns a query at position 10,000 by up to 0.0006 rad, hence torch: numpy's powers differ.
-        Llama 3.1's scaling: modeling_rope_utils of transformers.
-        """
-        import torch
-
-        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
-        frequencies = 1.0 / self.rope_theta**exponent
-        if self.rope_scaling.get("rope_type", "default") != "llama3":
-            return frequencies
-        factor, low, high = (float(self.rope_scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
-        length = self.rope_scaling["original_max_position_embeddings"]
-        wavelength = 2 * math.pi / frequencies
-        scaled = torch.where(wavelength > length / low, frequencies / factor, frequencies)
-        smooth = (length / wavelength - low) / (high - low)
-        blended = (1 - smooth) * scaled / factor + smooth * scaled
-        return torch.where((wavelength >= length / high) & (wavelength <= length / low), blended, scaled)
+        """float32 [head_dim / 2] rotary frequencies, equal to transformers' (and so to an engine's) in every bit."""
+        return self.rope.inverse_frequencies(self.head_dim)
 
 
-def read_architecture(config: dict[str, Any]) -> Architecture:
-    """From the content of config.json, in transformers 4's or 5's spelling.
+def read_architecture(config: Mapping[str, Any]) -> Architecture:
+    """From the content of config.json, in transformers 4's or 5's spelling, read as transformers reads it.
 
     Raises InputError for a family or an option that the actor does not compute.
     """
-    from megatron_rl.resharding.families import FAMILIES, family
-    from megatron_rl.resharding.families.table import dimensions, value
-
     name = config.get("model_type")
     if not isinstance(name, str) or name not in TRAINED:
         known = f" {name} is known to megatron-rl plan and convert only." if str(name) in FAMILIES else ""
@@ -79,15 +63,44 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
             f"config.json has model_type={name!r}, which the actor does not train; it trains "
             f"{', '.join(sorted(TRAINED))}.{known}"
         )
-    dimensions(family(config), config)  # an option or a size that the family's table cannot have is an error
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
-    rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type", "default")
-    if rope["rope_type"] not in ("default", "llama3"):
-        raise InputError(f"config.json asks for rope_type={rope['rope_type']!r}; default and llama3 are supported.")
+    found = family(config)
+    sizes = dimensions(found, config)
+    config = completed(found, config)
+    _check_computed(name, config, sizes["layers"])
+    moe: dict[str, Any] = {}
+    if found.experts:
+        moe = dict(
+            experts=sizes["experts"],
+            experts_per_token=value(config, "num_experts_per_tok"),
+            expert_hidden=sizes["expert_mlp"],
+            norm_topk=config["norm_topk_prob"],
+        )
+    return Architecture(
+        family=name,
+        layers=sizes["layers"],
+        hidden=sizes["hidden"],
+        mlp_hidden=value(config, "intermediate_size"),
+        heads=sizes["heads"],
+        kv_heads=sizes["groups"],
+        head_dim=sizes["head_dim"],
+        vocab=sizes["vocabulary"],
+        max_positions=value(config, "max_position_embeddings"),
+        norm_eps=config["rms_norm_eps"],
+        tied=tied(config),
+        qk_norm=name in QK_NORM,
+        qkv_bias=name in QKV_BIAS,
+        rope=read_rope(config),
+        **moe,
+    )
+
+
+def _check_computed(name: str, config: Mapping[str, Any], layers: int) -> None:
+    """Raises InputError for an option, of a completed config.json, that the actor does not compute."""
     for key, only in (("hidden_act", "silu"), ("use_sliding_window", False), ("mlp_bias", False)):
         if config.get(key, only) != only:
             raise InputError(f"config.json has {key}={config[key]!r}; only {only!r} is supported.")
+    if not isinstance(config["rms_norm_eps"], float) or not 0 < config["rms_norm_eps"] < math.inf:
+        raise InputError(f"config.json has rms_norm_eps={config['rms_norm_eps']!r}; a number such as 1e-06 is needed.")
     if config.get("attention_bias", name in QKV_BIAS) != (name in QKV_BIAS):
         raise InputError(
             f"config.json has attention_bias={config['attention_bias']!r}, which {name} is not built with."
@@ -96,42 +109,18 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
         raise InputError(
             "config.json mixes dense and expert layers (mlp_only_layers, decoder_sparse_step): unsupported."
         )
-    heads = config["num_attention_heads"]
-    moe: dict[str, Any] = {}
-    if experts := config.get("num_experts") or config.get("num_local_experts"):  # transformers 4's name, 5's name
-        moe = dict(
-            experts=experts,
-            experts_per_token=config["num_experts_per_tok"],
-            expert_hidden=config["moe_intermediate_size"],
-            norm_topk=config.get("norm_topk_prob", False),
-        )
-    return Architecture(
-        family=name,
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        mlp_hidden=config["intermediate_size"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab=config["vocab_size"],
-        max_positions=value(config, "max_position_embeddings", default=2048),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        tied=config.get("tie_word_embeddings", False),
-        qk_norm=name in QK_NORM,
-        qkv_bias=name in QKV_BIAS,
-        rope_theta=float(theta),
-        rope_scaling=rope,
-        **moe,
-    )
+    kinds = config.get("layer_types")
+    if kinds is not None and kinds != ["full_attention"] * layers:
+        raise InputError(f"config.json has layer_types={kinds!r}; only full_attention, {layers} times, is supported.")
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """In what two config.json compute differently, as "hidden 64, not 128"; empty when in nothing.
 
     How long a text may be is left out. Raises InputError for a config that the actor does not compute.
     """
     one, other = read_architecture(ours), read_architecture(theirs)
-    fields = [f.name for f in dataclasses.fields(one) if f.name not in ("max_positions", "rope_theta", "rope_scaling")]
+    fields = [f.name for f in dataclasses.fields(one) if f.name not in ("max_positions", "rope")]
     found = [
         f"{name} {getattr(other, name)}, not {getattr(one, name)}"
         for name in fields

@@ -19,5 +19,8 @@ DEEPSEEK_V3 = Family(
     "DeepseekV3ForCausalLM",
     EMBEDDINGS + _LAYER + predictors(_LAYER) + OUTPUT,
     fixed={"attention_bias": (False, False), "moe_layer_freq": (1, 1)},
+    defaults={"max_position_embeddings": 4096, "q_lora_rank": 1536, "n_shared_experts": 1},
+    nullable=("num_key_value_heads", "head_dim", "q_lora_rank"),
+    expert_keys=("num_local_experts", "n_routed_experts"),
     leading_dense=True,
 )

@@ -24,5 +24,14 @@ GLM4_MOE = Family(
     "glm4_moe",
     "Glm4MoeForCausalLM",
     EMBEDDINGS + _LAYER + predictors(_LAYER) + OUTPUT,
+    defaults={
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "use_qk_norm": False,
+        "n_shared_experts": 1,
+    },
+    expert_keys=("num_local_experts", "n_routed_experts"),
     leading_dense=True,
 )

@@ -8,4 +8,6 @@ LLAMA = Family(
     "LlamaForCausalLM",
     EMBEDDINGS + ATTENTION + DENSE_MLP + OUTPUT,
     fixed={"attention_bias": (False, False), "mlp_bias": (False, False)},
+    defaults={"max_position_embeddings": 2048},
+    nullable=("num_key_value_heads", "head_dim"),
 )

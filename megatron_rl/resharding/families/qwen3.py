@@ -8,4 +8,11 @@ QWEN3 = Family(
     "Qwen3ForCausalLM",
     EMBEDDINGS + ATTENTION + QK_NORMS + DENSE_MLP + OUTPUT,
     fixed={"attention_bias": (False, False)},
+    defaults={
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+    },
+    nullable=("num_key_value_heads",),
 )

@@ -59,6 +59,19 @@ class Row:
         return "{expert}" in self.megatron
 
 
+# What transformers takes where config.json says nothing, in most families; None: what other keys make of it.
+DEFAULTS: dict[str, Any] = {
+    "num_key_value_heads": None,  # as many as there are heads
+    "head_dim": None,  # hidden_size // num_attention_heads
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+}
+PREDICTORS = "num_nextn_predict_layers"
+DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5's name goes before 4's
+IGNORED = ("rotary_emb.inv_freq",)  # endings of stored tensors that are no weights
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family: ``model_type`` and the rows of its table, in the order of the forward pass."""
@@ -67,7 +80,9 @@ class Family:
     architecture: str  # transformers' class
     rows: tuple[Row, ...]
     fixed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # key -> (value the rows assume, value if absent)
-    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)  # endings of stored tensors that are no weights
+    defaults: dict[str, Any] = field(default_factory=dict)  # besides, or instead of, DEFAULTS
+    nullable: tuple[str, ...] = ()  # keys with a default that may be null all the same
+    expert_keys: tuple[str, ...] = ()  # names of the number of experts; the first that is there counts
     leading_dense: bool = False  # the first ``first_k_dense_replace`` layers are dense, all others have experts
 
     @property
@@ -83,6 +98,16 @@ class Family:
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
+
+
+def completed(found: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with what transformers takes for the keys that it does not have."""
+    return {**DEFAULTS, **found.defaults, **config}
+
+
+def stored_dtype(config: Mapping[str, Any]) -> str | None:
+    """The weights' dtype as config.json has it, under transformers 5's name or, where that is not set, under 4's."""
+    return next((str(config[key]) for key in DTYPE_KEYS if config.get(key) is not None), None)
 
 
 def value(config: Mapping[str, Any], *keys: str, default: int | None = None, least: int = 1) -> int:
@@ -116,7 +141,7 @@ def _groups(config: Mapping[str, Any]) -> int:
 
 
 def _predictors(config: Mapping[str, Any]) -> int:
-    return value(config, "num_nextn_predict_layers", default=0, least=0)
+    return value(config, PREDICTORS, default=0, least=0)
 
 
 _SIZES: dict[str, Callable[[Mapping[str, Any]], int]] = {  # symbol -> its size
@@ -130,8 +155,6 @@ _SIZES: dict[str, Callable[[Mapping[str, Any]], int]] = {  # symbol -> its size
     "mlp": lambda c: value(c, "intermediate_size"),
     "vocabulary": lambda c: value(c, "vocab_size"),
     "layers": lambda c: value(c, "num_hidden_layers"),
-    # transformers 5 writes num_local_experts where the checkpoints on the hub say num_experts.
-    "experts": lambda c: value(c, "num_experts", "num_local_experts", "n_routed_experts"),
     "expert_mlp": lambda c: value(c, "moe_intermediate_size"),
     "shared_mlp": lambda c: value(c, "moe_intermediate_size") * value(c, "n_shared_experts"),
     # multi-head latent attention: a query and key of each head has a part without and a part with positions
@@ -146,6 +169,7 @@ _SIZES: dict[str, Callable[[Mapping[str, Any]], int]] = {  # symbol -> its size
 
 def active_rows(family: Family, config: Mapping[str, Any]) -> list[Row]:
     """The rows that this config.json's options call for."""
+    config = completed(family, config)
     return [
         row
         for row in family.rows
@@ -161,17 +185,21 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     A family without grouped queries has as many groups as heads; one without experts has 0 of them. Raises InputError
     naming a key of config.json that is missing or no such size.
     """
+    given, config = config, completed(family, config)
     used = {symbol for row in active_rows(family, config) for dims in row.parts.values() for symbol in dims}
     used |= {"heads", "mlp", "layers"} | ({"groups", "head_dim"} if "kv" in used else set())
     sizes = {symbol: size(config) for symbol, size in _SIZES.items() if symbol in used}
+    if "experts" in used:
+        sizes["experts"] = value(config, *family.expert_keys)
     sizes.setdefault("groups", sizes["heads"])
     sizes.setdefault("experts", 0)
     if family.predicts:
         sizes["predictors"] = _predictors(config)
     heads, groups = sizes["heads"], sizes["groups"]
     if heads % groups:
+        whose = "" if "num_key_value_heads" in given else ", transformers' default"
         raise InputError(
-            f"config.json has num_attention_heads={heads}, not a multiple of num_key_value_heads={groups}."
+            f"config.json has num_attention_heads={heads}, not a multiple of num_key_value_heads={groups}{whose}."
         )
     return sizes
 
@@ -185,10 +213,11 @@ def expert_layer(family: Family, config: Mapping[str, Any], layer: int) -> bool:
         return False
     if family.leading_dense:
         return layer >= value(config, "first_k_dense_replace", least=0)
+    config = completed(family, config)
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, Sequence) or any(type(number) is not int for number in dense):
         raise InputError(f"config.json has mlp_only_layers={dense!r}; a list of layers' numbers is needed.")
-    return layer not in dense and (layer + 1) % value(config, "decoder_sparse_step", default=1) == 0
+    return layer not in dense and (layer + 1) % value(config, "decoder_sparse_step") == 0
 
 
 def dense_layers(family: Family, config: Mapping[str, Any]) -> bool:
@@ -198,7 +227,7 @@ def dense_layers(family: Family, config: Mapping[str, Any]) -> bool:
 
 def tied(config: Mapping[str, Any]) -> bool:
     """True when the output head is the embedding."""
-    return bool(config.get("tie_word_embeddings", False))
+    return bool(config.get("tie_word_embeddings", DEFAULTS["tie_word_embeddings"]))
 
 
 def aliases(family: Family, config: Mapping[str, Any]) -> dict[str, str]:

@@ -14,14 +14,16 @@ import torch
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.execute import pull
-from megatron_rl.resharding.folders.hf import INDEX, divide, file_name, header_bytes, index_file, small_files
+from megatron_rl.resharding.folders.contents import divide, file_name, index_file, small_files
+from megatron_rl.resharding.folders.hf import INDEX
 from megatron_rl.resharding.folders.load import DTYPES
+from megatron_rl.resharding.folders.safetensors import header_bytes
 from megatron_rl.resharding.layout import Layout, Segment, Shard, row_major
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.transports.shared_memory import RankMemory
-from megatron_rl.system.files import flush_folder, require_space
+from megatron_rl.system.files import flush_folder, rename_folder, require_space
 
 BUFFER = 1 << 26  # bytes assembled at a time
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -91,8 +93,9 @@ def export_hf(
 ) -> None:
     """Write the model that the trainer's ranks hold as a Hugging Face folder that transformers loads.
 
-    ``path`` must not exist; it appears complete or not at all. ``dtype`` None keeps each weight's own. Tokenizer files
-    and generation_config.json are copied from ``carry_from``. Called by one process while no rank changes its weights.
+    ``path`` must not exist; it appears complete or not at all. ``dtype`` None keeps each weight's own. What a model
+    has besides weights (``contents.carried``) is copied from ``carry_from``. Called by one process while no rank
+    changes its weights.
 
     Raises InputError when the target exists or its disk has too little space.
     """
@@ -111,11 +114,12 @@ def export_hf(
         main = NAMES[next(iter(reader.dtypes.values()))]
         origin = None if carry_from is None else Path(carry_from)
         for name, content in small_files(source.hf_config, main, origin).items():
+            (beside / name).parent.mkdir(exist_ok=True)
             (beside / name).write_bytes(content)
         beside.chmod(0o755)  # mkdtemp's folders are private
-        flush_folder(beside)
-        beside.rename(target)
-        flush_folder(target.parent)
+        for inner in filter(Path.is_dir, beside.iterdir()):
+            flush_folder(inner)
+        rename_folder(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

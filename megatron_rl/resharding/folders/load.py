@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from megatron_rl.resharding.execute import flat, pull
-from megatron_rl.resharding.folders.hf import FLOATS, open_stored
-from megatron_rl.resharding.folders.stored import TORCH_DTYPES
+from megatron_rl.resharding.folders.hf import FLOATS, open_stored, refuse_quantised
+from megatron_rl.resharding.folders.stored import TORCH_DTYPES, Stored
 from megatron_rl.resharding.layout import Layout, ParallelSizes, Shard
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.transformers import files_layout
@@ -23,9 +23,18 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, TORCH_DTYPES[name]) for n
 def open_hf_folder(path: str | Path, hf_config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Every canonical tensor of a folder of safetensors files, flat and memory-mapped: pages are read when touched.
 
-    Raises InputError naming file and tensor for a folder that does not hold the model (``hf_folder.open_stored``).
+    Raises InputError naming file and tensor for a folder that does not hold the model (``hf.open_stored``), and for one
+    whose weights are quantised.
     """
-    stored = open_stored(Path(path), hf_config)
+    return _mapped(_open(path, hf_config))
+
+
+def _open(path: str | Path, hf_config: Mapping[str, Any]) -> Stored:
+    refuse_quantised(Path(path), hf_config)
+    return open_stored(Path(path), hf_config)
+
+
+def _mapped(stored: Stored) -> dict[str, torch.Tensor]:
     memories: dict[Path, mmap.mmap] = {}
     tensors = {}
     with warnings.catch_warnings():
@@ -56,7 +65,8 @@ def load_hf(
     the parameters'. Raises InputError for a folder that does not hold the model (``open_hf_folder``), ProofError for
     parameters that are not those of the layout.
     """
-    stored = open_hf_folder(path, hf_config)
+    opened = _open(path, hf_config)
+    stored, hf_config = _mapped(opened), opened.hf_config
     shard = megatron_layout(hf_config, sizes, fused_norms=fused_norms, grouped_experts=grouped_experts).ranks[rank]
     check_parameters(shard, {name: tuple(p.shape) for name, p in parameters.items()}, f"rank {rank}")
     files = files_layout(hf_config)

@@ -7,12 +7,17 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.layout import Layout, Segment
 
 ITEMSIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}  # safetensors' names of what weights can be -> bytes
 TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": "float8_e4m3fn"}
 FP8 = "F8_E4M3"
 PAGE = 4096  # the kernel copies fastest between positions that are equal modulo this many bytes
+
+
+class UnlikeError(InputError):
+    """A checkpoint holds other tensors, by name or shape, than its model has, or than another checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Stored:
     hf_config: Mapping[str, Any]
     layout: Layout
     places: dict[str, Place]
-    scales: dict[str, Place] = field(default_factory=dict)  # FP8 weight (canonical name) -> its float32 scales
+    scales: dict[str, Place] = field(default_factory=dict)  # FP8 weight (canonical name) -> its scales
 
     @cached_property
     def segments(self) -> dict[str, list[Segment]]:

@@ -244,15 +244,28 @@ def _pipeline_violations(layers: int, sizes: ParallelSizes) -> list[str]:
         said = chunks | {key: count for key, count in ends.items() if count}
         return [f"{key}={size} needs actor.pipeline_parallel > 1." for key, size in said.items()]
     stages = {"actor.pipeline_parallel": sizes.pipeline} | chunks
-    if not any(ends.values()):
-        over = sizes.pipeline * sizes.virtual
-        return [indivisible(_product(stages), "num_hidden_layers", layers)] if layers % over else []
-    if len(layer_places(layers, sizes)) == layers:
+    places = layer_places(layers, sizes)
+    if len(places) == layers and len({place[:2] for place in places}) == sizes.pipeline * sizes.virtual:
         return []
+    fitting_ends = _fitting_ends(layers, sizes.pipeline, sizes.virtual)
+    if not any(ends.values()):
+        cure = f" Or set {_listed(dict(zip(ends, fitting_ends, strict=True)))}." if fitting_ends else ""
+        return [indivisible(_product(stages), "num_hidden_layers", layers) + cure]
+    cure = f"; {_listed(dict(zip(ends, fitting_ends, strict=True)))} would do" if fitting_ends else ""
     return [
         f"actor.first_stage={sizes.first_stage} and actor.last_stage={sizes.last_stage} leave layers that cannot be "
-        f"divided evenly over the other stages and their chunks (num_hidden_layers={layers}, {_listed(stages)})."
+        f"divided evenly over the other stages and their chunks (num_hidden_layers={layers}, {_listed(stages)}){cure}."
     ]
+
+
+def _fitting_ends(layers: int, pipeline: int, virtual: int) -> tuple[int, int] | None:
+    """Layers of the first and the last stage that leave the same number to each of the others, as even as can be."""
+    for middle in range(-(-layers // pipeline), 0, -1):
+        left = layers - middle * (pipeline - 2)
+        if middle % virtual == left % virtual == 0 and left >= 2 * virtual:
+            first = left // (2 * virtual) * virtual
+            return first, left - first
+    return None
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

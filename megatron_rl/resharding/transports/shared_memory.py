@@ -2,6 +2,7 @@
 
 ``publish`` moves the parameters' storages into shared memory in place: every view of them, the optimiser's
 included, stays valid. A reader maps /proc/<pid>/fd/<fd>, so the memory has no name that could outlive its owner.
+To be moved they need room in /dev/shm; copies in ``unnamed`` memory are shared from the start, and need none.
 """
 
 import mmap
@@ -13,9 +14,8 @@ from math import prod
 
 import torch
 
-from megatron_rl.system.files import require_space
-
-SHARED = "/dev/shm"
+from megatron_rl.errors import InputError
+from megatron_rl.system.machine import SHARED, shared_memory
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,23 @@ class RankMemory:
         return Mapped(self)
 
 
+def unnamed(size: int) -> torch.UntypedStorage:
+    """A storage of ``size`` bytes, zeros, in memory that other processes can map and that has no name anywhere."""
+    handle = os.memfd_create("megatron_rl")
+    try:
+        os.ftruncate(handle, size)
+        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared_fd_cpu(handle, size)  # type: ignore[attr-defined]
+        return storage
+    finally:
+        os.close(handle)  # the storage has its own
+
+
+def unshared(parameters: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that ``publish`` would move into /dev/shm."""
+    storages = {s._cdata: s for s in (tensor.untyped_storage() for tensor in parameters.values())}
+    return sum(storage.nbytes() for storage in storages.values() if not storage.is_shared())
+
+
 def publish(parameters: Mapping[str, torch.Tensor]) -> RankMemory:
     """Move the storages of these contiguous CPU tensors into shared memory in place, and say where each lies.
 
@@ -70,9 +87,11 @@ def publish(parameters: Mapping[str, torch.Tensor]) -> RankMemory:
         index, _ = storages.setdefault(storage._cdata, (len(storages), storage))
         offset = int(tensor.storage_offset()) * tensor.element_size()
         places[name] = Place(index, offset, tuple(tensor.shape), tensor.dtype)
-    needed = sum(s.nbytes() for _, s in storages.values() if not s.is_shared())
-    advice = f"Enlarge it (mount -o remount,size=... {SHARED}; for a container --shm-size) or free some."
-    require_space(SHARED, needed, "this rank's share of the weights", advice)  # a full tmpfs fails late and badly
+    if (needed := unshared(parameters)) > (free := shared_memory()):  # a full one fails late and badly
+        raise InputError(
+            f"{SHARED} has {free / 1e6:.0f} MB free; this rank's share of the weights needs {needed / 1e6:.0f} MB. "
+            f"Enlarge it (mount -o remount,size=... {SHARED}; for a container --shm-size) or free some."
+        )
     buffers = []
     for _, storage in storages.values():
         fd, size = storage._share_fd_cpu_()

@@ -14,9 +14,10 @@ import numpy as np
 
 from megatron_rl.errors import InputError, SwapError
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
+from megatron_rl.rollout.batches import Batches
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.rollout.protocol import Completion, Engine, Request, Sampling
-from megatron_rl.system.channel import KEY, parse_address
+from megatron_rl.system.channel import KEY, PROGRESS, parse_address
 
 START_SECONDS = 180.0  # an engine may still have to start
 _RETRY_SECONDS = 0.05
@@ -62,6 +63,8 @@ class EmbeddedEngine:
         self.address = address
         self._lock = threading.Lock()
         self._connection = self._connect(key, time.monotonic() + seconds)
+        self._progress = 0, 0
+        self._batches = Batches()
 
     def reach(self, places: Sequence[str]) -> Reach:
         """See ``protocol.Engine``."""
@@ -82,6 +85,14 @@ class EmbeddedEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """See ``protocol.Engine``."""
         return self._call("generate", requests, sampling)
+
+    async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
+        """See ``protocol.Engine``."""
+        return await self._batches.complete(self.generate, request, sampling)
+
+    def progress(self) -> tuple[int, int]:
+        """See ``protocol.Engine``: of the batch that is decoded, as the engine says about every second."""
+        return self._progress
 
     def release(self) -> None:
         """Nothing: the embedded engine keeps its memory, and takes weights in swaps only."""
@@ -119,12 +130,17 @@ class EmbeddedEngine:
             try:
                 self._connection.send((method, arguments))
                 kind, value = self._connection.recv()
+                while kind == PROGRESS:
+                    self._progress = value
+                    kind, value = self._connection.recv()
             except (EOFError, OSError) as error:
                 self._connection.close()
                 raise ConnectionError(f"the rollout engine at {self.address} ended during {method}") from error
             except BaseException:  # interrupted: a late answer must not be taken for the next one
                 self._connection.close()
                 raise
+            finally:
+                self._progress = 0, 0
         if kind == "result":
             return value
         name, message = value
@@ -139,6 +155,7 @@ class EnginePool:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = engines
         self._threads = ThreadPoolExecutor(len(engines))
+        self._batches = Batches()
 
     def reach(self, places: Sequence[str]) -> Reach:
         """See ``protocol.Engine``."""
@@ -174,6 +191,15 @@ class EnginePool:
         for i, share in enumerate(shares):
             results[i::count] = share
         return results
+
+    async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
+        """See ``protocol.Engine``; a batch is dealt out as ``generate`` does."""
+        return await self._batches.complete(self.generate, request, sampling)
+
+    def progress(self) -> tuple[int, int]:
+        """See ``protocol.Engine``: of all engines together."""
+        done, total = zip(*(engine.progress() for engine in self.engines), strict=True)
+        return sum(done), sum(total)
 
     def release(self) -> None:
         """See ``protocol.Engine``."""

@@ -6,7 +6,7 @@ every token comes with it. The layers that run are the model's own.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -65,12 +65,19 @@ def _groups(requests: Sequence[Request], max_running: int) -> Iterator[_Group]:
 
 
 def generate(
-    model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling, *, version: int = 0, max_running: int = 256
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    version: int = 0,
+    max_running: int = 256,
+    say: Callable[[int, int], None] | None = None,
 ) -> list[list[Completion]]:
     """Completions in the order of the requests and of their seeds, all marked with ``version``.
 
-    At most ``max_running`` sequences are decoded together; the results do not depend on it. Sets the
-    model's attention implementation. Raises ``InputError`` for a prompt that is empty or holds a token outside of
+    At most ``max_running`` sequences are decoded together; the results do not depend on it. ``say`` is called now and
+    then with the numbers of completions that are done and that there will be. Sets the model's attention
+    implementation. Raises ``InputError`` for a prompt that is empty or holds a token outside of
     the vocabulary, ``FloatingPointError`` when the weights give log-probabilities that are not finite.
     """
     model.config._attn_implementation = ATTENTION
@@ -83,7 +90,7 @@ def generate(
             )
     decoding = _Decoding(model, requests, sampling, max_running)
     with torch.inference_mode():
-        decoding.run()
+        decoding.run(say or (lambda done, total: None))
     return decoding.completions(requests, version)
 
 
@@ -110,12 +117,17 @@ class _Decoding:
         self.deadline = 0  # column at which the first row has all its tokens
         self.padding: torch.Tensor | None = None  # additive mask [rows, 1, 1, columns] when rows start apart
 
-    def run(self) -> None:
+    def run(self, say: Callable[[int, int], None]) -> None:
         """Decode until nothing is waiting or running."""
         while self.waiting or len(self.rows):
             self._drop()
             self._admit()
-            while len(self.rows) and not self._due():
+            done = self.total - len(self.rows) - sum(len(group.seeds) for group in self.waiting)
+            while len(self.rows):
+                ended = int(self.rows.ended.sum()) if self.may_stop else 0
+                say(done + ended, self.total)
+                if self._due(ended):
+                    break
                 self._step()
 
     def completions(self, requests: Sequence[Request], version: int) -> list[list[Completion]]:
@@ -145,11 +157,9 @@ class _Decoding:
         rows = iter(flat)
         return [list(islice(rows, len(request.seeds))) for request in requests]
 
-    def _due(self) -> bool:
+    def _due(self, ended: int) -> bool:
         """Whether a row has all its tokens, or so many have ended that dropping them pays."""
-        if self.cache.length >= self.deadline:
-            return True
-        return self.may_stop and int(self.rows.ended.sum()) * _DROP_FRACTION >= len(self.rows)
+        return self.cache.length >= self.deadline or (self.may_stop and ended * _DROP_FRACTION >= len(self.rows))
 
     def _drop(self) -> None:
         """Drop the rows that have ended, and the columns that only they used."""

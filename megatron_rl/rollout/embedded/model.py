@@ -2,17 +2,19 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from megatron_rl.errors import InputError, SwapError
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.folders.check import transformers_config
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.swap import Receiver, SwapSource
@@ -25,21 +27,22 @@ from megatron_rl.system import machine
 
 
 class TransformersEngine:
-    """A ``protocol.Engine`` over transformers' modules, built from a folder's config.json with weights undefined.
+    """What a ``protocol.Engine`` has in its process: transformers' modules, built from a folder's config.json.
 
-    Poisoned (it raises ``SwapError`` instead of generating) until a swap has been verified, and after one that
-    began until it has.
+    Its weights are undefined, and it is poisoned (it raises ``SwapError`` instead of generating), until a swap has been
+    verified, and after one that began until it has. ``say`` is told how many completions are done, and of how many.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, max_running: int, true_on_policy: bool = False) -> None:
         self.layout = transformers_layout(read_hf_config(folder))
-        config = AutoConfig.from_pretrained(folder)
+        config = transformers_config(folder)
         with no_init_weights():
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval()
         self.model.tie_weights()
         if true_on_policy:
             replace_layers(self.model)
         self.max_running = max_running
+        self.say: Callable[[int, int], None] = lambda done, asked: None
         self.receiver: Receiver | None = None
         self.copying: Future[float] | None = None
         self.copier = ThreadPoolExecutor(1)
@@ -56,12 +59,16 @@ class TransformersEngine:
         return Reach()
 
     def attach(self, source: SwapSource) -> Attached:
-        """Plan the way from the ranks' memory into the model."""
+        """Plan the way from the ranks' memory into the model.
+
+        Raises InputError when the trainer turns its queries and keys by other angles than transformers does.
+        """
         if self.copying is not None:
             raise SwapError("a swap is running: finish it before the engine is attached again")
         self._poison("no complete swap since the engine was attached")
         if self.receiver is not None:
             self.receiver.close()
+        _check_rotary(self.model, source.hf_config)
         self.receiver = Receiver(self.layout, dict(self.model.named_parameters()), source)
         return Attached(self.layout, self.receiver.plan_hash)
 
@@ -90,11 +97,13 @@ class TransformersEngine:
         """Completions by the weights of the last swap."""
         if self.version < 0:
             raise SwapError(f"the engine serves nothing: {self.poisoned}")
-        return generate(self.model, requests, sampling, version=self.version, max_running=self.max_running)
+        return generate(
+            self.model, requests, sampling, version=self.version, max_running=self.max_running, say=self.say
+        )
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version (-1: poisoned) and resident memory in bytes."""
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         resident = pages * os.sysconf("SC_PAGE_SIZE")
         return {"pid": os.getpid(), "weight_version": self.version, "resident_bytes": resident}
 
@@ -120,3 +129,16 @@ class TransformersEngine:
         started = time.perf_counter()
         receiver.pull(version)
         return time.perf_counter() - started
+
+
+def _check_rotary(model: torch.nn.Module, hf_config: Mapping[str, Any]) -> None:
+    """No weight holds the rotary embedding, so no hash of a swap does: compare what both sides made of config.json."""
+    ours = read_architecture(hf_config).inverse_frequencies()
+    for name, module in model.named_modules():
+        theirs = getattr(module, "inv_freq", None)
+        scaling = getattr(module, "attention_scaling", 1.0)
+        if theirs is not None and (scaling != 1.0 or not torch.equal(theirs.cpu(), ours)):
+            raise InputError(
+                f"The engine's rotary embedding ({name}, which transformers makes of config.json) is not the one that "
+                f"the trainer computes: have config.json's rope_parameters say all of it, and no other key."
+            )

@@ -15,15 +15,19 @@ import time
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.protocol import Engine
-from megatron_rl.system.channel import METHODS, key_from_environment, parse_address
+from megatron_rl.system.channel import METHODS, PROGRESS, key_from_environment, parse_address
 from megatron_rl.system.control import answer
 from megatron_rl.system.processes import die_with_parent, run
 
+if TYPE_CHECKING:
+    from megatron_rl.rollout.embedded.model import TransformersEngine
+
 DTYPES = ("float32", "bfloat16")
 LINGER = 30.0  # seconds between the client's end and ours: a supervisor ends its services itself
+SAY_EVERY = 1.0  # seconds between two words on how far a generation is
 
 
 def listen(text: str, key: bytes) -> Listener:
@@ -46,11 +50,21 @@ def accept(listener: Listener) -> Connection:
             print(f"a connection was refused: {error}", file=sys.stderr, flush=True)
 
 
-def serve(engine: Engine, client: Connection) -> bool:
+def serve(engine: "TransformersEngine", client: Connection) -> bool:
     """Answer the client until it stops the engine (True) or is gone (False)."""
+    said = 0.0
+
+    def say(done: int, asked: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SAY_EVERY:
+            said = time.monotonic()
+            client.send((PROGRESS, (done, asked)))
+
+    engine.say = say
     while True:
         try:
             method, arguments = client.recv()
+            said = 0.0
             client.send(answer(engine, METHODS, method, arguments))
             if method == "stop":
                 return True

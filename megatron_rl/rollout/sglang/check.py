@@ -10,41 +10,34 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.table import tied
 from megatron_rl.resharding.layouts.fp8 import quantised_engine, quantised_names
 from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations, sglang_layout
-from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
+from megatron_rl.rollout.config import NEAR, RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
 from megatron_rl.rollout.sglang.process import refused
-from megatron_rl.rollout.sglang.transport import CHOICES, NEAR, far_hosts
+from megatron_rl.rollout.sglang.transport import far_hosts
 from megatron_rl.rollout.sglang.versions import supported
 from megatron_rl.system import machine
 from megatron_rl.system.channel import key_from_environment
 
-WAYS = ("pull", "tensor", "distributed", "disk")
 _APART = (
     "connects processes that have a GPU each, and an engine would share one with the trainer: set "
     "rollout.sglang.swap=pull and rollout.sglang.transport=auto, or use fewer GPUs for the trainer."
 )
-POSITIVE = ("start_seconds", "swap_seconds", "request_seconds", "health_seconds")
 
 
 def check_sglang(rollout: RolloutConfig) -> list[str]:
     """Every violation, a sentence or two each; empty when there is none."""
     options = rollout.sglang
     found = _package(rollout)
-    if options.swap not in WAYS:
-        found.append(f"rollout.sglang.swap is {options.swap!r}; it must be {', '.join(WAYS[:-1])} or {WAYS[-1]}.")
     found += _transport(options)
-    for key in ("tensor_parallel", "expert_parallel"):
-        if getattr(options, key) < 1:
-            found.append(f"rollout.sglang.{key} is {getattr(options, key)}; it must be at least 1.")
-    for key in POSITIVE:
-        if not getattr(options, key) > 0:
-            found.append(f"rollout.sglang.{key} is {getattr(options, key)}; it must be above 0.")
+    if not options.urls and not machine.SHARED.is_dir():
+        found.append(
+            f"SGLang's servers share memory in {machine.SHARED}, which this machine does not have: mount it (a "
+            "container gets it by --shm-size or --ipc=host), or give rollout.sglang.urls of servers that run elsewhere."
+        )
     if options.fp8 and options.swap != "pull":
         found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
     if options.fp8 and not options.urls and not machine.gpus():
         found.append("rollout.sglang.fp8=true needs engines with GPUs, and there is none here.")
-    if options.restarts < 0:
-        found.append(f"rollout.sglang.restarts is {options.restarts}; it must be 0 or more.")
     for name in options.args:
         if instead := refused(name):
             found.append(f"rollout.sglang.args.{name} cannot be given: {instead}.")
@@ -134,8 +127,6 @@ def _router(engines: int) -> list[str]:
 
 def _transport(options: SGLangConfig) -> list[str]:
     chosen = options.transport
-    if chosen not in CHOICES:
-        return [f"rollout.sglang.transport is {chosen!r}; it must be {', '.join(CHOICES[:-1])} or {CHOICES[-1]}."]
     found = []
     if options.swap != "pull" and chosen != "auto":
         found.append(
@@ -156,7 +147,10 @@ def _transport(options: SGLangConfig) -> list[str]:
             f"rollout.sglang.transport={chosen} reads the trainer's memory; {far[0]} is another machine: set auto."
         )
     if far and options.swap == "disk":
-        found.append(f"rollout.sglang.swap=disk writes to this machine's /tmp, which {far[0]} does not see: set pull.")
+        found.append(
+            f"rollout.sglang.swap=disk writes to a temporary folder of this machine, which {far[0]} does not see: set "
+            "pull."
+        )
     return found
 
 

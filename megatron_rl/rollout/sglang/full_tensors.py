@@ -7,8 +7,10 @@ cannot reach the trainer's memory. The proof is the same: the workers hash what 
 import asyncio
 import io
 import pickle
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,13 @@ from torch.distributed import distributed_c10d
 
 from megatron_rl.resharding.folders.export import TrainedTensors, export_hf
 from megatron_rl.resharding.swap import SwapSource
-from megatron_rl.rollout.sglang.http import Server
+from megatron_rl.rollout.sglang.http import Server, ServerError
 from megatron_rl.system import machine
 from megatron_rl.system.tcp_store import listening_store
 
 BUCKET = 1 << 28  # bytes handed over at a time
 WAYS = ("tensor", "distributed", "disk")
-_SECONDS = 600.0
+_TIDY = 10.0  # seconds for a server to leave a group of a swap that broke off
 
 
 class _Metadata:
@@ -60,17 +62,22 @@ def flattened_bucket(tensors: list[tuple[str, torch.Tensor]]) -> bytes:
 
 
 class FullTensors:
-    """Brings the trainer's weights into a server by one of WAYS; a ``swap.Bring``."""
+    """Brings the trainer's weights into a server by one of WAYS; a ``swap.Bring``.
 
-    def __init__(self, source: SwapSource, way: str, workers: int, folder: str, host: str) -> None:
-        self.source, self.way, self.workers, self.folder, self.host = source, way, workers, Path(folder), host
+    Several servers are brought them at the same time: what one is brought has names of its own, and is copied in a
+    thread, for the event loop looks after the others meanwhile. ``seconds``: that each step may take.
+    """
+
+    def __init__(self, source: SwapSource, way: str, workers: int, folder: Path, host: str, seconds: float) -> None:
+        self.source, self.way, self.workers, self.folder, self.host = source, way, workers, folder, host
+        self.seconds = seconds
         self.trained = TrainedTensors(source)
 
     async def __call__(self, server: Server, version: int) -> None:
         """Bring them all."""
-        await {"tensor": self._tensor, "distributed": self._distributed, "disk": self._disk}[self.way](server, version)
+        await {"tensor": self._tensor, "distributed": self._distributed, "disk": self._disk}[self.way](server)
 
-    def _buckets(self) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    def _read(self) -> Iterator[list[tuple[str, torch.Tensor]]]:
         bucket: list[tuple[str, torch.Tensor]] = []
         for name in self.trained.layout.tensors:
             tensor = self.trained.tensor(name)
@@ -80,40 +87,49 @@ class FullTensors:
             bucket.append((name, tensor))
         yield bucket
 
-    async def _tensor(self, server: Server, version: int) -> None:
-        for bucket in self._buckets():
-            content = await asyncio.to_thread(flattened_bucket, bucket)
-            await server.update_from_tensor(content, self.workers, "flattened_bucket", None, _SECONDS)
+    async def _buckets(self) -> AsyncIterator[list[tuple[str, torch.Tensor]]]:
+        buckets = self._read()
+        while bucket := await asyncio.to_thread(next, buckets, None):
+            yield bucket
 
-    async def _disk(self, server: Server, version: int) -> None:
-        target = self.folder / f"weights-{abs(hash(server.url))}-{version}"
+    async def _tensor(self, server: Server) -> None:
+        async for bucket in self._buckets():
+            content = await asyncio.to_thread(flattened_bucket, bucket)
+            await server.update_from_tensor(content, self.workers, "flattened_bucket", None, self.seconds)
+
+    async def _disk(self, server: Server) -> None:
+        target = self.folder / f"weights-{secrets.token_hex(8)}"
         try:
             await asyncio.to_thread(export_hf, target, self.source)
-            await server.update_from_disk(str(target), _SECONDS)
+            await server.update_from_disk(str(target), self.seconds)
         finally:
-            shutil.rmtree(target, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
 
-    async def _distributed(self, server: Server, version: int) -> None:
+    async def _distributed(self, server: Server) -> None:
         """Over a process group of its own: rank 0 here, the workers behind it."""
-        backend = "nccl" if machine.gpus() else "gloo"
-        world, group, store = 1 + self.workers, f"megatron_rl-{version}", listening_store(self.host)
-        joined = asyncio.to_thread(_join, store, world, group, backend)
+        backend, group = "nccl" if machine.gpus() else "gloo", f"megatron_rl-{secrets.token_hex(8)}"
+        world, store = 1 + self.workers, listening_store(self.host)
+        joined = asyncio.to_thread(_join, store, world, group, backend, self.seconds)
         address = self.host, store.port
-        _, mine = await asyncio.gather(server.join_group(address, world, group, backend, _SECONDS), joined)
+        _, mine = await asyncio.gather(server.join_group(address, world, group, backend, self.seconds), joined)
         try:
-            for bucket in self._buckets():
+            async for bucket in self._buckets():
                 names = [name for name, _ in bucket]
                 dtypes = [str(t.dtype).removeprefix("torch.") for _, t in bucket]
                 sent = asyncio.to_thread(_broadcast, [t for _, t in bucket], mine)
                 await asyncio.gather(
-                    server.receive(names, dtypes, [list(t.shape) for _, t in bucket], group, _SECONDS), sent
+                    server.receive(names, dtypes, [list(t.shape) for _, t in bucket], group, self.seconds), sent
                 )
-        finally:
-            dist.destroy_process_group(mine)
-            await server.leave_group(group, _SECONDS)
+        except BaseException:
+            await asyncio.to_thread(dist.destroy_process_group, mine)
+            with suppress(ServerError):
+                await server.leave_group(group, _TIDY)
+            raise
+        await asyncio.to_thread(dist.destroy_process_group, mine)
+        await server.leave_group(group, self.seconds)
 
 
-def _join(store: dist.Store, world: int, group: str, backend: str) -> Any:
+def _join(store: dist.Store, world: int, group: str, backend: str, seconds: float) -> Any:
     """The group as SGLang's workers make it; torch's public functions only make groups inside the default one."""
     made, _ = distributed_c10d._new_process_group_helper(
         world,
@@ -122,7 +138,7 @@ def _join(store: dist.Store, world: int, group: str, backend: str) -> Any:
         distributed_c10d.Backend(backend),
         dist.PrefixStore(group, store),
         group_name=group,  # type: ignore[arg-type]
-        timeout=timedelta(seconds=_SECONDS),
+        timeout=timedelta(seconds=seconds),
     )
     distributed_c10d._world.pg_group_ranks[made] = {i: i for i in range(world)}
     return made

@@ -2,8 +2,9 @@
 
 Every completion is a request of its own. A request whose server died, was restarted or was too slow is sent again
 under a new name, so that each is answered once; of one that its server gave up, what it drew is kept and the rest is
-asked for. How many are under way is bounded by what the servers can run.
-Draws are the servers' own: a request's seed names it and does not decide its tokens.
+asked for. How many are under way is bounded by what the servers can run, whoever asks.
+A request's seed goes along: it decides the draws of servers that were started with enable_deterministic_inference
+(without it they would draw the same for all completions of a prompt), others draw with random numbers of their own.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ _PROCESS, _serial = secrets.token_hex(4), count()
 
 
 def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
-    """What /generate is asked."""
+    """What /generate is asked for the request's first seed."""
     greedy = sampling.temperature == 0
     replay = {"return_routed_experts": True} if sampling.experts else {}
     return replay | {
@@ -44,6 +45,7 @@ def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
             "top_k": 1 if greedy else sampling.top_k or -1,
             "stop_token_ids": list(sampling.stop_tokens),
             "ignore_eos": sampling.ignore_stop,
+            "sampling_seed": request.seeds[0],
         },
     }
 
@@ -120,18 +122,19 @@ async def generate(
     requests: Sequence[Request],
     sampling: Sampling,
     *,
-    running: int,
+    slots: asyncio.Semaphore,
     seconds: float,
     available: Callable[[], Awaitable[None]],
     abort: Callable[[str], Awaitable[None]],
+    done: Callable[[], None],
 ) -> list[list[Completion]]:
     """Completions in the order of the requests and of their seeds.
 
-    At most ``running`` are under way at a time, and each for at most ``seconds``. ``available`` is awaited before each
-    is sent: it returns when a server can take it, and raises when none will. ``abort`` ends a request by its name,
-    wherever it runs. Raises InputError for a request that the servers refuse, ServerError for one that none answers.
+    One that is under way holds one of the ``slots``, which all calls share, and is so for at most ``seconds``.
+    ``available`` is awaited before each is sent: it returns when a server can take it, and raises when none will.
+    ``abort`` ends a request by its name, wherever it runs. ``done`` is called for each that has ended. Raises
+    InputError for a request that the servers refuse, ServerError for one that none answers.
     """
-    slots = asyncio.Semaphore(running)
 
     async def one(request: Request, seed: int) -> Completion:
         error: Exception | None = None
@@ -158,6 +161,7 @@ async def generate(
                 if len(so_far.tokens) == sampling.max_new_tokens and not so_far.finish_reason:
                     so_far = replace(so_far, finish_reason="length")  # given up behind its last token
                 if so_far.finish_reason:
+                    done()
                     return so_far.whole()
                 aborts += 1  # by a swap, of versions that cannot keep requests: the rest is asked for with its weights
         raise ServerError(f"a completion failed {failures + aborts} times; the last time: {error or 'given up'}")

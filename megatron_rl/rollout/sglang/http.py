@@ -99,6 +99,11 @@ class Server:
                     f"The SGLang server at {self.url} was started with {name}={info[name]}, which a swap cannot fill: "
                     f"{what}."
                 )
+        if preferred := info.get("preferred_sampling_params"):
+            raise InputError(
+                f"The SGLang server at {self.url} was started with preferred_sampling_params={preferred}, so that it "
+                "draws otherwise than it is asked to: start it without."
+            )
         paths = (await self.call("GET", "/openapi.json", seconds=seconds))["paths"]
         self.abilities = Abilities(
             version,

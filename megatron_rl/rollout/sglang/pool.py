@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +15,11 @@ import aiohttp
 import numpy as np
 import torch
 
-from megatron_rl.config import Config
-from megatron_rl.errors import InputError, SwapError
+from megatron_rl.errors import SwapError
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.resharding.transports.meeting import BACKENDS, MeetingPlace
+from megatron_rl.rollout.config import Served
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
 from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
@@ -30,7 +30,7 @@ from megatron_rl.rollout.sglang.replica import LostError, Replica
 from megatron_rl.rollout.sglang.router import Router
 from megatron_rl.rollout.sglang.swap import Network, Swapped
 from megatron_rl.rollout.sglang.transport import chosen_transport, control_host
-from megatron_rl.system import machine
+from megatron_rl.system import machine, scratch
 from megatron_rl.system.channel import api_key
 from megatron_rl.system.control import Control, WorkerError
 from megatron_rl.system.scratch import SCRATCH
@@ -48,18 +48,17 @@ class SGLangEngines:
     that is free when it starts, and by then the trainer has taken its own.
     """
 
-    def __init__(self, config: Config, model_folder: Path, key: bytes, logs: Path) -> None:
-        self.config, self.options = config, config.rollout.sglang
-        self.dtype: torch.dtype = getattr(torch, config.model.dtype)
+    def __init__(self, served: Served, model_folder: Path, key: bytes, logs: Path) -> None:
+        self.served, self.options = served, served.rollout.sglang
+        self.dtype: torch.dtype = getattr(torch, served.dtype)
         self.key, self.logs = key, logs
-        # Short, as it holds a socket; in the run's folder, which outlives this process.
-        self._folder = tempfile.TemporaryDirectory(prefix="mrl-", dir=os.environ.get(SCRATCH) or "/tmp")
+        self._folder = self._make_folder()
         self.host = control_host(self.options)
-        socket = str(Path(self._folder.name) / "control")
+        socket = str(self._folder / "control")
         self.control = Control(f"{self.host}:{machine.free_port(self.host)}" if self.host else socket, key)
         self._backend = ""  # where the trainer's ranks have to send
         self._sessions: tuple[str, ...] = ()
-        self._gpus = engine_gpus(config.rollout, config.actor.sizes().world)
+        self._gpus = engine_gpus(served.rollout, served.trainers)
         self.replicas = self._replicas(model_folder)
         self.router: Router | None = None
         self.source: SwapSource | None = None
@@ -68,6 +67,9 @@ class SGLangEngines:
         self.failed = "no complete swap yet"  # why nothing is served; empty: the last swap was proved
         self._still = False  # whether the trainer's weights are as they were at the last swap
         self._generating = 0  # calls under way
+        self._asked = self._answered = 0  # completions since no call was under way
+        # So many that no server waits for its next one while its last answer is on the way.
+        self._slots = asyncio.Semaphore(2 * served.rollout.max_running * len(self.replicas))
         self._swapping: tuple[asyncio.Future[np.ndarray], Future[list[Swapped]]] | None = None
         self._loop = asyncio.new_event_loop()
         # One thread for each process that is asked for something: they wait for each other.
@@ -90,7 +92,7 @@ class SGLangEngines:
             transport,
             control,
             self._sessions,
-            folder=str((Path(self.config.run.folder) / self.config.run.name / "swap").absolute()),
+            folder=str((self.served.folder / "swap").absolute()),
             attempt=secrets.token_hex(8),
             seconds=self.options.swap_seconds,
             fp8=self.options.fp8,
@@ -100,13 +102,12 @@ class SGLangEngines:
     def attach(self, source: SwapSource) -> Attached:
         """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""
         self.source, self.failed = source, "no complete swap since the engines were attached"
-        self._way = (
-            FullTensors(
-                source, self.options.swap, self.options.tensor_parallel, self._folder.name, self.host or "127.0.0.1"
+        options, host = self.options, self.host or "127.0.0.1"
+        self._way = None
+        if options.swap != "pull":
+            self._way = FullTensors(
+                source, options.swap, options.tensor_parallel, self._folder, host, options.swap_seconds
             )
-            if self.options.swap != "pull"
-            else None
-        )
         attached = self._do(self._attach())
         if len({each.plan_hash for each in attached}) > 1:
             raise SwapError("the engines made different plans: are they servers of one kind?")
@@ -142,6 +143,15 @@ class SGLangEngines:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """See ``protocol.Engine``. Raises ConnectionError when no server is left."""
         return self._do(self._generate(requests, sampling))
+
+    async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
+        """See ``protocol.Engine``. Raises as ``generate`` does."""
+        asked = asyncio.run_coroutine_threadsafe(self._generate([request], sampling), self._loop)
+        return (await asyncio.wrap_future(asked))[0]
+
+    def progress(self) -> tuple[int, int]:
+        """See ``protocol.Engine``."""
+        return self._answered, self._asked
 
     def release(self) -> None:
         """See ``protocol.Engine``: a server that is lost from now on comes back at the next swap only."""
@@ -183,10 +193,16 @@ class SGLangEngines:
                     sender.release()
         self.control.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._folder.cleanup()
+        self._removing.close()
+
+    def _make_folder(self) -> Path:
+        """For a socket and keys: in the run's own, which outlives this process, where the run has been launched."""
+        run, self._removing = os.environ.get(SCRATCH), ExitStack()
+        made = tempfile.TemporaryDirectory(prefix="mrl-", dir=run) if run else scratch.made()
+        return Path(self._removing.enter_context(made))  # type: ignore[arg-type]
 
     def _replicas(self, model_folder: Path) -> list[Replica]:
-        options, rollout = self.options, self.config.rollout
+        options, rollout = self.options, self.served.rollout
         adopted = [url.strip() for url in options.urls.split(",") if url.strip()]
         if adopted:
             return [Replica(url, url, None, options, self.control) for url in adopted]
@@ -194,10 +210,10 @@ class SGLangEngines:
         found = []
         for index in range(rollout.engines):
             port = options.port + index if options.port else machine.free_low_port()
-            name, folder = f"sglang{index}", Path(self._folder.name)
+            name = f"sglang{index}"
             gpus = self._gpus[index] if self._gpus else None
-            chosen = arguments(self.config, model_folder, index, port, self.key, gpus)
-            process = ServerProcess(name, chosen, env, folder, self.logs / f"{name}.log")
+            chosen = arguments(self.served, model_folder, index, port, self.key, gpus)
+            process = ServerProcess(name, chosen, env, self._folder, self.logs / f"{name}.log")
             found.append(Replica(name, f"http://127.0.0.1:{port}", process, options, self.control))
         return found
 
@@ -207,12 +223,12 @@ class SGLangEngines:
         key = api_key(self.key)
         for replica in self.replicas:
             replica.open(self._http, key, reads=self.options.swap == "pull")
-        if not shared(self._gpus, self.config.actor.sizes().world):
+        if not shared(self._gpus, self.served.trainers):
             self._start()
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:
             self.router = Router(machine.free_port(), self.key, self.logs / "router.log")
-            self._watching.append(asyncio.ensure_future(self._watch_router(self.router)))
+            self._watching.append(asyncio.ensure_future(self.router.watch(self.options.restarts, self._route_all)))
 
     def _start(self) -> None:
         for replica in self.replicas:
@@ -278,18 +294,25 @@ class SGLangEngines:
         target = self.router.server if self.router is not None else self.replicas[0].server
         assert target is not None
         self._generating += 1
+        self._asked += sum(len(request.seeds) for request in requests)
         try:
             return await generate(
                 target,
                 requests,
                 sampling,
-                running=2 * self.config.rollout.max_running * len(self.replicas),
+                slots=self._slots,
                 seconds=self.options.request_seconds,
                 available=self._available,
                 abort=self._abort,
+                done=self._count,
             )
         finally:
             self._generating -= 1
+            if not self._generating:
+                self._asked = self._answered = 0
+
+    def _count(self) -> None:
+        self._answered += 1
 
     async def _available(self) -> None:
         """Wait for a server that can generate. Raises ServerError when all are lost."""
@@ -328,26 +351,10 @@ class SGLangEngines:
                 async with replica.lock:
                     await self._revive(replica, why)
 
-    async def _watch_router(self, router: Router) -> None:
-        """Start a router again that ended or does not answer, with the servers that are armed behind it."""
-        for _ in range(self.options.restarts):
-            while router.server is None or (router.ready and not router.ended):
-                await asyncio.sleep(_WATCH)
-            router.ready = False
-            print("the router is started again: it ended or does not answer", flush=True)
-            router.stop()
-            router.start()
-            with suppress(InputError):  # it is tried again
-                await router.connect(router.server)
-                for replica in self.replicas:
-                    if replica.armed:
-                        await self._route(replica)
-        while router.ready and not router.ended:
-            await asyncio.sleep(_WATCH)
-        router.ready, router.lost = (
-            False,
-            f"the router ended too often (rollout.sglang.restarts); {router.log} says why",
-        )
+    async def _route_all(self) -> None:
+        for replica in self.replicas:
+            if replica.armed:
+                await self._route(replica)
 
     async def _revive(self, replica: Replica, why: str) -> None:
         """Restart a server and bring it back to the weights that are served; at the next swap if they are changing."""

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import psutil
 import yaml
 
-from megatron_rl.config import Config
 from megatron_rl.resharding.layouts.fp8 import QUANTISATION
+from megatron_rl.rollout.config import Served
 from megatron_rl.rollout.sglang.leftovers import mapped_by, remove
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, api_key
@@ -37,7 +37,8 @@ OURS = {  # options of SGLang that this project sets itself -> the option to set
     "config": "",
     "nccl_port": "",
 }
-UNSUPPORTED = {  # options of SGLang for servers that a swap cannot fill -> what to do instead
+UNSUPPORTED = {  # options of SGLang for servers that a swap cannot fill, or that draw otherwise -> what to do instead
+    "preferred_sampling_params": "set rollout.temperature, .top_p and .top_k, which the actor's log-probs know of",
     "dp_size": "every server holds one copy of the model, set rollout.engines",
     "pp_size": "a server has no pipeline stages, set rollout.sglang.tensor_parallel",
     "nnodes": "a server runs on one machine, start one on each by `megatron-rl engine`",
@@ -54,16 +55,17 @@ ALIASES = {  # SGLang's other names of those
     "nccl_init_addr": "dist_init_addr",
 }
 LAST_LINES = 25  # of a server's log, in an error
+_LAST_BYTES = 1 << 16  # that are looked at for them: a long run's log is large
 _END_SECONDS = 5.0
 
 
 def arguments(
-    config: Config, model_folder: Path, index: int, port: int, key: bytes, gpus: range | None = None
+    served: Served, model_folder: Path, index: int, port: int, key: bytes, gpus: range | None = None
 ) -> dict[str, Any]:
     """One server's options, by SGLang's own names; ``gpus``: those of its workers, where it is not to choose."""
-    rollout, options = config.rollout, config.rollout.sglang
+    rollout, options = served.rollout, served.rollout.sglang
     chosen: dict[str, Any] = {
-        "random_seed": (config.run.seed * 1009 + index) % 2**31,
+        "random_seed": (served.seed * 1009 + index) % 2**31,
         "load_format": "dummy",  # the weights come by the first swap
         "skip_tokenizer_init": True,  # token ids go in and out
         "skip_server_warmup": True,
@@ -76,12 +78,11 @@ def arguments(
         chosen["enable_memory_saver"] = True
     if gpus is not None:
         chosen["base_gpu_id"] = gpus.start
-    longest = config.data.max_prompt_tokens + rollout.max_new_tokens
-    chosen |= on_this_machine((longest + 8) * rollout.max_running)
+    chosen |= on_this_machine((served.longest + 8) * rollout.max_running)
     chosen |= {name.replace("-", "_"): value for name, value in options.args.items()}
     chosen |= {
         "model_path": str(model_folder),
-        "dtype": config.model.dtype,
+        "dtype": served.dtype,
         "host": "127.0.0.1",
         "port": port,
         "nccl_port": machine.free_port(),
@@ -128,6 +129,7 @@ def on_this_machine(tokens: int) -> dict[str, Any]:
 def environment(threads: int, workers: int, key: bytes | None) -> dict[str, str]:
     """What a server's processes need on top of this process's environment."""
     found = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    found["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "0"  # log-probs are those of the distribution that is drawn from
     if key is not None:
         found[KEY] = key.hex()
     if not machine.gpus():
@@ -205,7 +207,7 @@ class ServerProcess:
     def last_words(self) -> str:
         """The end of what it printed since it was started."""
         with self.log.open("rb") as log:
-            log.seek(self._began)
+            log.seek(max(self._began, log.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
         return "".join(f"\n  {line[:400]}" for line in lines[-LAST_LINES:]) or "\n  (nothing)"
 

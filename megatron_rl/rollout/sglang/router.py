@@ -11,6 +11,8 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_rl.errors import InputError
@@ -21,6 +23,7 @@ from megatron_rl.system.channel import KEY, api_key, key_from_environment
 from megatron_rl.system.processes import run, tied_to_this_process
 
 _START_SECONDS = 60.0
+_WATCH = 0.5  # seconds between looks at the process
 _LONGEST_REQUEST = 24 * 3600  # seconds; the trainer's own deadline is shorter
 
 
@@ -86,6 +89,24 @@ class Router:
         name = self._ids.pop(url, None)
         if name is not None:
             await self.server.call("DELETE", f"/workers/{name}", seconds=30)
+
+    async def watch(self, restarts: int, route: Callable[[], Awaitable[None]]) -> None:
+        """Start it again when it ends or does not answer, so often in a run; ``route`` then adds the servers that are
+        armed."""
+        for _ in range(restarts):
+            while self.server is None or (self.ready and not self.ended):
+                await asyncio.sleep(_WATCH)
+            self.ready = False
+            print("the router is started again: it ended or does not answer", flush=True)
+            self.stop()
+            self.start()
+            with suppress(InputError):  # it is tried again
+                await self.connect(self.server)
+                await route()
+        while self.ready and not self.ended:
+            await asyncio.sleep(_WATCH)
+        self.ready = False
+        self.lost = f"the router ended too often (rollout.sglang.restarts); {self.log} says why"
 
     def stop(self) -> None:
         """End the process."""

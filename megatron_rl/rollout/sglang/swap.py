@@ -72,10 +72,10 @@ class ServerSwap:
             for config in await self._all(workers, "config"):
                 if wrong := differences(source.hf_config, config):
                     raise InputError(f"{self.name} holds another model than the one that is trained: {wrong}.")
-            tensors = source.tensors()
+            tensors = await asyncio.to_thread(source.tensors)  # thousands of them: the loop looks after other servers
             learnt = await self._all(workers, "learn", tensors, dtype)
             unread = frozenset.intersection(*(missing for _, missing, _ in learnt))
-            layout = Layout(tensors, tuple(shard for shard, _, _ in learnt), unread)
+            layout = await asyncio.to_thread(Layout, tensors, tuple(shard for shard, _, _ in learnt), unread)
             dtypes = {local: kind for _, _, mine in learnt for local, kind in mine.items()}
             offered = source if self.reads else source.without_memory()
             hashes = set(await self._all(workers, "attach", offered, layout))

@@ -7,12 +7,8 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.config import SGLangConfig
+from megatron_rl.rollout.config import FAR, NEAR, SGLangConfig
 from megatron_rl.system import machine
-
-NEAR = ("shared_memory", "cuda_ipc")  # one machine
-FAR = ("gloo", "nccl")  # any
-CHOICES = ("auto", *NEAR, *FAR, "files")
 
 
 def hosts(options: SGLangConfig) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_rl.resharding.families.rope import KEYS as ROPE_KEYS
 from megatron_rl.resharding.layout import Layout, Shard, TensorSpec
 from megatron_rl.resharding.layouts.learnt.learn import fingerprint, learn
 from megatron_rl.resharding.swap import Receiver, SwapSource
@@ -38,10 +39,20 @@ class Weights:
         self.fingerprint = ""
 
     def config(self) -> dict[str, Any]:
-        """The model's config.json; not what SGLang makes of it, which on a CPU has sizes that it pads."""
+        """The model's config.json, with the rotary embedding that the server was started with.
+
+        Not all that SGLang makes of it, which on a CPU has sizes that it pads.
+        """
         config: Any = self.model.config
         path = Path(config.name_or_path) / "config.json"
-        return dict(json.loads(path.read_text()) if path.is_file() else config.to_dict())
+        made = config.to_dict()
+        if not path.is_file():
+            return dict(made)
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if not any(key in made for key in ROPE_KEYS):
+            return dict(said)
+        others = {key: value for key, value in said.items() if key not in ROPE_KEYS}
+        return others | {key: made[key] for key in ROPE_KEYS if key in made}
 
     def learn(self, tensors: dict[str, TensorSpec], dtype: torch.dtype) -> tuple[Shard, frozenset[str], dict[str, str]]:
         """Trace the model's own loading: this worker's layout, the tensors it did not take, its parameters' dtypes."""

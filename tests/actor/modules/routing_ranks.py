@@ -10,11 +10,11 @@ import torch
 
 from megatron_rl.actor import groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 
 
-def scored(actor: Actor, sequences: list[Sequence]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def scored(actor: Actor, sequences: list[TrainingRow]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Log-probs and gradients of the sequences."""
 
     def objective(logprobs, entropy, batch):
@@ -28,7 +28,7 @@ def scored(actor: Actor, sequences: list[Sequence]) -> tuple[torch.Tensor, list[
     return torch.cat([b.columns["logprobs"] for b in batches]), gradients
 
 
-def own_choice(actor: Actor, sequence: Sequence) -> np.ndarray:
+def own_choice(actor: Actor, sequence: TrainingRow) -> np.ndarray:
     """int16 [tokens - 1, layers x top_k]: the experts that the routers choose for a sequence by themselves."""
     chosen = []
 
@@ -53,7 +53,7 @@ def main() -> None:
     prompt, free = rng.integers(0, 99, 6), []
     for length in (9, 20, 33):
         tokens = np.concatenate([prompt, rng.integers(0, 99, length - 6)])
-        free.append(Sequence(tokens, {"weight": (np.arange(length) >= 6).astype(np.float32)}, prompt=6))
+        free.append(TrainingRow(tokens, {"weight": (np.arange(length) >= 6).astype(np.float32)}, prompt=6))
     replayed = [replace(s, experts=own_choice(actor, s)) for s in free]
     other = [replace(s, experts=3 - s.experts) for s in replayed]  # of four experts, always another
 

@@ -7,7 +7,7 @@ import torch
 
 from megatron_rl.actor.micro_batch import build
 from megatron_rl.actor.modules.routing import ReplayedChoice
-from megatron_rl.actor.rows import Sequence
+from megatron_rl.actor.rows import TrainingRow
 from tests.actor.models import write_model
 
 
@@ -37,12 +37,12 @@ def test_every_position_has_its_tokens_experts() -> None:
     """A token's experts are its own number here, so that the two can be compared; padding has none."""
     prompt = np.arange(1, 6)
 
-    def sequence(length: int, first: int, *, given: bool = True, routing: int = 0) -> Sequence:
+    def sequence(length: int, first: int, *, given: bool = True, routing: int = 0) -> TrainingRow:
         tokens = np.concatenate([prompt, np.arange(first, first + length)])
         experts = np.repeat(tokens[:-1, None], 3, 1).astype(np.int16)
         experts[:5] += routing
         weight = (np.arange(len(tokens)) >= 5).astype(np.float32)
-        return Sequence(tokens, {"weight": weight}, prompt=5, experts=experts if given else None)
+        return TrainingRow(tokens, {"weight": weight}, prompt=5, experts=experts if given else None)
 
     sequences = [sequence(4, 100), sequence(1, 200), sequence(7, 300)]
     for options in ({}, {"share_prompts": True}, {"cp_size": 2, "cp_rank": 1}, {"multiple": 4, "at_least": 60}):

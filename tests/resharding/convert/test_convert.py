@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,9 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
 
+from megatron_rl.actor.config import ModelConfig
 from megatron_rl.cli import main
+from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.convert import kernel, parts
 from megatron_rl.resharding.convert.casts import cast_rows, tensor_of
@@ -23,15 +26,18 @@ from megatron_rl.resharding.convert.run import Conversion
 from megatron_rl.resharding.convert.targets import HfTarget, MegatronTarget
 from megatron_rl.resharding.families import family
 from megatron_rl.resharding.families.table import aliases
-from megatron_rl.resharding.folders.hf import open_stored, page_shift, read_hf_config
+from megatron_rl.resharding.folders.hf import open_stored, read_hf_config
+from megatron_rl.resharding.folders.safetensors import page_shift
 from megatron_rl.resharding.folders.stored import TORCH_DTYPES
 from megatron_rl.resharding.folders.torch_dist.archive import find_tensor, object_archive, tensor_archive
+from megatron_rl.resharding.folders.torch_dist.keys import Position
 from megatron_rl.resharding.folders.torch_dist.pickles import read_pickle
 from megatron_rl.resharding.folders.torch_dist.reader import open_torch_dist
 from megatron_rl.resharding.folders.torch_dist.writer import target_sizes
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.fp8 import quantised_names
 from megatron_rl.resharding.quantise import dequantise_blockwise, quantise_blockwise
+from megatron_rl.tracking.run_folder import RunFolder
 from tests.resharding.families.test_families import DEEPSEEK
 from tests.resharding.folders.test_hf import CONFIG, MOE, read_folder, write_folder
 from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards
@@ -157,6 +163,38 @@ def test_fp8_is_that_of_the_whole_tensor(model: Path, tmp_path: Path) -> None:
     assert convert("verify", tmp_path / "fp8", tmp_path / "fp8") == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scales_of_16_bits_are_read(dtype: torch.dtype, model: Path, tmp_path: Path) -> None:
+    """As public checkpoints have them; widened exactly, they are what the weights are multiplied with."""
+    assert convert("hf-to-megatron", model, tmp_path / "m") == 0
+    assert convert("megatron-to-hf", tmp_path / "m", tmp_path / "fp8", "--fp8") == 0
+    path = tmp_path / "fp8" / "model.safetensors"
+    narrow = {n: t.to(dtype) if n.endswith("_scale_inv") else t for n, t in load_file(path).items()}
+    save_file(narrow, path)
+    assert convert("verify", tmp_path / "fp8", tmp_path / "fp8") == 0
+    assert convert("hf-to-megatron", tmp_path / "fp8", tmp_path / "again") == 0
+    assert convert("megatron-to-hf", tmp_path / "again", tmp_path / "plain") == 0
+    plain = read_folder(tmp_path / "plain")
+    for name in quantised_names(read_hf_config(model)):
+        scales = narrow[f"{name}_scale_inv"].float()
+        assert torch.equal(plain[name], dequantise_blockwise(narrow[name], scales, torch.bfloat16))
+    assert convert("verify", tmp_path / "fp8", tmp_path / "plain") == 0
+
+
+def test_a_model_saved_without_its_prediction_layers(tmp_path: Path) -> None:
+    """Converted as one without them, in both directions, whatever number config.json gives; each target says 0."""
+    hf = hf_tensors(DEEPSEEK | {"num_nextn_predict_layers": 0}, tags=False)
+    model = write_folder(tmp_path / "hf", hf, DEEPSEEK, files=2)
+    assert convert("hf-to-megatron", model, tmp_path / "m") == 0
+    assert not any(key.startswith("mtp.") for key in loaded(tmp_path / "m"))
+    assert read_hf_config(tmp_path / "m" / "huggingface")["num_nextn_predict_layers"] == 0
+    assert convert("megatron-to-hf", tmp_path / "m", tmp_path / "back", "--model", model) == 0
+    back = read_folder(tmp_path / "back")
+    assert back.keys() == hf.keys() and all(torch.equal(back[n], t) for n, t in hf.items())
+    assert read_hf_config(tmp_path / "back")["num_nextn_predict_layers"] == 0
+    assert convert("verify", model, tmp_path / "m") == convert("verify", tmp_path / "m", tmp_path / "back") == 0
+
+
 def test_verify_names_the_first_difference(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert("hf-to-megatron", model, tmp_path / "m", "--tensor-parallel", 2) == 0
     assert convert("verify", model, tmp_path / "m") == 0
@@ -172,6 +210,78 @@ def test_verify_names_the_first_difference(model: Path, tmp_path: Path, capsys: 
     assert f"{name}[150, 7] is 3.0 in the first" in said
     assert convert("verify", tmp_path / "m", model, "--buffer-size", "1MiB") == 1
     assert f"{name}[150, 7] is " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["hf", "megatron"])
+@pytest.mark.parametrize("what", ["fewer layers", "another width", "another family", "a tensor less"])
+def test_other_tensors_are_a_difference(
+    kind: str, what: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "fewer layers": {"num_hidden_layers": 1},
+        "another width": {"moe_intermediate_size": 128},
+        "another family": {"model_type": "qwen3"},
+        "a tensor less": {},
+    }
+    config = read_hf_config(model) | changes[what]
+    second = write_folder(tmp_path / "other", hf_tensors(config, tags=False), config, files=1)
+    if kind == "megatron":
+        assert convert("hf-to-megatron", second, tmp_path / "m") == 0
+        second = tmp_path / "m"
+        if what == "a tensor less":  # which a model folder of the first's tells
+            (second / "huggingface" / "config.json").write_text(
+                json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] + 1})
+            )
+    elif what == "a tensor less":
+        tensors = load_file(second / "model.safetensors")
+        del tensors["model.norm.weight"]
+        save_file(tensors, second / "model.safetensors")
+    capsys.readouterr()
+    for pair in ((model, second), (second, model)):
+        assert convert("verify", *pair) == 1
+        said = capsys.readouterr().out
+        assert said.startswith(f"{pair[0]} and {pair[1]} differ: ") and str(second) in said.partition(": ")[2]
+
+
+def test_a_checkpoint_of_a_run_finds_its_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it started from; where that has gone, what the run itself keeps."""
+    run = RunFolder(tmp_path / "runs" / "r")
+    checkpoint = run.checkpoints / "step-1-000002"
+    run.checkpoints.mkdir(parents=True)
+    assert convert("hf-to-megatron", model, checkpoint) == 0
+    shutil.rmtree(checkpoint / "huggingface")
+    assert convert("megatron-to-hf", checkpoint, tmp_path / "none") == 2
+    assert "name the model's Hugging Face folder (--model)" in capsys.readouterr().err
+    run.write_config(Config(model=ModelConfig(path=str(model))))
+    assert convert("megatron-to-hf", checkpoint, tmp_path / "one") == 0
+    assert convert("verify", checkpoint, checkpoint) == 0
+    model.rename(run.export)
+    assert convert("megatron-to-hf", checkpoint, tmp_path / "two") == 0
+    assert convert("verify", tmp_path / "one", tmp_path / "two") == 0
+
+
+def test_reading_a_mixture_takes_time_in_proportion_to_its_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How often it is asked where an expert stands, instead of seconds."""
+    asked, get = 0, object.__getattribute__
+
+    def counting(position: Position, name: str) -> Any:
+        nonlocal asked
+        asked += 1
+        return get(position, name)
+
+    counts = []
+    for experts in (40, 80):
+        config = MOE | {"num_experts": experts, "moe_intermediate_size": 2}
+        folder = write_folder(tmp_path / f"hf{experts}", hf_tensors(config, tags=False), config, files=1)
+        assert convert("hf-to-megatron", folder, tmp_path / f"m{experts}") == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Position, "__getattribute__", counting, raising=False)
+            asked = 0
+            open_torch_dist(tmp_path / f"m{experts}", config)
+            counts.append(asked)
+    assert 1000 < counts[1] < 2.2 * counts[0]
 
 
 def test_inspect(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

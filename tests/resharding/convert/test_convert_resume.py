@@ -19,6 +19,7 @@ from megatron_rl.resharding.convert.run import Conversion
 from megatron_rl.resharding.convert.targets import MegatronTarget
 from megatron_rl.resharding.folders.hf import open_stored, read_hf_config
 from megatron_rl.resharding.layout import ParallelSizes
+from tests.conftest import PATIENCE
 from tests.resharding.folders.test_hf import CONFIG, MOE, write_folder
 from tests.resharding.reference import hf_tensors
 
@@ -46,7 +47,7 @@ def child(
     source: Path, target: Path, kind: str, parts: int, *options: str, sent: signal.Signals = signal.SIGKILL
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", CONVERT, str(source), str(target), kind, str(parts), str(int(sent)), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import layer_places, layout_violations, megatron_layout
 from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.proof import check_layout
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 MISTRAL: dict[str, Any] = {
     "model_type": "mistral",
@@ -92,7 +92,7 @@ def real_models() -> list[list[Any]]:
     script = Path(__file__).parent / "real_families.py"
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(script)]
-    done = subprocess.run(command, input=json.dumps(cases), env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, input=json.dumps(cases), env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr.splitlines()[-1]
     return json.loads(done.stdout.splitlines()[-1])
 

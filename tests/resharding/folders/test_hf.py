@@ -12,10 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.families.table import stored_dtype
 from megatron_rl.resharding.folders import export
 from megatron_rl.resharding.folders import hf as hf_folder_module
 from megatron_rl.resharding.folders.export import export_hf
-from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.resharding.folders.hf import model_config, open_stored, read_hf_config
 from megatron_rl.resharding.folders.load import load_hf, open_hf_folder
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout
@@ -23,6 +24,7 @@ from megatron_rl.resharding.proof import ProofError
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.transports.shared_memory import publish
 from megatron_rl.system.files import require_space
+from tests.resharding.families.test_families import DEEPSEEK, GLM4_MOE
 from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards
 
 CONFIG: dict[str, Any] = {
@@ -158,6 +160,47 @@ def test_export_in_another_dtype(tmp_path: Path) -> None:
     assert torch.equal(loaded[0]["0/decoder.final_layernorm.weight"], hf["model.norm.weight"].bfloat16().float())
 
 
+@pytest.mark.parametrize("keys", [("dtype",), ("torch_dtype",), ("dtype", "torch_dtype"), ()])
+def test_an_export_says_what_it_holds_by_every_name(keys: tuple[str, ...], tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = {k: v for k, v in CONFIG.items() if k != "dtype"} | dict.fromkeys(keys, "bfloat16")
+    ranks = megatron_shards(hf_tensors(config, tags=False), config, SIZES)
+    export_hf(tmp_path / "b", SwapSource(config, SIZES, False, False, [publish(rank) for rank in ranks]))
+    assert {t.dtype for t in read_folder(tmp_path / "b").values()} == {torch.float32}
+    written = read_hf_config(tmp_path / "b")
+    assert {key: written.get(key) for key in keys or ("dtype",)} == dict.fromkeys(keys or ("dtype",), "float32")
+    assert stored_dtype(written) == "float32" and AutoConfig.from_pretrained(tmp_path / "b").dtype == torch.float32
+
+
+CARRIED = [
+    *("tokenizer.json", "tokenizer.model", "chat_template.jinja", "additional_chat_templates/rag.jinja"),
+    *(
+        "tokenization_small.py",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "LICENSE",
+        "sentencepiece.bpe.model",
+    ),
+]
+LEFT = ["README.md", "training_args.bin", "optimizer.pt", "trainer_state.json", ".gitattributes", "old/tokenizer.json"]
+
+
+def test_all_that_belongs_to_a_model_is_carried(tmp_path: Path) -> None:
+    config = CONFIG | {"quantization_config": {"quant_method": "fp8"}}
+    origin = tmp_path / "a"
+    for name in CARRIED + LEFT:
+        (origin / name).parent.mkdir(parents=True, exist_ok=True)
+        (origin / name).write_text(name)
+    ranks = megatron_shards(hf_tensors(config, tags=False), config, SIZES)
+    source = SwapSource(config, SIZES, False, False, [publish(rank) for rank in ranks])
+    export_hf(tmp_path / "b", source, carry_from=origin)
+    written = {p.relative_to(tmp_path / "b").as_posix(): p for p in (tmp_path / "b").rglob("*") if p.is_file()}
+    assert written.keys() == {*CARRIED, "config.json", "model.safetensors"}
+    assert all(written[name].read_text() == name for name in CARRIED)
+    assert "quantization_config" not in read_hf_config(tmp_path / "b")
+
+
 def test_export_is_all_or_nothing(tmp_path: Path) -> None:
     ranks = megatron_shards(hf_tensors(CONFIG, tags=False), CONFIG, SIZES)
     source = SwapSource(CONFIG, SIZES, False, False, [publish(rank) for rank in ranks])
@@ -178,6 +221,45 @@ def test_a_tied_checkpoint_may_store_its_head(tmp_path: Path) -> None:
     tensors = open_hf_folder(write_folder(tmp_path / "a", stored, CONFIG, files=2), CONFIG)
     assert tensors.keys() == hf.keys()
     assert all(torch.equal(tensors[name], t.flatten()) for name, t in hf.items())
+
+
+def test_a_tied_checkpoint_may_store_its_head_alone(tmp_path: Path) -> None:
+    hf = hf_tensors(CONFIG, tags=False)
+    stored = {name.replace("model.embed_tokens", "lm_head"): t for name, t in hf.items()}
+    assert stored.keys() != hf.keys()
+    tensors = open_hf_folder(write_folder(tmp_path / "a", stored, CONFIG), CONFIG)
+    assert tensors.keys() == hf.keys()
+    assert all(torch.equal(tensors[name], t.flatten()) for name, t in hf.items())
+
+
+def test_what_is_no_weight_need_not_be_in_the_index(tmp_path: Path) -> None:
+    hf = hf_tensors(CONFIG, tags=False)
+    folder = write_folder(tmp_path / "a", hf, CONFIG, files=3)
+    rewrite(folder / SECOND, lambda t: t | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)})
+    assert open_hf_folder(folder, CONFIG).keys() == hf.keys()
+
+
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("config", [DEEPSEEK, GLM4_MOE])
+def test_prediction_layers_without_tensors_are_no_layers(config: dict[str, Any], files: int, tmp_path: Path) -> None:
+    """As transformers saves these models: it has no such layers, and leaves their number in config.json."""
+    predicted = f"model.layers.{config['num_hidden_layers']}."
+    hf = hf_tensors(config | {"num_nextn_predict_layers": 0}, tags=False)
+    folder = write_folder(tmp_path / "a", hf, config, files)
+    assert model_config(folder) == config | {"num_nextn_predict_layers": 0}
+    assert open_stored(folder, config).hf_config["num_nextn_predict_layers"] == 0
+    without = megatron_shards(hf, config | {"num_nextn_predict_layers": 0}, ParallelSizes())
+    (rank,) = load(folder, config | {"num_nextn_predict_layers": 0}, ParallelSizes(), torch.float32)
+    assert rank.keys() == without[0].keys() and all(torch.equal(rank[n], t) for n, t in without[0].items())
+    parameters = {name: torch.full_like(t, 7) for name, t in rank.items()}
+    load_hf(folder, config, ParallelSizes(), 0, parameters)
+    assert all(torch.equal(parameters[n], t) for n, t in rank.items())
+    whole = hf_tensors(config, tags=False)
+    assert model_config(write_folder(tmp_path / "b", whole, config, files)) == config
+    some = {name: t for name, t in whole.items() if name != f"{predicted}enorm.weight"}
+    folder = write_folder(tmp_path / "c", some, config, files)
+    with pytest.raises(InputError, match=rf"does not hold tensor {predicted}enorm\.weight; 1 of"):
+        open_stored(folder, model_config(folder))
 
 
 @pytest.mark.parametrize("other", ["number", "shape", "dtype"])
@@ -254,8 +336,29 @@ def add_copy(folder: Path) -> None:
 
 NO_WHOLE_NUMBERS = rf"is damaged: its header does not describe tensor {GATE}"
 BROKEN: dict[str, tuple[int, Damage, str]] = {
-    "no folder": (1, lambda f: f.rename(f.parent / "b"), r"a has neither model\.safetensors nor .*it holds no weights"),
-    "no index": (3, lambda f: (f / INDEX).unlink(), r"it has model-00001-of-00003\.safetensors, .*but no index"),
+    "no folder": (1, lambda f: f.rename(f.parent / "b"), r"no such folder as .*a: give a local Hugging Face folder"),
+    "no weights": (1, lambda f: (f / "model.safetensors").unlink(), r"a holds no weights \(\*\.safetensors\)"),
+    "no index": (3, lambda f: (f / INDEX).unlink(), r"has model-00001-of-00003\.safetensors, .*, but no index"),
+    "other name": (
+        1,
+        lambda f: (f / "model.safetensors").rename(f / "policy.safetensors"),
+        r"has policy\.safetensors, and neither .*: rename it to model\.safetensors if it is the whole",
+    ),
+    "missing shards": (
+        3,
+        lambda f: [(f / name).unlink() for name in (SECOND, SECOND.replace("2-", "3-"))],
+        r"the shard is missing \(and so are 1 others\)",
+    ),
+    "two cut shards": (
+        3,
+        lambda f: [cut(f / name, 9) for name in (SECOND, SECOND.replace("2-", "3-"))],
+        r"2 problems: \(1\) .*cut short.* \(2\) .*cut short",
+    ),
+    "pointer": (
+        1,
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        r"model\.safetensors is a Git LFS pointer, not the file itself: run `git lfs pull`",
+    ),
     "missing shard": (
         3,
         lambda f: (f / SECOND).unlink(),
@@ -265,7 +368,7 @@ BROKEN: dict[str, tuple[int, Damage, str]] = {
     "wrong shard": (
         3,
         lambda f: edit_index(f, {GATE: SECOND}),
-        rf"model-00001-of-00003\.safetensors holds tensor {GATE}, and {INDEX} does not say so",
+        rf"says that {GATE} is in {SECOND}, which does not hold it\. It is in model-00001-of-00003\.safetensors",
     ),
     "broken index": (3, lambda f: cut(f / INDEX, 50), r"index\.json is not valid JSON .*cut short"),
     "empty index": (3, lambda f: (f / INDEX).write_text("{}"), r"index\.json has no weight_map"),
@@ -279,8 +382,16 @@ BROKEN: dict[str, tuple[int, Damage, str]] = {
         lambda f: edit_index(f, {"model.layers.0.x": SECOND}),
         rf"says that model\.layers\.0\.x is in {SECOND}, which does not",
     ),
-    "not in the index": (3, lambda f: edit_index(f, {GATE: None}), rf"holds tensor {GATE}, and {INDEX} does not say"),
-    "stored twice": (3, add_copy, rf"holds tensor {GATE}, and {INDEX} does not say so"),
+    "not in the index": (
+        3,
+        lambda f: edit_index(f, {GATE: None}),
+        rf"holds tensor {GATE}, which {INDEX} does not list: add it to the weight_map there",
+    ),
+    "stored twice": (
+        3,
+        add_copy,
+        rf"0000[23]-of-00003.safetensors holds tensor {GATE}, which {INDEX} says is in model-00001-of-00003",
+    ),
     "file of no name": (3, lambda f: edit_index(f, {GATE: ["x"]}), rf"says that {GATE} is in \['x'\]"),
     "index and one file": (
         3,
@@ -306,7 +417,7 @@ BROKEN: dict[str, tuple[int, Damage, str]] = {
     ),
     "nested index": (3, lambda f: (f / INDEX).write_text("[" * 200_000), r"index\.json is not valid JSON"),
     "cut header": (1, lambda f: cut(f / "model.safetensors", 100), r"model\.safetensors is cut short: its header"),
-    "empty file": (1, lambda f: cut(f / "model.safetensors", 0), r"model\.safetensors is cut short: its header"),
+    "empty file": (1, lambda f: cut(f / "model.safetensors", 0), r"model\.safetensors is empty \(0 bytes\)"),
     "no safetensors": (
         1,
         lambda f: (f / "model.safetensors").write_bytes((4).to_bytes(8, "little") + b"PK\3\4data"),
@@ -357,4 +468,7 @@ def test_config_json(tmp_path: Path) -> None:
     untied = CONFIG | {"tie_word_embeddings": False}
     folder = write_folder(tmp_path / "a", hf_tensors(CONFIG, tags=False), untied)
     with pytest.raises(InputError, match=r"lm_head\.weight \(config\.json has tie_word_embeddings=false\); 1 of"):
+        open_hf_folder(folder, untied)
+    del untied["tie_word_embeddings"]
+    with pytest.raises(InputError, match=r"lm_head\.weight \(config\.json has no tie_word_embeddings\); 1 of"):
         open_hf_folder(folder, untied)

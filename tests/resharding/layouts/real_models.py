@@ -29,7 +29,7 @@ def build(config: dict[str, Any], actor: ActorConfig, rank: int, world: int) -> 
         actor.virtual_pipeline if actor.virtual_pipeline > 1 else None,
         context_parallel_size=actor.context_parallel,
         expert_model_parallel_size=actor.expert_parallel,
-        expert_tensor_parallel_size=1,
+        expert_tensor_parallel_size=actor.expert_tensor_parallel,
         create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(0)

@@ -32,7 +32,7 @@ from megatron_rl.resharding.quantise import (
     quantise_tensor,
     quantised_names,
 )
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.resharding.families.test_families import DEEPSEEK, DEEPSEEK_V3, GLM4_MOE
 from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards
 from tests.resharding.sglang_reference import sglang_shards
@@ -275,7 +275,7 @@ def test_two_processes_agree_on_the_scales_of_cut_tiles(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-W", "ignore", str(script), str(rank), "2", str(tmp_path)], env=env)
         for rank in range(2)
     ]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    assert [rank.wait(PATIENCE) for rank in ranks] == [0, 0]
     held = [torch.load(tmp_path / f"{rank}.offered.pt") for rank in range(2)]
     source = quantised_source(megatron_layout(MODEL, sizes), names)
     (landed,) = moved(source, held, quantised_source(files_layout(MODEL), names))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from megatron_rl.resharding.families.table import dimensions
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout, padded_vocabulary
 from megatron_rl.resharding.layouts.transformers import files_layout, transformers_layout
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 DENSE: dict[str, Any] = {
     "model_type": "qwen3",
@@ -40,8 +42,13 @@ REAL = [
     (TIED, dict(tensor_parallel=2, pipeline_parallel=2, data_parallel=2)),
     (TIED, dict(pipeline_parallel=2, virtual_pipeline=2, context_parallel=2)),
     (QWEN2, dict(tensor_parallel=2, pipeline_parallel=4)),
+    (TIED, dict(pipeline_parallel=2, first_stage=3)),
+    (DENSE | {"num_hidden_layers": 9}, dict(pipeline_parallel=4, first_stage=2, last_stage=1, tensor_parallel=2)),
+    (DENSE | {"num_hidden_layers": 6}, dict(pipeline_parallel=2, last_stage=2, virtual_pipeline=2)),
     (LLAMA, dict(tensor_parallel=4)),  # more ranks than query groups
     (MOE, dict(tensor_parallel=2, expert_parallel=2, pipeline_parallel=2)),
+    (MOE, dict(tensor_parallel=2, expert_tensor_parallel=2)),
+    (MOE, dict(data_parallel=4, expert_parallel=2, expert_tensor_parallel=2)),
     (MOE, dict(expert_parallel=4, data_parallel=2, context_parallel=2, pipeline_parallel=2, virtual_pipeline=2)),
 ]
 
@@ -56,7 +63,7 @@ def real_models() -> list[list[Any]]:
     cases = [(*case, [0, world // 2, world - 1], world) for case, world in zip(REAL, worlds, strict=True)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(SCRIPT)]
-    done = subprocess.run(command, input=json.dumps(cases), env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, input=json.dumps(cases), env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -128,7 +135,7 @@ def test_every_violation_at_once() -> None:
         "actor.tensor_parallel=3 does not divide num_attention_heads=32; 1, 2, 4, 8, 16, 32 do.",
         "actor.tensor_parallel=3 does not divide num_key_value_heads=8; 1, 2, 4, 8 do.",
         "actor.pipeline_parallel x actor.virtual_pipeline = 5 x 2 does not divide num_hidden_layers=36; "
-        "1, 2, 3, 4, 6, 9, 12, 18, 36 do.",
+        "1, 2, 3, 4, 6, 9, 12, 18, 36 do. Or set actor.first_stage=6, actor.last_stage=6.",
         "actor.expert_parallel=2, but qwen3 has no experts; use 1.",
         "actor.expert_tensor_parallel=7, but qwen3 has no experts; use 1.",
     ]
@@ -145,11 +152,35 @@ def test_every_violation_at_once() -> None:
         "actor.virtual_pipeline=2 needs actor.pipeline_parallel > 1.",
         "actor.first_stage=3 needs actor.pipeline_parallel > 1.",
     ]
+    assert layout_violations(DENSE, ParallelSizes(pipeline=4, first_stage=2, last_stage=2)) == [
+        "actor.first_stage=2 and actor.last_stage=2 leave layers that cannot be divided evenly over the other stages "
+        "and their chunks (num_hidden_layers=4, actor.pipeline_parallel=4); actor.first_stage=1, actor.last_stage=1 "
+        "would do."
+    ]
+    assert layout_violations(DENSE, ParallelSizes(pipeline=5)) == [
+        "actor.pipeline_parallel=5 does not divide num_hidden_layers=4; 1, 2, 4 do."
+    ]
     assert layout_violations(DENSE, ParallelSizes(tensor=0, data=-1, first_stage=-3)) == [
         "actor.tensor_parallel=0 is not positive.",
         "actor.data_parallel=-1 is not positive.",
         "actor.first_stage=-3 is negative.",
     ]
+
+
+@pytest.mark.parametrize("virtual", [1, 2, 3])
+def test_every_other_number_of_layers_that_is_proposed_fits(virtual: int) -> None:
+    for layers in range(1, 100):
+        for pipeline in range(2, 10):
+            sizes = ParallelSizes(pipeline=pipeline, virtual=virtual)
+            for said in layout_violations(DENSE | {"num_hidden_layers": layers}, sizes):
+                ends = re.findall(r"_stage=(\d+)", said)
+                if layers % virtual or layers < pipeline * virtual:
+                    assert not ends
+                    continue
+                first, last = map(int, ends)
+                proposed = replace(sizes, first_stage=first, last_stage=last)
+                assert layout_violations(DENSE | {"num_hidden_layers": layers}, proposed) == []
+                assert abs(first - last) <= virtual
 
 
 def test_families() -> None:

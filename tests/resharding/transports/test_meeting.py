@@ -28,12 +28,12 @@ from megatron_rl.swap.sender import Sender
 from megatron_rl.system.channel import KEY
 from megatron_rl.system.control import Control, Worker, WorkerError, answer_calls, call_in
 from megatron_rl.system.tcp_store import listening_store
-from tests.conftest import free_port
+from tests.conftest import PATIENCE, free_port
 from tests.resharding.reference import hf_tensors, megatron_shards
 from tests.resharding.sglang_reference import sglang_shards
 from tests.resharding.transports.test_transport import CONFIG, ENGINE, SIZES
 
-SECONDS = 60.0
+SECONDS = PATIENCE
 LAYOUT = megatron_layout(CONFIG, SIZES)
 HF = hf_tensors(CONFIG, tags=False)
 HELD = megatron_shards(HF, CONFIG, SIZES)

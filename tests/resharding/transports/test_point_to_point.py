@@ -24,7 +24,7 @@ from megatron_rl.resharding.swap import merge_hashes
 from megatron_rl.resharding.transports.endpoints import Endpoints
 from megatron_rl.resharding.transports.point_to_point import PointToPointSource
 from megatron_rl.resharding.transports.transport import owned_hashes
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.resharding.layouts.test_fp8 import offers, quantised_model
 from tests.resharding.reference import Tensors, hf_tensors, megatron_shards, transformers_parameters
 from tests.resharding.sglang_reference import sglang_shards
@@ -74,7 +74,7 @@ def swap(work: Job, folder: Path) -> list[dict[int, Outcome]]:
     command = [sys.executable, "-W", "ignore", str(RANKS), str(folder)]
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
     try:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

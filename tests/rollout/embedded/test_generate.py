@@ -141,6 +141,20 @@ def test_results_do_not_depend_on_what_runs_together(qwen3, alone, max_running):
         assert np.abs(np.array(one.logprobs) - np.array(two.logprobs)).max() <= 1e-5
 
 
+def test_it_says_how_many_are_done(qwen3):
+    """Two of the four groups at a time: with stop tokens as they are drawn, without when all have all their tokens."""
+    batch, said = requests([4, 9, 2, 7], group=5), []
+
+    def say(done: int, asked: int) -> None:
+        said.append((done, asked))
+
+    generate(qwen3, batch, Sampling(12), max_running=10, say=say)
+    assert said[0] == (0, 20) and {done for done, _ in said} == {0, 10}
+    said.clear()
+    generate(qwen3, batch, MIXED, max_running=10, say=say)
+    assert said == sorted(said) and len(set(said)) > 5 and said[-1][1] == 20
+
+
 def test_at_most_max_running_rows_are_decoded(qwen3):
     """Counted where the rows pass: in the last layer."""
     seen = []

@@ -1,11 +1,13 @@
 """The embedded engine as a real process, with a trainer whose ranks live in this one."""
 
+import asyncio
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from megatron_rl.rollout.embedded.client import (
 from megatron_rl.rollout.embedded.generate import generate
 from megatron_rl.rollout.protocol import Request, Sampling
 from megatron_rl.system.channel import key_from_environment, parse_address
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 KEY = secrets.token_bytes(16)
 CONFIG = RolloutConfig(max_running=24, threads=1)
@@ -61,7 +63,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def gone(pid: int, seconds: float = 20.0) -> bool:
+def gone(pid: int, seconds: float = PATIENCE) -> bool:
     """Whether a process ends in time (a zombie has ended)."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -122,7 +124,7 @@ def test_a_taken_address_and_a_wrong_key(started, folder):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert again.returncode == 2
     assert again.stderr.startswith("error: ") and address in again.stderr
@@ -226,6 +228,40 @@ def test_a_pool_is_one_engine(started, engines, models, trainer):
     swap(pool, ranks, 6)
 
 
+def test_requests_awaited_one_by_one_are_completed_as_one_batch(engines, models, trainer):
+    """Bit for bit what ``generate`` answers: by one engine, and by two that share them."""
+    ranks = trainer(models["qwen3"][0], ParallelSizes())
+    requests = [Request([1 + i] * (1 + 3 * i % 7), [10 * i, 10 * i + 1, 10 * i + 2]) for i in range(13)]
+
+    async def complete(engine):
+        return await asyncio.gather(*(engine.complete(request, SAMPLING) for request in requests))
+
+    for engine in (engines[0], EnginePool(engines)):
+        engine.attach(ranks.source())
+        swap(engine, ranks, 7)
+        assert asyncio.run(complete(engine)) == engine.generate(requests, SAMPLING)
+    engines[0].begin_swap(9)
+    with pytest.raises(SwapError, match="swap 9 is not finished"):
+        asyncio.run(complete(engine))
+    engines[0].finish_swap(9, ranks.hashes())
+
+
+def test_how_far_a_generation_is(engines, models, trainer):
+    ranks = trainer(models["qwen3"][0], ParallelSizes())
+    pool = EnginePool(engines)
+    pool.attach(ranks.source())
+    swap(pool, ranks, 1)
+    requests = [Request([1, 2, 3], list(range(40))) for _ in range(2)]
+    generating = threading.Thread(target=pool.generate, args=(requests, Sampling(100, stop_tokens=(3,))))
+    assert pool.progress() == (0, 0)
+    generating.start()
+    seen = set()
+    while generating.is_alive():
+        seen.add(pool.progress())
+    assert (0, 80) in seen and all(0 <= done <= asked <= 80 for done, asked in seen)
+    assert pool.progress() == (0, 0)
+
+
 def test_memory_stays_flat(engines, models, trainer):
     engine, ranks = engines[0], trainer(models["qwen3"][0], ParallelSizes(tensor=2))
     engine.attach(ranks.source())
@@ -250,7 +286,7 @@ def test_stop_ends_the_process_and_an_interrupt_does_not(started, engines):
     started[1].process.send_signal(signal.SIGINT)
     assert engines[1].health()["pid"] == started[1].pid
     engines[1].stop()
-    assert started[1].process.wait(20) == 0
+    assert started[1].process.wait(PATIENCE) == 0
     engines[1].stop()  # nothing is left to do
 
 
@@ -265,7 +301,7 @@ def test_an_engine_ends_when_its_client_is_gone(folder, tmp_path):
         engine = EmbeddedEngine(address, KEY)
         assert engine.health()["pid"] == process.pid
         del engine
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()

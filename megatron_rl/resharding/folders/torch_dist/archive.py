@@ -8,6 +8,7 @@ a CRC of zero for them, which torch does not check: the bytes are copied by the 
 import os
 import struct
 import zlib
+from functools import cache, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ _LOCATOR64 = struct.Struct("<4sIQI")
 _DESCRIPTOR, _DESCRIPTOR64 = struct.Struct("<4s3I"), struct.Struct("<4sI2Q")
 _DESCRIBED = 8  # flag of an entry whose sizes stand behind it
 _FULL = 0xFFFFFFFF
+_Rows = list[tuple[bytes, int, int, int]]  # of the directory: name, size, crc, offset
 _TAIL = 2048  # bytes at an archive's end that hold its directory in any usual case
 
 
@@ -43,7 +45,7 @@ def _local(name: bytes, size: int, crc: int, pad: int = 0) -> bytes:
     return _LOCAL.pack(b"PK\3\4", 45, 0x800, 0, 0, 0, crc, short, short, len(name), len(extra)) + name + extra
 
 
-def _directory(entries: list[tuple[bytes, int, int, int]], begin: int) -> bytes:
+def _directory(entries: _Rows, begin: int) -> bytes:
     """The central directory of (name, size, crc, offset) at position ``begin``, and the end records."""
     out = []
     for name, size, crc, offset in entries:
@@ -61,9 +63,10 @@ def _directory(entries: list[tuple[bytes, int, int, int]], begin: int) -> bytes:
     return directory + _END.pack(b"PK\5\6", 0, 0, len(entries), len(entries), size, min(begin, _FULL), 0)
 
 
-def _head(description: Any) -> tuple[bytes, list[tuple[bytes, int, int, int]]]:
+def _head(description: Any) -> tuple[bytes, _Rows]:
     """The small entries that every archive begins with, and their rows in the directory."""
-    out, entries = b"", []
+    out: bytes = b""
+    entries: _Rows = []
     for name, content in (("data.pkl", write_pickle(description)), ("byteorder", b"little"), ("version", b"3\n")):
         full, crc = f"archive/{name}".encode(), zlib.crc32(content)
         entries.append((full, len(content), crc, len(out)))
@@ -77,22 +80,25 @@ def object_archive(value: Any) -> bytes:
     return head + _directory(entries, len(head))
 
 
+@cache
+def _tensor_head(dtype: str, shape: tuple[int, ...]) -> tuple[bytes, _Rows]:
+    storage = Persistent(("storage", Global("torch", STORAGE_NAMES[dtype]), "0", "cpu", prod(shape)))
+    arguments = (storage, 0, shape, row_major(shape), False, Call(Global("collections", "OrderedDict"), ()))
+    return _head(Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments))
+
+
 def tensor_archive(dtype: str, shape: tuple[int, ...], position: int, residue: int) -> tuple[bytes, bytes]:
     """What stands before and after a tensor's bytes in an archive that begins at ``position`` of its file.
 
     The bytes begin at a position that leaves ``residue`` modulo the page size.
     """
-    count = prod(shape)
-    size = count * ITEMSIZES[dtype]
-    storage = Persistent(("storage", Global("torch", STORAGE_NAMES[dtype]), "0", "cpu", count))
-    arguments = (storage, 0, shape, row_major(shape), False, Call(Global("collections", "OrderedDict"), ()))
-    head, entries = _head(Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments))
+    size = prod(shape) * ITEMSIZES[dtype]
+    head, entries = _tensor_head(dtype, shape)
     name = b"archive/data/0"
     pad = (residue - position - len(head) - len(_local(name, size, 0))) % PAGE
     pad += PAGE if 0 < pad < 4 else 0
-    entries.append((name, size, 0, len(head)))
     before = head + _local(name, size, 0, pad)
-    return before, _directory(entries, len(before) + size)
+    return before, _directory([*entries, (name, size, 0, len(head))], len(before) + size)
 
 
 class _Entry(NamedTuple):
@@ -173,6 +179,11 @@ def _content(handle: int, entry: _Entry) -> int:
     return int(position)
 
 
+@lru_cache(maxsize=1 << 10)  # chunks of one shape are described alike
+def _described(content: bytes) -> Any:
+    return read_pickle(content)
+
+
 def find_tensor(handle: int, begin: int, length: int) -> tuple[str, tuple[int, ...], int]:
     """Dtype, shape and position in the file of the tensor of an archive at [begin, begin + length) of an open file.
 
@@ -181,7 +192,7 @@ def find_tensor(handle: int, begin: int, length: int) -> tuple[str, tuple[int, .
     try:
         entries = _entries(handle, begin, length)
         position = _content(handle, entries["data.pkl"])
-        saved = read_pickle(os.pread(handle, entries["data.pkl"].size, position))
+        saved = _described(os.pread(handle, entries["data.pkl"].size, position))
         if not isinstance(saved, SavedTensor):
             raise ValueError("it holds no tensor")
         dtype, key, _ = saved.storage

@@ -36,7 +36,22 @@ _STORAGES = {
     "BoolStorage": "BOOL",
 }
 STORAGE_NAMES = {dtype: name for name, dtype in _STORAGES.items()}
-_MEMOISES = {"PUT", "LONG_BINPUT"}
+_PUT, _LONG_BINPUT, _STOP = b"pr."
+_LENGTHS = {  # bytes of the length that stands before an argument
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_LINES = {  # opcode -> lines of text that follow
+    ord(op.code): 1 + op.arg.name.endswith("_pair")
+    for op in pickletools.opcodes
+    if op.arg and op.arg.n == pickletools.UP_TO_NEWLINE
+}
+_FOLLOWING = {  # opcode -> bytes that follow; of a length before the argument, less than 0
+    ord(op.code): 0 if op.arg is None else -_LENGTHS.get(op.arg.n, 1) if op.arg.n < 0 else op.arg.n
+    for op in pickletools.opcodes
+}
 _PACKAGES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")
 
 
@@ -108,13 +123,37 @@ def read_pickle(content: bytes) -> Any:
     Raises ValueError for anything that is no such pickle.
     """
     try:
-        for opcode, number, _ in pickletools.genops(content):
-            # Python would make room for all numbers below, which of a damaged one takes minutes or all memory.
-            if opcode.name in _MEMOISES and (number or 0) > len(content):
-                raise ValueError(f"object number {number} of {len(content)} bytes")
+        _check_memo(content)
         return _Unpickler(io.BytesIO(content)).load()
     except Exception as error:  # what a damaged pickle raises is anyone's guess
         raise ValueError(str(error)) from error
+
+
+def _check_memo(content: bytes) -> None:
+    """No object has a number that there cannot be so many of.
+
+    Python would make room for all numbers below, which of a damaged one takes minutes or all memory. As
+    ``pickletools.genops`` reads, but without making anything of what it reads: in a large checkpoint's metadata that
+    takes longer than all the rest.
+    """
+    at, end = 0, len(content)
+    while at < end:
+        code = content[at]
+        at += 1
+        if code == _STOP or code not in _FOLLOWING:  # where reading ends, too
+            return
+        size = _FOLLOWING[code]
+        if size >= 0:
+            if code == _LONG_BINPUT and (number := int.from_bytes(content[at : at + 4], "little")) > end:
+                raise ValueError(f"object number {number} of {end} bytes")
+            at += size
+        elif code in _LINES:
+            for _ in range(_LINES[code]):
+                begin, at = at, content.index(b"\n", at) + 1
+                if code == _PUT and (number := int(content[begin : at - 1])) > end:
+                    raise ValueError(f"object number {number} of {end} bytes")
+        else:  # the length comes first
+            at += -size + int.from_bytes(content[at : at - size], "little")
 
 
 @dataclass(frozen=True)
@@ -152,9 +191,11 @@ class _Writer:
     def __init__(self) -> None:
         self.out: list[bytes] = [b"\x80\x02"]
         self.memo: dict[Any, int] = {}
+        kinds = (type(None), bool, int, float, str, tuple, list, dict, Global, Call, Made, Persistent)
+        self._by_type = {kind: getattr(self, f"_{kind.__name__.lower()}") for kind in kinds}
 
     def write(self, value: Any) -> None:
-        getattr(self, f"_{type(value).__name__.lower()}")(value)
+        self._by_type[type(value)](value)
 
     def _known(self, key: Any) -> bool:
         """Emits a reference when this value was written before."""

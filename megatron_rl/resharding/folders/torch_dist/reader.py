@@ -2,16 +2,18 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from megatron_rl.errors import InputError
-from megatron_rl.resharding.families import canonical_tensors
-from megatron_rl.resharding.folders.stored import ITEMSIZES, Place, Stored
+from megatron_rl.resharding.families import canonical_tensors, predictor_layers
+from megatron_rl.resharding.families.table import PREDICTORS
+from megatron_rl.resharding.folders.stored import ITEMSIZES, Place, Stored, UnlikeError
 from megatron_rl.resharding.folders.torch_dist.archive import find_tensor
 from megatron_rl.resharding.folders.torch_dist.keys import (
     Position,
@@ -29,6 +31,7 @@ METADATA = ".metadata"
 _OPEN_FILES = 256  # a process may usually have 1024
 Ints = tuple[int, ...]
 _EMBEDDING = "embedding.word_embeddings.weight"
+_PREDICTOR = "mtp."
 _NO_WEIGHT = re.compile(r"(chained_\d+\.)?optimizer\.")  # what a trainer keeps besides the weights
 
 
@@ -61,9 +64,14 @@ def is_torch_dist(folder: Path) -> bool:
 def _chunk(start: Any, shape: Any, at: dict[str, Any]) -> Chunk:
     """ValueError when one of its numbers is none, or the file would lie elsewhere."""
     file, (offset, length) = at["relative_path"], whole_numbers((at["offset"], at["length"]))
-    if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
+    if not isinstance(file, str) or not _inside(file):
         raise ValueError(f"{file!r} is no file of the folder")
     return Chunk(whole_numbers(start), whole_numbers(shape), file, offset, length)
+
+
+@lru_cache(maxsize=1 << 12)
+def _inside(file: str) -> bool:
+    return not Path(file).is_absolute() and ".." not in Path(file).parts
 
 
 def read_metadata(folder: Path) -> tuple[dict[str, GlobalTensor], dict[str, Chunk]]:
@@ -106,10 +114,17 @@ class ChunkFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.handles: dict[str, tuple[int, int]] = {}
+        self.paths: dict[str, Path] = {}
+
+    def path(self, chunk: Chunk) -> Path:
+        """Of the file that holds a chunk: one object for all of them."""
+        if chunk.file not in self.paths:
+            self.paths[chunk.file] = self.folder / chunk.file
+        return self.paths[chunk.file]
 
     def open(self, key: str, chunk: Chunk) -> int:
         """The file that holds a chunk. Raises InputError naming it when it is missing or ends too early."""
-        path = self.folder / chunk.file
+        path = self.path(chunk)
         if chunk.file not in self.handles:
             if len(self.handles) == _OPEN_FILES:
                 self.close()
@@ -129,7 +144,7 @@ class ChunkFiles:
 
     def locate(self, tensor: GlobalTensor, chunk: Chunk) -> Place:
         """Where a chunk's bytes begin. Raises InputError naming file and tensor when they are not there."""
-        path, handle = self.folder / chunk.file, self.open(tensor.key, chunk)
+        path, handle = self.path(chunk), self.open(tensor.key, chunk)
         try:
             dtype, shape, offset = find_tensor(handle, chunk.offset, chunk.length)
         except ValueError as error:
@@ -156,23 +171,28 @@ class ChunkFiles:
         self.handles.clear()
 
 
-def open_torch_dist(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
+def open_torch_dist(
+    folder: Path, hf_config: Mapping[str, Any], progress: Callable[[int], None] = lambda chunks: None
+) -> Stored:
     """The weights in a torch_dist folder, however its writer was sharded; optimiser and random state are left alone.
 
-    Raises InputError naming file and tensor for anything that is missing, unknown, damaged, or of another shape than
-    ``hf_config`` says.
+    ``progress`` is told how many chunks more have been found. The result's ``hf_config`` counts multi-token prediction
+    layers only if the checkpoint has any of their tensors. Raises InputError naming file and tensor for anything that
+    is missing or damaged; UnlikeError where tensors are missing, unknown, or of another shape than ``hf_config`` says.
     """
     tensors, _ = read_metadata(folder)
     prefix = next((key.removesuffix(_EMBEDDING) for key in tensors if key.endswith(_EMBEDDING)), "")
     prefix = "" if _NO_WEIGHT.match(prefix) else prefix  # some writers put "module." before every name
     weights = {k.removeprefix(prefix): t for k, t in tensors.items() if not _NO_WEIGHT.match(k)}
+    if predictor_layers(hf_config) and not any(key.startswith(_PREDICTOR) for key in weights):
+        hf_config = {**hf_config, PREDICTORS: 0}
     per_layer = stacked_layers(hf_config) and not any(
         k.startswith("decoder.layers.") and not k.split(".")[2].isdigit() for k in weights
     )
     found = by_key(positions(hf_config, stacked_layers(hf_config) and not per_layer))
     unknown = [key for key in weights if key not in found]
     if unknown:
-        raise InputError(
+        raise UnlikeError(
             f"{folder} holds tensor {unknown[0]}, which no {hf_config['model_type']} model with this config.json has"
             f" ({len(unknown)} such tensors)."
         )
@@ -192,10 +212,12 @@ def open_torch_dist(folder: Path, hf_config: Mapping[str, Any]) -> Stored:
                 continue
             filled |= {id(position): key for position in here}
             _check(folder, tensor, here)
+            at = {position.index: position for position in here}
             for chunk in tensor.chunks:
                 local = f"{key}@{','.join(map(str, chunk.start))}"
                 shapes[local], places[local] = chunk.shape, files.locate(tensor, chunk)
-                for inside, pads in _place(here, chunk, local):
+                progress(1)
+                for inside, pads in _place(at, chunk, local):
                     segments += inside
                     padding += pads
     _check_apart(places)
@@ -238,7 +260,7 @@ def _check(folder: Path, tensor: GlobalTensor, here: list[Position]) -> None:
         for i, (have, want) in enumerate(zip(tensor.shape, expected, strict=False))
     )
     if not same:
-        raise InputError(
+        raise UnlikeError(
             f"Tensor {tensor.key} of {folder} has shape {list(tensor.shape)}, but config.json makes it "
             f"{list(expected)}: the model folder is not this checkpoint's."
         )
@@ -259,18 +281,17 @@ def _check_complete(
     missing = [p for here in found.values() for p in here if id(p) not in filled]
     if missing:
         name = next(iter(missing[0].instance.parts))
-        raise InputError(
+        raise UnlikeError(
             f"{folder} holds no tensor {' or '.join(missing[0].keys)}, of which {name} is made; it holds "
             f"{len(weights)} tensors."
         )
 
 
-def _place(here: list[Position], chunk: Chunk, local: str) -> Iterator[tuple[list[Segment], list[Padding]]]:
-    """What a chunk holds of each of the positions that it stacks."""
-    depth = len(here[0].stack)
+def _place(at: Mapping[Ints, Position], chunk: Chunk, local: str) -> Iterator[tuple[list[Segment], list[Padding]]]:
+    """What a chunk holds of each of the positions that it stacks, of those that its tensor does, by their index."""
+    depth = len(next(iter(at)))
     row, column = (*chunk.start[depth:], 0)[:2]
     inside = Rectangle(row, column, chunk.shape[depth:])
-    at = {position.index: position for position in here}
     ranges = (range(first, first + n) for first, n in zip(chunk.start, chunk.shape[:depth], strict=False))
     for number, index in enumerate(product(*ranges)):
         yield place_chunk(at[index], inside, local, number * prod(inside.shape))

@@ -1,6 +1,6 @@
 """Means of reports."""
 
-from megatron_rl.evaluation.mean import summarise
+from megatron_rl.rollout.mean import summarise
 
 
 def test_each_key_is_averaged_over_the_reports_that_have_it():

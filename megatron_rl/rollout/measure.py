@@ -1,0 +1,38 @@
+"""The numbers of one step's rollouts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_rl.rollout.mean import summarise
+from megatron_rl.rollout.rollout import Rollout
+
+
+def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+    """Rewards, lengths (tokens drawn) and what went wrong in scoring, over all rollouts of scored groups."""
+    rollouts = [rollout for group in groups for rollout in group]
+    rewards = np.array([r.scored.reward for r in rollouts])
+    lengths = np.array([r.length for r in rollouts])
+    metrics = {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "accuracy": summarise([r.scored.report for r in rollouts if r.scored.report is not None]).get("correct", 0.0),
+        "equal_groups": float(np.mean([len({r.scored.reward for r in group}) == 1 for group in groups])),
+        "length": float(lengths.mean()),
+        "length_max": float(lengths.max()),
+        "truncated": float(np.mean([r.finish == "length" for r in rollouts])),
+        "tokens": float(lengths.sum()),  # generated
+        "reward_timeouts": float(sum(r.scored.timed_out for r in rollouts)),
+        "reward_crashes": float(sum(r.scored.crashed for r in rollouts)),
+    }
+    components = summarise([r.scored.components for r in rollouts])
+    return metrics | {f"reward/{k}": v for k, v in components.items()}
+
+
+def staleness(groups: Sequence[Sequence[Rollout]], version: int) -> dict[str, float]:
+    """By how many versions the weights that drew the tokens are older than ``version``: mean over tokens, largest."""
+    spans = np.array([[version - v, count] for group in groups for r in group for v, count in r.versions])
+    return {
+        "staleness": float((spans[:, 0] * spans[:, 1]).sum() / spans[:, 1].sum()),
+        "staleness_max": float(spans[:, 0].max()),
+    }

@@ -1,0 +1,63 @@
+"""One path of the policy through one question: the record that generation makes and training learns from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from megatron_rl.data.task import Example
+from megatron_rl.rollout.protocol import Completion
+
+
+class Scored(Protocol):
+    """What scoring says of a rollout (``rewards.pool.Scored``)."""
+
+    @property
+    def reward(self) -> float: ...
+    @property
+    def components(self) -> Mapping[str, float]: ...
+    @property
+    def report(self) -> Mapping[str, float] | None: ...
+
+
+@dataclass
+class Rollout:
+    """Tokens from the prompt's first to the last, and what is known of each; a group is a list of one example's.
+
+    Only tokens that the policy drew itself are learned from: not the prompt, nor what a hint, a tool or a partner said.
+    """
+
+    example: Example
+    tokens: np.ndarray  # int64 [n]
+    drawn: np.ndarray  # bool [n]: by the policy, and learned from
+    logprobs: np.ndarray  # float32 [n], the engine's, nats; 0 where not drawn
+    prompt: int  # so many first tokens are the prompt
+    text: str  # what answers the prompt, without the token that ended it
+    finish: str  # "stop" | "length"
+    versions: tuple[tuple[int, int], ...]  # (version of the weights, tokens that they drew), in their order
+    experts: np.ndarray | None = None  # int16 [n - 1, layers x top_k]: the engine's choice for tokens[:-1]
+    scored: Any = None  # Scored, once it has been
+
+    @property
+    def length(self) -> int:
+        """How many tokens were drawn."""
+        return int(self.drawn.sum())
+
+
+def from_completion(example: Example, prompt: tuple[int, ...], completion: Completion, text: str) -> Rollout:
+    """The rollout of a single completion of a prompt."""
+    tokens = np.array([*prompt, *completion.tokens], dtype=np.int64)
+    logprobs = np.zeros(len(tokens), dtype=np.float32)
+    logprobs[len(prompt) :] = completion.logprobs
+    return Rollout(
+        example=example,
+        tokens=tokens,
+        drawn=np.arange(len(tokens)) >= len(prompt),
+        logprobs=logprobs,
+        prompt=len(prompt),
+        text=text,
+        finish=completion.finish_reason,
+        versions=completion.versions,
+        experts=completion.experts,
+    )

@@ -1,0 +1,24 @@
+"""One prompt, independent completions: the plain case."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron_rl.data.task import Example
+from megatron_rl.rollout.protocol import Completion
+from megatron_rl.rollout.rollout import Rollout, from_completion
+from megatron_rl.rollout.strategies import Complete, Score
+
+
+@dataclass(frozen=True)
+class Single:
+    """``encode``: a prompt's tokens; ``decode``: what is scored of a completion."""
+
+    encode: Callable[[str], tuple[int, ...]]
+    decode: Callable[[Completion], str]
+
+    async def group(self, example: Example, size: int, complete: Complete, score: Score) -> list[Rollout]:
+        """As ``Strategy.group``."""
+        prompt = self.encode(example.prompt)
+        rollouts = [from_completion(example, prompt, c, self.decode(c)) for c in await complete(prompt, size)]
+        await score(rollouts)
+        return rollouts

@@ -1,0 +1,80 @@
+"""What the tokenizer and the rows of the data show, looked at by a process of its own, for they bring torch along.
+
+``python -m megatron_rl.settings.contents`` reads a configuration as YAML from standard input and prints what it found
+as one line of JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+from megatron_rl.settings.footprint import read_config
+from megatron_rl.settings.load import from_yaml, to_yaml
+from megatron_rl.system import scratch
+from megatron_rl.system.processes import UTF8
+
+
+def look(config: Config) -> tuple[list[str], dict[str, int]]:
+    """What is wrong, a sentence or two each, and what the task says of its rows: a text -> how many."""
+    command = [sys.executable, "-m", "megatron_rl.settings.contents"]
+    with scratch.made() as folder:
+        env = {**os.environ, **UTF8, **scratch.temporary(folder), **scratch.caches(folder)}
+        done = subprocess.run(command, input=to_yaml(config), capture_output=True, encoding="utf-8", env=env)
+    if done.returncode != 0:
+        raise RuntimeError(f"looking at the tokenizer and the data failed:\n{done.stderr}")
+    problems, notes = json.loads(done.stdout.splitlines()[-1])
+    return problems, notes
+
+
+def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
+    """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes."""
+    from megatron_rl.data.files import is_local
+    from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
+    from megatron_rl.data.task import sample_of
+    from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
+    from megatron_rl.resharding.folders.check import transformers_config
+    from megatron_rl.rewards.trial import try_rewards
+
+    folder = config.model.path
+    if not folder:  # a model with random weights takes the task's own tokenizer
+        folder = made
+        write_tokenizer(config.data, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.name_or_path = config.model.path or f"of data.task={config.data.task}"  # as messages name it
+    check_vocabulary(tokenizer, read_config(config.model))
+    if config.model.path:
+        end_tokens(folder, tokenizer)
+    transformers_config(config.model.path or config.model.architecture)
+    if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
+        return [], {}
+    task = make_task(config.data, config.run.seed, tokenizer)
+    if config.sft.steps:
+        require_targets(task)
+    example = task.train[0]
+    response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
+    broken = try_rewards(config.rewards, sample_of(example, response), task.report)
+    return broken, dict(getattr(task, "notes", {}))
+
+
+def main() -> None:
+    """Print what was found."""
+    problems: list[str] = []
+    notes: dict[str, int] = {}
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    with tempfile.TemporaryDirectory() as made:
+        file = Path(made) / "config.yaml"
+        file.write_text(sys.stdin.read(), encoding="utf-8")
+        try:
+            problems, notes = _look(from_yaml(file), made)
+        except InputError as error:
+            problems.append(str(error))
+    print(f"\n{json.dumps([problems, notes])}")
+
+
+if __name__ == "__main__":
+    main()

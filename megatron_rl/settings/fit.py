@@ -1,0 +1,159 @@
+"""Whether a run fits this machine: GPUs, memory, shared memory, disk, the run's folder. Imports no torch."""
+
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+
+from megatron_rl.config import Config, RunConfig
+from megatron_rl.errors import InputError
+from megatron_rl.rollout.sglang.gpus import engine_gpus
+from megatron_rl.rollout.sglang.transport import chosen_transport
+from megatron_rl.settings.footprint import Footprint, readable
+from megatron_rl.system import machine
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def check_run_folder(run: RunConfig) -> list[str]:
+    """Why the run's folder cannot be made."""
+    name, path = run.name, Path(run.folder) / run.name
+    if not name or name != Path(name).name or name in ("..", "latest") or name.startswith("."):
+        return [f"run.name is {name!r}; it must be the name of one folder, not starting with a dot."]
+    existing = _existing(path)
+    if not existing.is_dir():
+        return [
+            f"The run's folder {path} cannot be created: {existing} is a file. Choose another run.folder or run.name."
+        ]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"The run's folder {path} cannot be written: there is no permission to write in {existing}."]
+    return []
+
+
+def check_fit(config: Config, needed: Footprint) -> list[str]:
+    """What this machine lacks for a run that needs at least so much."""
+    return _gpus(config, needed) + _memory(config, needed) + _shared_memory(config, needed) + _disk(config, needed)
+
+
+def warnings(config: Config) -> list[str]:
+    """What works, but surely not as it was meant."""
+    gpus = len(machine.gpus())
+    if gpus and config.rollout.engine == "embedded":
+        return [
+            f"rollout.engine=embedded generates on the CPU, and the trainer computes on {_counted(gpus, 'GPU')}: "
+            "nearly all of the time will go there. rollout.engine=sglang generates on GPUs."
+        ]
+    return []
+
+
+def _gpus(config: Config, needed: Footprint) -> list[str]:
+    found, gpus, world = [], machine.gpus(), len(needed.ranks)
+    if gpus and world > len(gpus):
+        found.append(
+            f"The parallel sizes make {world} ranks (tensor x pipeline x context x data), and this machine has "
+            f"{_counted(len(gpus), 'GPU')} to give each rank one: lower a size."
+        )
+    if config.actor.fp8 != "none" and not gpus:
+        found.append(f"actor.fp8={config.actor.fp8} needs an NVIDIA GPU; there is none. Use actor.fp8=none.")
+    elif config.actor.fp8 != "none" and not machine.installed("transformer-engine"):
+        found.append(f'actor.fp8={config.actor.fp8} needs Transformer Engine: pip install "megatron-rl[te]".')
+    if gpus and max(needed.ranks) > min(gpus):
+        found.append(
+            f"A rank needs at least {readable(max(needed.ranks))} for weights, gradients and optimiser, and a GPU has "
+            f"{readable(min(gpus))}: shard further (actor.tensor_parallel, .pipeline_parallel or .data_parallel)."
+        )
+    return found or _gpus_of_engines(config, needed)
+
+
+def _gpus_of_engines(config: Config, needed: Footprint) -> list[str]:
+    """SGLang's servers take what a GPU has left for their cache; their weights must fit beside a rank."""
+    gpus, options = machine.gpus(), config.rollout.sglang
+    held = dict(enumerate(needed.ranks)) if gpus else {}
+    servers = engine_gpus(config.rollout, len(needed.ranks)) if config.rollout.engine == "sglang" else []
+    for server in servers:
+        for gpu in server:
+            held[gpu] = held.get(gpu, 0) + needed.engine // options.tensor_parallel // (2 if options.fp8 else 1)
+    for gpu, size in held.items():
+        if gpu < len(gpus) and size > gpus[gpu]:
+            return [
+                f"GPU {gpu} holds at least {readable(size)}, a trainer's rank and the weights of engines together, and "
+                f"has {readable(gpus[gpu])}: shard further (actor.tensor_parallel, rollout.sglang.tensor_parallel), or "
+                "start fewer engines (rollout.engines)."
+            ]
+    return []
+
+
+def _memory(config: Config, needed: Footprint) -> list[str]:
+    """The trainer's ranks without a GPU, weights that are shared, and engines that compute on this machine's CPUs."""
+    rollout, gpus = config.rollout, machine.gpus()
+    available = psutil.virtual_memory().available
+    weights = (needed.shared if _shares_memory(config) else 0) if gpus else sum(needed.ranks)
+    elsewhere = rollout.engine == "sglang" and (gpus or rollout.sglang.urls)
+    caches = 0 if elsewhere else rollout.engines * _cache(config, needed, available)
+    memory = weights + caches + (0 if elsewhere else rollout.engines * needed.engine)
+    if memory <= available:
+        return []
+    cure = "use a smaller model or fewer replicas and engines"
+    if caches > memory / 2:
+        cure = "lower rollout.max_running, rollout.max_new_tokens or data.max_prompt_tokens"
+    return [
+        f"The run needs at least {readable(memory)} of memory ({needed.parameters / 1e6:.1f} million parameters, "
+        f"{readable(caches)} for keys and values of sequences that are generated), and {readable(available)} are free: "
+        f"{cure}."
+    ]
+
+
+def _cache(config: Config, needed: Footprint, available: int) -> int:
+    """An engine's on a CPU; an SGLang server bounds it by a share of the memory."""
+    share = config.rollout.sglang.args.get("mem_fraction_static", 0.1)
+    if config.rollout.engine == "sglang" and isinstance(share, float):
+        return min(needed.cache, int(share * available))
+    return needed.cache
+
+
+def _shared_memory(config: Config, needed: Footprint) -> list[str]:
+    if not _shares_memory(config):
+        return []
+    if not SHARED_MEMORY.is_dir():
+        return [f"The ranks offer their weights to the engines in {SHARED_MEMORY}, which this machine does not have."]
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed.shared <= free:
+        return []
+    return [
+        f"The ranks offer their weights to the engines in {SHARED_MEMORY}, which needs {readable(needed.shared)} and "
+        f"has {readable(free)} free: enlarge it (mount -o remount,size=…; in a container, --shm-size)."
+    ]
+
+
+def _shares_memory(config: Config) -> bool:
+    """Whether weights go to the engines through shared memory: not out of GPUs, over a network or through files."""
+    if config.rollout.engine == "embedded":
+        return True
+    try:
+        return chosen_transport(config.rollout.sglang, [machine.place()]) == "shared_memory"
+    except InputError:  # of a server's address, which the room's own check reports
+        return False
+
+
+def _disk(config: Config, needed: Footprint) -> list[str]:
+    kept = config.run.keep + 1 if config.run.save_every else 1  # a new one is complete before an old one goes
+    disk = kept * needed.checkpoint + needed.export * (config.run.export + bool(config.model.architecture))
+    free = shutil.disk_usage(_existing(Path(config.run.folder))).free
+    if disk <= free:
+        return []
+    return [
+        f"The run writes up to {readable(disk)} to {config.run.folder} ({_counted(kept, 'checkpoint')} of "
+        f"{readable(needed.checkpoint)}), and {readable(free)} are free: lower run.keep, or choose another run.folder."
+    ]
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there already, or the path itself."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,52 @@
+"""The model's folder, and whether its sizes can be trained and served as configured. Imports no torch."""
+
+from typing import Any
+
+from megatron_rl.actor.config import ModelConfig
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.folders.check import config_problems, folder_problems
+from megatron_rl.resharding.layouts.megatron import layout_violations
+from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
+
+MOST_RANKS = 1 << 16  # of a layout that is drawn up in no time
+
+
+def check_model_folder(model: ModelConfig) -> tuple[dict[str, Any] | None, list[str]]:
+    """The content of config.json, if there is one, and what is wrong with the model's folder."""
+    path, architecture = model.path, model.architecture
+    if bool(path) == bool(architecture):
+        which = "both are" if path else "neither is"
+        return None, [f"One of model.path (a Hugging Face folder) and model.architecture must be given; {which}."]
+    return folder_problems(path) if path else (architecture, config_problems(architecture))
+
+
+def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
+    """Why the model cannot be sharded, served or filled as configured: its family, its sharding, its context."""
+    if (world := config.actor.sizes().world) > MOST_RANKS:
+        return [f"The parallel sizes make {world} ranks (tensor x pipeline x context x data): lower one."]
+    try:
+        architecture = read_architecture(hf_config)
+        found = layout_violations(hf_config, config.actor.sizes())
+    except InputError as error:
+        return [str(error)]
+    if config.rollout.engine == "sglang":
+        found += check_sglang_model(config.rollout.sglang, hf_config)
+        found += check_sglang_gpus(config.rollout, config.actor.sizes().world)
+    if architecture.experts and config.actor.tensor_parallel > 1 and not config.actor.sequence_parallel:
+        found.append("A mixture of experts with actor.tensor_parallel > 1 needs actor.sequence_parallel=true.")
+    if config.rollout.true_on_policy and architecture.experts:
+        found.append("rollout.embedded.true_on_policy=true is for dense models, and this one is a mixture of experts.")
+    if config.rollout.sglang.routing_replay and not architecture.experts:
+        found.append(
+            f"rollout.sglang.routing_replay is for mixtures of experts, and model_type={architecture.family} is none: "
+            "leave it false."
+        )
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if longest > architecture.max_positions:
+        found.append(
+            f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}, but the model has "
+            f"max_position_embeddings={architecture.max_positions}: shorten one of them."
+        )
+    return found

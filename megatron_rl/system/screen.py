@@ -1,0 +1,102 @@
+"""What a command prints, with signs of life between: what goes on, and for how long, while nothing else is printed.
+
+A process says what it does next by ``activity``: a line that the screen of its supervisor takes out of what it
+prints. On a terminal it is shown in place after a moment of silence; elsewhere it is a line now and then.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+SHOWN = "MEGATRON_RL_ACTIVITY"  # environment variable of processes whose activities somebody shows
+QUIET = 2.0  # seconds without a line, after which a terminal shows what goes on
+REWRITTEN = 1.0  # seconds between two versions of that line
+LINE = 30.0  # seconds without a line, after which others than terminals get one; the next after twice as long
+_MARK = "\x1e"  # "record separator": begins an activity, and nothing that people print
+_ERASE = "\r\x1b[K"
+
+
+def activity(what: str) -> None:
+    """Say what this process does next, for whoever waits meanwhile ("step 12: generating")."""
+    if os.environ.get(SHOWN):
+        print(f"{_MARK}{what}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+class Screen:
+    """Passes on what a process prints to ``out``, and shows its activities in the silence between."""
+
+    def __init__(self, out: TextIO, what: str = "starting", clock: Callable[[], float] = time.monotonic) -> None:
+        self.out, self.clock, self.terminal = out, clock, out.isatty()
+        self.may_be_gone = False  # whether it is no error when nobody reads any more
+        self._what, self._since = what, clock()
+        self._printed, self._due = clock(), LINE  # when the last line was; the silence that is broken next
+        self._shown = False  # whether an activity is on the terminal
+        self._at_start = True  # of a line
+        self._held = ""  # the beginning of an activity
+
+    def write(self, text: str) -> str:
+        """Print what a process printed; returns it without the activities."""
+        passed = []
+        while text:
+            end = text.find("\n") + 1
+            if self._held or (self._at_start and text.startswith(_MARK)):
+                self._held += text[:end] if end else text
+                if end:
+                    self._what, self._since, self._held = self._held[1:-1], self.clock(), ""
+            else:
+                passed.append(text[:end] if end else text)
+                self._at_start = bool(end)
+            text = text[end:] if end else ""
+        self._print("".join(passed))
+        return "".join(passed)
+
+    def line(self, text: str) -> None:
+        """Print a line of the command's own."""
+        self._print(f"{text}\n")
+
+    def tick(self) -> float:
+        """Show what goes on if it is time to; returns the seconds until it may be time again."""
+        now = self.clock()
+        silence, limit = now - self._printed, QUIET if self.terminal else self._due
+        if not self._at_start:
+            return limit
+        if silence < limit:
+            return limit - silence
+        said = f"… {self._what} ({duration(now - self._since)})"
+        if self.terminal:
+            self._out(f"{_ERASE}{said[: shutil.get_terminal_size().columns - 1]}")
+            self._shown = True
+            return REWRITTEN
+        self._out(f"{said}\n")
+        self._due *= 2
+        return self._due - silence
+
+    def close(self) -> None:
+        """Take away what is shown."""
+        if self._shown:
+            self._out(_ERASE)
+            self._shown = False
+
+    def _print(self, text: str) -> None:
+        if text:
+            self.close()
+            self._out(text)
+            self._printed, self._due = self.clock(), LINE
+
+    def _out(self, text: str) -> None:
+        with contextlib.suppress(*([OSError] if self.may_be_gone else [])):
+            self.out.write(text)
+            self.out.flush()

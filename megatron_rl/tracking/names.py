@@ -1,0 +1,152 @@
+"""Every number of metrics.jsonl: its unit, its meaning, and what is good. docs/metrics.md is made of this table:
+
+python -m megatron_rl.tracking.names > docs/metrics.md
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """What one number says."""
+
+    unit: str
+    meaning: str
+    good: str = ""
+
+
+_TASK = "a task's own measure; `correct` is the one that every task has"
+
+ROW = {
+    "stage": Metric("text", "`sft`: a step of the supervised warm start; `rl`: one of RL; `eval`: an evaluation"),
+    "step": Metric("count", "steps of the stage that are done; of an evaluation, of the stage before it"),
+    "timestamp": Metric("ISO 8601, UTC", "when the row was written"),
+}
+REWARD = {
+    "reward": Metric("reward", "mean over the step's completions of the weighted sum of the reward terms", "rises"),
+    "reward_std": Metric("reward", "its standard deviation over the completions", "above 0, or nothing is learnt"),
+    "reward/{term}/{component}": Metric(
+        "score", "mean of one component of a reward term, before its weight; `score` is the term's value", "rises"
+    ),
+    "reward_timeouts": Metric("count", "completions whose reward was not there by its deadline", "0"),
+    "reward_crashes": Metric("count", "completions during whose reward the worker died", "0"),
+    "accuracy": Metric("fraction", "training completions whose answer is right (the task's `correct`)", "rises"),
+    "equal_groups": Metric(
+        "fraction", "prompts all of whose completions got the same reward: they teach nothing", "falls; 1 is a dead run"
+    ),
+}
+ROLLOUT = {
+    "length": Metric("tokens", "mean length of a completion", "steady; a sudden rise or fall is a warning"),
+    "length_max": Metric("tokens", "length of the longest completion"),
+    "truncated": Metric("fraction", "completions cut off at rollout.max_new_tokens", "near 0; else raise that"),
+    "tokens": Metric("tokens", "generated in the step; in `sft` rows those learned from, with their prompts"),
+    "staleness": Metric("weight versions", "mean age of the weights that drew the step's tokens", "0 on-policy"),
+    "staleness_max": Metric("weight versions", "age of the oldest of them"),
+}
+LEARNING = {
+    "loss": Metric(
+        "nats",
+        "what the optimiser lowers: in `sft` rows a token's mean negative log-likelihood; in `rl` rows "
+        "`policy_loss` with the KL and entropy terms",
+        "falls in `sft` rows; no guide in `rl` rows",
+    ),
+    "policy_loss": Metric("reward", "the clipped surrogate alone", "near 0"),
+    "ratio": Metric("", "mean probability of a token under the new policy over that under the old one", "near 1"),
+    "clip_fraction": Metric("fraction", "tokens whose ratio the clip bounded", "small"),
+    "kl": Metric("nats a token", "KL of the policy to the reference (algorithm.kl_estimator)", "small, rises slowly"),
+    "entropy": Metric("nats a token", "of the policy where it samples", "falls slowly; near 0 nothing new is tried"),
+    "grad_norm": Metric("", "norm of the gradient before actor.optimizer.clip_grad", "steady and finite"),
+    "learning_rate": Metric("", "of the step's updates"),
+    "skipped_updates": Metric("count", "updates left out as loss or gradient were not finite (run.not_finite)", "0"),
+}
+ENGINE = {
+    "logprob_gap": Metric(
+        "nats",
+        "mean of |log-prob of the engine - of the actor| of a sampled token",
+        "near 0: 1e-5 and below in float32",
+    ),
+    "p99_logprob_gap": Metric("nats", "what 99 % of the tokens do not exceed of it", "near 0"),
+    "max_logprob_gap": Metric("nats", "the largest of it"),
+    "engine_kl_k1": Metric("nats a token", "KL(engine || actor), the plain estimator", "near 0"),
+    "engine_kl_k3": Metric(
+        "nats a token",
+        "the same, the estimator that is never negative",
+        "below algorithm.mismatch_limit, which warns or ends the run",
+    ),
+    "correction_weight": Metric("", "mean factor by which algorithm.correction weighs a token", "near 1"),
+    "correction_fraction": Metric("fraction", "tokens whose factor a bound changed", "small"),
+    "correction_ess": Metric("fraction", "effective sample size of the weighted tokens", "near 1"),
+}
+SWAP = {
+    "weight_version": Metric("count", "number of the weights in the engines after the row's step"),
+    "swap_bytes": Metric("bytes", "that the engines' workers took in the swap, all together"),
+    "replicas_differ": Metric("count", "weights that trainer ranks share and hold different values of", "0, always"),
+    "time/swap": Metric("seconds", "of the swap: from the end of the update until every engine is proved"),
+    "time/swap_{phase}": Metric("seconds", "of one phase of a swap with SGLang; `paused`: engines generated nothing"),
+}
+TIME = {
+    "time/step": Metric(
+        "seconds", "of the step: its rollout (or the wait for it), update and swap; no evaluation, no checkpoint"
+    ),
+    "tokens_per_second": Metric("1/second", "`tokens` over `time/step`", "rises with the hardware you add"),
+    "time/generate": Metric("seconds", "in which the step's completions were generated; may overlap earlier steps"),
+    "time/reward": Metric("seconds", "in which they were scored after that", "far below `time/generate`"),
+    "time/update": Metric("seconds", "of all passes over the actor and its optimiser's steps"),
+    "time/evaluate": Metric("seconds", "of an evaluation, in its own row"),
+    "time/checkpoint": Metric("seconds", "of the checkpoint written before the step: in the row that follows it"),
+    "memory/host_gb": Metric("10^9 bytes", "resident memory of rank 0, shared memory included", "steady"),
+    "memory/gpu_gb": Metric("10^9 bytes", "most memory that rank 0's tensors had on its GPU in the step", "steady"),
+}
+EVALUATION = {
+    "sampled/{measure}": Metric(
+        "fraction", f"mean over the held-out prompts, one sampled completion each, of {_TASK}", "rises"
+    ),
+    "sampled/length": Metric("tokens", "mean length of those completions"),
+    "greedy/{measure}": Metric("fraction", "the same of the most probable completion (evaluation.greedy)", "rises"),
+    "greedy/length": Metric("tokens", "mean length of those completions"),
+}
+GROUPS = {
+    "Every row": ROW,
+    "Rewards (`rl` rows)": REWARD,
+    "Rollouts (`rl` rows)": ROLLOUT,
+    "Learning": LEARNING,
+    "Agreement of engine and actor (`rl` rows)": ENGINE,
+    "Weight swaps (`rl` rows)": SWAP,
+    "Time and memory": TIME,
+    "Evaluations (`eval` rows, which have `weight_version` too)": EVALUATION,
+}
+NAMES = {name: metric for group in GROUPS.values() for name, metric in group.items()}
+
+
+def find(name: str) -> Metric | None:
+    """What a number of a row says; names with {…} stand for all that have something there. None for an unknown one."""
+    return NAMES.get(name) or next((m for pattern, m in NAMES.items() if _pattern(pattern).fullmatch(name)), None)
+
+
+def page() -> str:
+    """docs/metrics.md."""
+    lines = [
+        "# The numbers of a run",
+        "",
+        "`metrics.jsonl` has one line per step and evaluation; TensorBoard and wandb get the same numbers, wandb under",
+        "`sft/…`, `rl/…` and `eval/…`. A number is there in the rows in which it means something. Python:",
+        '`pandas.read_json("runs/NAME/metrics.jsonl", lines=True)`.',
+        "",
+        "This page is made by `python -m megatron_rl.tracking.names`.",
+    ]
+    for title, group in GROUPS.items():
+        lines += ["", f"## {title}", "", "| name | unit | meaning | good |", "|---|---|---|---|"]
+        lines += [f"| `{name}` | {m.unit} | {_cell(m.meaning)} | {m.good} |" for name, m in group.items()]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(name)))
+
+
+if __name__ == "__main__":
+    print(page())

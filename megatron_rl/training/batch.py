@@ -1,0 +1,66 @@
+"""What the ranks learn from in one step: made on rank 0, of which every rank gets its own rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from megatron_rl.actor import groups
+from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.actor.trainer import Actor
+from megatron_rl.rollout.rollout import Rollout
+
+_NONE: np.ndarray = np.zeros(0)
+
+
+@dataclass
+class Drawn:
+    """The rollouts of one step."""
+
+    groups: list[list[Rollout]]
+    metrics: dict[str, float]
+    cursor: dict[str, int]  # where the prompts stand behind them
+
+
+@dataclass
+class Step:
+    """One step's batch as a stage makes it, whole, on rank 0."""
+
+    minibatches: list[list[TrainingRow]]  # one optimiser step each, per epoch; alike in their columns
+    metrics: dict[str, float]
+    cursor: dict[str, int]  # where the stage's prompts stand behind it
+    rollouts: list[Rollout] = field(default_factory=list)  # whose numbers are those of rewards; none: imitation
+    groups: np.ndarray = field(default_factory=lambda: _NONE)  # int64 [samples]
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """float64 [samples]."""
+        return np.array([rollout.scored.reward for rollout in self.rollouts], dtype=np.float64)
+
+
+@dataclass
+class Batch:
+    """One rank's part of a step."""
+
+    minibatches: list[list[list[TrainingRow]]]  # [mini-batch][micro-batch][row]
+    columns: list[str]  # of the rows
+    rewards: np.ndarray  # float64 [samples], of the whole step, on every rank alike
+    groups: np.ndarray  # int64 [samples]: samples of one prompt have one number
+
+
+def scatter(step: Step | None, policy: Actor) -> Batch:
+    """Each rank's own rows of the step that rank 0 has; collective."""
+    shares: list[Batch] | None = None
+    if step is not None:
+        parts = [policy.split(rows) for rows in step.minibatches]  # [mini-batch][data-parallel rank]
+        columns = list(step.minibatches[0][0].columns)
+        of_rank = [
+            Batch([part[rank] for part in parts], columns, step.rewards, step.groups) for rank in range(len(parts[0]))
+        ]
+        shares = [of_rank[rank] for rank in policy.data_parallel_ranks]
+    return groups.scatter(shares)
+
+
+def tokens(batch: Sequence[TrainingRow]) -> int:
+    """Of all rows, prompts included."""
+    return sum(map(len, batch))

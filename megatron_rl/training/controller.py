@@ -1,0 +1,281 @@
+"""What rank 0 has besides its share of the models: data, engines, reward workers and the records of a run.
+
+The other ranks have an ``Elsewhere``, which answers None to the same questions, so that all ranks run the same lines.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from megatron_rl.config import Config
+from megatron_rl.data.prompts import Prompts
+from megatron_rl.data.registry import make_task, require_targets
+from megatron_rl.data.task import Example
+from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
+from megatron_rl.errors import InputError
+from megatron_rl.evaluation.held_out import HeldOut
+from megatron_rl.rewards.pool import RewardPool
+from megatron_rl.rewards.scoring import judge, score
+from megatron_rl.rollout.collect import collect
+from megatron_rl.rollout.embedded.client import EmbeddedEngine, EnginePool
+from megatron_rl.rollout.measure import measure, staleness
+from megatron_rl.rollout.prefetch import Prefetch
+from megatron_rl.rollout.protocol import Completion, Engine, Sampling
+from megatron_rl.rollout.rollout import Rollout
+from megatron_rl.rollout.strategies.single import Single
+from megatron_rl.system import stop
+from megatron_rl.system.channel import ENGINES, key_from_environment
+from megatron_rl.system.screen import activity, duration
+from megatron_rl.tracking.clock import Clock
+from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, summary_table, where_next
+from megatron_rl.tracking.console import Progress as Shown
+from megatron_rl.tracking.memory import memory
+from megatron_rl.tracking.metrics import Metrics
+from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.training.batch import Drawn, Step
+from megatron_rl.training.progress import Progress
+from megatron_rl.training.stages.stage import Stage
+
+_SHOWN = ("before", "after SFT", "after RL")  # evaluations in the table at the end
+
+
+class Controller:
+    """Owns the data, the engines, the reward workers and the records of a run."""
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        self.config, self.run = config, run
+        self.tokenizer = load_tokenizer(run.model_folder())
+        check_vocabulary(self.tokenizer, run.hf_config())
+        self.encode = make_encoder(self.tokenizer)
+        self.end_tokens = end_tokens(run.model_folder(), self.tokenizer)
+        self.task = make_task(config.data, config.run.seed, self.tokenizer)
+        if config.sft.steps:
+            require_targets(self.task)
+        known = run.manifest().get("data_fingerprint", self.task.fingerprint())
+        if known != self.task.fingerprint():
+            raise InputError(f"The data of {run.path} changed since the run began: restore it, or use a new run.name.")
+        seed, shuffle = config.run.seed, config.data.shuffle
+        self.prompts = {
+            "sft": Prompts(self.task.train, seed + 1, shuffle),
+            "rl": Prompts(self.task.train, seed, shuffle),
+        }
+        self.strategy = Single(self.encode, self.decode)
+        self.rewards = RewardPool(config.rewards, self.task.report)
+        self.engine: Engine = _engine(config, run)
+        self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
+        self.held_out = HeldOut(list(self.task.heldout[: config.evaluation.prompts]), config.evaluation)
+
+    def begin(self, at: Progress, plan_hash: str) -> None:
+        """Open the records, and set the prompts, where the run continues."""
+        per_step = {"sft": self.config.sft.batch_size, "rl": self.config.rollout.prompts_per_step}
+        for stage, prompts in self.prompts.items():
+            # a checkpoint of a version without cursors: so many examples as its steps took
+            began = {"position": at.step * per_step[stage] if stage == at.stage else 0}
+            prompts.restore(at.cursors.get(stage, began))
+        notes = dict(getattr(self.task, "notes", {}))
+        self.run.update_manifest(plan_hash=plan_hash, data_fingerprint=self.task.fingerprint(), data_notes=notes)
+        for what, count in notes.items():
+            print(f"data: {count:,} {what}", flush=True)
+        self.records = Metrics(self.run, self.config, at.records or None)
+        self.shown = {
+            "sft": Shown("sft", self.config.sft.steps, SFT_COLUMNS, lines=12),
+            "rl": Shown("rl", self.config.run.steps, RL_COLUMNS),
+        }
+        self.clock = Clock(at.seconds)
+
+    def batch(self, stage: Stage, at: Progress) -> Step:
+        """What all ranks learn from in the step after ``at``."""
+        self.clock.begin()
+        with self._signs_of_life(f"{stage.name} step {at.step + 1}: generating"):
+            self._step = stage.batch(self, at)
+        activity(f"{stage.name} step {at.step + 1}: learning")
+        return self._step
+
+    def take(self, at: Progress) -> Drawn:
+        """The rollouts for the step after ``at``: made now, or begun up to rollout.staleness steps ago."""
+        drawn = self.rollouts.take(at.step)
+        self.engine.release()
+        drawn.metrics |= staleness(drawn.groups, at.version)
+        return drawn
+
+    def before_swap(self) -> None:
+        """Unless completions may be interrupted, wait for those that are under way and have an engine."""
+        if not self.config.rollout.in_flight:
+            self.rollouts.finish(self.engine.stalled)
+
+    def record(self, at: Progress, metrics: dict[str, float], credit: list[float]) -> None:
+        """Keep and show the numbers of the step that ``at`` has just completed."""
+        metrics = self._step.metrics | metrics
+        metrics |= self.clock.step(metrics["tokens"]) | memory()
+        self.records.log(at.step, metrics, at.stage)
+        self.records.completions(at.step, self._rows(self._step.rollouts, credit))
+        self.shown[at.stage].step(at.step - 1, metrics)
+        at.cursors[at.stage] = self._step.cursor
+
+    def evaluate(self, at: Progress, label: str) -> dict[str, float]:
+        """Held-out metrics of the weights in the engine."""
+        with self.clock.span("evaluate"), self._signs_of_life(f"evaluating {label}"):
+            metrics, rows = self.held_out(
+                self.strategy,
+                self.engine,
+                self.sampling,
+                self.config.rollout.temperature,
+                lambda groups: judge(self.rewards, groups, at.step),
+                f"{self.config.run.seed}/heldout",
+            )
+        if metrics:
+            recorded = metrics | {"weight_version": float(at.version)} | self.clock.spans("evaluate")
+            self.records.log(at.step, recorded, "eval")
+            self.records.completions(at.step, rows, label)
+            shown = ", ".join(f"{k.replace('/', ' ')} {v:.3f}" for k, v in metrics.items() if k.endswith("/correct"))
+            print(f"held-out, {label}: {shown}", flush=True)
+        return metrics
+
+    def warn(self, text: str) -> None:
+        """Tell the user what does not stop the run."""
+        print(f"warning: {text}", flush=True)
+
+    def keep_batch(self, at: Progress) -> str:
+        """Write the present step's rows beside the records, for whoever looks into what broke; returns the file."""
+        return str(self.run.keep_rows(f"{at.stage}-{at.step + 1:06d}", self._step.minibatches))
+
+    def settle(self, at: Progress) -> None:
+        """Note in ``at`` how far the records reach, for the checkpoint that holds it."""
+        at.records = self.records.position()
+        at.seconds = self.clock.seconds
+
+    def finish(self, at: Progress) -> None:
+        """Print the summary of a run that is complete."""
+        self.settle(at)
+        results = {label: at.evaluations[label] for label in _SHOWN if at.evaluations.get(label)}
+        names = list(dict.fromkeys(k for values in results.values() for k in values if not k.endswith("/length")))
+        rows = {
+            name.replace("/", ", ").replace("_", " "): {
+                k: f"{100 * v[name]:.1f} %" for k, v in results.items() if name in v
+            }
+            for name in names
+        }
+        print()
+        if rows:
+            print(summary_table(rows, list(results), f"Held-out ({len(self.held_out.examples)} prompts)"))
+        swaps = at.version + 1
+        print(f"{swaps} weight swap{'s' if swaps > 1 else ''}, each proved by its hashes; {duration(at.seconds)}.")
+        print(where_next(self.run), flush=True)
+        self.run.mark_complete(at.step)
+
+    def close(self, at: Progress) -> None:
+        """Finish the records, end the workers and the engines."""
+        self.records.close()
+        self.rewards.close()
+        self.engine.stop()
+
+    def stopping(self) -> bool:
+        """Whether somebody has asked the run to stop."""
+        return stop.requested()
+
+    def decode(self, completion: Completion) -> str:
+        """A completion's text, special tokens included but for the one that ended it."""
+        stops = self.end_tokens if completion.finish_reason == "stop" else ()
+        return decode(self.tokenizer, completion.tokens, stops)
+
+    def sampling(self, temperature: float, experts: bool = False) -> Sampling:
+        """The rollout's sampling parameters at a temperature (0: greedy)."""
+        rollout = self.config.rollout
+        return Sampling(
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            stop_tokens=self.end_tokens,
+            ignore_stop=rollout.ignore_eos,
+            experts=experts,
+        )
+
+    @contextmanager
+    def _signs_of_life(self, what: str) -> Iterator[None]:
+        """Say every second how many completions the engines have made, while what is done inside goes on."""
+        over = threading.Event()
+
+        def say() -> None:
+            while not over.wait(1.0):
+                done, total = self.engine.progress()
+                activity(f"{what}, {done} of {total} completions" if total else what)
+
+        activity(what)
+        thread = threading.Thread(target=say, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _draw(self) -> tuple[list[Example], dict[str, int]]:
+        prompts = self.prompts["rl"]
+        return prompts.take(self.config.rollout.prompts_per_step), prompts.state()
+
+    def _collect(self, step: int, drawn: tuple[list[Example], dict[str, int]]) -> Drawn:
+        """Rollouts of the present policy; in whatever thread ``Prefetch`` chooses."""
+        (examples, cursor), rollout = drawn, self.config.rollout
+        done = collect(
+            examples,
+            rollout.group_size,
+            self.strategy,
+            self.engine,
+            self.sampling(rollout.temperature, rollout.sglang.routing_replay),
+            lambda groups: score(self.rewards, groups, step),
+            f"{self.config.run.seed}/rl/{step}",
+        )
+        times = {f"time/{name}": seconds for name, seconds in done.seconds.items()}
+        return Drawn(done.groups, measure(done.groups) | times, cursor)
+
+    def _rows(self, rollouts: list[Rollout], credit: list[float]) -> list[dict[str, Any]]:
+        """Some of a step's completions, evenly spread over its samples, as records."""
+        count = min(self.config.tracking.completions, len(rollouts))
+        return [
+            {
+                "prompt": (r := rollouts[i]).example.prompt,
+                "response": r.text,
+                "answer": r.example.answer,
+                "reward": r.scored.reward,
+                "components": r.scored.components,
+                "advantage": credit[i],
+                "finish_reason": r.finish,
+                "weight_versions": r.versions,
+            }
+            for i in np.linspace(0, len(rollouts) - 1, count).round().astype(int)
+        ]
+
+
+class Elsewhere:
+    """A ``Controller``'s place on the ranks that have none."""
+
+    engine = None
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+
+    def begin(self, at: Progress, plan_hash: str) -> None: ...
+    def batch(self, stage: Stage, at: Progress) -> None: ...
+    def before_swap(self) -> None: ...
+    def record(self, at: Progress, metrics: dict[str, float], credit: list[float]) -> None: ...
+    def evaluate(self, at: Progress, label: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def keep_batch(self, at: Progress) -> None: ...
+    def settle(self, at: Progress) -> None: ...
+    def finish(self, at: Progress) -> None: ...
+    def close(self, at: Progress) -> None: ...
+    def stopping(self) -> None: ...
+
+
+def _engine(config: Config, run: RunFolder) -> Engine:
+    key = key_from_environment()
+    if config.rollout.engine == "sglang":
+        from megatron_rl.rollout.sglang.pool import SGLangEngines
+
+        return SGLangEngines(config.served(), run.model_folder(), key, run.logs())
+    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])

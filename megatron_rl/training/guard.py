@@ -1,0 +1,46 @@
+"""What must hold of a step before its weights go anywhere."""
+
+from math import isfinite
+
+from megatron_rl.actor import groups
+from megatron_rl.actor.trainer import Actor
+from megatron_rl.algorithms.config import AlgorithmConfig
+from megatron_rl.algorithms.mismatch import alarm
+from megatron_rl.errors import RunError
+from megatron_rl.training.controller import Controller, Elsewhere
+from megatron_rl.training.progress import Progress
+
+
+def require_finite(
+    metrics: dict[str, float], policy: Actor, controller: Controller | Elsewhere, at: Progress, action: str
+) -> None:
+    """Keep the batch of a step whose loss or gradient norm is not finite, and end the run or go on without the update.
+
+    ``at`` stands before the step; ``action``: run.not_finite. An update with such a gradient was not made
+    (``Actor.update``). Weights that are not finite end the run in any case: nothing can be learned from them any more.
+    Collective.
+    """
+    broken = [name for name in ("loss", "grad_norm") if not isfinite(metrics[name])]
+    weights = policy.finite()
+    if not broken and weights:
+        return
+    file = groups.share(controller.keep_batch(at))
+    what = " and ".join(f"{name} is {metrics[name]}" for name in broken) or "there are weights that are not finite"
+    said = f"step {at.step + 1} of {at.stage}: {what}. Its batch is in {file}"
+    if action == "stop" or not weights:
+        raise RunError(
+            f"{said[0].upper()}{said[1:]}. Nothing of it was swapped or saved; continue from the last checkpoint with "
+            "a lower learning rate, or with run.not_finite=skip."
+        )
+    controller.warn(f"{said}; the update was left out (run.not_finite=skip).")
+
+
+def require_agreement(
+    metrics: dict[str, float], controller: Controller | Elsewhere, at: Progress, config: AlgorithmConfig
+) -> None:
+    """Warn, or end the run on every rank, when the engine and the actor disagree."""
+    if not (wrong := alarm(metrics, config)):
+        return
+    if config.mismatch_action == "stop":
+        raise RunError(f"Step {at.step} stopped the run (algorithm.mismatch_action=stop): {wrong}")
+    controller.warn(f"step {at.step}: {wrong}")

@@ -1,0 +1,129 @@
+"""Reinforcement learning: rollouts of the present policy, credit for what they were worth, updates, a swap."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_rl.actor.micro_batch import MicroBatch
+from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.actor.schedule import learning_rate
+from megatron_rl.actor.trainer import Actor
+from megatron_rl.algorithms.aggregation import token_weights
+from megatron_rl.algorithms.algorithm import Algorithm, CreditBatch, Loss
+from megatron_rl.algorithms.correction import correct, correction_metrics, effective_samples
+from megatron_rl.algorithms.grpo import GRPO
+from megatron_rl.algorithms.mismatch import mismatch
+from megatron_rl.config import Config
+from megatron_rl.rollout.rollout import Rollout
+from megatron_rl.swap.trainer import Swap
+from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.training.batch import Batch, Step
+from megatron_rl.training.models import Models, Role
+from megatron_rl.training.progress import Progress, export_policy
+from megatron_rl.training.stages.stage import Source
+
+
+class RL:
+    """``algorithm`` decides what is learned from a rollout; the stage has it all computed and summed up."""
+
+    name = "rl"
+    samples = True
+
+    def __init__(self, config: Config, run: RunFolder, algorithm: Algorithm | None = None) -> None:
+        self.config, self.run = config, run
+        self.steps = config.run.steps
+        self.algorithm = algorithm or GRPO(config.algorithm)
+
+    def enter(self, models: Models, at: Progress) -> None:
+        """As ``Stage.enter``."""
+        if "reference" in self.algorithm.needs:
+            if not at.reference:  # the run begins here
+                at.set_reference(self.run, self.run.model_folder())
+            folder = at.reference_folder(self.run)
+            assert folder is not None
+            models.freeze(Role("reference", folder, trained=False), at.reference["hash"])
+        models.policy.new_optimizer(self.config.actor.optimizer)
+        if self.config.rollout.true_on_policy:
+            models.policy.sum_as_engine()
+
+    def batch(self, source: Source, at: Progress) -> Step:
+        """A rollout, cut into mini-batches of whole groups; the token weights of each add up to 1."""
+        drawn = source.take(at)
+        groups, minibatches = drawn.groups, self.config.algorithm.minibatches
+        size = len(groups) // minibatches
+        numbers = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        rollouts = [rollout for group in groups for rollout in group]
+        ends = np.cumsum([0, *(len(group) for group in groups)])
+        cuts = [(ends[i], ends[i + size]) for i in range(0, len(groups), size)]
+        rows = [self._rows(rollouts[first:last], first) for first, last in cuts]
+        return Step(rows, drawn.metrics, drawn.cursor, rollouts, numbers)
+
+    def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:
+        """As ``Stage.learn``; metrics are averaged over the updates (maxima: the largest)."""
+        policy, algorithm, temperature = models.policy, self.algorithm, self.config.rollout.temperature
+        packed = [policy.build(mine, batch.columns) for mine in batch.minibatches]
+        everything = [micro_batch for batches in packed for micro_batch in batches]
+        if "old" in algorithm.needs:
+            policy.score(everything, "old_logprobs", temperature)
+        if "reference" in algorithm.needs:
+            with models.frozen("reference") as reference:
+                reference.score(everything, "ref_logprobs", temperature)
+        credit = algorithm.credit(CreditBatch(everything, batch.rewards, batch.groups))
+
+        results, updates = [], self.config.algorithm.epochs * len(packed)
+        for i in range(updates):
+            lr = learning_rate(self.config.actor.optimizer, step * updates + i, self.steps * updates)
+            results.append(policy.update(packed[i % len(packed)], self._objective, lr, temperature))
+        metrics = {
+            name: max(r[name] for r in results) if name.startswith("max_") else sum(r[name] for r in results) / updates
+            for name in results[0]
+        }
+        metrics["skipped_updates"] *= updates
+        return metrics | measure(policy, everything, len(packed)), credit.tolist()
+
+    def leave(self, models: Models, swap: Swap, at: Progress) -> None:
+        """As ``Stage.leave``."""
+        if self.config.run.export:
+            export_policy(self.run, swap, at)
+
+    def _objective(self, logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Loss:
+        columns = batch.columns
+        if "old_logprobs" not in columns:  # this update is on-policy: its own log-probs are the old ones
+            columns["old_logprobs"] = logprobs.detach()
+        if self.config.algorithm.correction != "none" and "correction" not in columns:
+            correct(batch, self.config.algorithm)
+        return self.algorithm.loss(batch, logprobs, entropy)
+
+    def _rows(self, rollouts: list[Rollout], first: int) -> list[TrainingRow]:
+        """The rows of one mini-batch, whose samples are numbered from ``first``."""
+        weights = token_weights([rollout.length for rollout in rollouts], self.config.algorithm.aggregation)
+        return [
+            TrainingRow(
+                rollout.tokens,
+                {
+                    "weight": np.where(rollout.drawn, weight, 0.0).astype(np.float32),
+                    "rollout_logprobs": rollout.logprobs,
+                },
+                prompt=rollout.prompt,
+                experts=rollout.experts,
+                sample=first + number,
+            )
+            for number, (rollout, weight) in enumerate(zip(rollouts, weights, strict=True))
+        ]
+
+
+def measure(actor: Actor, rollout: list[MicroBatch], minibatches: int) -> dict[str, float]:
+    """The engine's mismatch, and what its correction did, over all tokens of a rollout that has been learned from."""
+    shares: list[dict[str, Any]] = []
+    for batch in rollout if actor.last_stage else ():
+        columns = batch.columns
+        weights = columns["weight"] / minibatches  # those of one mini-batch add up to 1
+        shares.append(mismatch(columns["old_logprobs"], columns["rollout_logprobs"], weights))
+        if "correction" in columns:
+            shares[-1] |= correction_metrics(weights, columns["correction"], columns["corrected"])
+    metrics = actor.reduce(shares)
+    if "correction_square" in metrics:
+        square = metrics.pop("correction_square")
+        metrics["correction_ess"] = effective_samples(metrics["correction_weight"], square)
+    return metrics

@@ -1,0 +1,169 @@
+"""What a run needs, counted by hand, and machines on which it does not fit."""
+
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_rl.config import Config
+from megatron_rl.settings import fit
+from megatron_rl.settings.describe import describe
+from megatron_rl.settings.fit import check_fit, warnings
+from megatron_rl.settings.footprint import footprint, readable
+from megatron_rl.system import machine
+from tests.settings.test_settings_check import LLAMA
+
+QWEN3_4B = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+MODEL = LLAMA | {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+Memory = namedtuple("Memory", ["available"])
+Usage = namedtuple("Usage", ["free"])
+
+
+def config_of(model: dict = MODEL) -> Config:
+    config = Config()
+    config.model.architecture = model
+    return config
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    """gpus(n): the machine has so many of 80 GB, no shared memory and hardly any memory."""
+
+    def have(count: int, size: int = 80 << 30, memory: int = 1000) -> None:
+        monkeypatch.setattr(machine, "gpus", lambda: (size,) * count)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(memory))
+        monkeypatch.setattr(fit.shutil, "disk_usage", lambda path: Usage(0 if str(path) == "/dev/shm" else 1 << 50))
+
+    return have
+
+
+def test_footprint_of_a_known_model() -> None:
+    """Numbers worked out by hand from the shapes of LLAMA, bf16, TP 2 x DP 2."""
+    config = config_of()
+    config.actor.tensor_parallel = config.actor.data_parallel = 2
+    config.algorithm.kl_coef = 0.1
+    hidden, layer_split = 64, 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 128  # q k v, o, gate up down
+    parameters = 4 * (layer_split + 2 * hidden) + 2 * 100 * hidden + hidden
+    rank = 4 * (layer_split // 2 + 2 * hidden) + 2 * 50 * hidden + hidden
+    needed = footprint(config, MODEL)
+    assert needed.parameters == parameters
+    assert needed.shared == 4 * rank * 2
+    assert needed.ranks == (rank * (2 + 4 + 2) + parameters * 12 // 4,) * 4
+    assert (needed.engine, needed.export, needed.checkpoint) == (parameters * 2, parameters * 2, parameters * 14)
+
+
+def test_the_cache_of_an_embedded_engine() -> None:
+    config = config_of(QWEN3_4B)
+    config.data.max_prompt_tokens, config.rollout.max_new_tokens = 1024, 3072
+    config.rollout.prompts_per_step, config.rollout.group_size = 64, 5
+    token = 36 * 8 * 128 * 2 * 2  # layers, heads, head_dim, keys and values, bfloat16
+    assert footprint(config, QWEN3_4B).cache == 256 * 4096 * token  # 155 GB
+    assert readable(256 * 4096 * token) == "154.6 GB"
+    config.rollout.engines, config.evaluation.prompts = 3, 30
+    assert footprint(config, QWEN3_4B).cache == 22 * 5 * 4096 * token  # 64 prompts are 22, 21 and 21
+    config.evaluation.prompts = 600
+    assert footprint(config, QWEN3_4B).cache == 200 * 4096 * token
+    config.rollout.engine = "sglang"
+    assert footprint(config, QWEN3_4B).cache == 256 * 4104 * token
+    config.rollout.sglang.args = {"max_total_tokens": 1000}
+    assert footprint(config, QWEN3_4B).cache == 1000 * token
+
+
+def test_an_embedded_engine_whose_cache_does_not_fit(gpus) -> None:
+    config = config_of(QWEN3_4B)
+    config.rollout.max_new_tokens = 3072
+    gpus(0, memory=200 << 30)
+    needed = footprint(config, QWEN3_4B)
+    (said,) = [each for each in check_fit(config, needed) if "of memory" in each]
+    total = needed.engine + needed.cache + sum(needed.ranks)
+    assert total > 200 << 30 > total - needed.cache
+    assert f"needs at least {readable(total)} of memory" in said
+    assert f"{readable(needed.cache)} for keys and values" in said
+
+
+def test_what_sglang_on_gpus_does_not_need(gpus) -> None:
+    """Neither the host's memory nor shared memory, wherever the servers run."""
+    config = config_of()
+    config.rollout.engine, config.rollout.engines, config.actor.data_parallel = "sglang", 4, 4
+    gpus(4)
+    needed = footprint(config, MODEL)
+    assert check_fit(config, needed) == []
+    for transport in ("cuda_ipc", "gloo", "nccl", "files"):
+        config.rollout.sglang.transport = transport
+        assert check_fit(config, needed) == []
+    config.rollout.sglang.transport = "shared_memory"
+    found = check_fit(config, needed)
+    assert len(found) == 2 and "of memory" in found[0] and "/dev/shm" in found[1]
+    config.rollout.sglang.transport, config.rollout.sglang.swap = "auto", "tensor"
+    assert "/dev/shm" in check_fit(config, needed)[1]
+
+
+def test_servers_that_run_elsewhere_need_no_memory_here(gpus) -> None:
+    config = config_of()
+    config.rollout.engine, config.rollout.sglang.urls = "sglang", "http://127.0.0.1:1,http://127.0.0.1:2"
+    config.rollout.sglang.transport = "gloo"
+    gpus(0)
+    needed = footprint(config, MODEL)
+    assert readable(sum(needed.ranks)) in check_fit(config, needed)[0]
+    gpus(0, memory=sum(needed.ranks))
+    assert check_fit(config, needed) == []
+    config.rollout.sglang.urls = ""
+    assert "of memory" in check_fit(config, needed)[0]
+    assert "2 sglang, started elsewhere" not in describe(config)
+    config.rollout.sglang.urls = "http://127.0.0.1:1,http://127.0.0.1:2"
+    assert "2 sglang, started elsewhere" in describe(config)
+
+
+def test_engines_share_the_memory_of_the_trainers_gpus(gpus) -> None:
+    config = config_of(QWEN3_4B)
+    config.rollout.engine, config.rollout.sglang.colocated = "sglang", True
+    needed = footprint(config, QWEN3_4B)
+    room = needed.ranks[0] + needed.engine
+    gpus(1, size=room)
+    assert check_fit(config, needed) == []
+    gpus(1, size=room - 1)
+    (said,) = check_fit(config, needed)
+    assert said.startswith(f"GPU 0 holds at least {readable(room)}")
+    gpus(2, size=room - 1)
+    config.rollout.sglang.colocated = False  # it has the second one for itself
+    assert check_fit(config, needed) == []
+    gpus(1, size=needed.ranks[0] - 1)
+    assert check_fit(config, needed)[0].startswith("A rank needs at least")
+
+
+def test_a_machine_without_shared_memory(gpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = config_of()
+    gpus(0, memory=1 << 50)
+    monkeypatch.setattr(fit, "SHARED_MEMORY", tmp_path / "no")
+    (said,) = check_fit(config, footprint(config, MODEL))
+    assert said.startswith("The ranks offer their weights to the engines in") and "does not have" in said
+
+
+def test_an_engine_on_the_cpu_beside_gpus_is_a_warning(gpus) -> None:
+    config = config_of()
+    gpus(0)
+    assert warnings(config) == []
+    gpus(2)
+    (said,) = warnings(config)
+    assert "rollout.engine=embedded generates on the CPU" in said and "2 GPUs" in said
+    config.rollout.engine = "sglang"
+    assert warnings(config) == []
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 MB"), (35e6, "35 MB"), (1.24e9, "1.2 GB")])
+def test_readable(count: float, text: str) -> None:
+    assert readable(count) == text
