@@ -16,10 +16,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_rl.actor.checkpoint_folder import latest, read_state
 from megatron_rl.data.registry import make_task
 from megatron_rl.data.task import sample_of
 from megatron_rl.data.tokenizer import decode, load_tokenizer, make_encoder
 from megatron_rl.resharding.folders.fingerprint import fingerprint
+from megatron_rl.tracking.names import find
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT
 
@@ -40,10 +42,10 @@ def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def start_and_wait(run: RunFolder, checkpoint: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Start or continue a run; returns when the checkpoint is there, with all the run's processes."""
+def start_and_wait(run: RunFolder, step: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """Start or continue a run; returns when that step of RL has been recorded, with all the run's processes."""
     process = start(run.path.parent, run.path.name)
-    while not (run.checkpoints / checkpoint).exists():
+    while not run.metrics_file.exists() or f'"stage": "rl", "step": {step},' not in run.metrics_file.read_text():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -135,17 +137,21 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
     uninterrupted, _ = whole
     run = RunFolder(uninterrupted.path.with_name("stopped"))
 
-    process, family = start_and_wait(run, "step-1-000002")
+    process, family = start_and_wait(run, 2)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=PATIENCE)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert all_gone(family)
+    stopped = latest(run.checkpoints)
+    assert stopped is not None and f"Newest checkpoint: {stopped}. Continue with: {run.command()}\n" in error
+    step = read_state(stopped)["step"]  # the one that was under way
+    assert 2 <= step == rows(run)[-1]["step"] < 6
 
-    process, family = start_and_wait(run, "step-1-000004")
+    process, family = start_and_wait(run, step + 1)
     next(p for p in family if "megatron_rl.rollout.embedded.process" in " ".join(p.cmdline())).kill()
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert "engine0 was killed by SIGKILL" in error and str(run.path) in error
+    assert "engine0 was killed by SIGKILL" in error and f"Continue with: {run.command()}\n" in error
     assert all_gone(family)
 
     process = start(run.path.parent, run.path.name)
@@ -159,6 +165,22 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
     )
     assert ours == theirs
     assert len(run.manifest()["attempts"]) == 3
+
+    again = start(run.path.parent, run.path.name)
+    out, error = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0 and f"{run.path} is complete: 6 steps." in out, error
+    assert len(run.manifest()["attempts"]) == 3
+
+
+def test_every_number_is_described(whole: tuple[RunFolder, str]) -> None:
+    """docs/metrics.md is made of the same table."""
+    run, _ = whole
+    recorded = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert {name for row in recorded for name in row if find(name) is None} == set()
+    clocked = {stage: {k for row in recorded if row["stage"] == stage for k in row} for stage in ("sft", "rl", "eval")}
+    assert {"time/step", "time/update", "tokens_per_second", "memory/host_gb"} <= clocked["sft"] & clocked["rl"]
+    assert {"time/generate", "time/reward", "time/swap", "time/checkpoint"} <= clocked["rl"]
+    assert "time/evaluate" in clocked["eval"] and "time/evaluate" not in clocked["sft"] | clocked["rl"]
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(whole: tuple[RunFolder, str]) -> None:
