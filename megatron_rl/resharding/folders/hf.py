@@ -13,7 +13,7 @@ from megatron_rl.resharding.folders.safetensors import Entry, read_header
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Place, Stored, UnlikeError
 from megatron_rl.resharding.layouts.fp8 import QUANTISATION, SCALE, quantised_names, scale_shape
 from megatron_rl.resharding.layouts.transformers import files_layout
-from megatron_rl.system.json_files import read_json
+from megatron_rl.system.files import read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
