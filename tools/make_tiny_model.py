@@ -28,8 +28,11 @@ def texts(path: Path) -> Iterator[str]:
         for row in read_table(str(path), "train").rows:
             yield from (value for value in row.values() if isinstance(value, str))
     elif path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            yield from lines
+        try:
+            with path.open(encoding="utf-8") as lines:
+                yield from lines
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}).") from error
     else:
         raise InputError(f"The file {path} does not exist. Give a text file or a data file ({' '.join(FORMATS)}).")
 
