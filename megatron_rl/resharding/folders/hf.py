@@ -26,6 +26,8 @@ _LISTED = 5  # broken files that are named
 def read_hf_config(folder: str | Path) -> dict[str, Any]:
     """The content of a model folder's config.json. Raises InputError naming what is missing or broken."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(mistaken(folder))
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder / CONFIG} does not exist. {mistaken(folder)}")
     return read_json(folder / CONFIG)
