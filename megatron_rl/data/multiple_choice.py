@@ -15,9 +15,9 @@ from typing import Any
 
 import xxhash
 
-from megatron_rl.data import choices
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
+from megatron_rl.data.rows import choices
 from megatron_rl.data.rows.parts import Part, load_parts, texts
 from megatron_rl.data.rows.template import make_template
 from megatron_rl.data.task import Example, Report, Sample

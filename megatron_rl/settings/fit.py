@@ -8,7 +8,7 @@ import psutil
 
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.gpus import engine_gpus
+from megatron_rl.rollout.sglang.servers.gpus import engine_gpus
 from megatron_rl.rollout.sglang.transport import chosen_transport
 from megatron_rl.settings.footprint import Footprint, readable
 from megatron_rl.system import machine

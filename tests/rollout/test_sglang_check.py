@@ -10,9 +10,9 @@ from megatron_rl.errors import InputError
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
-from megatron_rl.rollout.sglang.gpus import engine_gpus, first_gpus, shared
-from megatron_rl.rollout.sglang.process import arguments
-from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, first_gpus, shared
+from megatron_rl.rollout.sglang.servers.process import arguments
+from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY

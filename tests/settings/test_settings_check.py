@@ -227,5 +227,5 @@ def test_every_reward_is_called_once_on_a_row_of_the_data(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     (found,) = check(quickstart(tmp_path, "rewards.terms.checked_rewards.listed=1.0"))
-    assert "with a row of the data and the response '<think> Cue E" in found
+    assert "with a row of the data and the response '<think> Cue " in found
     assert f"(listed in {tmp_path}/checked_rewards.py, line 1) returned [1.0] (list); it must return a number" in found

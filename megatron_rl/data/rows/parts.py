@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_rl.data import choices
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table, read_table
+from megatron_rl.data.rows import choices
 from megatron_rl.data.task import Example
 from megatron_rl.errors import InputError
 

@@ -29,7 +29,7 @@ def make_template(config: DataConfig, tokenizer: Any) -> Template:
     if form == "raw":
         return _raw
     if form == "plain":
-        begins = tokenizer.bos_token_id is not None and tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
+        begins = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         start = tokenizer.bos_token if begins else ""
         return lambda messages: f"{start}{_joined(with_system(messages))}\n\nResponse:\n"
     if not tokenizer.chat_template:

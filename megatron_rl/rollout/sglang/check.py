@@ -11,10 +11,10 @@ from megatron_rl.resharding.families.table import tied
 from megatron_rl.resharding.layouts.fp8 import quantised_engine, quantised_names
 from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations, sglang_layout
 from megatron_rl.rollout.config import NEAR, RolloutConfig, SGLangConfig
-from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
-from megatron_rl.rollout.sglang.process import refused
+from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, shared
+from megatron_rl.rollout.sglang.servers.process import refused
+from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.rollout.sglang.transport import far_hosts
-from megatron_rl.rollout.sglang.versions import supported
 from megatron_rl.system import machine
 from megatron_rl.system.channel import key_from_environment
 

@@ -1,0 +1,156 @@
+"""Every command that the README and docs/ show is run here, or by the tests of SGLang, with fewer steps."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import PATIENCE, ROOT
+from tests.resharding.families.test_families import DEEPSEEK_V3
+
+SMALL = ["sft.steps=2", "run.steps=1", "evaluation.every=0", "evaluation.prompts=4", "tracking.wandb=off"]
+SMALL += ["rollout.prompts_per_step=4", "rollout.group_size=2", "tracking.tensorboard=false"]
+TINY = ["run.steps=1", "evaluation.prompts=4", "tracking.wandb=off", "tracking.tensorboard=false"]
+TINY += ["rollout.group_size=2", "rollout.max_new_tokens=4", "data.max_prompt_tokens=400", "run.resume=never"]
+RUNS: dict[str, list[str]] = {  # what is added to a command, by how it begins
+    "megatron-rl train quickstart rollout.engine=sglang": ["SGLANG"],
+    "megatron-rl serve": ["SGLANG"],
+    "megatron-rl engine": ["SGLANG"],
+    "megatron-rl train social_r1.tiny": TINY,
+    "megatron-rl train quickstart": [*SMALL, "run.resume=never"],
+    "megatron-rl train runs/quickstart/config.yaml": ["run.resume=auto"],
+    "megatron-rl train my_package": [*SMALL, "run.name=mine"],
+    "megatron-rl": [],
+    "python tools/make_tiny_model.py": [],
+}
+ENDS_WITH_2 = ("megatron-rl check social_r1.qwen3_4b",)  # no such model is here
+TARGETS = re.compile(r"^([a-z][\w-]*):", re.MULTILINE)
+RECIPE = """
+import recipes.quickstart
+
+def mine():
+    return recipes.quickstart.quickstart()
+"""
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text: str) -> list[str]:
+    """What stands between fences that name no language."""
+    found: list[str] = []
+    language: str | None = None  # of the block that the line is in
+    for line in text.splitlines():
+        if line.startswith("```"):
+            language = line[3:] if language is None else None
+            found += [""] if language == "" else []
+        elif language == "":
+            found[-1] += f"{line}\n"
+    return found
+
+
+def commands() -> list[str]:
+    """Lines of code blocks, and code within lines, that begin as commands do; without what is said beside them."""
+    found: list[str] = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        lines = [line for block in blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+        lines += re.findall(r"`((?:megatron-rl [a-z]+|python tools/) ?[^`]+)`", text)
+        for line in lines:
+            line = re.split(r"\s{2,}|\s+#", line.strip())[0]
+            if line.startswith(("megatron-rl ", "python tools/", "make ")) and not re.search(r"[A-Z]{4,}|…", line):
+                found.append(line)
+    return list(dict.fromkeys(found))
+
+
+def added(command: str) -> list[str]:
+    return RUNS[max((begin for begin in RUNS if command.startswith(begin)), key=len)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the commands take for granted."""
+    import json
+
+    import datasets
+
+    from tests.actor.models import write_model
+
+    here = tmp_path_factory.mktemp("docs")
+    rows: list[dict[str, Any]] = [
+        {"story": "Ann left the ball in the box.", "question": f"Where is ball {i}?", "options": ["box", "bag"]}
+        | {"answer": "AB"[i % 2]}
+        for i in range(16)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(str(here / "questions.parquet"))
+    lines = [json.dumps({"question": f"What is {i} + {i}?", "answer": f"It is #### {2 * i}"}) for i in range(16)]
+    (here / "train.jsonl").write_text("\n".join(lines))
+    [(reward, *_)] = [re.findall(r"```python\n(.*?)```", p.read_text(), re.DOTALL) for p in documents()[:1]]
+    (here / "my_rewards.py").write_text(reward)
+    (here / "my_package").mkdir()
+    (here / "my_package" / "recipes.py").write_text(RECIPE)
+    (here / "tools").symlink_to(ROOT / "tools")
+    write_model("qwen3", here / "models" / "Qwen3-4B")
+    (here / "DeepSeek-V3").mkdir()
+    (here / "DeepSeek-V3" / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    return here
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = [*shlex.split(command), *added(command)]
+    first = [sys.executable, "-m", "megatron_rl.cli"] if words[0] == "megatron-rl" else [sys.executable]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*first, *words[1:]], cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def in_order(command: str) -> int:
+    """What makes something that others need goes first."""
+    first = ["python tools/", "megatron-rl train quickstart run.steps", "megatron-rl convert megatron-to-hf"]
+    return next((place for place, begin in enumerate(first) if command.startswith(begin)), len(first))
+
+
+def test_commands_of_the_documentation(folder: Path) -> None:
+    failed = []
+    for command in sorted(commands(), key=in_order):
+        if command.startswith("make ") or added(command) == ["SGLANG"]:
+            continue
+        done = run(command, folder)
+        if done.returncode != (2 if command in ENDS_WITH_2 else 0):
+            failed.append(f"{command}\n  exit code {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
+        checkpoints = folder / "runs" / "quickstart" / "checkpoints"
+        if (checkpoints / "step-1-000001").exists() and not (checkpoints / "step-1-000040").exists():
+            (checkpoints / "step-1-000040").symlink_to("step-1-000001")  # of a run of all steps
+    assert not failed, "\n".join(failed)
+
+
+def test_targets_of_make_exist() -> None:
+    targets = TARGETS.findall((ROOT / "Makefile").read_text())
+    named = [command.split()[1] for command in commands() if command.startswith("make ")]
+    assert named and set(named) <= set(targets)
+
+
+def test_links_lead_somewhere() -> None:
+    broken = [
+        f"{path.name}: {link}"
+        for path in documents()
+        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+        if not link.startswith("http") and not (path.parent / link).exists()
+    ]
+    assert not broken
+
+
+def test_modules_named_in_the_documentation_exist() -> None:
+    """`data/task.py` and the like: folders of the package, of the repository, or of a run."""
+    missing = []
+    for path in documents():
+        for name in re.findall(r"`([\w/]+\.py)`", path.read_text(encoding="utf-8")):
+            places = [ROOT / name, ROOT / "megatron_rl" / name, ROOT / "megatron_rl" / "resharding" / name]
+            if "NAME" not in name and not any(place.exists() for place in places):
+                missing.append(f"{path.name}: {name}")
+    assert not missing
