@@ -29,11 +29,8 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
     options = rollout.sglang
     found = _package(rollout)
     found += _transport(options)
-    if not options.urls and not machine.SHARED.is_dir():
-        found.append(
-            f"SGLang's servers share memory in {machine.SHARED}, which this machine does not have: mount it (a "
-            "container gets it by --shm-size or --ipc=host), or give rollout.sglang.urls of servers that run elsewhere."
-        )
+    if not options.urls:
+        found += machine.shared_memory_problems()
     if options.fp8 and options.swap != "pull":
         found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
     if options.fp8 and not options.urls and not machine.gpus():
