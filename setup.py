@@ -61,7 +61,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_rl", "megatron_rl.*", "recipes", "recipes.*"]),
-    package_data={"megatron_rl.rollout.sglang": ["standins/*.py", "standins/*/*.py"]},
+    package_data={"megatron_rl.rollout.sglang.servers": ["standins/*.py", "standins/*/*.py"]},
     install_requires=[
         "torch>=2.11,<2.14",  # a GPU machine often brings its own
         *pinned("megatron-core", "transformers", "datasets", "safetensors", "numpy", "xxhash", "psutil"),

@@ -21,8 +21,8 @@ from megatron_rl.data.task import Sample
 from megatron_rl.data.think_answer import split
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.length import repetition_factor
-from megatron_rl.rewards.pool import RewardPool
-from megatron_rl.rewards.terms import bind, score_sample
+from megatron_rl.rewards.workers.pool import RewardPool
+from megatron_rl.rewards.workers.terms import bind, score_sample
 
 GROUP = 8  # completions of one prompt
 REPEATS = 5  # scorings per reading of the processes' clocks

@@ -14,8 +14,7 @@ from typing import TextIO
 
 from megatron_rl import __version__
 from megatron_rl.errors import InputError, RunError, refused
-from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_utf8
-from megatron_rl.system.program import program
+from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, program, speak_utf8
 
 COMMANDS = {  # the module of megatron_rl.commands, and what it does
     "train": ("train", "run a recipe: starts, watches and ends every process"),

@@ -24,7 +24,7 @@ ORDER = (
     *("config", "settings", "tracking", "training", "train", "launch", "commands", "cli"),
 )
 ROOT_MODULES = 8
-FOLDER_MODULES = 13
+FOLDER_MODULES = 12
 
 
 def modules() -> dict[str, Path]:

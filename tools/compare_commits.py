@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -152,44 +153,44 @@ def make_runs(commit: str, side: str, temporary: Path, options: argparse.Namespa
     return found
 
 
-def rows(file: Path) -> list[dict[str, Any]]:
-    """Lines of JSON; an integer may have become a float."""
-    return [json.loads(line, parse_int=float) for line in file.read_text(encoding="utf-8").split("\n") if line]
-
-
 def read(run: Path) -> dict[str, Values]:
     """What is compared of a run. Tensors are read without a library, which would have to know their types."""
     found: dict[str, Values] = {"metrics": {}, "completions": {}, "tensors": {}}
-    evaluations = 0
-    for row in rows(run / "metrics.jsonl"):
-        evaluations += row["stage"] == "eval"
-        place = f"evaluation {evaluations}" if row["stage"] == "eval" else f"{row['stage']} step {row['step']:.0f}"
-        found["metrics"] |= {(place, k): json.dumps(v) for k, v in row.items() if not LEFT_OUT.fullmatch(k)}
     stop = json.loads((run / "hf/tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
-    for i, row in enumerate(rows(run / "completions.jsonl"), 1):
-        row["response"] = row["response"].removesuffix(stop).rstrip(" ")  # some decoders put a space before it
-        row |= {f"components/{name}": value for name, value in row.pop("components", {}).items()}
-        place = f"completion {i} (step {row['step']:.0f})"
-        found["completions"] |= {(place, k): json.dumps(v, ensure_ascii=False) for k, v in row.items()}
+    for kind in ("metrics", "completions"):
+        seen: Counter[str] = Counter()
+        for line in (run / f"{kind}.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n"):
+            row = json.loads(line, parse_int=float)  # an integer may have become a float
+            group = row.get("stage") or ("evaluation" if row.get("evaluation") else "training")
+            seen[group] += 1
+            if "response" in row:
+                row["response"] = row["response"].removesuffix(stop).rstrip(" ")  # some decoders put a space before it
+                row |= {f"components/{name}": value for name, value in row.pop("components", {}).items()}
+            values = {(f"{group} row {seen[group]}", k): json.dumps(v, ensure_ascii=False) for k, v in row.items()}
+            found[kind] |= {key: value for key, value in values.items() if not LEFT_OUT.fullmatch(key[1])}
     for file in (run / "hf").glob("*.safetensors"):
         content = file.read_bytes()
         start = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:start])
-        for name in sorted(header.keys() - {"__metadata__"}):
-            first, last = (start + offset for offset in header[name]["data_offsets"])
-            digest = hashlib.sha256(content[first:last]).hexdigest()
-            found["tensors"][name, "tensor"] = f"{header[name]['dtype']} {header[name]['shape']} sha256 {digest}"
+        header.pop("__metadata__", None)
+        for name, about in sorted(header.items()):
+            first, last = (start + offset for offset in about["data_offsets"])
+            what, digest = f"{about['dtype']} {about['shape']}", hashlib.sha256(content[first:last]).hexdigest()
+            found["tensors"][f"tensor {name}", "content"] = f"{what} sha256 {digest}"
     return found
 
 
 def compare(old: Values, new: Values) -> tuple[list[str], list[str]]:
-    """The differences, and the names that only the newer side has in rows of both."""
+    """The differences; and what only the newer side has: names in rows of both, and rows of a kind of their own."""
     places, found = {place for place, _ in old}, []
-    for key in [k for k in old if old[k] != new.get(k)] + [k for k in new if k[0] not in places]:
+    kinds, more = {place.split()[0] for place in places}, [key for key in new if key not in old]
+    wrong = [key for key in old if old[key] != new.get(key)]
+    for key in wrong + [key for key in more if key[0] not in places and key[0].split()[0] in kinds]:
         pair = old.get(key, "nothing"), new.get(key, "nothing")
         at = max(next((i for i in range(min(map(len, pair))) if pair[0][i] != pair[1][i]), 0) - 30, 0)
         found.append(f"{', '.join(key)}: {' -> '.join('…' * (at > 0) + text[at : at + 120] for text in pair)}")
-    return found, list(dict.fromkeys(name for place, name in new if place in places and (place, name) not in old))
+    own = [name if place in places else f"{place.split()[0]} rows" for place, name in more]
+    return found, list(dict.fromkeys(own))
 
 
 def report(run: str, old: Path, new: Path) -> bool:

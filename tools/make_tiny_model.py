@@ -29,8 +29,11 @@ def texts(path: Path) -> Iterator[str]:
         for cells in zip(*map(table.column, table.columns), strict=True):
             yield from (value for value in cells if isinstance(value, str))
     elif path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            yield from lines
+        try:
+            with path.open(encoding="utf-8") as lines:
+                yield from lines
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}).") from error
     else:
         raise InputError(f"The file {path} does not exist. Give a text file or a data file ({' '.join(FORMATS)}).")
 

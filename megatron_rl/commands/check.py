@@ -3,10 +3,8 @@
 import argparse
 import sys
 
-from megatron_rl.commands.recipe import add_recipe, print_problems, print_warnings
-from megatron_rl.settings.check import check
+from megatron_rl.commands.recipe import add_recipe, load_checked, print_warnings
 from megatron_rl.settings.describe import describe
-from megatron_rl.settings.load import load
 from megatron_rl.system.processes import BAD_INPUT
 
 
@@ -18,11 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Returns 0, or 2 when something is wrong; starts nothing."""
-    config, problems = load(options.recipe, options.overrides)
-    found = check(config)
-    if problems := problems + found.problems:
-        print_problems(options.recipe, problems, sys.stdout)
+    if (checked := load_checked(options, sys.stdout)) is None:
         return BAD_INPUT
+    config, found = checked
     print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config)}")
     for what, count in found.notes.items():
         print(f"  note       {what}: {count}")

@@ -17,13 +17,12 @@ from megatron_rl.commands.recipe import add_recipe, print_problems
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.check import check_sglang
-from megatron_rl.rollout.sglang.process import arguments, environment
+from megatron_rl.rollout.sglang.servers.process import arguments, environment
 from megatron_rl.settings.load import load
 from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, api_key, key_from_environment
-from megatron_rl.system.processes import BAD_INPUT
-from megatron_rl.system.program import program
+from megatron_rl.system.processes import BAD_INPUT, program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from megatron_rl.errors import InputError, RunError
-from megatron_rl.rollout.sglang.process import ServerProcess
+from megatron_rl.rollout.sglang.servers.process import ServerProcess
 from megatron_rl.system import scratch
 
 _POLL = 0.5  # seconds

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import Documented, documented, groups
-from megatron_rl.system.program import program
+from megatron_rl.system.processes import program
 
 WIDTH = 100  # columns of the list
 _NO_BREAK = "\N{NO-BREAK SPACE}"

@@ -22,7 +22,7 @@ from megatron_rl.resharding.plan import ITEMSIZES, Place, make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.report import FABRICS, Report, predict, traffic
 from megatron_rl.system import machine
-from megatron_rl.system.json_files import read_json
+from megatron_rl.system.files import read_json
 
 EXAMPLES = """\
 examples:

@@ -4,12 +4,26 @@ import argparse
 from collections.abc import Sequence
 from typing import TextIO
 
+from megatron_rl.config import Config
+from megatron_rl.settings.check import Findings, check
+from megatron_rl.settings.load import load
+
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE and key=value."""
     help = "a recipe's name, a .yaml file, or the dotted path of a function () -> Config"
     parser.add_argument("recipe", metavar="RECIPE", help=help)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="options to change")
+
+
+def load_checked(options: argparse.Namespace, to: TextIO) -> tuple[Config, Findings] | None:
+    """The recipe with its overrides, and what was found; None after all that is wrong has been printed."""
+    config, problems = load(options.recipe, options.overrides)
+    found = check(config)
+    if problems := problems + found.problems:
+        print_problems(options.recipe, problems, to)
+        return None
+    return config, found
 
 
 def print_problems(recipe: str, problems: Sequence[str], to: TextIO) -> None:

@@ -11,11 +11,11 @@ import yaml
 
 from megatron_rl.commands.foreground import address, check_address, run_server
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.process import ALIASES, environment, on_this_machine
-from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.rollout.sglang.servers.process import ALIASES, environment, on_this_machine
+from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.settings.written import read_value
 from megatron_rl.system import machine
-from megatron_rl.system.program import program
+from megatron_rl.system.processes import program
 
 KEY = "MEGATRON_RL_API_KEY"  # environment variable: the key that callers must send; a new one when it is not set
 OURS = ("model_path", "host", "port", "tp_size", "api_key", "config")

@@ -3,10 +3,8 @@
 import argparse
 import sys
 
-from megatron_rl.commands.recipe import add_recipe, print_problems, print_warnings
+from megatron_rl.commands.recipe import add_recipe, load_checked, print_warnings
 from megatron_rl.launch.job import launch
-from megatron_rl.settings.check import check
-from megatron_rl.settings.load import load
 from megatron_rl.system.processes import BAD_INPUT
 
 
@@ -18,10 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Returns the run's exit code; 2 when something is wrong with the recipe, and then nothing was started."""
-    config, problems = load(options.recipe, options.overrides)
-    found = check(config)
-    if problems := problems + found.problems:
-        print_problems(options.recipe, problems, sys.stderr)
+    if (checked := load_checked(options, sys.stderr)) is None:
         return BAD_INPUT
+    config, found = checked
     print_warnings(found.warnings, sys.stderr)
     return launch(config)

@@ -9,18 +9,15 @@ to three distractors, places of the same kind from the same story first, then ri
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 from string import ascii_lowercase
 from typing import Any
 
-import xxhash
-
-from megatron_rl.data import choices
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
-from megatron_rl.data.rows.parts import Part, load_parts, texts
+from megatron_rl.data.rows import choices
+from megatron_rl.data.rows.parts import Part, Rows, load_parts, texts
 from megatron_rl.data.rows.template import make_template
-from megatron_rl.data.task import Example, Report, Sample
+from megatron_rl.data.task import Example, Sample
 from megatron_rl.data.think_answer import letter_matches, parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
@@ -44,23 +41,7 @@ def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
     return found
 
 
-class MultipleChoice:
-    """Examples whose answer is a letter."""
-
-    def __init__(self, train: list[Example], heldout: list[Example], notes: dict[str, int]):
-        self.train, self.heldout, self.notes = train, heldout, notes
-        several = len({e.data_source for e in heldout}) > 1
-        self.report: Report = partial(report, by_source=True) if several else report
-
-    def fingerprint(self) -> str:
-        """Hash of all examples as they are trained on and evaluated."""
-        digest = xxhash.xxh3_128()
-        for example in (*self.train, *self.heldout):
-            digest.update(f"{example.id}\n{example.prompt}\n{example.target}\n{example.answer}\n".encode())
-        return digest.hexdigest()
-
-
-def make_multiple_choice(config: DataConfig, seed: int, tokenizer: Any) -> MultipleChoice:
+def make_multiple_choice(config: DataConfig, seed: int, tokenizer: Any) -> Rows:
     """Reads and checks every row of data.path and data.eval_path; raises InputError naming file, row and column."""
     template = make_template(config, tokenizer)
 
@@ -84,7 +65,7 @@ def make_multiple_choice(config: DataConfig, seed: int, tokenizer: Any) -> Multi
             )
         return Part(examples, {"whose options are derived from other rows": derived})
 
-    return MultipleChoice(*load_parts(config, tokenizer, make))
+    return Rows(*load_parts(config, tokenizer, make), report)
 
 
 def check_options(config: DataConfig) -> list[str]:

@@ -12,18 +12,15 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
-
-import xxhash
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.exact_answer import judge
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.answers import Answers, read_answers
-from megatron_rl.data.rows.parts import Part, load_parts, texts
+from megatron_rl.data.rows.parts import Part, Rows, load_parts, texts
 from megatron_rl.data.rows.template import Message, Template, make_template
-from megatron_rl.data.task import Example, Report, Sample
+from megatron_rl.data.task import Example, Sample
 from megatron_rl.data.think_answer import parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
@@ -45,24 +42,7 @@ def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
     return found
 
 
-class PromptAnswer:
-    """Examples whose answer is compared with what a completion gives as its own."""
-
-    def __init__(self, train: list[Example], heldout: list[Example], notes: dict[str, int]):
-        self.train, self.heldout, self.notes = train, heldout, notes
-        several = len({e.data_source for e in heldout}) > 1
-        self.report: Report = partial(report, by_source=True) if several else report
-
-    def fingerprint(self) -> str:
-        """Hash of all examples as they are trained on and evaluated."""
-        digest = xxhash.xxh3_128()
-        for e in (*self.train, *self.heldout):
-            answer = json.dumps(e.answer, sort_keys=True, default=str)
-            digest.update(f"{e.id}\n{e.prompt}\n{e.target}\n{answer}\n".encode())
-        return digest.hexdigest()
-
-
-def make_prompt_answer(config: DataConfig, seed: int, tokenizer: Any) -> PromptAnswer:
+def make_prompt_answer(config: DataConfig, seed: int, tokenizer: Any) -> Rows:
     """Reads and checks every row of data.path and data.eval_path; raises InputError naming file, row and column."""
     template = make_template(config, tokenizer)
     marks = CHAT_MARKS if config.prompt == "auto" and tokenizer.chat_template else ()
@@ -94,7 +74,7 @@ def make_prompt_answer(config: DataConfig, seed: int, tokenizer: Any) -> PromptA
         }
         return Part(examples, counts)
 
-    return PromptAnswer(*load_parts(config, tokenizer, make))
+    return Rows(*load_parts(config, tokenizer, make), report)
 
 
 def check_options(config: DataConfig) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.hf import read_hf_config
-from megatron_rl.system.json_files import not_content, read_json
+from megatron_rl.system.files import not_content, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _READ = ("tokenizer*", "vocab.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "config.json")

@@ -24,7 +24,7 @@ from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.launch.placement import LOOPBACK, here
 from megatron_rl.rollout.embedded.client import engine_command, engine_environment
-from megatron_rl.rollout.sglang import leftovers
+from megatron_rl.rollout.sglang.servers import leftovers
 from megatron_rl.system import machine, scratch
 from megatron_rl.system.channel import ENGINES, LISTENER, key_from_environment
 from megatron_rl.system.processes import BAD_INPUT, run

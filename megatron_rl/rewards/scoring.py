@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from megatron_rl.data.task import Sample, sample_of
-from megatron_rl.rewards.pool import RewardPool, Scored
+from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rollout.rollout import Rollout
 
 

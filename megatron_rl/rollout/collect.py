@@ -41,37 +41,29 @@ def collect(
     depends on ``seed``, on the place of its example and on its place in the group alone. For any thread, several at a
     time.
     """
-    return asyncio.run(_collect(examples, size, strategy, engine, sampling, score, seed))
 
+    async def run() -> Collected:
+        started = generated = time.perf_counter()
+        scored: Batched[Sequence[Rollout], None] = Batched(score)
 
-async def _collect(
-    examples: Sequence[Example],
-    size: int,
-    strategy: Strategy,
-    engine: Engine,
-    sampling: Sampling,
-    score: Callable[[Sequence[Sequence[Rollout]]], Sequence[None]],
-    seed: str,
-) -> Collected:
-    started = generated = time.perf_counter()
-    scored: Batched[Sequence[Rollout], None] = Batched(score)
+        async def group(place: int, example: Example) -> list[Rollout]:
+            drawn = 0
 
-    async def group(place: int, example: Example) -> list[Rollout]:
-        drawn = 0
+            async def complete(tokens: Sequence[int], count: int) -> list[Completion]:
+                nonlocal drawn, generated
+                seeds = [_seed(f"{seed}/{place}/{number}") for number in range(drawn, drawn + count)]
+                drawn += count
+                completions = await engine.complete(Request(tokens, seeds), sampling)
+                generated = time.perf_counter()
+                return completions
 
-        async def complete(tokens: Sequence[int], count: int) -> list[Completion]:
-            nonlocal drawn, generated
-            seeds = [_seed(f"{seed}/{place}/{number}") for number in range(drawn, drawn + count)]
-            drawn += count
-            completions = await engine.complete(Request(tokens, seeds), sampling)
-            generated = time.perf_counter()
-            return completions
+            return await strategy.group(example, size, complete, scored)
 
-        return await strategy.group(example, size, complete, scored)
+        groups = await asyncio.gather(*(group(place, example) for place, example in enumerate(examples)))
+        seconds = {"generate": generated - started, "reward": time.perf_counter() - generated}
+        return Collected(groups, seconds)
 
-    groups = await asyncio.gather(*(group(place, example) for place, example in enumerate(examples)))
-    seconds = {"generate": generated - started, "reward": time.perf_counter() - generated}
-    return Collected(groups, seconds)
+    return asyncio.run(run())
 
 
 def _seed(name: str) -> int:

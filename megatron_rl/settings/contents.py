@@ -38,7 +38,7 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     from megatron_rl.data.task import sample_of
     from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
     from megatron_rl.resharding.folders.check import transformers_config
-    from megatron_rl.rewards.trial import try_rewards
+    from megatron_rl.rewards.workers.trial import try_rewards
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer

@@ -8,12 +8,10 @@ import psutil
 
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.gpus import engine_gpus
+from megatron_rl.rollout.sglang.servers.gpus import engine_gpus
 from megatron_rl.rollout.sglang.transport import chosen_transport
 from megatron_rl.settings.footprint import Footprint, readable
 from megatron_rl.system import machine
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def check_run_folder(run: RunConfig) -> list[str]:
@@ -33,7 +31,7 @@ def check_run_folder(run: RunConfig) -> list[str]:
 
 def check_fit(config: Config, needed: Footprint) -> list[str]:
     """What this machine lacks for a run that needs at least so much."""
-    return _gpus(config, needed) + _memory(config, needed) + _shared_memory(config, needed) + _disk(config, needed)
+    return _gpus(config, needed) + _memory(config, needed) + machine.shared_memory_problems() + _disk(config, needed)
 
 
 def warnings(config: Config) -> list[str]:
@@ -88,7 +86,9 @@ def _memory(config: Config, needed: Footprint) -> list[str]:
     """The trainer's ranks without a GPU, weights that are shared, and engines that compute on this machine's CPUs."""
     rollout, gpus = config.rollout, machine.gpus()
     available = psutil.virtual_memory().available
-    weights = (needed.shared if _shares_memory(config) else 0) if gpus else sum(needed.ranks)
+    # On a CPU the ranks' own memory is shared, as long as there is room for it where that has a name.
+    copied = _shares_memory(config) and (bool(gpus) or needed.shared > machine.shared_memory())
+    weights = (0 if gpus else sum(needed.ranks)) + (needed.shared if copied else 0)
     elsewhere = rollout.engine == "sglang" and (gpus or rollout.sglang.urls)
     caches = 0 if elsewhere else rollout.engines * _cache(config, needed, available)
     memory = weights + caches + (0 if elsewhere else rollout.engines * needed.engine)
@@ -110,20 +110,6 @@ def _cache(config: Config, needed: Footprint, available: int) -> int:
     if config.rollout.engine == "sglang" and isinstance(share, float):
         return min(needed.cache, int(share * available))
     return needed.cache
-
-
-def _shared_memory(config: Config, needed: Footprint) -> list[str]:
-    if not _shares_memory(config):
-        return []
-    if not SHARED_MEMORY.is_dir():
-        return [f"The ranks offer their weights to the engines in {SHARED_MEMORY}, which this machine does not have."]
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if needed.shared <= free:
-        return []
-    return [
-        f"The ranks offer their weights to the engines in {SHARED_MEMORY}, which needs {readable(needed.shared)} and "
-        f"has {readable(free)} free: enlarge it (mount -o remount,size=…; in a container, --shm-size)."
-    ]
 
 
 def _shares_memory(config: Config) -> bool:

@@ -17,7 +17,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import TYPES
 from megatron_rl.settings.recipes import recipe
 from megatron_rl.settings.written import Written, read, read_value
-from megatron_rl.system.program import program
+from megatron_rl.system.processes import program
 
 
 @functools.cache

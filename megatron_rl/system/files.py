@@ -1,12 +1,16 @@
-"""Files that are either the old one or the new one, never half of it; and room for them."""
+"""Files that are either the old one or the new one, never half of it; and what is wrong with somebody else's."""
 
 import ctypes
+import json
 import os
 import shutil
 from errno import EINVAL, ENOTSUP
 from pathlib import Path
+from typing import Any
 
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, named
+
+_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins in whose place Git LFS left a pointer
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,3 +78,39 @@ def require_space(folder: str | Path, needed: int, what: str, advice: str) -> No
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(f"{folder} has {free / 1e6:.0f} MB free; {what} needs {needed / 1e6:.0f} MB. {advice}")
+
+
+def not_content(path: Path) -> str:
+    """Why an existing file is not the one that its name promises, empty or a Git LFS pointer; "" when it is neither."""
+    with path.open("rb") as file:
+        begin = file.read(len(_POINTER))
+    if not begin:
+        return f"{path} is empty (0 bytes). Fetch it again."
+    if begin == _POINTER:
+        return (
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or fetch the model "
+            f"with `hf download`."
+        )
+    return ""
+
+
+def read_json(path: Path, needed: str = "") -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises InputError when the file is missing (``needed`` says for what), cannot be read, or holds anything else.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist{f': {needed}' if needed else ''}.")
+        if wrong := not_content(path):
+            raise InputError(wrong)
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(named(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}). It may be cut short: fetch it again.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}; a JSON object is needed.")
+    return content

@@ -63,6 +63,16 @@ def shared_memory() -> int:
     return shutil.disk_usage(SHARED).free if SHARED.is_dir() and os.access(SHARED, os.W_OK | os.X_OK) else 0
 
 
+def shared_memory_problems() -> list[str]:
+    """Why processes cannot share memory by name here, which libraries of trainers and engines do."""
+    if SHARED.is_dir():
+        return []
+    return [
+        f"This machine has no {SHARED}, where the processes that write checkpoints, and those of an SGLang server, "
+        "share memory: mount it (a container gets it by --shm-size or --ipc=host)."
+    ]
+
+
 def installed(package: str) -> str | None:
     """The installed version of a package; None without one."""
     try:

@@ -9,9 +9,11 @@ import itertools
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from megatron_rl.errors import InputError, RunError, refused
 
@@ -85,6 +87,17 @@ def last_error(lines: Sequence[str]) -> str | None:
         return None
     rest = itertools.takewhile(lambda line: line.startswith("  "), lines[starts[-1] + 1 :])
     return "\n".join([lines[starts[-1]].removeprefix(ERROR_PREFIX), *rest])
+
+
+def program() -> str:
+    """``megatron-rl`` where a shell finds this installation by that name, else the path of its script."""
+    script = Path(sys.executable).with_name("megatron-rl")
+    if not script.is_file():
+        return f"{sys.executable} -m megatron_rl.cli"
+    found = shutil.which("megatron-rl")
+    if found and os.path.samefile(found, script):
+        return "megatron-rl"
+    return min(str(script), os.path.relpath(script), key=len)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from megatron_rl.data.task import Example
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.held_out import HeldOut
-from megatron_rl.rewards.pool import RewardPool
 from megatron_rl.rewards.scoring import judge, score
+from megatron_rl.rewards.workers.pool import RewardPool
 from megatron_rl.rollout.collect import collect
 from megatron_rl.rollout.embedded.client import EmbeddedEngine, EnginePool
 from megatron_rl.rollout.measure import measure, staleness

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_rl.cli import main
+from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
@@ -67,6 +68,20 @@ def test_hosts_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["trainer"], found["engines"][:19]) == ("1 rank on host 0: not sharded", "2 workers on host 1")
 
 
+def test_weights_without_prediction_layers_are_planned_without(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    """As transformers saves the model; the index is enough to see it."""
+    names = canonical_tensors(FOUR_LAYERS | {"num_nextn_predict_layers": 0})
+    with_layers, engine = plan(capsys, "--model", model), "1 worker on host 0: not sharded"
+    weight_map = dict.fromkeys(names, "model-00001-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for named in (model, f"{model}/config.json"):
+        found = plan(capsys, "--model", named)
+        assert found["tensors"] == len(names) and found["unused_tensors"] == [] and found["engines"] == engine
+    assert with_layers["unused_tensors"] != []
+
+
 def test_a_large_model_by_its_config(capsys: pytest.CaptureFixture[str], model: str) -> None:
     actor = "tensor_parallel=8,pipeline_parallel=2,first_stage=3,expert_parallel=16,data_parallel=2"
     engine = "tensor_parallel=16,expert_parallel=16,data_parallel=2"
@@ -96,7 +111,7 @@ def test_a_large_model_by_its_config(capsys: pytest.CaptureFixture[str], model: 
         (["quickstart", "--fp8"], "--fp8 needs SGLang"),
         (["quickstart", "--actor", "tensor_parallel=2"], "--actor goes with --model"),
         (["quickstart", "--model", "x"], "exclude each other"),
-        (["quickstart", "model.path=nowhere"], "nowhere/config.json does not exist"),
+        (["quickstart", "model.path=nowhere"], "There is no such folder as nowhere"),
         (["quickstart", "--engine", "tp=2"], "--engine 'tp=2' is not understood; write tensor_parallel=N"),
         (["quickstart", "--engine", "tensor_parallel=²"], "--engine 'tensor_parallel=²' is not understood; write"),
         (["quickstart", "--engine", "data_parallel=2,data_parallel=1"], "--engine gives data_parallel twice"),

@@ -35,7 +35,10 @@ def test_the_tool_writes_a_model_that_fits_its_tokenizer(tiny_model, chat_tokeni
 
 
 def test_bad_input_to_the_tool(tmp_path, make_tiny_model, capsys):
+    latin = tmp_path.parent / f"{tmp_path.name}.txt"
+    latin.write_bytes("Zoë".encode("latin-1"))
     for arguments, message in (
+        ([str(latin), str(tmp_path / "m")], f"{latin} is no text in UTF-8"),
         ([str(tmp_path / "no.txt"), str(tmp_path / "m")], "no.txt does not exist"),
         ([str(tmp_path / "no.txt"), str(tmp_path)], "exists; name a new folder"),
         ([str(tmp_path / "no.txt"), str(tmp_path / "m"), "--heads", "3"], "--heads must divide --hidden"),

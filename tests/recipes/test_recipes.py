@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
+from megatron_rl.data.registry import held_out
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.check import check_evaluation
 from megatron_rl.settings.recipes import all_recipes, recipe
@@ -91,7 +92,7 @@ def test_quickstart_fits_the_machine(gpus, ranks, monkeypatch):
 
 def test_quickstart():
     config = recipe("quickstart")
-    assert check_data(config.data) == check_evaluation(config.evaluation, config.data) == []
+    assert check_data(config.data) == check_evaluation(config.evaluation, held_out(config.data)) == []
     assert (config.run.steps, config.rollout.prompts_per_step, config.rollout.group_size) == (40, 16, 8)
     assert (config.sft.steps, config.sft.batch_size, config.sft.prompt_weight) == (600, 32, 0.1)
     assert config.model.dtype == "float32"
@@ -126,7 +127,7 @@ def test_tiny_needs_only_the_two_paths(tmp_path):
     assert config.model.path == config.data.path == "" and config.rollout.engine == "embedded"
     (tmp_path / "rows.jsonl").write_text("{}")
     config.data.path = str(tmp_path / "rows.jsonl")
-    assert check_data(config.data) == check_evaluation(config.evaluation, config.data) == []
+    assert check_data(config.data) == check_evaluation(config.evaluation, held_out(config.data)) == []
     assert config.rewards.terms == {"social_r1": 1.0} and config.model.dtype == "float32"
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.pool import RewardPool
 from megatron_rl.rewards.registry import check_rewards
-from megatron_rl.rewards.trial import try_rewards
+from megatron_rl.rewards.workers.pool import RewardPool
+from megatron_rl.rewards.workers.trial import try_rewards
 
 EXAMPLE = '''\
 """my_rewards.py, in the folder where megatron-rl is started."""

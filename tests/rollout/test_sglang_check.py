@@ -10,9 +10,9 @@ from megatron_rl.errors import InputError
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
-from megatron_rl.rollout.sglang.gpus import engine_gpus, first_gpus, shared
-from megatron_rl.rollout.sglang.process import arguments
-from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, first_gpus, shared
+from megatron_rl.rollout.sglang.servers.process import arguments
+from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY
@@ -141,7 +141,7 @@ def test_servers_that_are_started_here_need_shared_memory(monkeypatch: pytest.Mo
     monkeypatch.setattr(machine, "SHARED", tmp_path / "shm")
     assert machine.shared_memory() == 0
     (found,) = check_rollout(RolloutConfig(engine="sglang"))
-    assert found.startswith(f"SGLang's servers share memory in {tmp_path}/shm, which this machine does not have: mount")
+    assert found.startswith(f"This machine has no {tmp_path}/shm, where the processes") and "SGLang server" in found
     assert check_rollout(RolloutConfig(engine="sglang", sglang=SGLangConfig(urls=ELSEWHERE))) == []
     (tmp_path / "shm").mkdir()
     assert check_rollout(RolloutConfig(engine="sglang")) == []

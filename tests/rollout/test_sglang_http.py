@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.http import Server
+from megatron_rl.rollout.sglang.servers.http import Server
 
 INFO = {"version": "0.5.21", "tp_size": 1, "dp_size": 1, "pp_size": 1, "nnodes": 1, "disable_radix_cache": False}
 

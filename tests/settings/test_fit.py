@@ -89,7 +89,7 @@ def test_an_embedded_engine_whose_cache_does_not_fit(gpus) -> None:
     gpus(0, memory=200 << 30)
     needed = footprint(config, QWEN3_4B)
     (said,) = [each for each in check_fit(config, needed) if "of memory" in each]
-    total = needed.engine + needed.cache + sum(needed.ranks)
+    total = needed.engine + needed.cache + sum(needed.ranks) + needed.shared
     assert total > 200 << 30 > total - needed.cache
     assert f"needs at least {readable(total)} of memory" in said
     assert f"{readable(needed.cache)} for keys and values" in said
@@ -107,9 +107,9 @@ def test_what_sglang_on_gpus_does_not_need(gpus) -> None:
         assert check_fit(config, needed) == []
     config.rollout.sglang.transport = "shared_memory"
     found = check_fit(config, needed)
-    assert len(found) == 2 and "of memory" in found[0] and "/dev/shm" in found[1]
+    assert len(found) == 1 and f"needs at least {readable(needed.shared)} of memory" in found[0]
     config.rollout.sglang.transport, config.rollout.sglang.swap = "auto", "tensor"
-    assert "/dev/shm" in check_fit(config, needed)[1]
+    assert "of memory" in check_fit(config, needed)[0]
 
 
 def test_servers_that_run_elsewhere_need_no_memory_here(gpus) -> None:
@@ -148,9 +148,23 @@ def test_engines_share_the_memory_of_the_trainers_gpus(gpus) -> None:
 def test_a_machine_without_shared_memory(gpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = config_of()
     gpus(0, memory=1 << 50)
-    monkeypatch.setattr(fit, "SHARED_MEMORY", tmp_path / "no")
+    monkeypatch.setattr(machine, "SHARED", tmp_path / "no")
     (said,) = check_fit(config, footprint(config, MODEL))
-    assert said.startswith("The ranks offer their weights to the engines in") and "does not have" in said
+    assert said.startswith(f"This machine has no {tmp_path}/no, where the processes that write checkpoints")
+
+
+def test_weights_that_find_no_room_to_be_shared_need_memory_once_more(gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of()
+    needed = footprint(config, MODEL)
+    total = needed.engine + needed.cache + sum(needed.ranks)
+    gpus(0, memory=total)
+    (said,) = check_fit(config, needed)
+    assert f"needs at least {readable(total + needed.shared)} of memory" in said
+    gpus(0, memory=total + needed.shared)
+    assert check_fit(config, needed) == []
+    gpus(0, memory=total)
+    monkeypatch.setattr(machine, "shared_memory", lambda: needed.shared)
+    assert check_fit(config, needed) == []
 
 
 def test_an_engine_on_the_cpu_beside_gpus_is_a_warning(gpus) -> None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from megatron_rl.resharding.layouts.fp8 import QUANTISATION
-from megatron_rl.rollout.sglang.process import environment
+from megatron_rl.rollout.sglang.servers.process import environment
 from megatron_rl.system.channel import KEY
 from tests.sglang import models
 

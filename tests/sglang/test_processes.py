@@ -8,8 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from megatron_rl.rollout.sglang import leftovers
-from megatron_rl.rollout.sglang.process import ServerProcess, open_log
+from megatron_rl.rollout.sglang.servers import leftovers
+from megatron_rl.rollout.sglang.servers.process import ServerProcess, open_log
 
 
 def mode(path: Path) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_rl.rollout.sglang.generation import part
-from megatron_rl.rollout.sglang.http import ServerError
+from megatron_rl.rollout.sglang.servers.http import ServerError
 
 
 def test_log_probs_agree_where_rounding_decides_the_routing(tmp_path: Path, run_ranks) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_rl.rollout.sglang.leftovers import mapped_by
+from megatron_rl.rollout.sglang.servers.leftovers import mapped_by
 from megatron_rl.system.scratch import SCRATCH
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT, free_port

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rl.rollout.sglang.process import environment
+from megatron_rl.rollout.sglang.servers.process import environment
 from tests.sglang.models import EXPERTS, MODELS, write_model
 
 RANKS = Path(__file__).parent / "traced_ranks.py"

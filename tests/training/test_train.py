@@ -94,7 +94,7 @@ def test_every_step_is_recorded_and_every_swap_proved(whole: tuple[RunFolder, st
     completions = [json.loads(line) for line in run.completions_file.read_text().splitlines()]
     trained = [c for c in completions if "evaluation" not in c]
     assert [c["weight_versions"][0][0] for c in trained] == [1 + (c["step"] - 1) for c in trained]
-    assert {c["step"]: sum(x["step"] == c["step"] for x in trained) for c in trained} == dict.fromkeys(range(1, 7), 4)
+    assert {c["step"]: sum(x["step"] == c["step"] for x in trained) for c in trained} == dict.fromkeys(range(1, 7), 16)
     for label in ("before", "after SFT", "after RL"):
         of = [c for c in completions if c.get("evaluation") == label]
         assert [c["mode"] for c in of] == ["sampled"] * HELDOUT + ["greedy"] * HELDOUT

@@ -1,13 +1,17 @@
 """What the tasks that are made from files share: their two parts, prompts that are too long, and what is counted."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from megatron_rl.data import choices
+import xxhash
+
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table, read_table
-from megatron_rl.data.task import Example
+from megatron_rl.data.rows import choices
+from megatron_rl.data.task import Example, Report
 from megatron_rl.errors import InputError
 
 BENCHMARKS = {  # for evaluation only, say their authors; the columns by which their files are known
@@ -22,6 +26,35 @@ class Part:
 
     examples: list[Example]
     counts: dict[str, int] = field(default_factory=dict)
+
+
+class Rows:
+    """A task whose examples are the rows of files.
+
+    ``report`` takes ``by_source``, with which it judges each data source by itself: done where the held-out examples
+    have several.
+    """
+
+    def __init__(
+        self,
+        train: list[Example],
+        heldout: list[Example],
+        notes: dict[str, int],
+        report: Callable[..., dict[str, float]],
+    ) -> None:
+        self.train, self.heldout, self.notes = train, heldout, notes
+        several = len({example.data_source for example in heldout}) > 1
+        self.report: Report = partial(report, by_source=True) if several else report
+
+    def fingerprint(self) -> str:
+        """Hash of all examples as they are trained on and evaluated."""
+        digest = xxhash.xxh3_128()
+        for e in (*self.train, *self.heldout):
+            answer = (
+                e.answer if isinstance(e.answer, str) else f"JSON {json.dumps(e.answer, sort_keys=True, default=str)}"
+            )
+            digest.update(f"{e.id}\n{e.prompt}\n{e.target}\n{answer}\n".encode())
+        return digest.hexdigest()
 
 
 def load_parts(

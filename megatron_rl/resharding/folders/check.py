@@ -8,7 +8,6 @@ from typing import Any
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.hf import CONFIG, open_stored, read_hf_config, refuse_quantised
-from megatron_rl.resharding.folders.mistaken import mistaken
 
 
 def folder_problems(folder: str | Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -18,8 +17,6 @@ def folder_problems(folder: str | Path) -> tuple[dict[str, Any] | None, list[str
     dtype, or quantised.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        return None, [mistaken(folder)]
     try:
         hf_config = read_hf_config(folder)
     except InputError as error:

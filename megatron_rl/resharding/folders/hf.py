@@ -13,7 +13,7 @@ from megatron_rl.resharding.folders.safetensors import Entry, read_header
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, Place, Stored, UnlikeError
 from megatron_rl.resharding.layouts.fp8 import QUANTISATION, SCALE, quantised_names, scale_shape
 from megatron_rl.resharding.layouts.transformers import files_layout
-from megatron_rl.system.json_files import read_json
+from megatron_rl.system.files import read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -26,6 +26,8 @@ _LISTED = 5  # broken files that are named
 def read_hf_config(folder: str | Path) -> dict[str, Any]:
     """The content of a model folder's config.json. Raises InputError naming what is missing or broken."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(mistaken(folder))
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder / CONFIG} does not exist. {mistaken(folder)}")
     return read_json(folder / CONFIG)

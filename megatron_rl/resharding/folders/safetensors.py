@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from megatron_rl.errors import InputError, named
 from megatron_rl.resharding.folders.stored import ITEMSIZES, PAGE
-from megatron_rl.system.json_files import not_content
+from megatron_rl.system.files import not_content
 
 _LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 

@@ -11,10 +11,10 @@ from megatron_rl.resharding.families.table import tied
 from megatron_rl.resharding.layouts.fp8 import quantised_engine, quantised_names
 from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations, sglang_layout
 from megatron_rl.rollout.config import NEAR, RolloutConfig, SGLangConfig
-from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
-from megatron_rl.rollout.sglang.process import refused
+from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, shared
+from megatron_rl.rollout.sglang.servers.process import refused
+from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.rollout.sglang.transport import far_hosts
-from megatron_rl.rollout.sglang.versions import supported
 from megatron_rl.system import machine
 from megatron_rl.system.channel import key_from_environment
 
@@ -29,11 +29,8 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
     options = rollout.sglang
     found = _package(rollout)
     found += _transport(options)
-    if not options.urls and not machine.SHARED.is_dir():
-        found.append(
-            f"SGLang's servers share memory in {machine.SHARED}, which this machine does not have: mount it (a "
-            "container gets it by --shm-size or --ipc=host), or give rollout.sglang.urls of servers that run elsewhere."
-        )
+    if not options.urls:
+        found += machine.shared_memory_problems()
     if options.fp8 and options.swap != "pull":
         found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
     if options.fp8 and not options.urls and not machine.gpus():

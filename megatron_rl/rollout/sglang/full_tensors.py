@@ -21,7 +21,7 @@ from torch.distributed import distributed_c10d
 
 from megatron_rl.resharding.folders.export import TrainedTensors, export_hf
 from megatron_rl.resharding.swap import SwapSource
-from megatron_rl.rollout.sglang.http import Server, ServerError
+from megatron_rl.rollout.sglang.servers.http import Server, ServerError
 from megatron_rl.system import machine
 from megatron_rl.system.tcp_store import listening_store
 

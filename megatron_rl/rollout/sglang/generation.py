@@ -20,7 +20,7 @@ import numpy as np
 
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
-from megatron_rl.rollout.sglang.http import Server, ServerError, UnprocessableError
+from megatron_rl.rollout.sglang.servers.http import Server, ServerError, UnprocessableError
 
 ATTEMPTS = 8  # at one completion
 ABORTS = 100  # of one completion by its server

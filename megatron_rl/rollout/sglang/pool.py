@@ -23,11 +23,11 @@ from megatron_rl.rollout.config import Served
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
 from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
-from megatron_rl.rollout.sglang.gpus import engine_gpus, shared
-from megatron_rl.rollout.sglang.http import Server, ServerError
-from megatron_rl.rollout.sglang.process import ServerProcess, arguments, environment
 from megatron_rl.rollout.sglang.replica import LostError, Replica
-from megatron_rl.rollout.sglang.router import Router
+from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, shared
+from megatron_rl.rollout.sglang.servers.http import Server, ServerError
+from megatron_rl.rollout.sglang.servers.process import ServerProcess, arguments, environment
+from megatron_rl.rollout.sglang.servers.router import Router
 from megatron_rl.rollout.sglang.swap import Network, Swapped
 from megatron_rl.rollout.sglang.transport import chosen_transport, control_host
 from megatron_rl.system import machine, scratch

@@ -13,8 +13,8 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached
 from megatron_rl.rollout.config import SGLangConfig
-from megatron_rl.rollout.sglang.http import Server, ServerError
-from megatron_rl.rollout.sglang.process import HOOK, ServerProcess
+from megatron_rl.rollout.sglang.servers.http import Server, ServerError
+from megatron_rl.rollout.sglang.servers.process import HOOK, ServerProcess
 from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
 from megatron_rl.system.control import Control, WorkerError
 

@@ -23,8 +23,8 @@ from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached
 from megatron_rl.resharding.transports.meeting import MARGIN, MeetingPlace
-from megatron_rl.rollout.sglang.http import Server, ServerError, UnprocessableError
-from megatron_rl.rollout.sglang.process import HOOK
+from megatron_rl.rollout.sglang.servers.http import Server, ServerError, UnprocessableError
+from megatron_rl.rollout.sglang.servers.process import HOOK
 from megatron_rl.system.control import Control, Worker, WorkerError
 
 _TIDY = 10.0  # seconds for a server to leave a swap that broke off

@@ -109,6 +109,8 @@ def model(tmp_path: Path) -> Path:
     folder = write_folder(tmp_path / "hf", hf, config, files=2)
     (folder / "tokenizer.json").write_text("{}")
     (folder / "generation_config.json").write_text('{"eos_token_id": 3}')
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
     return folder
 
 
@@ -129,7 +131,7 @@ def test_dtypes_and_files_carried_along(model: Path, tmp_path: Path, capsys: pyt
     assert found.keys() == hf.keys() and all(torch.equal(found[n], hf[n]) for n in hf)
     assert all(t.dtype == torch.float32 for t in loaded(wide).values())
     assert read_hf_config(back) == read_hf_config(model)
-    for name in ("tokenizer.json", "generation_config.json"):
+    for name in ("tokenizer.json", "generation_config.json", "additional_chat_templates/rag.jinja"):
         assert (back / name).read_bytes() == (model / name).read_bytes()
     index = json.loads((back / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.numel() * 2 for t in hf.values())

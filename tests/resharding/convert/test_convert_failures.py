@@ -133,7 +133,7 @@ HF: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "space": (lambda f: None, [], r"MB free; the checkpoint needs"),
     "space for the rest": (lambda f: os.truncate(touch(f / "tokenizer.json"), 1 << 43), [], r"needs 8796093 MB"),
     "shard as a name": (lambda f: edit_index(f, {"model.norm.weight": "x" * 999}), [], r"x{999}"),
-    "no folder": (lambda f: shutil.rmtree(f), [], r"config\.json does not exist: a Hugging Face model folder"),
+    "no folder": (lambda f: shutil.rmtree(f), [], "There is no such folder as"),
 }
 MEGATRON: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "cut data": (

@@ -12,8 +12,8 @@ import pytest
 from megatron_rl.data.task import Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.pool import RewardPool, Scored
-from megatron_rl.rewards.terms import RewardError, bind, score_sample
+from megatron_rl.rewards.workers.pool import RewardPool, Scored
+from megatron_rl.rewards.workers.terms import RewardError, bind, score_sample
 from tests.conftest import PATIENCE
 
 USER_MODULE = """
@@ -114,7 +114,7 @@ def samples(*responses: str) -> list[Sample]:
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "megatron_rl.rewards.worker" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "megatron_rl.rewards.workers.worker" in p.cmdline()]
 
 
 def wait_for_end(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -258,7 +258,7 @@ def test_a_step_without_any_score_ends_the_run(user_module):
 
 
 def test_a_step_is_given_up_when_none_of_its_first_samples_gets_a_score(user_module, monkeypatch):
-    monkeypatch.setattr("megatron_rl.rewards.pool.HOPELESS", 4)
+    monkeypatch.setattr("megatron_rl.rewards.workers.pool.HOPELESS", 4)
     with RewardPool(config(user_module, deadline=30.0)) as pool, pytest.raises(RewardError) as error:
         pool.score(samples(*(f"exit-{i}" for i in range(200))))
     assert "of the first 4, 4 ended the worker (exit code 3)" in str(error.value)
@@ -394,7 +394,7 @@ def test_workers_die_with_a_killed_trainer(stuck, user_module):
         "import sys\n"
         f"sys.path.insert(0, {str(user_module.parent)!r})\n"
         "from megatron_rl.rewards.config import RewardsConfig\n"
-        "from megatron_rl.rewards.pool import RewardPool\n"
+        "from megatron_rl.rewards.workers.pool import RewardPool\n"
         "from megatron_rl.data.task import Sample\n"
         "pool = RewardPool(RewardsConfig(terms={'rewards_of_a_user.hang': 1.0}, deadline=1000.0))\n"
         "print('ready', flush=True)\n"

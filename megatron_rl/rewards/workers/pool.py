@@ -12,10 +12,10 @@ from typing import Self
 from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.process import WorkerProcess
 from megatron_rl.rewards.registry import check_report, check_rewards
-from megatron_rl.rewards.terms import RewardError
-from megatron_rl.rewards.worker import BEGUN, READY
+from megatron_rl.rewards.workers.process import WorkerProcess
+from megatron_rl.rewards.workers.terms import RewardError
+from megatron_rl.rewards.workers.worker import BEGUN, READY
 
 LOOKS = 20  # at what the workers have written, per deadline: a sample is killed at most 5 % late
 FRUITLESS_ENDS = 3  # workers that may end in a row before they have begun a batch

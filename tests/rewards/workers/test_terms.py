@@ -7,7 +7,7 @@ import torch
 
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.terms import RewardError, Term, bind, located, report_sample, score_sample
+from megatron_rl.rewards.workers.terms import RewardError, Term, bind, located, report_sample, score_sample
 
 SAMPLE = Sample("Q?", "R", "A")
 

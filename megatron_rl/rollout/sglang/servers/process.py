@@ -15,7 +15,7 @@ import yaml
 
 from megatron_rl.resharding.layouts.fp8 import QUANTISATION
 from megatron_rl.rollout.config import Served
-from megatron_rl.rollout.sglang.leftovers import mapped_by, remove
+from megatron_rl.rollout.sglang.servers.leftovers import mapped_by, remove
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, api_key
 from megatron_rl.system.processes import tied_to_this_process

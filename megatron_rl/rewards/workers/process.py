@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_rl.data.task import Report, Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.worker import PREFIX
+from megatron_rl.rewards.workers.worker import PREFIX
 
 START_SECONDS = 120.0  # importing the rewards' modules, on a busy machine
 SEND_SECONDS = 5  # handing a batch to a process that reads nothing; it then counts as ended or overdue
@@ -42,7 +42,7 @@ class WorkerProcess:
             inherited = (theirs.fileno(), their_results)
             numbers = map(str, (*inherited, os.getpid()))
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "megatron_rl.rewards.worker", *numbers],
+                [sys.executable, "-P", "-m", "megatron_rl.rewards.workers.worker", *numbers],
                 env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=STDERR,

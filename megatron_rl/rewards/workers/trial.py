@@ -6,9 +6,9 @@ from dataclasses import replace
 from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.pool import RewardPool
 from megatron_rl.rewards.registry import check_rewards
-from megatron_rl.rewards.terms import RewardError
+from megatron_rl.rewards.workers.pool import RewardPool
+from megatron_rl.rewards.workers.terms import RewardError
 
 
 def try_rewards(config: RewardsConfig, sample: Sample, report: Report | None = None) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rl.data import choices
+from megatron_rl.data.rows import choices
 
 TOMI = "Ada entered the hall. Bo hates the plum Bo entered the den. The hat is in the box. Bo moved the hat to the tin."
 HITOM = (

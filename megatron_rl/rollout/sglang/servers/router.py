@@ -1,6 +1,6 @@
 """The router in front of several servers: ``sglang-router``, as a process of this one.
 
-    MEGATRON_RL_KEY=HEX python -m megatron_rl.rollout.sglang.router --port 30000 --metrics-port 30001
+    MEGATRON_RL_KEY=HEX python -m megatron_rl.rollout.sglang.servers.router --port 30000 --metrics-port 30001
 
 Health, retries and restarts are the trainer's: it adds a server when its weights are proved and takes it out when it
 fails.
@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.http import Server, ServerError
-from megatron_rl.rollout.sglang.process import open_log
+from megatron_rl.rollout.sglang.servers.http import Server, ServerError
+from megatron_rl.rollout.sglang.servers.process import open_log
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, api_key, key_from_environment
 from megatron_rl.system.processes import run, tied_to_this_process
@@ -44,7 +44,9 @@ class Router:
         self._ids.clear()
         with open_log(self.log) as file:
             self._process = subprocess.Popen(
-                tied_to_this_process([sys.executable, "-m", "megatron_rl.rollout.sglang.router", *self._options]),
+                tied_to_this_process(
+                    [sys.executable, "-m", "megatron_rl.rollout.sglang.servers.router", *self._options]
+                ),
                 env=_environment(self._key),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -122,7 +124,7 @@ def _environment(key: bytes) -> dict[str, str]:
 
 def main() -> None:
     """Run the router until it is ended."""
-    parser = argparse.ArgumentParser(prog="python -m megatron_rl.rollout.sglang.router", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m megatron_rl.rollout.sglang.servers.router", description=__doc__)
     parser.add_argument("--port", type=int, required=True, help="on loopback")
     parser.add_argument("--metrics-port", type=int, required=True, help="of its Prometheus metrics, on loopback")
     options = parser.parse_args()

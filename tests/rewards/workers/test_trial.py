@@ -4,7 +4,7 @@ import pytest
 
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.trial import try_rewards
+from megatron_rl.rewards.workers.trial import try_rewards
 
 SAMPLE = Sample("Where?", "<think>r</think><Answer>box</Answer>", "box")
 MODULE = """

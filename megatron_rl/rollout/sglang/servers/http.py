@@ -12,7 +12,7 @@ import aiohttp
 from packaging.version import Version
 
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.sglang.versions import supported
+from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.system.channel import KEY
 
 _JSON = {"Content-Type": "application/json"}

@@ -1,5 +1,6 @@
-"""A reward worker: ``python -m megatron_rl.rewards.worker CHANNEL RESULTS PARENT``, a child process of ``RewardPool``.
+"""A reward worker, a child process of ``RewardPool``.
 
+``python -m megatron_rl.rewards.workers.worker CHANNEL RESULTS PARENT``:
 ``CHANNEL`` and ``RESULTS`` are inherited descriptors: a stream socket and a pipe's end for writing. In come
 pickles through the channel: a ``RewardsConfig`` with the task's report or None, then batches: whether rewards are
 wanted, and a list of ``Sample``. Out go length-prefixed pickles through the pipe: ``READY``; for every batch
@@ -19,7 +20,7 @@ import sys
 import traceback
 
 from megatron_rl.errors import InputError
-from megatron_rl.rewards.terms import bind, report_sample, score_sample
+from megatron_rl.rewards.workers.terms import bind, report_sample, score_sample
 from megatron_rl.system.processes import die_with_parent
 
 READY, BEGUN = 0, 1

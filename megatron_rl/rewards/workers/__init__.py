@@ -1,0 +1,1 @@
+"""Where rewards run: worker processes with deadlines, and the trainer's end of them."""
