@@ -12,6 +12,7 @@ from typing import Any
 from megatron_rl.actor.checkpoint_folder import latest
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.load import from_yaml, to_yaml
 from megatron_rl.system.files import write_text
 
@@ -68,11 +69,8 @@ class RunFolder:
         return Path(path) if path else self.initial_model
 
     def hf_config(self) -> dict[str, Any]:
-        """The model's config.json; raises InputError when it is missing."""
-        file = self.model_folder() / "config.json"
-        if not file.is_file():
-            raise InputError(f"{file} does not exist: the model of {self.path} has been moved or deleted.")
-        return _json(file, "Fetch the model again.")
+        """The model's config.json; raises InputError when it is missing or broken."""
+        return read_hf_config(self.model_folder())
 
     def keep_rows(self, name: str, minibatches: Sequence[Sequence[Any]]) -> Path:
         """Write training rows (tokens and their columns) as failed/{name}.jsonl; returns the file."""
