@@ -54,7 +54,7 @@ class RL:
         size = len(groups) // minibatches
         numbers = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         rollouts = [rollout for group in groups for rollout in group]
-        ends = np.cumsum([0, *(len(group) for group in groups)])
+        ends = np.cumsum([0, *(len(group) for group in groups)]).tolist()
         cuts = [(ends[i], ends[i + size]) for i in range(0, len(groups), size)]
         rows = [self._rows(rollouts[first:last], first) for first, last in cuts]
         return Step(rows, drawn.metrics, drawn.cursor, rollouts, numbers)
