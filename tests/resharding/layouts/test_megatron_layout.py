@@ -197,7 +197,7 @@ def test_families() -> None:
     with pytest.raises(InputError, match="num_attention_heads=4, not a multiple of num_key_value_heads=3"):
         canonical_tensors(DENSE | {"num_key_value_heads": 3})
     with pytest.raises(InputError, match="no head_dim"):  # which hidden_size / num_attention_heads would make 0
-        canonical_tensors(DENSE | {"hidden_size": 3, "head_dim": None})
+        canonical_tensors(LLAMA | {"hidden_size": 3, "head_dim": None})
 
 
 def test_sizes_that_config_json_leaves_out() -> None:
