@@ -36,7 +36,6 @@ from megatron_rl.training.stages.stage import Stage
 
 def train(run: RunFolder, config: Config) -> None:
     """Every stage from where the run stands; one that was stopped continues from its newest checkpoint."""
-    stop.install()
     activity("starting the trainer's ranks")
     groups.initialize(config.actor, config.run.seed)
     controller = Controller(config, run) if groups.first() else Elsewhere()  # first: its engines start meanwhile
@@ -55,6 +54,7 @@ def train(run: RunFolder, config: Config) -> None:
     if "before" not in at.evaluations:
         evaluate(controller, at, "before")
 
+    stop.install()  # before, there is nothing to save
     for stage in remaining:
         if at.stage != stage.name:
             at.enter(stage.name)

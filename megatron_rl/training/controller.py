@@ -31,7 +31,7 @@ from megatron_rl.system import stop
 from megatron_rl.system.channel import ENGINES, key_from_environment
 from megatron_rl.system.screen import activity, duration
 from megatron_rl.tracking.clock import Clock
-from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, summary_table, where_next
+from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, heldout_table, where_next
 from megatron_rl.tracking.console import Progress as Shown
 from megatron_rl.tracking.memory import memory
 from megatron_rl.tracking.metrics import Metrics
@@ -39,8 +39,6 @@ from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Drawn, Step
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.stage import Stage
-
-_SHOWN = ("before", "after SFT", "after RL")  # evaluations in the table at the end
 
 
 class Controller:
@@ -151,17 +149,9 @@ class Controller:
     def finish(self, at: Progress) -> None:
         """Print the summary of a run that is complete."""
         self.settle(at)
-        results = {label: at.evaluations[label] for label in _SHOWN if at.evaluations.get(label)}
-        names = list(dict.fromkeys(k for values in results.values() for k in values if not k.endswith("/length")))
-        rows = {
-            name.replace("/", ", ").replace("_", " "): {
-                k: f"{100 * v[name]:.1f} %" for k, v in results.items() if name in v
-            }
-            for name in names
-        }
         print()
-        if rows:
-            print(summary_table(rows, list(results), f"Held-out ({len(self.held_out.examples)} prompts)"))
+        if table := heldout_table(at.evaluations, len(self.held_out.examples)):
+            print(table)
         swaps = at.version + 1
         print(f"{swaps} weight swap{'s' if swaps > 1 else ''}, each proved by its hashes; {duration(at.seconds)}.")
         print(where_next(self.run), flush=True)
