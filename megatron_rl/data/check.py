@@ -23,8 +23,6 @@ def check_data(data: DataConfig) -> list[str]:
 
 def _check_files(data: DataConfig) -> list[str]:
     found = []
-    if not data.path:
-        found.append("data.path is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
     for key in ("path", "eval_path"):
         path = getattr(data, key)
         if path and is_local(path) and (problem := file_problem(Path(path))):

@@ -31,8 +31,8 @@ def make_task(config: DataConfig, seed: int, tokenizer: Any) -> Task:
     missing = [name for name in ("train", "heldout", "fingerprint", "report") if not hasattr(task, name)]
     if missing:
         raise InputError(f"data.task={config.task!r} makes a {type(task).__name__} without {', '.join(missing)}.")
-    if not len(task.train):
-        raise InputError(f"data.task={config.task!r} has no training examples.")
+    if not len(task.train) and not len(task.heldout):
+        raise InputError(f"data.task={config.task!r} has no examples.")
     return task
 
 
@@ -70,6 +70,14 @@ def check_options(config: DataConfig) -> list[str]:
 def file_columns(config: DataConfig) -> tuple[str, ...]:
     """The columns that a task made from files knows (``COLUMNS`` beside its function); none for other tasks."""
     return tuple(_beside(config.task, "COLUMNS") or ())
+
+
+def trains_on_files(config: DataConfig) -> bool:
+    """Whether the task is made from files."""
+    try:
+        return bool(file_columns(config))
+    except InputError:  # there is no such task
+        return False
 
 
 def held_out(config: DataConfig) -> int | None:

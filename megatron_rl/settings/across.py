@@ -1,7 +1,7 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
 from megatron_rl.config import Config
-from megatron_rl.data.registry import held_out
+from megatron_rl.data.registry import held_out, trains_on_files
 from megatron_rl.evaluation.check import check_evaluation
 from megatron_rl.system import machine
 
@@ -33,6 +33,8 @@ def _actor(config: Config) -> list[str]:
 
 def _prompts(config: Config) -> list[str]:
     algorithm, rollout, found = config.algorithm, config.rollout, []
+    if not config.data.path and trains_on_files(config.data) and (config.run.steps or config.sft.steps):
+        found.append("data.path is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
     if algorithm.advantage == "grpo" and rollout.group_size == 1:
         found.append(
             "rollout.group_size is 1; algorithm.advantage=grpo compares the completions of one prompt and needs at "

@@ -55,7 +55,9 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     task = make_task(config.data, config.run.seed, tokenizer)
     if config.sft.steps:
         require_targets(task)
-    example = task.train[0]
+    if not len(task.train) and (config.run.steps or config.sft.steps):
+        return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
+    example = (task.train if len(task.train) else task.heldout)[0]
     response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
     broken = try_rewards(config.rewards, sample_of(example, response), task.report)
     return broken, dict(getattr(task, "notes", {}))

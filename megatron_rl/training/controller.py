@@ -57,10 +57,8 @@ class Controller:
         if known != self.task.fingerprint():
             raise InputError(f"The data of {run.path} changed since the run began: restore it, or use a new run.name.")
         seed, shuffle = config.run.seed, config.data.shuffle
-        self.prompts = {
-            "sft": Prompts(self.task.train, seed + 1, shuffle),
-            "rl": Prompts(self.task.train, seed, shuffle),
-        }
+        seeds = {"sft": seed + 1, "rl": seed} if len(self.task.train) else {}  # none: there is only to evaluate
+        self.prompts = {stage: Prompts(self.task.train, s, shuffle) for stage, s in seeds.items()}
         self.strategy = Single(self.encode, self.decode)
         self.rewards = RewardPool(config.rewards, self.task.report)
         self.engine: Engine = _engine(config, run)

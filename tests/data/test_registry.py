@@ -119,7 +119,7 @@ def test_targets_are_required_of_every_row(own_task):
     [
         ("raises", r"data.task='own_task.raises' fails with KeyError: 'options' \(.*own_task.py, line \d+\)\."),
         ("bare", "data.task='own_task.bare' makes a object without train, heldout, fingerprint, report"),
-        ("Empty", "data.task='own_task.Empty' has no training examples"),
+        ("Empty", "data.task='own_task.Empty' has no examples"),
         ("Refuses", r"^rows.txt: no rows\.$"),
     ],
 )

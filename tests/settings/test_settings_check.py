@@ -226,6 +226,15 @@ def test_every_reward_is_called_once_on_a_row_of_the_data(tmp_path: Path, monkey
     (tmp_path / "checked_rewards.py").write_text("def listed(sample):\n    print('half', end='')\n    return [1.0]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    (found,) = check(quickstart(tmp_path, "rewards.terms.checked_rewards.listed=1.0"))
+    (found,) = check(quickstart(tmp_path, "rewards.terms.checked_rewards.listed=1.0")).problems
     assert "with a row of the data and the response '<think> Cue " in found
     assert f"(listed in {tmp_path}/checked_rewards.py, line 1) returned [1.0] (list); it must return a number" in found
+
+
+def test_to_evaluate_needs_no_training_file(tmp_path: Path) -> None:
+    config, problems = load("social_r1.tiny", [f"model.path={tmp_path}", "data.eval_path=q.jsonl", "run.steps=0"])
+    assert not problems
+    said = "data.path is empty"
+    assert not any(said in problem for problem in check(config, contents=False).problems)
+    config.run.steps = 1
+    assert any(said in problem for problem in check(config, contents=False).problems)

@@ -60,18 +60,21 @@ class Rows:
 def load_parts(
     config: DataConfig, tokenizer: Any, make: Callable[[Table, str], Part]
 ) -> tuple[list[Example], list[Example], dict[str, int]]:
-    """The examples of data.path and of data.eval_path, and what is to be said of them: "training rows" -> 7473 ….
+    """The examples of data.path and of data.eval_path, of which one may be missing, and what is to be said of them.
+
+    Such as "training rows" -> 7473.
 
     ``make(table, part)`` turns rows into examples, ``part`` being "train" or "heldout". Raises InputError naming file,
     row and column of what cannot be used.
     """
-    if not config.path:
-        raise InputError(f"data.path is empty; data.task={config.task} needs a file or a hub id to train on.")
-    table = read_table(config.path, config.split, config.limit, config.subset)
-    if not config.train_on_benchmarks:
-        _refuse_benchmark(table)
-    train = _fitting(config, table, make(table, "train"), tokenizer)
-    heldout = Part([])
+    if not config.path and not config.eval_path:
+        raise InputError(f"data.path is empty; data.task={config.task} needs a file or a hub id.")
+    train, heldout = Part([]), Part([])
+    if config.path:
+        table = read_table(config.path, config.split, config.limit, config.subset)
+        if not config.train_on_benchmarks:
+            _refuse_benchmark(table)
+        train = _fitting(config, table, make(table, "train"), tokenizer)
     if config.eval_path:
         table = read_table(config.eval_path, config.eval_split, config.limit, config.subset)
         heldout = _fitting(config, table, make(table, "heldout"), tokenizer)
