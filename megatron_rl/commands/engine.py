@@ -9,7 +9,6 @@ import os
 import secrets
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 
 from megatron_rl.commands.foreground import address, check_address, run_server
@@ -20,7 +19,7 @@ from megatron_rl.rollout.sglang.check import check_sglang
 from megatron_rl.rollout.sglang.servers.process import arguments, environment
 from megatron_rl.settings.load import load
 from megatron_rl.settings.rules import violations
-from megatron_rl.system import machine
+from megatron_rl.system import machine, scratch
 from megatron_rl.system.channel import KEY, api_key, key_from_environment
 from megatron_rl.system.processes import BAD_INPUT, program
 
@@ -42,10 +41,10 @@ def engine(options: argparse.Namespace) -> int:
         return BAD_INPUT
     check_address(options.host, options.port)
     key = key_from_environment() if os.environ.get(KEY) else secrets.token_bytes(16)
-    with tempfile.TemporaryDirectory(prefix="mrl-") as scratch:
-        folder = _model_folder(config, Path(scratch) / "model")
+    with scratch.made() as own:
+        folder = _model_folder(config, own / "model")
         chosen = arguments(config.served(), folder, 0, options.port, key) | {"host": options.host}
-        env = environment(config.rollout.threads, config.rollout.sglang.tensor_parallel, key)
+        env = environment(config.rollout.threads, config.rollout.sglang.tensor_parallel, key) | scratch.temporary(own)
         return run_server(chosen, env, api_key(key), _how_to_train(options, key), config.rollout.sglang.start_seconds)
 
 
