@@ -25,6 +25,7 @@ from megatron_rl.algorithms.mismatch import percentile
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.load import load_hf
 
+_FP8 = 16  # Transformer Engine's FP8 products want multiples of so many rows
 Objective = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(log-probs [n], entropy [n], their micro-batch) -> (loss, metrics). Loss and metrics are this micro-batch's share of
 sums over the whole mini-batch; a metric whose name starts with ``max_`` is a maximum instead, and one whose name starts
@@ -112,7 +113,8 @@ class Actor:
             columns=columns,
             cp_rank=parallel_state.get_context_parallel_rank(),
             cp_size=config.context_parallel,
-            multiple=config.tensor_parallel if config.sequence_parallel else 1,
+            multiple=(config.tensor_parallel if config.sequence_parallel else 1)
+            * (_FP8 if config.fp8 != "none" else 1),
             share_prompts=self._shares_prompts,
         )
         batches = [make(part) for part in mine]
