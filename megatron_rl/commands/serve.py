@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from megatron_rl.actor.checkpoint_folder import damage, latest, read_state
 from megatron_rl.commands.foreground import address, check_address, run_server
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.servers.process import ALIASES, environment, on_this_machine
@@ -49,6 +50,8 @@ def serve(options: argparse.Namespace) -> int:
 def model_folder(checkpoint: Path) -> Path:
     """The Hugging Face folder of a run or of its own. Raises InputError when there is none."""
     if (checkpoint / "hf" / "config.json").is_file():
+        if said := _earlier(checkpoint):
+            print(f"warning: {said}", flush=True)
         return checkpoint / "hf"
     if (checkpoint / "manifest.json").is_file():
         raise InputError(
@@ -65,9 +68,23 @@ def model_folder(checkpoint: Path) -> Path:
     return checkpoint
 
 
+def _earlier(checkpoint: Path) -> str:
+    """What to say where a run has gone on since its policy was exported."""
+    from megatron_rl.tracking.run_folder import RunFolder  # OmegaConf
+
+    run = RunFolder(checkpoint)
+    newest, exported = latest(run.checkpoints), run.exported()
+    if newest is None or exported is None or damage(newest) or read_state(newest).get("step") == exported:
+        return ""
+    return (
+        f"{run.export} is the policy of step {exported}, and the newest checkpoint is {newest.name}: continue the run "
+        f"to its end{_or_convert(checkpoint)}"
+    )
+
+
 def _or_convert(run: Path) -> str:
     """What else can be done with the newest checkpoint of a run, if there is one."""
-    newest = max(run.glob("checkpoints/step-*"), default=None, key=lambda folder: folder.name)
+    newest = latest(run / "checkpoints")
     if newest is None:
         return "."
     model = run / "initial_model"

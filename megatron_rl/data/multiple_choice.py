@@ -123,7 +123,10 @@ def _give_options(table: Table, questions: list[_Question], config: DataConfig) 
             try:
                 question.options, question.labels = choices.listed(cell)
             except ValueError as error:
-                raise InputError(f"{table.name}, row {row}, column {column!r}: {error}.") from error
+                raise InputError(
+                    f"{table.name}, row {row}, column {column!r}: {error}. Write an option as a text, or as "
+                    '{"label": "A", "text": "…"}.'
+                ) from error
         return column, 0
     without = []
     for row, question in enumerate(questions, start=1):

@@ -7,9 +7,10 @@ from typing import Any
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.hf import read_hf_config
-from megatron_rl.system.files import not_content, read_json
+from megatron_rl.system.files import leads_nowhere, not_content, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 _READ = ("tokenizer*", "vocab.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "config.json")
 
 
@@ -24,11 +25,16 @@ def load_tokenizer(folder: str | Path) -> Any:
             f"model.path={str(folder)!r} is not a folder. Give the local folder of a Hugging Face model "
             "(config.json, *.safetensors and tokenizer files)."
         )
+    if broken := leads_nowhere(folder, *_READ, *_TEMPLATES, "generation_config.json"):
+        raise InputError(broken)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
             f"{folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there. Copy the tokenizer files of "
             "the model into it."
         )
+    for template in (path for pattern in _TEMPLATES for path in sorted(folder.glob(pattern)) if path.is_file()):
+        if wrong := not_content(template):  # any text is a template: it would be every prompt
+            raise InputError(wrong)
     from transformers import AutoTokenizer
 
     try:

@@ -87,7 +87,7 @@ def _completed(folder: RunFolder, config: Config) -> int | None:
 def _is_complete(folder: RunFolder, step: int) -> str:
     return (
         f"{folder.path} is complete: {step} step{'s' if step != 1 else ''}. For more steps set run.steps above {step}; "
-        f"for a new run set run.resume=never, or another run.name.\n{where_next(folder)}"
+        f"for a new run set run.resume=never, or another run.name.\n{where_next(folder, step)}"
     )
 
 

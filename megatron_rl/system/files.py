@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from errno import EINVAL, ENOTSUP
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def not_content(path: Path) -> str:
             f"with `hf download`."
         )
     return ""
+
+
+def leads_nowhere(folder: Path, *patterns: str) -> str:
+    """The first entry of a folder, of those whose names fit, that is a link to what is gone, in a sentence; "" when
+    there is none. A cache that was cleaned, or copied without what its links lead to, leaves such."""
+    fitting = (path for path in sorted(folder.iterdir()) if any(fnmatchcase(path.name, p) for p in patterns))
+    broken = next((path for path in fitting if path.is_symlink() and not path.exists()), None)
+    return f"{broken} is a link to {os.readlink(broken)}, which is not there. Fetch it again." if broken else ""
 
 
 def read_json(path: Path, needed: str = "") -> dict[str, Any]:

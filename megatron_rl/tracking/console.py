@@ -93,14 +93,16 @@ def heldout_table(evaluations: Mapping[str, Mapping[str, float]], prompts: int) 
     return summary_table(rows, list(shown), f"Held-out ({prompts} prompts)")
 
 
-def where_next(run: RunFolder) -> str:
-    """The last lines of a run: what to open now."""
+def where_next(run: RunFolder, step: int) -> str:
+    """The last lines of a run that is complete at RL step ``step``: what to open now."""
+    exported = run.exported()
+    earlier = "an earlier policy" if exported is None else f"an earlier policy, of step {exported}"
     places = {
         "numbers of every step": run.metrics_file,
         "completions with their rewards": run.completions_file,
         "how the run was made": run.manifest_file,
         "checkpoints": run.checkpoints,
-        "the policy (transformers reads it)": run.export,
+        "the policy (transformers reads it)" if exported == step else earlier: run.export,
     }
     lines = [f"  {what:<36}{path}" for what, path in places.items() if path.exists()]
     if run.tensorboard.exists():

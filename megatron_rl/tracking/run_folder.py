@@ -14,7 +14,7 @@ from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.load import from_yaml, to_yaml
-from megatron_rl.system.files import write_text
+from megatron_rl.system.files import read_json, write_text
 
 EXPORTED = "megatron_rl.json"  # in an exported policy: the step that it is of, and the hash of its weights
 
@@ -96,8 +96,17 @@ class RunFolder:
     def completed(self, config: Config) -> int | None:
         """The RL step at which the run was complete, when there is nothing left to do for ``config``; else None."""
         step = self.manifest().get("completed", {}).get("step", -1)
-        missing = config.run.export and not self.export.exists()
+        missing = config.run.export and self.exported() != step
         return None if step < config.run.steps or missing else step
+
+    def exported(self) -> int | None:
+        """The RL step whose policy ``export`` holds; None where there is none, or its record is missing or damaged."""
+        try:
+            position = read_json(self.export / EXPORTED)
+        except InputError:
+            return None
+        step = position.get("step")
+        return step if isinstance(step, int) else None
 
     def command(self) -> str:
         """The command that continues the run, typed in the folder in which it was started."""

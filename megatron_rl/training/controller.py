@@ -152,7 +152,7 @@ class Controller:
             print(table)
         swaps = at.version + 1
         print(f"{swaps} weight swap{'s' if swaps > 1 else ''}, each proved by its hashes; {duration(at.seconds)}.")
-        print(where_next(self.run), flush=True)
+        print(where_next(self.run, at.step), flush=True)
         self.run.mark_complete(at.step)
 
     def close(self, at: Progress) -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from megatron_rl.actor import checkpoint, groups
 from megatron_rl.resharding.folders.fingerprint import fingerprint
@@ -60,19 +59,17 @@ def write_checkpoint(run: RunFolder, models: Models, at: Progress, keep: int) ->
 
 
 def export_policy(run: RunFolder, swap: Swap, at: Progress) -> None:
-    """Have the present policy as the run's Hugging Face folder, in place of an earlier one; collective."""
-    there: dict[str, Any] = {}
-    if (run.export / EXPORTED).is_file():
-        there = json.loads((run.export / EXPORTED).read_text(encoding="utf-8"))
-    position = {"stage": at.stage, "step": at.step, "version": at.version}
-    if groups.share(position.items() <= there.items()):
-        return
+    """Have the present policy as the run's Hugging Face folder, in place of an earlier one; collective.
+
+    Also of one that says to be of this step: its last steps may have been trained once more.
+    """
     beside = run.export.with_name(f".{run.export.name}.new")
     if groups.first():
         shutil.rmtree(beside, ignore_errors=True)  # of an attempt that was killed
     groups.barrier()
     swap.export(beside, run.model_folder())
     if groups.first():
+        position = {"stage": at.stage, "step": at.step, "version": at.version}
         write_text(beside / EXPORTED, json.dumps(position | {"weights": fingerprint(beside)}, indent=2) + "\n")
         replace_folder(beside, run.export)
     groups.barrier()

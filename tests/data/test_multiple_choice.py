@@ -187,7 +187,10 @@ def test_reports(tmp_path, load):
         ([given(options=...)], r"row 1 has no options, and its answer is 'B'. Give options.*prompt_answer.*=always"),
         ([given(story={"text": "x"})], "row 1, column 'story': an object where a text is needed: {'text': 'x'}"),
         ([given(), given(answer=["B"])], "row 2, column 'answer': a list where a text is needed"),
-        ([given(options=[{"n": "A", "t": "x"}])], r"row 1, column 'options': an option is .*write it as"),
+        (
+            [given(options=[{"n": "A", "t": "x"}])],
+            r"row 1, column 'options': an option is .*\. Write an option as a",
+        ),
         (
             [given(options=[{"A": "x"}, {"B": "y"}], answer="C")],
             r"one of the options \['x', 'y'\], labelled \['A', 'B'\]",

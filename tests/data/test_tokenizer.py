@@ -129,6 +129,8 @@ def test_decoding_leaves_out_the_stop_token_that_ended_it_and_no_other(word_toke
         ("tokenizer.json", '{"model": {"type": "unheard of"}}', r"The tokenizer of .* cannot be read: .+\. Fetch"),
         ("tokenizer_config.json", '{"eos_token": ', "tokenizer_config.json is not valid JSON"),
         ("config.json", '{"model_type": ', "config.json is not valid JSON"),
+        ("chat_template.jinja", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "jinja is a Git LFS"),
+        ("chat_template.jinja", "", r"chat_template.jinja is empty \(0 bytes\)"),
     ],
 )
 def test_a_broken_file_is_named(tiny_model, tmp_path, file, content, said):
@@ -139,6 +141,15 @@ def test_a_broken_file_is_named(tiny_model, tmp_path, file, content, said):
     with pytest.raises(InputError, match=said) as error:
         load_tokenizer(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"])
+def test_a_link_to_what_is_gone_is_named(tiny_model, tmp_path, file):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).symlink_to("../blobs/0")
+    with pytest.raises(InputError, match=rf"{file} is a link to \.\./blobs/0, which is not there"):
+        load_tokenizer(folder)
 
 
 def test_a_model_without_a_known_size_is_left_to_others(word_tokenizer):

@@ -13,7 +13,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.launch.job import _completed, launch, processes
 from megatron_rl.settings.load import load
 from megatron_rl.system import machine
-from megatron_rl.tracking.run_folder import RunFolder, open_run
+from megatron_rl.tracking.run_folder import EXPORTED, RunFolder, open_run
 
 
 def quickstart(tmp_path: Path, *overrides: str):
@@ -88,6 +88,7 @@ def test_a_run_that_is_complete_is_not_begun_again(tmp_path: Path, capfd: pytest
         (checkpoint / STATE).write_text(json.dumps({"state": {"stage": "rl", "step": step}, "sizes": {}}))
         list_files(checkpoint)
     run.export.mkdir()
+    (run.export / EXPORTED).write_text('{"step": 6}')
     run.mark_complete(6)
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
     assert launch(config) == 0

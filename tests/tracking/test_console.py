@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from megatron_rl.tracking.console import RL_COLUMNS, Progress, heldout_table, summary_table, where_next
-from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.tracking.run_folder import EXPORTED, RunFolder
 
 
 def test_progress_lines_are_aligned_under_their_titles() -> None:
@@ -61,7 +61,11 @@ def test_where_next_names_what_exists(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.metrics_file.touch()
     run.export.mkdir()
-    text = where_next(run)
+    text = where_next(run, 6)
     assert text.startswith("Where to look next:")
     assert str(run.metrics_file) in text and str(run.export) in text
     assert "completions" not in text and "tensorboard" not in text
+    assert f"an earlier policy {' ' * 18}{run.export}" in text
+    (run.export / EXPORTED).write_text('{"step": 5}')
+    assert f"an earlier policy, of step 5 {' ' * 7}{run.export}" in where_next(run, 6)
+    assert f"the policy (transformers reads it)  {run.export}" in where_next(run, 5)

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.tracking.run_folder import RunFolder, changes, open_run
+from megatron_rl.tracking.run_folder import EXPORTED, RunFolder, changes, open_run
 
 
 def configured(folder: Path, **run: object) -> Config:
@@ -140,11 +141,15 @@ def test_a_run_is_complete_at_its_steps_and_with_its_export(tmp_path: Path) -> N
     run.mark_complete(6)
     assert run.completed(config) is None
     run.export.mkdir()
+    for record, step in (("{", None), ('{"step": 3}', 3), ('{"step": 6}', 6)):
+        assert run.completed(config) is None  # there is none, or it is of an earlier step
+        (run.export / EXPORTED).write_text(record)
+        assert run.exported() == step
     assert run.completed(config) == 6
     config.run.steps = 7
     assert run.completed(config) is None
     config.run.steps, config.run.export = 5, False
-    run.export.rmdir()
+    shutil.rmtree(run.export)
     assert run.completed(config) == 6
 
 

@@ -141,9 +141,9 @@ def normal(value: str) -> str:
 
 
 def text(value: Any) -> str:
-    """A cell as text; missing values are empty. Raises ValueError for lists and objects, which are no text."""
-    if isinstance(value, list | tuple | Mapping):
-        kind = "an object" if isinstance(value, Mapping) else "a list"
+    """A cell as text; missing values are empty. Raises ValueError for lists, objects and bytes, which are no text."""
+    if isinstance(value, list | tuple | Mapping | bytes):
+        kind = "an object" if isinstance(value, Mapping) else "bytes" if isinstance(value, bytes) else "a list"
         shown = str(value)
         raise ValueError(f"{kind} where a text is needed: {shown if len(shown) <= 200 else shown[:200] + '…'}")
     return "" if value is None or value != value else str(value).strip()
@@ -183,7 +183,7 @@ def _pair(option: Any) -> tuple[str, str]:
     if content is None and len(option) == 1:
         ((label, content),) = option.items()
     if content is None:
-        raise ValueError(f'an option is {dict(option)}; write it as {{"label": "A", "text": "…"}}, or as a text')
+        raise ValueError(f"an option is {dict(option)}")
     return _bare(text(label)), text(content)
 
 

@@ -1,6 +1,7 @@
 """Hugging Face model folders on the disk: safetensors files with their index, and config.json. No torch."""
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _check_index(folder: Path, expected: Mapping[Path, list[str]], found: Mappin
     index = folder / INDEX
     places = {name: path for path, names in expected.items() for name in names}
     for path, names in expected.items():
-        if absent := next((name for name in names if name not in found[path]), None):
+        if absent := next((name for name in names if name not in found[path] and not name.endswith(IGNORED)), None):
             where = next((f" It is in {other.name}: put that right." for other in found if absent in found[other]), "")
             raise InputError(f"{index} says that {absent} is in {path.name}, which does not hold it.{where}")
     for path, header in found.items():
@@ -274,8 +275,10 @@ def refuse_quantised(folder: Path, hf_config: Mapping[str, Any]) -> None:
     if scheme is None:
         return
     method = scheme.get("quant_method") if isinstance(scheme, Mapping) else scheme
-    remedy = f"Name the model's release in bfloat16, of which {folder} was made."
-    if method == QUANTISATION["quant_method"]:
+    remedy, convertible = f"Name the model's release in bfloat16, of which {folder} was made.", False
+    with suppress(InputError):  # FP8 of a kind that is not read
+        convertible = method == QUANTISATION["quant_method"] and quantised(hf_config)
+    if convertible:
         remedy = (
             f"`megatron-rl convert hf-to-megatron {folder} A` and `megatron-rl convert megatron-to-hf A B` make a "
             "model in bfloat16 of it, B."

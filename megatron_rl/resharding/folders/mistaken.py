@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from megatron_rl.resharding.folders.torch_dist.reader import is_torch_dist
+from megatron_rl.system.files import leads_nowhere
 
 _SNAPSHOTS = "snapshots"  # of the hub's cache: models--owner--name/snapshots/commit
 _LATEST = "latest_checkpointed_iteration.txt"  # of Megatron's: the folders of its checkpoints are beside it
@@ -60,7 +61,11 @@ def _elsewhere(folder: Path) -> str:
 
 def _other_format(folder: Path) -> str:
     """Weights of another kind, or none."""
-    names = sorted(path.name for path in folder.iterdir())
+    if broken := leads_nowhere(folder, "config.json", "*.safetensors", "*.index.json"):
+        return broken
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return f"{folder} has weights: fetch the model's config.json, too."
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
     stray = [name for name in names if name.endswith(".safetensors")]
     if len(stray) == 1:
         return (

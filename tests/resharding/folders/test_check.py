@@ -73,6 +73,16 @@ def as_file(folder: Path) -> None:
     folder.write_text("x")
 
 
+def gone(name: str) -> Callable[[Path], object]:
+    """Leaves a link in a file's place, as in a cache of the hub that was cleaned."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("blobs/0")
+
+    return change
+
+
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 MISTAKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "nothing": (shutil.rmtree, ["There is no such folder as", "`hf download` fetches one"]),
@@ -104,6 +114,9 @@ MISTAKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         only("model-q4.gguf"),
         ["config.json does not exist", "model-q4.gguf: GGUF files are for inference"],
     ),
+    "no config": (lambda f: (f / "config.json").unlink(), ["has weights: fetch the model's config.json, too"]),
+    "link": (gone("config.json"), ["model/config.json is a link to blobs/0, which is not there. Fetch it again."]),
+    "link to weights": (gone("model.safetensors"), ["model/model.safetensors is a link to blobs/0, which is not"]),
     "pickles": (without_weights("pytorch_model.bin"), ["pytorch_model.bin and no *.safetensors", "save_pretrained"]),
     "no weights": (without_weights(), ["holds no weights"]),
     "empty config": (lambda f: (f / "config.json").write_text(""), ["config.json is empty (0 bytes)"]),
@@ -115,6 +128,10 @@ MISTAKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "not UTF-8": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), ["config.json is not valid JSON"]),
     "family": (changed(model_type="bert"), ["model_type='bert', which the actor does not train"]),
     "FP8": (changed(quantization_config=FP8), ["not quantised", "convert hf-to-megatron", "in bfloat16 of it"]),
+    "FP8 of a kind that is not read": (
+        changed(quantization_config=FP8 | {"weight_block_size": [128, 64]}),
+        ["not quantised", "Name the model's release"],
+    ),
     "GPTQ": (changed(quantization_config={"quant_method": "gptq"}), ["'gptq'", "Name the model's release"]),
     "untied": (changed(tie_word_embeddings=False), ["does not hold tensor lm_head.weight"]),
 }

@@ -236,6 +236,7 @@ def test_what_is_no_weight_need_not_be_in_the_index(tmp_path: Path) -> None:
     hf = hf_tensors(CONFIG, tags=False)
     folder = write_folder(tmp_path / "a", hf, CONFIG, files=3)
     rewrite(folder / SECOND, lambda t: t | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)})
+    edit_index(folder, {"model.layers.1.self_attn.rotary_emb.inv_freq": SECOND})  # nor in the file, if it is
     assert open_hf_folder(folder, CONFIG).keys() == hf.keys()
 
 
