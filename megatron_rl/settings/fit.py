@@ -19,6 +19,9 @@ def check_run_folder(run: RunConfig) -> list[str]:
     name, path = run.name, Path(run.folder) / run.name
     if not name or name != Path(name).name or name in ("..", "latest") or name.startswith("."):
         return [f"run.name is {name!r}; it must be the name of one folder, not starting with a dot."]
+    longest = os.pathconf(_existing(path.parent), "PC_NAME_MAX")
+    if len(os.fsencode(name)) > longest:
+        return [f"run.name has {len(os.fsencode(name))} bytes; a name on this file system has {longest} at most."]
     existing = _existing(path)
     if not existing.is_dir():
         return [

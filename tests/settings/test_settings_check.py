@@ -65,6 +65,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         (["actor.micro_batch_tokens=43", "actor.context_parallel=2"], []),
         (["run.name=a/b"], ["run.name is 'a/b'"]),
         (["run.name=latest"], ["run.name is 'latest'"]),
+        (["run.name=" + "n" * 256], ["run.name has 256 bytes; a name on this file system has 255 at most"]),
         (["run.folder=/etc/passwd/x"], ["/etc/passwd is a file"]),
         (["model.path=/tmp"], ["One of model.path", "both are"]),
         (["model.architecture.model_type=gpt2"], ["gpt2", "llama, qwen2, qwen3, qwen3_moe"]),
