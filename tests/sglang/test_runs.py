@@ -111,7 +111,7 @@ def test_a_trained_policy_is_served(synchronous: tuple[RunFolder, list[dict[str,
         assert len(family) >= 3
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == 128 + signal.SIGINT
     assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
 
 
