@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Returns the run's exit code; 2 when something is wrong with the recipe, and then nothing was started."""
+    print(f"Checking {options.recipe} …", flush=True)
     if (checked := load_checked(options, sys.stderr)) is None:
         return BAD_INPUT
     config, found = checked

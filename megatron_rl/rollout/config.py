@@ -28,7 +28,7 @@ class SGLangConfig:
     tensor_parallel: int = number(1, least=1)  # workers that share every matrix
     expert_parallel: int = number(1, least=1)  # groups of the workers that share the experts
     swap: str = choice(*SWAPS)  # pull: workers take their own bytes; the others: full tensors
-    transport: str = choice("auto", *NEAR, *FAR, "files")  # of a pull; the README says more
+    transport: str = choice("auto", *NEAR, *FAR, "files")  # of a pull; docs/sglang.md says more
     fp8: bool = False  # engines hold FP8 weights, e4m3 in blocks of 128 x 128; the actor keeps its own
     host: str = ""  # this machine's address for engines on others; empty: the one on the way to the first of them
     colocated: bool = False  # trainer and engines share GPUs: engines give back their memory while the actor trains
