@@ -44,6 +44,12 @@ def train(folder: Path, name: str, *overrides: str) -> tuple[RunFolder, list[dic
     return run, [row for row in rows if row["stage"] == "rl"]
 
 
+def trained(run: RunFolder) -> list[dict[str, Any]]:
+    """The recorded completions but those of evaluations."""
+    rows = [json.loads(line) for line in run.completions_file.read_text().splitlines()]
+    return [row for row in rows if "evaluation" not in row]
+
+
 @pytest.fixture(scope="module")
 def synchronous(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, list[dict[str, Any]]]:
     return train(tmp_path_factory.mktemp("runs"), "synchronous")
@@ -57,7 +63,7 @@ def test_the_engine_agrees_with_the_actor_at_every_step(
     assert all(0 < row["max_logprob_gap"] < EXACT for row in steps)
     assert all(row["staleness_max"] == 0 for row in steps)
     assert all(row["time/swap_paused"] >= row["time/swap_pull"] > 0 for row in steps)
-    completions = [json.loads(line) for line in run.completions_file.read_text().splitlines()]
+    completions = trained(run)
     assert all(c["weight_versions"][0][0] == c["step"] and len(c["weight_versions"]) == 1 for c in completions)
     assert (run.export / "model.safetensors").is_file()
 
@@ -77,7 +83,7 @@ def test_fully_asynchronous_with_swaps_in_flight(tmp_path: Path) -> None:
     assert len(steps) == 6
     assert all(row["staleness_max"] <= 2 for row in steps)
     assert max(row["staleness_max"] for row in steps) >= 1
-    completions = [json.loads(line) for line in run.completions_file.read_text().splitlines()]
+    completions = trained(run)
     for c in completions:
         versions = [version for version, _ in c["weight_versions"]]
         assert versions == sorted(set(versions))
