@@ -14,7 +14,7 @@ import pytest
 
 from megatron_rl.commands.foreground import check_address, run_server
 from megatron_rl.errors import InputError, RunError
-from tests.conftest import ROOT, free_port
+from tests.conftest import PATIENCE, ROOT, free_port
 
 SERVER = """
 import sys, threading, time, yaml
@@ -125,16 +125,15 @@ def test_a_proxy_hears_no_key(
     output: list[str] = []
 
     def end() -> None:
-        for _ in range(300):
+        deadline = time.monotonic() + PATIENCE
+        while "it is ready" not in "".join(output) and time.monotonic() < deadline:
             output.append(capfd.readouterr().out)
-            if "it is ready" in output[-1]:
-                break
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=end)
     thread.start()
-    code = run_server(options(free_port(), True), sglang, "secret", "it is ready", 60.0)
+    code = run_server(options(free_port(), True), sglang, "secret", "it is ready", PATIENCE)
     thread.join()
     assert code == 128 + signal.SIGINT
     assert "it is ready" in "".join(output) and proxy.heard == []
