@@ -25,6 +25,13 @@ def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         "reward_timeouts": float(sum(r.scored.timed_out for r in rollouts)),
         "reward_crashes": float(sum(r.scored.crashed for r in rollouts)),
     }
+    sources = {r.example.data_source for r in rollouts}
+    if len(sources) > 1:
+        reports = {s: [r.scored.report for r in rollouts if r.example.data_source == s] for s in sorted(sources)}
+        metrics |= {
+            f"accuracy/{source}": summarise([r for r in of if r is not None]).get("correct", 0.0)
+            for source, of in reports.items()
+        }
     components = summarise([r.scored.components for r in rollouts])
     return metrics | {f"reward/{k}": v for k, v in components.items()}
 

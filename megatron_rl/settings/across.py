@@ -1,6 +1,7 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
 from megatron_rl.config import Config
+from megatron_rl.data.order.mixture import parts, problems
 from megatron_rl.data.registry import held_out, trains_on_files
 from megatron_rl.evaluation.check import check_evaluation
 from megatron_rl.system import machine
@@ -33,8 +34,16 @@ def _actor(config: Config) -> list[str]:
 
 def _prompts(config: Config) -> list[str]:
     algorithm, rollout, found = config.algorithm, config.rollout, []
-    if not config.data.path and trains_on_files(config.data) and (config.run.steps or config.sft.steps):
-        found.append("data.path is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
+    tasks = {} if problems(config.data) else parts(config.data)
+    for name, data in tasks.items():
+        if not data.path and trains_on_files(data) and (config.run.steps or config.sft.steps):
+            key = f"data.mixture.{name}.path" if name else "data.path"
+            found.append(f"{key} is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
+    if config.rewards.overlong_buffer > rollout.max_new_tokens:
+        found.append(
+            f"rewards.overlong_buffer is {config.rewards.overlong_buffer}, more than rollout.max_new_tokens "
+            f"({rollout.max_new_tokens}): it is the last part of that; lower it."
+        )
     if algorithm.advantage == "grpo" and rollout.group_size == 1:
         found.append(
             "rollout.group_size is 1; algorithm.advantage=grpo compares the completions of one prompt and needs at "
