@@ -25,8 +25,8 @@ def _dynamic(config: RolloutConfig) -> list[str]:
     most = config.round_size * dynamic.max_batches
     if dynamic.filter and config.group_size == 1:
         found.append(
-            "rollout.dynamic.filter=true leaves out groups whose rewards are all equal, as a single completion's are: set "
-            "rollout.group_size to 2 or more."
+            "rollout.dynamic.filter=true leaves out groups whose rewards are all equal, which those of one completion "
+            "are: set rollout.group_size to 2 or more."
         )
     if dynamic.filter and most < config.prompts_per_step:
         found.append(
