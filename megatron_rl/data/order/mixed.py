@@ -1,6 +1,5 @@
 """The cursor that a configuration asks for: one task's, or several at once, each with its own."""
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,7 +40,7 @@ class MixedPrompts:
             self.drawn[name] += 1
             names.append(name)
         of = {name: iter(prompts.draw(names.count(name), step)) for name, prompts in self.prompts.items()}
-        return [self._start(name) + next(of[name]) for name in names]
+        return [self._chained.index(name, next(of[name])) for name in names]
 
     def state(self) -> dict[str, int]:
         """As ``Cursor.state``: ``drawn/NAME`` and ``position/NAME`` of each task."""
@@ -57,8 +56,8 @@ class MixedPrompts:
 
     def observe(self, index: int, accuracy: float) -> None:
         """As ``Cursor.observe``."""
-        name = self._chained.names[bisect_right(self._chained.ends, index)]
-        self.prompts[name].observe(index - self._start(name), accuracy)
+        name, own = self._chained.of(index)
+        self.prompts[name].observe(own, accuracy)
 
     def history(self) -> dict[str, float]:
         """As ``Cursor.history``."""
@@ -73,9 +72,6 @@ class MixedPrompts:
         for name, prompts in self.prompts.items():
             mine = f"{name}/"
             prompts.remember({key.removeprefix(mine): v for key, v in history.items() if key.startswith(mine)})
-
-    def _start(self, name: str) -> int:
-        return self._chained.start(self._chained.names.index(name))
 
 
 def make_prompts(config: DataConfig, task: Task, seed: int, steps: int = 0) -> Cursor:

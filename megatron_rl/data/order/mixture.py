@@ -95,13 +95,13 @@ class Chained(Sequence[Example]):
     """
 
     def __init__(self, sequences: Mapping[str, Sequence[Example]]) -> None:
-        self.names, self.sequences = list(sequences), list(sequences.values())
-        most = UNBOUNDED // max(1, len(sequences))
-        self.ends = list(accumulate(min(len(s), most) for s in self.sequences))
-        self.unbounded = any(len(s) == UNBOUNDED for s in self.sequences)
+        self.names, self.sequences = list(sequences), sequences
+        most = UNBOUNDED // len(sequences)
+        self.ends = list(accumulate(min(len(s), most) for s in sequences.values()))
+        self.unbounded = any(len(s) == UNBOUNDED for s in sequences.values())
 
     def __len__(self) -> int:
-        return UNBOUNDED if self.unbounded else (self.ends or [0])[-1]
+        return UNBOUNDED if self.unbounded else self.ends[-1]
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -110,12 +110,8 @@ class Chained(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        index += len(self) if index < 0 else 0
-        part = bisect_right(self.ends, index)
-        if index < 0 or part == len(self.ends):
-            raise IndexError(f"example {index} of {len(self)}")
-        name = self.names[part]
-        example = self.sequences[part][index - self.start(part)]
+        name, own = self.of(index)
+        example = self.sequences[name][own]
         return dataclasses.replace(
             example,
             id=f"{name}/{example.id}",
@@ -123,9 +119,21 @@ class Chained(Sequence[Example]):
             extra=example.extra | {TASK: name},
         )
 
-    def start(self, part: int) -> int:
-        """Index of the first example of a task."""
-        return self.ends[part - 1] if part else 0
+    def index(self, name: str, own: int) -> int:
+        """Of an example of a task; a generator's that lies beyond what counts of it is one that does."""
+        first, end = self._bounds(self.names.index(name))
+        return first + own % (end - first)
+
+    def of(self, index: int) -> tuple[str, int]:
+        """The task of an example, and its index there. Raises IndexError."""
+        index += len(self) if index < 0 else 0
+        part = bisect_right(self.ends, index)
+        if index < 0 or part == len(self.ends):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.names[part], index - self._bounds(part)[0]
+
+    def _bounds(self, part: int) -> tuple[int, int]:
+        return (self.ends[part - 1] if part else 0), self.ends[part]
 
 
 def report(sample: Sample, reports: Mapping[str, Report], by_source: bool = False) -> dict[str, float]:

@@ -33,9 +33,7 @@ def test_they_come_back_to_the_last_bit():
     groups = [Waiting(3, [made(3, 7, True), made(3, 1, True)]), Waiting(1, [made(1, 5, False)])]
     found = unpack(pack(groups), EXAMPLES.__getitem__, Scored)
     assert [w.index for w in found] == [3, 1] and [len(w.group) for w in found] == [2, 1]
-    for kept, back in zip(
-        [r for w in groups for r in w.group], [r for w in found for r in w.group], strict=True
-    ):
+    for kept, back in zip([r for w in groups for r in w.group], [r for w in found for r in w.group], strict=True):
         assert back.example is kept.example and asdict(back.scored) == asdict(kept.scored)
         for field in fields(Rollout):
             one, other = getattr(kept, field.name), getattr(back, field.name)
