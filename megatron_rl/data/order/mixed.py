@@ -40,7 +40,7 @@ class MixedPrompts:
             self.drawn[name] += 1
             names.append(name)
         of = {name: iter(prompts.draw(names.count(name), step)) for name, prompts in self.prompts.items()}
-        return [self._chained.index(name, next(of[name])) for name in names]
+        return [self._chained.place(name, next(of[name])) for name in names]
 
     def state(self) -> dict[str, int]:
         """As ``Cursor.state``: ``drawn/NAME`` and ``position/NAME`` of each task."""

@@ -119,7 +119,7 @@ class Chained(Sequence[Example]):
             extra=example.extra | {TASK: name},
         )
 
-    def index(self, name: str, own: int) -> int:
+    def place(self, name: str, own: int) -> int:
         """Of an example of a task; a generator's that lies beyond what counts of it is one that does."""
         first, end = self._bounds(self.names.index(name))
         return first + own % (end - first)
