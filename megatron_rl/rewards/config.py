@@ -5,6 +5,8 @@ from typing import Any
 
 from megatron_rl.option import number
 
+OVERLONG = "overlong"  # the part that the length of a completion costs
+
 
 @dataclass
 class RewardsConfig:
@@ -19,3 +21,8 @@ class RewardsConfig:
     overlong_buffer: int = number(0, least=0)  # the last so many of rollout.max_new_tokens cost reward; 0: none
     overlong_factor: float = number(1.0, above=0)  # what a completion loses by that which uses up all of them
     deadline_score: float = 0.0  # the reward of a sample that passed its deadline or ended its worker
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What a reward is the sum of: name -> weight; its component NAME/score is what the weight multiplies."""
+        return self.terms | ({OVERLONG: 1.0} if self.overlong_buffer else {})

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from megatron_rl.rewards.config import OVERLONG
 from megatron_rl.rollout.rollout import Rollout
-
-OVERLONG = "overlong/score"  # the component of a scored rollout
 
 
 def overlong(length: int, limit: int, buffer: int, factor: float = 1.0) -> float:
@@ -22,5 +21,5 @@ def add_overlong(rollouts: Sequence[Rollout], limit: int, buffer: int, factor: f
     for rollout in rollouts:
         if not rollout.scored.failure:
             penalty = overlong(rollout.length, limit, buffer, factor) + 0.0  # no -0.0
-            components = {**rollout.scored.components, OVERLONG: penalty}
+            components = {**rollout.scored.components, f"{OVERLONG}/score": penalty}
             rollout.scored = replace(rollout.scored, reward=rollout.scored.reward + penalty, components=components)

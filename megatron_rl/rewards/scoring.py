@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from megatron_rl.data.task import Sample, sample_of
-from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.overlong import OVERLONG, add_overlong
+from megatron_rl.rewards.overlong import add_overlong
 from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rollout.rollout import Rollout
 
@@ -20,13 +19,6 @@ def score(pool: RewardPool, groups: Sequence[Sequence[Rollout]], step: int, limi
     if buffer := pool.config.overlong_buffer:
         add_overlong(rollouts, limit, buffer, pool.config.overlong_factor)
     return [None] * len(groups)
-
-
-def score_parts(config: RewardsConfig) -> list[str]:
-    """The components that a reward is the weighted sum of."""
-    return [f"{name}/score" for name, weight in config.terms.items() if weight] + [OVERLONG] * bool(
-        config.overlong_buffer
-    )
 
 
 def judge(pool: RewardPool, groups: Sequence[Sequence[Rollout]], step: int) -> list[None]:

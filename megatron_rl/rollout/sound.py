@@ -1,6 +1,5 @@
-"""Which rollouts can be learned from: those whose numbers are numbers, and, if asked, those that came to an end."""
+"""Which rollouts can be learned from: those whose numbers are numbers."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,6 @@ def unsound(rollout: Rollout) -> str:
         place = int(np.flatnonzero(wrong)[0])
         return f"the engine's log-prob of its token {place} is {rollout.logprobs[place]}"
     return ""
-
-
-def learned_from(rollouts: Sequence[Rollout], truncated: str = "keep") -> np.ndarray:
-    """bool [rollouts]: those whose tokens have a weight and count in the denominators of the loss.
-
-    ``truncated`` (algorithm.truncated): keep | mask: completions that were cut off are not (DAPO's overlong filtering);
-    their rewards still count in the baseline of their group.
-    """
-    ended = [truncated == "keep" or rollout.finish != "length" for rollout in rollouts]
-    return np.array([not unsound(r) and complete for r, complete in zip(rollouts, ended, strict=True)], dtype=bool)
 
 
 def record(rollout: Rollout, reason: str) -> dict[str, Any]:

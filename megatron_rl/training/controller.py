@@ -19,7 +19,7 @@ from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.held_out import HeldOut
-from megatron_rl.rewards.scoring import judge, score, score_parts
+from megatron_rl.rewards.scoring import judge, score
 from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rollout.collect import collect
 from megatron_rl.rollout.dynamic.refill import Drawn, Refill, Round
@@ -68,7 +68,8 @@ class Controller:
         self.rewards = RewardPool(config.rewards, self.task.report)
         self.engine: Engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
-        self.batches = Refill(config.rollout, score_parts(config.rewards), self.rollouts.take, self._observe, self.warn)
+        parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
+        self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
         self.held_out = HeldOut(list(self.task.heldout[: config.evaluation.prompts]), config.evaluation)
 
     def begin(self, at: Progress, plan_hash: str, checkpoint: Path | None) -> None:
