@@ -108,5 +108,11 @@ def test_the_numbers_of_a_step() -> None:
     assert numbers["reward_std"] == odd.std() and numbers["tokens"] == 24 and numbers["length_max"] == 2
     assert numbers["equal_groups"] == (odd == odd[:, :1]).all(1).mean()
     assert numbers["truncated"] == np.mean([r.finish == "length" for group in groups for r in group])
+    assert not any(name.startswith("accuracy/") for name in numbers)  # there is one data source
+    for r in groups[1]:
+        r.example = Example("1", "ab", 1, data_source="sums")
+    by_source = measure(groups)
+    assert by_source["accuracy/sums"] == odd[1].mean() and by_source["accuracy/"] == odd[[0, 2]].mean()
+    assert {k: v for k, v in by_source.items() if not k.startswith("accuracy/")} == numbers
     groups[0][0].versions = ((2, 1), (3, 1))
     assert staleness(groups, 4) == {"staleness": 25 / 24, "staleness_max": 2.0}
