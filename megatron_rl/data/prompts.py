@@ -82,7 +82,7 @@ class Prompts:
             self.position += 1
             if len(left) + len(taken) >= self.count and not self.curriculum.strict:
                 taken += left[: count - len(taken)]
-                left = left[count:]
+                left = []
         return taken
 
     def state(self) -> dict[str, int]:

@@ -149,7 +149,9 @@ class Mixture:
         self.tasks = tasks
         self.chained = Chained({name: task.train for name, task in tasks.items()})
         self.train: Sequence[Example] = self.chained
-        self.heldout: Sequence[Example] = Chained({name: task.heldout for name, task in tasks.items()})
+        heldout = Chained({name: task.heldout for name, task in tasks.items()})
+        in_turn = sorted(range(len(heldout)), key=lambda index: heldout.of(index)[1])  # the first ones are of all tasks
+        self.heldout: Sequence[Example] = [heldout[index] for index in in_turn]
         self.notes = {
             f"{what} of {name}": count for name, task in tasks.items() for what, count in _notes(task).items()
         }

@@ -9,6 +9,7 @@ from megatron_rl.data.false_belief import FalseBelief
 from megatron_rl.data.order.curriculum import ByAccuracy, ByColumn, difficulty
 from megatron_rl.data.order.mixed import make_prompts
 from megatron_rl.data.prompts import Prompts
+from megatron_rl.data.registry import make_task
 from megatron_rl.data.task import Example
 from megatron_rl.errors import InputError
 
@@ -95,6 +96,26 @@ def test_a_row_without_a_number(value):
         InputError, match=r"data.curriculum.column=level: the training example t/3 has .* Its columns: le"
     ):
         difficulty(Example("t/3", "", "", extra={"level": value}), "level")
+
+
+def test_a_column_of_a_file_of_choices(tmp_path, chat_tokenizer):
+    """What nothing else needs does not go into ``extra``, but for this column."""
+    rows = [
+        {"story": f"s{i}", "question": "q?", "options": ["x", "y"], "answer": "x", "difficulty": 9 - i, "note": "n"}
+        for i in range(10)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = DataConfig(path=str(tmp_path / "rows.jsonl"), eval_path=str(tmp_path / "rows.jsonl"), prompt="plain")
+    assert make_task(data, 0, chat_tokenizer).train[0].extra.keys() == {"story", "question", "options"}
+    data.curriculum = CurriculumConfig(by="column", column="difficulty", start=0.3)
+    task = make_task(data, 0, chat_tokenizer)
+    assert task.train[0].extra.keys() == {"story", "question", "options", "difficulty"}
+    assert "difficulty" not in task.heldout[0].extra
+    drawn = make_prompts(data, task, 0, steps=10).take(3, step=0)
+    assert sorted(e.id for e in drawn) == ["train/10", "train/8", "train/9"]
+    data.curriculum.column = "hardness"
+    with pytest.raises(InputError, match=r"has no column 'hardness' \(data.curriculum.column\)"):
+        make_task(data, 0, chat_tokenizer)
 
 
 def test_what_a_task_cannot_do():

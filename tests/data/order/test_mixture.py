@@ -35,9 +35,10 @@ def test_each_task_has_its_options_and_its_share(sums, chat_tokenizer):
     task = make_task(config, 0, chat_tokenizer)
     assert len(task.train) == UNBOUNDED and len(task.heldout) == 512 + 3 and held_out(config) is None
     assert task.train[2**62 // 2 + 2].id == "sums/train/3" and task.train[7].id == "stories/train/7"
-    assert task.heldout[512].id == "sums/heldout/1" and task.heldout[-1].id == "sums/heldout/3"
-    assert [e.id for e in task.heldout[511:513]] == ["stories/heldout/511", "sums/heldout/1"]
-    assert task.heldout[0].data_source == "false_belief" and task.heldout[512].data_source == "sums"  # its own, or name
+    first = ["stories/heldout/0", "sums/heldout/1", "stories/heldout/1", "sums/heldout/2", "stories/heldout/2"]
+    assert [e.id for e in task.heldout[:5]] == first and task.heldout[-1].id == "stories/heldout/511"
+    assert [e.id for e in task.train[2**61 - 1 : 2**61 + 1]] == [f"stories/train/{2**61 - 1}", "sums/train/1"]
+    assert [e.data_source for e in task.heldout[:2]] == ["false_belief", "sums"]  # its own, or the task's name
     assert task.notes == {
         "training rows of sums": 3,
         "held-out rows of sums": 3,
@@ -58,7 +59,7 @@ def test_each_task_has_its_options_and_its_share(sums, chat_tokenizer):
 def test_every_task_judges_its_own(sums, chat_tokenizer):
     task = make_task(mixture(sums), 0, chat_tokenizer)
     report = pickle.loads(pickle.dumps(task.report))
-    right = report(sample_of(task.heldout[513], "\\boxed{2}"))
+    right = report(sample_of(task.heldout[3], "\\boxed{2}"))
     assert right == {"correct": 1.0, "answered": 1.0, "correct/sums": 1.0}
     story = report(sample_of(task.heldout[0], "no"))
     assert story["correct/false_belief"] == 0.0 and "faithful" in story
