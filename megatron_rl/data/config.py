@@ -55,4 +55,4 @@ class DataConfig:
     repeat_to_batch: int = number(0, least=0)  # the first so many examples fill every batch, again and again; 0: off
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
-    mixture: dict[str, dict[str, Any]] = field(default_factory=dict)  # tasks: name -> weight and options that differ
+    mixture: dict[str, Any] = field(default_factory=dict)  # tasks: name -> weight and options that differ

@@ -43,6 +43,9 @@ def problems(config: DataConfig) -> list[str]:
     found: list[str] = []
     for name, options in config.mixture.items():
         key = f"data.mixture.{name}"
+        if not isinstance(options, Mapping):
+            found.append(f"{key} is {options!r}; it must hold options, such as {{path: a.jsonl, weight: 2}}.")
+            continue
         if not name or "/" in name:
             found.append(f"{key}: the name of a task has no / in it and is not empty.")
         weight = options.get("weight", 1.0)

@@ -95,6 +95,7 @@ def test_cursors_of_their_own_survive(sums, chat_tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("a.jsonl", "data.mixture.a is 'a.jsonl'; it must hold options, such as {path: a.jsonl, weight: 2}."),
         ({"weight": 0}, "data.mixture.a.weight is 0; it must be a number above 0."),
         ({"weight": "much"}, "data.mixture.a.weight is 'much'"),
         ({"pth": "x.jsonl"}, "data.mixture.a.pth: there is no such option; did you mean path?"),
