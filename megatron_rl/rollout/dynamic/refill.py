@@ -108,7 +108,7 @@ class Refill:
         }
         if drawn:
             all_of_them = measure(drawn)
-            metrics |= {f"drawn_{name}": all_of_them[name] for name in ("reward", "accuracy")}
+            metrics |= {f"drawn_{name}": all_of_them[name] for name in ("reward", "accuracy") if name in all_of_them}
             metrics["informative"] = 1 - len(equal) / len(drawn)
             self._alarm(step, metrics["informative"])
         return Drawn(groups, metrics, self.cursor)
