@@ -262,3 +262,8 @@ def test_tasks_of_a_mixture_are_set_one_by_one() -> None:
     )
     assert problems == []
     assert config.data.mixture == {"a": {"limit": 4, "curriculum": {"by": "column"}}, "b": {"weight": 2}}
+
+
+def test_null_empties_a_mapping() -> None:
+    config, problems = load("quickstart", ["model.architecture=null", "rewards.terms=null", "rewards.terms.format=1"])
+    assert (config.model.architecture, config.rewards.terms, problems) == ({}, {"format": 1.0}, [])
