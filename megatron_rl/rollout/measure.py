@@ -12,14 +12,15 @@ from megatron_rl.rollout.sound import unsound
 def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
     """Rewards, lengths (tokens drawn) and what went wrong in scoring, over all rollouts of scored groups.
 
-    Rollouts that are not sound have no rewards to speak of; where none is, rewards are not among the numbers.
+    Rollouts that are not sound have no rewards to speak of; where none is, their mean is not among the numbers.
     """
     rollouts = [rollout for group in groups for rollout in group]
     sound = [[rollout for rollout in group if not unsound(rollout)] for group in groups]
     rewards = np.array([r.scored.reward for group in sound for r in group])
     lengths = np.array([r.length for r in rollouts])
-    metrics = {"reward": float(rewards.mean()), "reward_std": float(rewards.std())} if len(rewards) else {}
+    metrics = {"reward": float(rewards.mean())} if len(rewards) else {}
     metrics |= {
+        "reward_std": float(rewards.std()) if len(rewards) else 0.0,
         "accuracy": summarise([r.scored.report for r in rollouts if r.scored.report is not None]).get("correct", 0.0),
         "equal_groups": float(np.mean([len({r.scored.reward for r in group}) <= 1 for group in sound])),
         "length": float(lengths.mean()),

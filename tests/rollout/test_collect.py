@@ -129,4 +129,5 @@ def test_numbers_that_are_none_spoil_no_others() -> None:
     for rollout in groups[0]:
         rollout.scored = Points(float("inf"), {}, {"correct": 1.0})
     alone = measure(groups[:1])
-    assert alone["equal_groups"] == 1 and not any(name.startswith("reward") and "_" not in name for name in alone)
+    assert alone["equal_groups"] == 1 and alone["reward_std"] == 0
+    assert not any(name == "reward" or name.startswith("reward/") for name in alone)
