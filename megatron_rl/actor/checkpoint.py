@@ -7,6 +7,7 @@ hidden folder, flushed and renamed when complete (``checkpoint_folder``), so a f
 import json
 import multiprocessing
 import shutil
+from collections.abc import Mapping
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from types import MethodType
@@ -27,8 +28,15 @@ from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
 
 
-def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int) -> Path:
-    """Write folder/step-{name} and delete all but the ``keep`` newest; collective."""
+def save(
+    actor: Actor,
+    folder: Path,
+    name: str,
+    state: dict[str, Any],
+    keep: int,
+    files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write folder/step-{name}, with rank 0's ``files`` in it, and delete all but the ``keep`` newest; collective."""
     accelerator.adapt()
     if filesystem_async._results_queue is None:
         # As Megatron's own, but it dies with this process; without CUDA it can fork instead of importing the trainer
@@ -47,6 +55,8 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
         if dist.get_rank() == 0:
             content = {"state": state, "sizes": vars(actor.config.sizes())}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            for file, value in (files or {}).items():
+                (partial / file).write_bytes(value)
             list_files(partial)
             shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
             rename_folder(partial, target)
