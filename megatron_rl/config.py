@@ -14,6 +14,7 @@ from megatron_rl.option import choice, number
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import RolloutConfig, Served
 from megatron_rl.tracking.config import TrackingConfig
+from megatron_rl.training.config import AlarmsConfig
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Config:
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
     def served(self) -> Served:
         """What SGLang's servers have to know."""

@@ -27,7 +27,7 @@ from megatron_rl.system.screen import activity
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import scatter
 from megatron_rl.training.controller import Controller, Elsewhere
-from megatron_rl.training.guard import require_agreement, require_finite
+from megatron_rl.training.guard import require_agreement, require_calm, require_finite
 from megatron_rl.training.models import Models
 from megatron_rl.training.progress import Progress, restore, write_checkpoint
 from megatron_rl.training.stages import first_stage, stages
@@ -75,6 +75,7 @@ def train(run: RunFolder, config: Config) -> None:
             controller.record(at, metrics, credit)
             if stage.samples:
                 require_agreement(metrics, controller, at, config.algorithm)
+                require_calm(controller, at, config.alarms.action)
             if last or (stage.samples and due(config.evaluation.every, at)):
                 evaluate(controller, at, label(stage, at))
             stopping = not last and groups.share(controller.stopping())

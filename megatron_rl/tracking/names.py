@@ -30,6 +30,7 @@ REWARD = {
     ),
     "reward_timeouts": Metric("count", "completions whose reward was not there by its deadline", "0"),
     "reward_crashes": Metric("count", "completions during whose reward the worker died", "0"),
+    "dropped_samples": Metric("count", "completions left out as their reward or a log-prob was not finite", "0"),
     "accuracy": Metric("fraction", "training completions whose answer is right (the task's `correct`)", "rises"),
     "accuracy/{source}": Metric("fraction", "the same of one data source, where a step has several", "rises"),
     "equal_groups": Metric(

@@ -40,6 +40,7 @@ from megatron_rl.tracking.console import Progress as Shown
 from megatron_rl.tracking.memory import memory
 from megatron_rl.tracking.metrics import Metrics
 from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.training.alarms import Alarms
 from megatron_rl.training.batch import Step
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.stage import Stage
@@ -70,6 +71,7 @@ class Controller:
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
         parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
         self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
+        self.alarms = Alarms(config.alarms)
         self.held_out = HeldOut(list(self.task.heldout[: config.evaluation.prompts]), config.evaluation)
 
     def begin(self, at: Progress, plan_hash: str, checkpoint: Path | None) -> None:
@@ -84,6 +86,7 @@ class Controller:
         self.rollouts.number = self.batches.cursor.get("round", at.step if at.stage == "rl" else 0)
         if checkpoint is not None and (file := checkpoint / CARRIED).exists():
             self._carry_on(file.read_bytes())
+        self.alarms.restore(at.alarms)
         notes = dict(getattr(self.task, "notes", {}))
         self.run.update_manifest(plan_hash=plan_hash, data_fingerprint=self.task.fingerprint(), data_notes=notes)
         for what, count in notes.items():
@@ -123,6 +126,11 @@ class Controller:
         self.records.completions(at.step, self._rows(self._step.rollouts, credit))
         self.shown[at.stage].step(at.step - 1, metrics)
         at.cursors[at.stage] = self._step.cursor
+        self._alarmed = self.alarms.look(metrics) if self._step.rollouts else []
+
+    def alarmed(self) -> list[str]:
+        """What the step that was recorded last raised alarms of."""
+        return self._alarmed
 
     def evaluate(self, at: Progress, label: str) -> dict[str, float]:
         """Held-out metrics of the weights in the engine."""
@@ -155,6 +163,7 @@ class Controller:
         """Note in ``at`` how far the records reach, for the checkpoint that holds it; returns more files of it."""
         at.records = self.records.position()
         at.seconds = self.clock.seconds
+        at.alarms = self.alarms.state()
         at.observed = {stage: history for stage, prompts in self.prompts.items() if (history := prompts.history())}
         return {CARRIED: pack(self.batches.waiting)} if self.batches.waiting else {}
 
@@ -285,6 +294,7 @@ class Elsewhere:
     def finish(self, at: Progress) -> None: ...
     def close(self, at: Progress) -> None: ...
     def stopping(self) -> None: ...
+    def alarmed(self) -> None: ...
 
 
 def _engine(config: Config, run: RunFolder) -> Engine:

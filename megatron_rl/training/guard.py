@@ -35,6 +35,14 @@ def require_finite(
     controller.warn(f"{said}; the update was left out (run.not_finite=skip).")
 
 
+def require_calm(controller: Controller | Elsewhere, at: Progress, action: str) -> None:
+    """Warn, or end the run on every rank, at alarms of the last step; ``action``: alarms.action. Collective."""
+    for said in groups.share(controller.alarmed()):
+        if action == "stop":
+            raise RunError(f"Step {at.step} stopped the run (alarms.action=stop): {said}")
+        controller.warn(f"step {at.step}: {said}")
+
+
 def require_agreement(
     metrics: dict[str, float], controller: Controller | Elsewhere, at: Progress, config: AlgorithmConfig
 ) -> None:

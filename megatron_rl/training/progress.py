@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_rl.actor import checkpoint, groups
 from megatron_rl.resharding.folders.fingerprint import fingerprint
@@ -26,6 +27,7 @@ class Progress:
     records: dict[str, int] = field(default_factory=dict)  # how far the metrics files reach
     cursors: dict[str, dict[str, int]] = field(default_factory=dict)  # of each stage's prompts; known to rank 0
     observed: dict[str, dict[str, float]] = field(default_factory=dict)  # of each stage's prompts, for a curriculum
+    alarms: dict[str, Any] = field(default_factory=dict)  # what they remember; known to rank 0
     reference: dict[str, str] = field(default_factory=dict)  # folder (relative to the run, or absolute) and hash
 
     def enter(self, stage: str) -> None:

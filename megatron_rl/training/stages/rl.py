@@ -13,6 +13,7 @@ from megatron_rl.algorithms.mismatch import mismatch
 from megatron_rl.algorithms.registry import make_algorithm
 from megatron_rl.algorithms.terms.correction import correct, correction_metrics, effective_samples
 from megatron_rl.config import Config
+from megatron_rl.rollout.sound import record, unsound
 from megatron_rl.swap.trainer import Swap
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step
@@ -20,6 +21,9 @@ from megatron_rl.training.models import Models, Role
 from megatron_rl.training.progress import Progress, export_policy
 from megatron_rl.training.rows import Rows, credited
 from megatron_rl.training.stages.stage import Source
+
+NOTHING = dict.fromkeys(("loss", "grad_norm", "engine_kl_k3", "p99_logprob_gap", "max_logprob_gap"), 0.0)
+"""What the loop asks of a step's metrics, of one in which nothing was learned."""
 
 
 class RL:
@@ -52,12 +56,17 @@ class RL:
         size = len(groups) // minibatches
         numbers = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         rollouts = [rollout for group in groups for rollout in group]
+        dropped = {number: reason for number, r in enumerate(rollouts) if (reason := unsound(r))}
+        numbers[list(dropped)] = len(groups) + np.arange(len(dropped))  # nobody is compared with them
         ends = np.cumsum([0, *(len(group) for group in groups)]).tolist()
         cuts = [(ends[i], ends[i + size]) for i in range(0, len(groups), size)]
-        rows = Rows(self.config, rollouts)
+        rows = Rows(self.config, rollouts, dropped)
         minibatch_rows = [rows.made(first, last) for first, last in cuts]
-        rewards, terms = credited(rollouts, self.config.rewards.parts)
-        return Step(minibatch_rows, drawn.metrics, drawn.cursor, rollouts, rewards, numbers, terms)
+        rewards, terms = credited(rollouts, self.config.rewards.parts, dropped)
+        metrics = drawn.metrics | {"dropped_samples": float(len(dropped))}
+        step = Step(minibatch_rows, metrics, drawn.cursor, rollouts, rewards, numbers, terms)
+        self._say(source, at, step, dropped)
+        return step
 
     def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:
         """As ``Stage.learn``; metrics are averaged over the updates (maxima: the largest)."""
@@ -75,18 +84,36 @@ class RL:
         results, updates = [], self.config.algorithm.epochs * len(packed)
         for i in range(updates):
             lr = learning_rate(self.config.actor.optimizer, step * updates + i, self.steps * updates)
-            results.append(policy.update(packed[i % len(packed)], self._objective, lr, temperature))
+            if batch.learnable[i % len(packed)]:  # of nothing, the optimiser's moments alone would move the weights
+                results.append(policy.update(packed[i % len(packed)], self._objective, lr, temperature))
+        if not results:
+            return NOTHING | {"learning_rate": lr, "skipped_updates": float(updates)}, credit.tolist()
         metrics = {
-            name: max(r[name] for r in results) if name.startswith("max_") else sum(r[name] for r in results) / updates
+            name: max(r[name] for r in results)
+            if name.startswith("max_")
+            else sum(r[name] for r in results) / len(results)
             for name in results[0]
         }
-        metrics["skipped_updates"] *= updates
-        return metrics | measure(policy, everything, len(packed)), credit.tolist()
+        metrics["skipped_updates"] = metrics["skipped_updates"] * len(results) + updates - len(results)
+        learned = [batches for batches, some in zip(packed, batch.learnable, strict=True) if some]
+        return metrics | measure(policy, learned), credit.tolist()
 
     def leave(self, models: Models, swap: Swap, at: Progress) -> None:
         """As ``Stage.leave``."""
         if self.config.run.export:
             export_policy(self.run, swap, at)
+
+    def _say(self, source: Source, at: Progress, step: Step, dropped: dict[int, str]) -> None:
+        """Keep what is dropped, and tell the user of it, and of a step of which nothing is left."""
+        said = f"step {at.step + 1}: "
+        if dropped:
+            records = [record(step.rollouts[number], reason) for number, reason in dropped.items()]
+            file = self.run.keep_dropped(f"{at.stage}-{at.step + 1:06d}", records)
+            said += f"{len(dropped)} completions left out, the first as {records[0]['reason']}; they are in {file}. "
+        if not any(step.learnable()):
+            said += "Nothing can be learned from any completion; the step changes nothing."
+        if dropped or not any(step.learnable()):
+            source.warn(said.strip())
 
     def _objective(self, logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Loss:
         columns = batch.columns
@@ -97,10 +124,11 @@ class RL:
         return self.algorithm.loss(batch, logprobs, entropy)
 
 
-def measure(actor: Actor, rollout: list[MicroBatch], minibatches: int) -> dict[str, float]:
-    """The engine's mismatch, and what its correction did, over all tokens of a rollout that has been learned from."""
+def measure(actor: Actor, rollout: list[list[MicroBatch]]) -> dict[str, float]:
+    """The engine's mismatch, and what its correction did, over all tokens of mini-batches that were learned from."""
     shares: list[dict[str, Any]] = []
-    for batch in rollout if actor.last_stage else ():
+    minibatches = len(rollout)
+    for batch in [micro_batch for batches in rollout for micro_batch in batches] if actor.last_stage else ():
         columns = batch.columns
         weights = columns.get("share", columns["weight"]) / minibatches  # those of one mini-batch add up to 1
         shares.append(mismatch(columns["old_logprobs"], columns["rollout_logprobs"], weights))

@@ -21,6 +21,9 @@ class Source(Protocol):
     def encode(self) -> Callable[[str], tuple[int, ...]]:
         """Text to token ids."""
 
+    def warn(self, text: str) -> None:
+        """Tell the user what does not stop the run."""
+
     def take(self, at: Progress) -> Drawn:
         """The scored rollouts for the step after ``at``."""
 
