@@ -55,7 +55,7 @@ def restore(run: RunFolder, first: str) -> tuple[Progress, Path | None]:
 def write_checkpoint(run: RunFolder, models: Models, at: Progress, keep: int) -> None:
     """Write a checkpoint and delete all but the ``keep`` newest; collective."""
     name = f"{'01'[at.stage == 'rl']}-{at.step:06d}"  # sorts in the order of the run
-    checkpoint.save(models.policy, run.checkpoints, name, asdict(at), keep)
+    models.save(run.checkpoints, name, asdict(at), keep)
 
 
 def export_policy(run: RunFolder, swap: Swap, at: Progress) -> None:
