@@ -27,10 +27,10 @@ from megatron_rl.resharding.folders.load import load_hf
 
 _FP8 = 16  # Transformer Engine's FP8 products want multiples of so many rows
 Objective = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""(log-probs [n], entropy [n], their micro-batch) -> (loss, metrics), or (values [n], their micro-batch) where the model
-has a scalar head. Loss and metrics are this micro-batch's share of sums over the whole mini-batch; a metric whose name
-starts with ``max_`` is a maximum instead, and one whose name starts with ``p99_`` has a value per token [n], not
-negative, of which the 99th percentile is taken."""
+"""(log-probs [n], entropy [n], their micro-batch) -> (loss, metrics), or (values [n], their micro-batch) with a scalar
+head. Loss and metrics are this micro-batch's share of sums over the whole mini-batch; a metric whose name starts with
+``max_`` is a maximum instead, and one whose name starts with ``p99_`` has a value per token [n], not negative, of which
+the 99th percentile is taken."""
 
 
 class Actor:

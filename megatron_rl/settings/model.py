@@ -25,15 +25,19 @@ def check_model_folder(model: ModelConfig) -> tuple[dict[str, Any] | None, list[
     if not found and hf_config is not None and scalar_head(hf_config):
         where = path or "model.architecture"
         found = [
-            f"{where} is a model with a scalar head (architectures={hf_config['architectures']}), and the policy needs a "
-            "language model: set model.path to one."
+            f"{where} is a model with a scalar head (architectures={hf_config['architectures']}), and the policy needs "
+            "a language model: set model.path to one."
         ]
     return hf_config, found
 
 
 def check_critic(config: Config, hf_config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The content of config.json of the critic beside a policy of ``hf_config``, and what is wrong with it."""
-    path = config.critic.path
+    path, alone, steps = config.critic.path, config.critic.warmup_steps, config.run.steps
+    if steps and alone >= steps:
+        return hf_config, [
+            f"critic.warmup_steps is {alone}, and run.steps {steps}: the policy would never learn; lower the first."
+        ]
     if not path:
         return with_scalar_head(hf_config), []
     own, found = folder_problems(path)
@@ -42,8 +46,8 @@ def check_critic(config: Config, hf_config: dict[str, Any]) -> tuple[dict[str, A
     critic, policy = read_architecture(own), read_architecture(hf_config)
     if critic.vocab != policy.vocab:
         found.append(
-            f"critic.path: {path} has vocab_size={critic.vocab}, and the policy {policy.vocab}: both read the same tokens, "
-            "so name a model with the policy's tokenizer."
+            f"critic.path: {path} has vocab_size={critic.vocab}, and the policy {policy.vocab}: both read the same "
+            "tokens, so name a model with the policy's tokenizer."
         )
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if longest > critic.max_positions:
