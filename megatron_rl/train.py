@@ -48,7 +48,7 @@ def train(run: RunFolder, config: Config) -> None:
     remaining[0].enter(models, at)
     if newest:
         models.load(newest)
-    controller.begin(at, swap.plan.hash)
+    controller.begin(at, swap.plan.hash, newest)
     swap(at.version)
     if "before" not in at.evaluations:
         evaluate(controller, at, "before")
@@ -102,9 +102,9 @@ def evaluate(controller: Controller | Elsewhere, at: Progress, label: str) -> No
 def save(run: RunFolder, models: Models, at: Progress, controller: Controller | Elsewhere, keep: int) -> None:
     """A checkpoint of where the run stands."""
     activity("saving a checkpoint")
-    controller.settle(at)
+    files = controller.settle(at)
     with controller.clock.span("checkpoint"):
-        write_checkpoint(run, models, at, keep)
+        write_checkpoint(run, models, at, keep, files)
 
 
 def label(stage: Stage, at: Progress) -> str:

@@ -45,8 +45,16 @@ Beside = Mapping[str, Actor]
 """Trained models beside the policy, by name."""
 
 
-def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int, beside: Beside = _NONE) -> Path:
-    """Write folder/step-{name} and delete all but the ``keep`` newest; collective."""
+def save(
+    actor: Actor,
+    folder: Path,
+    name: str,
+    state: dict[str, Any],
+    keep: int,
+    files: Mapping[str, bytes] | None = None,
+    beside: Beside = _NONE,
+) -> Path:
+    """Write folder/step-{name}, with rank 0's ``files`` in it, and delete all but the ``keep`` newest; collective."""
     accelerator.adapt()
     if filesystem_async._results_queue is None:
         # As Megatron's own, but it dies with this process; without CUDA it can fork instead of importing the trainer
@@ -67,6 +75,8 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
             if beside:
                 content[BESIDE] = {other: {} for other in beside}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            for file, value in (files or {}).items():
+                (partial / file).write_bytes(value)
             list_files(partial)
             shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
             rename_folder(partial, target)

@@ -61,6 +61,11 @@ def check_rewards(config: RewardsConfig) -> list[str]:
             found += _reward_violations(name, resolve(name), config.args.get(name, {}))
         except InputError as error:
             found.append(str(error))
+    if config.overlong_factor != RewardsConfig().overlong_factor and not config.overlong_buffer:
+        found.append(
+            f"rewards.overlong_factor={config.overlong_factor} does nothing without rewards.overlong_buffer: set that "
+            "to the number of tokens below rollout.max_new_tokens over which the reward falls."
+        )
     for name in config.args:
         if name not in config.terms:
             near = get_close_matches(name, config.terms, n=1)

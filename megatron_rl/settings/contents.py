@@ -34,6 +34,8 @@ def look(config: Config) -> tuple[list[str], dict[str, int]]:
 def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes."""
     from megatron_rl.data.files import is_local
+    from megatron_rl.data.order.mixed import make_prompts
+    from megatron_rl.data.order.mixture import parts
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.task import sample_of
     from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
@@ -50,13 +52,16 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     if config.model.path:
         end_tokens(folder, tokenizer)
     transformers_config(config.model.path or config.model.architecture)
-    if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
+    paths = [path for data in parts(config.data).values() for path in (data.path, data.eval_path)]
+    if not all(is_local(path) for path in paths if path):
         return [], {}
     task = make_task(config.data, config.run.seed, tokenizer)
     if config.sft.steps:
         require_targets(task)
     if not len(task.train) and (config.run.steps or config.sft.steps):
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
+    if len(task.train):
+        make_prompts(config.data, task, config.run.seed, config.run.steps)
     example = (task.train if len(task.train) else task.heldout)[0]
     response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
     broken = try_rewards(config.rewards, sample_of(example, response), task.report)

@@ -31,6 +31,7 @@ REWARD = {
     "reward_timeouts": Metric("count", "completions whose reward was not there by its deadline", "0"),
     "reward_crashes": Metric("count", "completions during whose reward the worker died", "0"),
     "accuracy": Metric("fraction", "training completions whose answer is right (the task's `correct`)", "rises"),
+    "accuracy/{source}": Metric("fraction", "the same of one data source, where a step has several", "rises"),
     "equal_groups": Metric(
         "fraction", "prompts all of whose completions got the same reward: they teach nothing", "falls; 1 is a dead run"
     ),
@@ -42,6 +43,20 @@ ROLLOUT = {
     "tokens": Metric("tokens", "generated in the step; in `sft` rows those learned from, with their prompts"),
     "staleness": Metric("weight versions", "mean age of the weights that drew the step's tokens", "0 on-policy"),
     "staleness_max": Metric("weight versions", "age of the oldest of them"),
+}
+DYNAMIC = {
+    "rounds": Metric("count", "rounds of generation that the step took; 0: enough groups waited", "steady"),
+    "groups_drawn": Metric("count", "groups of completions in them"),
+    "groups_dropped": Metric("count", "groups left out, as all their rewards are equal"),
+    "groups_carried": Metric("count", "groups without a place in the batch, which wait for the next step"),
+    "groups_expired": Metric("count", "groups that waited too long (rollout.dynamic.max_age) and are left out", "0"),
+    "informative": Metric(
+        "fraction",
+        "groups drawn in the step whose rewards differ; with rollout.dynamic.min_informative too",
+        "above rollout.dynamic.min_informative, which warns or ends the run",
+    ),
+    "drawn_reward": Metric("reward", "mean over all completions drawn; `reward` is that of the batch", "rises"),
+    "drawn_accuracy": Metric("fraction", "right ones of all completions drawn; `accuracy` is of the batch", "rises"),
 }
 LEARNING = {
     "loss": Metric(
@@ -121,6 +136,7 @@ GROUPS = {
     "Every row": ROW,
     "Rewards (`rl` rows)": REWARD,
     "Rollouts (`rl` rows)": ROLLOUT,
+    "Dynamic sampling (`rl` rows, with rollout.dynamic.filter)": DYNAMIC,
     "Learning": LEARNING,
     "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
     "Agreement of engine and actor (`rl` rows)": ENGINE,

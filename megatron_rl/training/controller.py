@@ -7,22 +7,26 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_rl.config import Config
-from megatron_rl.data.prompts import Prompts
+from megatron_rl.data.order.mixed import make_prompts
+from megatron_rl.data.prompts import Cursor
 from megatron_rl.data.registry import make_task, require_targets
-from megatron_rl.data.task import Example
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.held_out import HeldOut
 from megatron_rl.rewards.scoring import judge, score
-from megatron_rl.rewards.workers.pool import RewardPool
+from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rollout.collect import collect
+from megatron_rl.rollout.dynamic.refill import Drawn, Refill, Round
+from megatron_rl.rollout.dynamic.stored import FILE as CARRIED
+from megatron_rl.rollout.dynamic.stored import pack, unpack
 from megatron_rl.rollout.embedded.client import EmbeddedEngine, EnginePool
-from megatron_rl.rollout.measure import measure, staleness
+from megatron_rl.rollout.measure import staleness
 from megatron_rl.rollout.prefetch import Prefetch
 from megatron_rl.rollout.protocol import Completion, Engine, Sampling
 from megatron_rl.rollout.rollout import Rollout
@@ -36,7 +40,7 @@ from megatron_rl.tracking.console import Progress as Shown
 from megatron_rl.tracking.memory import memory
 from megatron_rl.tracking.metrics import Metrics
 from megatron_rl.tracking.run_folder import RunFolder
-from megatron_rl.training.batch import Drawn, Step
+from megatron_rl.training.batch import Step
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.stage import Stage
 
@@ -56,22 +60,30 @@ class Controller:
         known = run.manifest().get("data_fingerprint", self.task.fingerprint())
         if known != self.task.fingerprint():
             raise InputError(f"The data of {run.path} changed since the run began: restore it, or use a new run.name.")
-        seed, shuffle = config.run.seed, config.data.shuffle
-        seeds = {"sft": seed + 1, "rl": seed} if len(self.task.train) else {}  # none: there is only to evaluate
-        self.prompts = {stage: Prompts(self.task.train, s, shuffle) for stage, s in seeds.items()}
+        self.prompts: dict[str, Cursor] = {}
+        if len(self.task.train):  # else there is only to evaluate
+            self.prompts["sft"] = make_prompts(config.data, self.task, config.run.seed + 1)
+            self.prompts["rl"] = make_prompts(config.data, self.task, config.run.seed, config.run.steps)
         self.strategy = Single(self.encode, self.decode)
         self.rewards = RewardPool(config.rewards, self.task.report)
         self.engine: Engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
+        parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
+        self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
         self.held_out = HeldOut(list(self.task.heldout[: config.evaluation.prompts]), config.evaluation)
 
-    def begin(self, at: Progress, plan_hash: str) -> None:
-        """Open the records, and set the prompts, where the run continues."""
+    def begin(self, at: Progress, plan_hash: str, checkpoint: Path | None) -> None:
+        """Open the records, and set the prompts and what waits for its step, where the run continues."""
         per_step = {"sft": self.config.sft.batch_size, "rl": self.config.rollout.prompts_per_step}
         for stage, prompts in self.prompts.items():
             # a checkpoint of a version without cursors: so many examples as its steps took
             began = {"position": at.step * per_step[stage] if stage == at.stage else 0}
             prompts.restore(at.cursors.get(stage, began))
+            prompts.remember(at.observed.get(stage, {}))
+        self.batches.cursor = at.cursors.get("rl", {})
+        self.rollouts.number = self.batches.cursor.get("round", at.step if at.stage == "rl" else 0)
+        if checkpoint is not None and (file := checkpoint / CARRIED).exists():
+            self._carry_on(file.read_bytes())
         notes = dict(getattr(self.task, "notes", {}))
         self.run.update_manifest(plan_hash=plan_hash, data_fingerprint=self.task.fingerprint(), data_notes=notes)
         for what, count in notes.items():
@@ -93,7 +105,7 @@ class Controller:
 
     def take(self, at: Progress) -> Drawn:
         """The rollouts for the step after ``at``: made now, or begun up to rollout.staleness steps ago."""
-        drawn = self.rollouts.take(at.step)
+        drawn = self.batches.take(at.step, at.version)
         self.engine.release()
         drawn.metrics |= staleness(drawn.groups, at.version)
         return drawn
@@ -139,10 +151,12 @@ class Controller:
         """Write the present step's rows beside the records, for whoever looks into what broke; returns the file."""
         return str(self.run.keep_rows(f"{at.stage}-{at.step + 1:06d}", self._step.minibatches))
 
-    def settle(self, at: Progress) -> None:
-        """Note in ``at`` how far the records reach, for the checkpoint that holds it."""
+    def settle(self, at: Progress) -> dict[str, bytes]:
+        """Note in ``at`` how far the records reach, for the checkpoint that holds it; returns more files of it."""
         at.records = self.records.position()
         at.seconds = self.clock.seconds
+        at.observed = {stage: history for stage, prompts in self.prompts.items() if (history := prompts.history())}
+        return {CARRIED: pack(self.batches.waiting)} if self.batches.waiting else {}
 
     def finish(self, at: Progress) -> None:
         """Print the summary of a run that is complete."""
@@ -202,31 +216,44 @@ class Controller:
             over.set()
             thread.join()
 
-    def _draw(self) -> tuple[list[Example], dict[str, int]]:
+    def _draw(self, number: int, step: int) -> tuple[list[int], dict[str, int], int]:
+        """The examples of a round, where the prompts stand behind them, and the step that it is meant for."""
         prompts = self.prompts["rl"]
-        return prompts.take(self.config.rollout.prompts_per_step), prompts.state()
+        return prompts.draw(self.config.rollout.round_size, step), prompts.state() | {"round": number + 1}, step
 
-    def _collect(self, step: int, drawn: tuple[list[Example], dict[str, int]]) -> Drawn:
+    def _observe(self, index: int, accuracy: float) -> None:
+        self.prompts["rl"].observe(index, accuracy)
+
+    def _carry_on(self, content: bytes) -> None:
+        """Have the groups that wait in a checkpoint wait again."""
+        waiting = unpack(content, self.prompts["rl"].examples.__getitem__, Scored)
+        if self.config.rollout.dynamic.filter:
+            self.batches.waiting = waiting
+        else:
+            self.warn(f"{len(waiting)} groups that waited for a step are left out: rollout.dynamic.filter=false.")
+
+    def _collect(self, number: int, drawn: tuple[list[int], dict[str, int], int]) -> Round:
         """Rollouts of the present policy; in whatever thread ``Prefetch`` chooses."""
-        (examples, cursor), rollout = drawn, self.config.rollout
+        (indices, cursor, step), rollout = drawn, self.config.rollout
         done = collect(
-            examples,
+            [self.task.train[index] for index in indices],
             rollout.group_size,
             self.strategy,
             self.engine,
             self.sampling(rollout.temperature, rollout.sglang.routing_replay),
-            lambda groups: score(self.rewards, groups, step),
-            f"{self.config.run.seed}/rl/{step}",
+            lambda groups: score(self.rewards, groups, step, rollout.max_new_tokens),
+            f"{self.config.run.seed}/rl/{number}",
         )
-        times = {f"time/{name}": seconds for name, seconds in done.seconds.items()}
-        return Drawn(done.groups, measure(done.groups) | times, cursor)
+        return Round(indices, done.groups, cursor, done.seconds)
 
     def _rows(self, rollouts: list[Rollout], credit: list[float]) -> list[dict[str, Any]]:
         """Some of a step's completions, evenly spread over its samples, as records."""
         count = min(self.config.tracking.completions, len(rollouts))
         return [
             {
-                "prompt": (r := rollouts[i]).example.prompt,
+                "id": (r := rollouts[i]).example.id,
+                "data_source": r.example.data_source,
+                "prompt": r.example.prompt,
                 "response": r.text,
                 "answer": r.example.answer,
                 "reward": r.scored.reward,
@@ -247,7 +274,7 @@ class Elsewhere:
     def __init__(self) -> None:
         self.clock = Clock()
 
-    def begin(self, at: Progress, plan_hash: str) -> None: ...
+    def begin(self, at: Progress, plan_hash: str, checkpoint: Path | None) -> None: ...
     def batch(self, stage: Stage, at: Progress) -> None: ...
     def before_swap(self) -> None: ...
     def record(self, at: Progress, metrics: dict[str, float], credit: list[float]) -> None: ...

@@ -1,6 +1,6 @@
 """The models of a run, by role: the policy that is trained, others that are trained beside it, and frozen ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +56,11 @@ class Models:
         """Whether all weights that are trained are finite numbers."""
         return all([model.finite() for model in (self.policy, *self.beside.values())])
 
-    def save(self, folder: Path, name: str, state: dict[str, Any], keep: int) -> None:
+    def save(
+        self, folder: Path, name: str, state: dict[str, Any], keep: int, files: Mapping[str, bytes] | None = None
+    ) -> None:
         """A checkpoint of every trained model (``checkpoint.save``)."""
-        checkpoint.save(self.policy, folder, name, state, keep, self.beside)
+        checkpoint.save(self.policy, folder, name, state, keep, files, self.beside)
 
     def load(self, newest: Path) -> None:
         """Every trained model as a checkpoint has it (``checkpoint.load``)."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Progress:
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # held-out metrics by label
     records: dict[str, int] = field(default_factory=dict)  # how far the metrics files reach
     cursors: dict[str, dict[str, int]] = field(default_factory=dict)  # of each stage's prompts; known to rank 0
+    observed: dict[str, dict[str, float]] = field(default_factory=dict)  # of each stage's prompts, for a curriculum
     reference: dict[str, str] = field(default_factory=dict)  # folder (relative to the run, or absolute) and hash
 
     def enter(self, stage: str) -> None:
@@ -52,10 +54,12 @@ def restore(run: RunFolder, first: str) -> tuple[Progress, Path | None]:
     return at, newest
 
 
-def write_checkpoint(run: RunFolder, models: Models, at: Progress, keep: int) -> None:
-    """Write a checkpoint and delete all but the ``keep`` newest; collective."""
+def write_checkpoint(
+    run: RunFolder, models: Models, at: Progress, keep: int, files: Mapping[str, bytes] | None = None
+) -> None:
+    """Write a checkpoint, with rank 0's ``files`` in it, and delete all but the ``keep`` newest; collective."""
     name = f"{'01'[at.stage == 'rl']}-{at.step:06d}"  # sorts in the order of the run
-    models.save(run.checkpoints, name, asdict(at), keep)
+    models.save(run.checkpoints, name, asdict(at), keep, files)
 
 
 def export_policy(run: RunFolder, swap: Swap, at: Progress) -> None:

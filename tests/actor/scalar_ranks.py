@@ -93,7 +93,7 @@ def train(job: dict, config: ActorConfig) -> dict:
         )
         step += 1
         if step == job["save"]:
-            checkpoint.save(policy, folder, str(step), {"step": step}, 1, {"critic": critic})
+            checkpoint.save(policy, folder, str(step), {"step": step}, 1, beside={"critic": critic})
             checkpoint.save(policy, folder / "alone", str(step), {"step": step}, 1)
     refused = ""
     if job["save"]:  # a checkpoint without a critic, of a run without one

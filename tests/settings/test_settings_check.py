@@ -48,6 +48,27 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
+        (["rewards.overlong_buffer=49"], ["rewards.overlong_buffer is 49", "rollout.max_new_tokens (48)"]),
+        (["rewards.overlong_factor=2"], ["rewards.overlong_factor=2.0 does nothing without rewards.overlong_buffer"]),
+        (["rollout.dynamic.batch=4"], ["rollout.dynamic.batch=4 does nothing without rollout.dynamic.filter=true"]),
+        (
+            ["rollout.dynamic.filter=true", "algorithm.name=reinforce_pp"],
+            ["algorithm.name=reinforce_pp learns as well"],
+        ),
+        (["rollout.dynamic.by_parts=true"], ["rollout.dynamic.by_parts must be false", "reward_normalization=sum"]),
+        (
+            ["rollout.dynamic.filter=true", "algorithm.reward_normalization=each"],
+            ["rollout.dynamic.by_parts must be true with algorithm.reward_normalization=each"],
+        ),
+        (["data.mixture={a: {pth: x}}"], ["data.mixture.a.pth: there is no such option; did you mean path?"]),
+        (
+            ["data.mixture={a: {task: prompt_answer}, b: {}}"],
+            ["data.mixture.a.path is empty; set it to a training file"],
+        ),
+        (["data.curriculum.by=column"], ["data.curriculum.by=column needs data.curriculum.column"]),
+        (["data.curriculum.low=0.8", "data.curriculum.high=0.3"], ["no accuracy lies between them"]),
+        (["data.selection.key=index"], ["data.selection.key is used with data.selection.rank_by_accuracy_std only"]),
+        (["data.selection.rank_by_accuracy_std=no.json"], ["no.json cannot be read as JSON"]),
         (["run.resume=always"], ["run.resume is 'always'", "auto or never"]),
         (["model.dtype=float16"], ["model.dtype is 'float16'", "bfloat16 or float32"]),
         (["actor.optimizer.decay=exp"], ["actor.optimizer.decay", "constant, linear or cosine"]),
@@ -226,6 +247,25 @@ def test_a_critic_that_does_not_fit_the_policy(tmp_path: Path) -> None:
     config.model.architecture = {}
     policy, _ = check(config, contents=False).problems  # too short it is here as well
     assert "scalar head (architectures=['LlamaForSequenceClassification'])" in policy
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (
+            ["data.curriculum.by=column", "data.curriculum.column=hardness", "data.limit=30"],
+            "data.curriculum.column=hardness: the training example train/0 has None there",
+        ),
+        (
+            ["data.mixture={a: {}, b: {curriculum: {by: accuracy}}}"],
+            "data.mixture.b: data.curriculum.by=accuracy needs",
+        ),
+        (["data.limit=5", "data.repeat_to_batch=6"], "data.repeat_to_batch is 6, and there are 5 training examples"),
+    ],
+)
+def test_options_that_do_not_fit_the_rows(tmp_path: Path, overrides: list[str], part: str) -> None:
+    (problem,) = check(quickstart(tmp_path, *overrides)).problems
+    assert part in problem
 
 
 def test_packages_that_do_not_fit(tmp_path: Path) -> None:

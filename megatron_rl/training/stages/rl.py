@@ -62,7 +62,7 @@ class RL:
         cuts = [(ends[i], ends[i + size]) for i in range(0, len(groups), size)]
         rows = Rows(self.config, rollouts)
         minibatch_rows = [rows.made(first, last) for first, last in cuts]
-        rewards, terms = credited(rollouts, self.config.rewards.terms)
+        rewards, terms = credited(rollouts, self.config.rewards.parts)
         return Step(minibatch_rows, drawn.metrics, drawn.cursor, rollouts, rewards, numbers, terms)
 
     def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from megatron_rl.data.prompts import Prompts
+from megatron_rl.data.prompts import Cursor
 from megatron_rl.swap.trainer import Swap
 from megatron_rl.training.batch import Batch, Drawn, Step
 from megatron_rl.training.models import Models
@@ -14,7 +14,7 @@ class Source(Protocol):
     """Where batches come from (``training.controller.Controller``)."""
 
     @property
-    def prompts(self) -> Mapping[str, Prompts]:
+    def prompts(self) -> Mapping[str, Cursor]:
         """A cursor for each stage, by its name."""
 
     @property
