@@ -6,7 +6,7 @@ A recipe is a function that returns a ``Config``. This module imports no torch.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
+from megatron_rl.actor.config import ActorConfig, CriticConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
@@ -44,6 +44,7 @@ class Config:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

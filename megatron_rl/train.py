@@ -19,7 +19,7 @@ environment variables.
 
 import sys
 
-from megatron_rl.actor import checkpoint, groups
+from megatron_rl.actor import groups
 from megatron_rl.config import Config
 from megatron_rl.swap.trainer import Swap
 from megatron_rl.system import processes, stop
@@ -47,8 +47,7 @@ def train(run: RunFolder, config: Config) -> None:
     remaining = stages(config, run, at)
     remaining[0].enter(models, at)
     if newest:
-        checkpoint.load(models.policy, newest)
-        models.changed()
+        models.load(newest)
     controller.begin(at, swap.plan.hash, newest)
     swap(at.version)
     if "before" not in at.evaluations:
@@ -65,7 +64,7 @@ def train(run: RunFolder, config: Config) -> None:
             with controller.clock.span("update"):
                 metrics, credit = stage.learn(models, batch, at.step)
             models.changed()
-            require_finite(metrics, models.policy, controller, at, config.run.not_finite)
+            require_finite(metrics, models, controller, at, config.run.not_finite)
             at.step += 1
             last = at.step == stage.steps
             if stage.samples or last:

@@ -34,6 +34,7 @@ BUILTIN = {
     "answer_in_format": "megatron_rl.rewards.answer.answer_in_format",
     "exact_answer": "megatron_rl.rewards.exact_answer.exact_answer",
     "length_window": "megatron_rl.rewards.length.length_window",
+    "reward_model": "megatron_rl.rewards.reward_model.reward_model",
     "sip_structure": "megatron_rl.rewards.sip.sip_structure",
     "sip_content": "megatron_rl.rewards.sip.sip_content",
     "social_r1": "megatron_rl.rewards.social_r1.social_r1",

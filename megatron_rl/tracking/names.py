@@ -75,6 +75,18 @@ LEARNING = {
     "learning_rate": Metric("", "of the step's updates"),
     "skipped_updates": Metric("count", "updates left out as loss or gradient were not finite (run.not_finite)", "0"),
 }
+CRITIC = {
+    "value_loss": Metric("reward squared", "half the mean squared error of the critic's values, clipped", "falls"),
+    "value_clip_fraction": Metric("fraction", "tokens whose value critic.clip bounded", "small"),
+    "value_explained": Metric(
+        "fraction", "of the returns' variance, explained by the values: 1 - Var(return - value) / Var(return)", "rises"
+    ),
+    "value_mean": Metric("reward", "mean value of a token", "near `return_mean`"),
+    "return_mean": Metric("reward", "mean return of a token: what the values are to be", "rises"),
+    "value_grad_norm": Metric("", "norm of the critic's gradient before critic.optimizer.clip_grad", "steady, finite"),
+    "value_learning_rate": Metric("", "of the critic's updates"),
+    "value_skipped_updates": Metric("count", "of the critic's updates left out as they were not finite", "0"),
+}
 ENGINE = {
     "logprob_gap": Metric(
         "nats",
@@ -127,6 +139,7 @@ GROUPS = {
     "Rollouts (`rl` rows)": ROLLOUT,
     "Dynamic sampling (`rl` rows, with rollout.dynamic.filter)": DYNAMIC,
     "Learning": LEARNING,
+    "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
     "Agreement of engine and actor (`rl` rows)": ENGINE,
     "Weight swaps (`rl` rows)": SWAP,
     "Time and memory": TIME,

@@ -22,7 +22,7 @@ class Alarms:
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
         """A sentence for every alarm that begins with this step's numbers; none without all of them."""
-        if not {*_CURVES, "ratio", "reward_std"} <= metrics.keys():  # nothing was learned, or by an own loss
+        if not {*_CURVES, "ratio", "reward_std"} <= metrics.keys():  # the policy learned nothing, or by an own loss
             return []
         full = len(self.recent["loss"]) == self.config.window
         self.constant = self.constant + 1 if metrics["reward_std"] == 0 else 0

@@ -61,7 +61,7 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint, with rank 0's ``files`` in it, and delete all but the ``keep`` newest; collective."""
     name = f"{'01'[at.stage == 'rl']}-{at.step:06d}"  # sorts in the order of the run
-    checkpoint.save(models.policy, run.checkpoints, name, asdict(at), keep, files)
+    models.save(run.checkpoints, name, asdict(at), keep, files)
 
 
 def export_policy(run: RunFolder, swap: Swap, at: Progress) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_rl.config import Config
 from megatron_rl.data.false_belief import write_tokenizer
+from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.settings.check import check
 from megatron_rl.settings.load import load
 from megatron_rl.system import machine
@@ -219,6 +220,33 @@ def test_a_folder_with_weights(tmp_path: Path, changes: dict[str, object], part:
     config.model.architecture = {}
     (problem,) = check(config).problems
     assert part in problem
+
+
+def test_a_critic_that_does_not_fit_the_policy(tmp_path: Path) -> None:
+    """Its folder is looked at where an algorithm has one; a policy cannot be a model with a scalar head."""
+    ppo = ("algorithm.name=ppo", "actor.tensor_parallel=1")
+    folder = tmp_path / "critic"
+    at = f"critic.path={folder}"
+    (gone,) = check(quickstart(tmp_path, *ppo, at), contents=False).problems
+    assert gone.startswith("critic.path: ") and "There is no such folder" in gone
+    write_folder(folder, hf_tensors(LLAMA, tags=False), LLAMA)
+    (other,) = check(quickstart(tmp_path, *ppo, at), contents=False).problems
+    assert "has vocab_size=100, and the policy 80" in other
+    assert check(quickstart(tmp_path, at), contents=False).problems == []  # grpo has no critic
+    (never,) = check(quickstart(tmp_path, *ppo, "critic.warmup_steps=40"), contents=False).problems
+    assert "critic.warmup_steps is 40, and run.steps 40" in never
+    assert check(quickstart(tmp_path, *ppo, "critic.warmup_steps=39"), contents=False).problems == []
+
+    language = LLAMA | {"vocab_size": 80, "max_position_embeddings": 80}
+    rewarder, tensors = tmp_path / "rewarder", hf_tensors(language, tags=False)
+    tensors["score.weight"] = tensors.pop("lm_head.weight")[:1]
+    write_folder(rewarder, tensors, with_scalar_head(language))
+    (short,) = check(quickstart(tmp_path, *ppo, f"critic.path={rewarder}"), contents=False).problems
+    assert "max_position_embeddings=80" in short and "= 86: shorten" in short
+    config = quickstart(tmp_path, f"model.path={rewarder}", "actor.tensor_parallel=1")
+    config.model.architecture = {}
+    policy, _ = check(config, contents=False).problems  # too short it is here as well
+    assert "scalar head (architectures=['LlamaForSequenceClassification'])" in policy
 
 
 @pytest.mark.parametrize(

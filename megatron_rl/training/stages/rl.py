@@ -20,9 +20,12 @@ from megatron_rl.training.batch import Batch, Step
 from megatron_rl.training.models import Models, Role
 from megatron_rl.training.progress import Progress, export_policy
 from megatron_rl.training.rows import Rows, credited
+from megatron_rl.training.stages.critic import Critic
 from megatron_rl.training.stages.stage import Source
 
-NOTHING = dict.fromkeys(("loss", "grad_norm", "engine_kl_k3", "p99_logprob_gap", "max_logprob_gap"), 0.0)
+NOTHING = dict.fromkeys(
+    ("loss", "grad_norm", "learning_rate", "engine_kl_k3", "p99_logprob_gap", "max_logprob_gap"), 0.0
+)
 """What the loop asks of a step's metrics, of one in which nothing was learned."""
 
 
@@ -36,6 +39,9 @@ class RL:
         self.config, self.run = config, run
         self.steps = config.run.steps
         self.algorithm = algorithm or make_algorithm(config.algorithm)
+        self.updates = config.algorithm.epochs * config.algorithm.minibatches  # of a step
+        learns_values = "value" in self.algorithm.needs
+        self.critic = Critic(config.critic, self.steps * self.updates) if learns_values else None
 
     def enter(self, models: Models, at: Progress) -> None:
         """As ``Stage.enter``."""
@@ -46,6 +52,8 @@ class RL:
             assert folder is not None
             models.freeze(Role("reference", folder, trained=False), at.reference["hash"])
         models.policy.new_optimizer(self.config.actor.optimizer)
+        if self.critic is not None:
+            self.critic.enter(models, at.reference_folder(self.run) or self.run.model_folder())
         if self.config.rollout.true_on_policy:
             models.policy.sum_as_engine()
 
@@ -71,31 +79,34 @@ class RL:
     def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:
         """As ``Stage.learn``; metrics are averaged over the updates (maxima: the largest)."""
         policy, algorithm, temperature = models.policy, self.algorithm, self.config.rollout.temperature
+        critic, updates = self.critic, self.updates
+        frozen = critic is not None and critic.learns_alone(step)
         packed = [policy.build(mine, batch.columns) for mine in batch.minibatches]
         everything = [micro_batch for batches in packed for micro_batch in batches]
-        if "old" in algorithm.needs:
+        if "old" in algorithm.needs or frozen:
             policy.score(everything, "old_logprobs", temperature)
         if "reference" in algorithm.needs:
             with models.frozen("reference") as reference:
                 reference.score(everything, "ref_logprobs", temperature)
+        if critic is not None:
+            models.critic.score(everything, "values")
         ends = everything if policy.last_stage else []
         credit = algorithm.credit(CreditBatch(ends, batch.rewards, batch.groups, batch.terms, policy.total))
 
-        results, updates = [], self.config.algorithm.epochs * len(packed)
-        for i in range(updates):
-            lr = learning_rate(self.config.actor.optimizer, step * updates + i, self.steps * updates)
-            if batch.learnable[i % len(packed)]:  # of nothing, the optimiser's moments alone would move the weights
-                results.append(policy.update(packed[i % len(packed)], self._objective, lr, temperature))
-        if not results:
-            return NOTHING | {"learning_rate": lr, "skipped_updates": float(updates)}, credit.tolist()
-        metrics = {
-            name: max(r[name] for r in results)
-            if name.startswith("max_")
-            else sum(r[name] for r in results) / len(results)
-            for name in results[0]
-        }
-        metrics["skipped_updates"] = metrics["skipped_updates"] * len(results) + updates - len(results)
         learned = [batches for batches, some in zip(packed, batch.learnable, strict=True) if some]
+        if not learned:
+            return NOTHING | {"skipped_updates": float(updates)}, credit.tolist()
+        results, skipped = [], updates * (len(packed) - len(learned)) // len(packed)
+        for i in range(updates):
+            number, batches = step * updates + i, packed[i % len(packed)]
+            if not batch.learnable[i % len(packed)]:  # of nothing, an optimiser's moments alone would move the weights
+                continue
+            if critic is not None:
+                critic.update(models, batches, number)
+            if not frozen:
+                lr = learning_rate(self.config.actor.optimizer, number, self.steps * updates)
+                results.append(policy.update(batches, self._objective, lr, temperature))
+        metrics = _over(results, skipped) | (critic.metrics() if critic is not None else {})
         return metrics | measure(policy, learned), credit.tolist()
 
     def leave(self, models: Models, swap: Swap, at: Progress) -> None:
@@ -122,6 +133,17 @@ class RL:
         if self.config.algorithm.correction != "none" and "correction" not in columns:
             correct(batch, self.config.algorithm)
         return self.algorithm.loss(batch, logprobs, entropy)
+
+
+def _over(results: list[dict[str, float]], skipped: int) -> dict[str, float]:
+    """The updates' metrics as one: means, the largest of maxima, the count of skipped ones; none of no updates."""
+    metrics = {
+        name: max(r[name] for r in results) if name.startswith("max_") else sum(r[name] for r in results) / len(results)
+        for name in (results[0] if results else ())
+    }
+    if results:
+        metrics["skipped_updates"] = metrics["skipped_updates"] * len(results) + skipped
+    return metrics
 
 
 def measure(actor: Actor, rollout: list[list[MicroBatch]]) -> dict[str, float]:
