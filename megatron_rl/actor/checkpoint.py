@@ -2,6 +2,8 @@
 
 A checkpoint loads at any sharding; at the same one training continues bit-identically. It is written into a
 hidden folder, flushed and renamed when complete (``checkpoint_folder``), so a folder named step-* was whole.
+
+Weights that are never trained are not in it, but the hash of the folder that they come from; a reference that moves is.
 """
 
 import json
@@ -15,14 +17,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import distrib_optimizer
 
 from megatron_rl.actor import accelerator, groups
-from megatron_rl.actor.checkpoint_folder import STATE, all_checkpoints, list_files, read_sizes, read_state
+from megatron_rl.actor.checkpoint_folder import STATE, all_checkpoints, list_files, read_entry, read_sizes, read_state
 from megatron_rl.actor.checkpoint_folder import latest as latest  # with this module's other functions
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
 
@@ -45,7 +49,10 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
     try:
         dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
         if dist.get_rank() == 0:
-            content = {"state": state, "sizes": vars(actor.config.sizes())}
+            content: dict[str, Any] = {"state": state, "sizes": vars(actor.config.sizes())}
+            if actor.restricted:
+                content["base"] = {"hash": fingerprint(actor.model_folder)}
+            content["reference"] = {"moves": _reference_moves(actor)}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
             list_files(partial)
             shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
@@ -63,16 +70,27 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
 def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
     """Restore weights, optimiser and, at the same sharding, random state; returns the saved position. Collective.
 
-    The actor has the optimiser of the stage that the checkpoint was written in.
+    The actor has the optimiser of the stage that the checkpoint was written in, and where that had one a reference,
+    which is restored if it moves. Raises InputError when frozen weights have other numbers now.
     """
     accelerator.adapt()
+    _require_same_base(actor, checkpoint)
+    if actor.kept_reference is not None and read_entry(checkpoint, "reference").get("moves"):
+        actor.kept_reference.let_move()
     same = read_sizes(checkpoint) == vars(actor.config.sizes())
     content = _state_dict(actor, loading=True)
     if not same:
         del content["rng"]
     loaded = dist_checkpointing.load(content, str(checkpoint))
     for i, chunk in enumerate(actor.chunks):
-        chunk.load_state_dict(loaded[f"model{i}"])
+        missing, unexpected = chunk.load_state_dict(loaded[f"model{i}"], strict=not actor.restricted)
+        lost = [name for name in missing if name in _trained(chunk)]
+        if lost or unexpected:
+            raise ValueError(f"{checkpoint} lacks {lost} and has {unexpected}, which the model has not")
+        for name, held in loaded.get(f"reference{i}", {}).items():
+            assert actor.kept_reference is not None
+            actor.kept_reference.held[name].copy_(held)
+    actor.merge()
     actor.optimizer.load_state_dict(loaded["optimizer"])
     for optimizer in _torch_optimizers(actor):
         for entry in optimizer.optimizer.state.values():
@@ -94,9 +112,11 @@ def _state_dict(actor: Actor, *, loading: bool) -> dict[str, Any]:
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
     content: dict[str, Any] = {
-        f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(actor.chunks)
+        f"model{i}": _changing(chunk.sharded_state_dict(metadata=metadata)) for i, chunk in enumerate(actor.chunks)
     }
     content["optimizer"] = actor.optimizer.sharded_state_dict(dict(content), is_loading=loading, metadata=metadata)
+    if _reference_moves(actor):
+        content |= {f"reference{i}": _reference(actor, i, metadata) for i in range(len(actor.chunks))}
     rng = {
         "cpu": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(),
@@ -112,6 +132,50 @@ def _state_dict(actor: Actor, *, loading: bool) -> dict[str, Any]:
     ]
     content["rng"] = ShardedObject("rng", rng, tuple(p[0] for p in places), tuple(p[1] for p in places))
     return content
+
+
+def _trained(chunk: torch.nn.Module) -> set[str]:
+    return {name for name, p in chunk.named_parameters() if p.requires_grad}
+
+
+def _changing(entries: dict[str, Any]) -> dict[str, Any]:
+    """Without frozen parameters."""
+
+    def frozen(data: Any) -> bool:
+        return isinstance(data, torch.nn.Parameter) and not data.requires_grad
+
+    return {name: entry for name, entry in entries.items() if not frozen(getattr(entry, "data", None))}
+
+
+def _reference_moves(actor: Actor) -> bool:
+    return actor.kept_reference is not None and actor.kept_reference.moves
+
+
+def _reference(actor: Actor, chunk: int, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The reference's tensors of one chunk, by local name; they lie as the model's do, under names of their own."""
+    assert actor.kept_reference is not None
+    reference = actor.kept_reference
+    names = {id(p): name for name, p in reference.parameters.items()}
+    found = {}
+    for entry in actor.chunks[chunk].sharded_state_dict(prefix="reference.", metadata=metadata).values():
+        name = names.get(id(getattr(entry, "data", None)))
+        if name is not None:
+            entry.data = reference.held[name]
+            if isinstance(entry, ShardedTensor):
+                entry.dtype = entry.data.dtype
+            found[name] = entry
+    return found
+
+
+def _require_same_base(actor: Actor, checkpoint: Path) -> None:
+    if not actor.restricted:
+        return
+    there = groups.share(groups.first() and fingerprint(actor.model_folder))
+    if read_entry(checkpoint, "base").get("hash") != there:
+        raise InputError(
+            f"The weights in {actor.model_folder} are not those that {checkpoint} was trained beside, and it does not "
+            "hold the frozen ones: restore them."
+        )
 
 
 def _torch_optimizers(actor: Actor) -> list[Any]:

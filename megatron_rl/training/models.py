@@ -26,7 +26,8 @@ class Models:
 
     def __init__(self, run: RunFolder, config: Config) -> None:
         self.roles = {"policy": Role("policy", run.model_folder())}
-        self.policy = Actor(run.hf_config(), config.actor, config.model.dtype, str(run.model_folder()))
+        folder = str(run.model_folder())
+        self.policy = Actor(run.hf_config(), config.actor, config.model.dtype, folder, config.run.seed)
         self._holds: Path | None = run.model_folder()  # the folder whose weights the policy has; None: others
 
     def changed(self) -> None:
