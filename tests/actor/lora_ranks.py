@@ -95,10 +95,7 @@ def run(job: dict, out: Path) -> None:
         if step + 1 == job["save"]:
             checkpoint.save(actor, Path(job["folder"]), str(step + 1), {"step": step + 1}, keep=1)
     if actor.adapters:
-        if groups.first():
-            (out / job["name"]).mkdir()
-        groups.barrier()
-        write_adapter(actor, out / job["name"] / "adapter")
+        write_adapter(actor, out / f"{job['name']}.adapter")
     result["weights"] = {name: p.clone() for name, p in actor.parameters().items()}
     if job["kl"]:
         with actor.reference():

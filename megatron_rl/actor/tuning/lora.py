@@ -136,8 +136,9 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (grad,), (x, a, b), adapter = grads, ctx.saved_tensors, ctx.adapter
         group, scale, parted = adapter.group, adapter.scale, adapter.group.size() > 1
-        x, grad_y = adapter.normed(x).flatten(0, -2), grad.flatten(0, -2)
-        narrow, back = x @ a.to(x.dtype).t(), grad_y @ b.to(grad_y.dtype)  # [t, rank]
+        grad_y = grad.flatten(0, -2)
+        x = adapter.normed(x).flatten(0, -2).to(grad.dtype)  # wider where sums are float64
+        narrow, back = x @ a.to(x.dtype).t(), grad_y @ b.to(x.dtype)  # [t, rank]
         if parted and adapter.rows:  # x has a part of the features; grad_y all of them, of a part of the tokens
             if adapter.sequence:
                 narrow = mappings.reduce_scatter_to_sequence_parallel_region(narrow, group=group)
