@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from megatron_rl.algorithms.published import settled
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import TYPES
@@ -220,6 +221,7 @@ def _siblings(prefix: str) -> str:
 def _to_object(tree: DictConfig) -> Config:
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
+    config.algorithm = settled(config.algorithm)
     return config
 
 
