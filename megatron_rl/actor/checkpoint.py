@@ -3,7 +3,8 @@
 A checkpoint loads at any sharding; at the same one training continues bit-identically. It is written into a
 hidden folder, flushed and renamed when complete (``checkpoint_folder``), so a folder named step-* was whole.
 
-Weights that are never trained are not in it, but the hash of the folder that they come from; a reference that moves is.
+With adapters (``actor.lora``) it holds these alone, and the hash of the folder that all other weights come from. A
+reference that moves is in it.
 """
 
 import json
@@ -50,7 +51,7 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
         dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
         if dist.get_rank() == 0:
             content: dict[str, Any] = {"state": state, "sizes": vars(actor.config.sizes())}
-            if actor.restricted:
+            if actor.adapted:
                 content["base"] = {"hash": fingerprint(actor.model_folder)}
             content["reference"] = {"moves": _reference_moves(actor)}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
@@ -71,7 +72,7 @@ def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
     """Restore weights, optimiser and, at the same sharding, random state; returns the saved position. Collective.
 
     The actor has the optimiser of the stage that the checkpoint was written in, and where that had one a reference,
-    which is restored if it moves. Raises InputError when frozen weights have other numbers now.
+    which is restored if it moves. Raises InputError when the weights beside the adapters have other numbers now.
     """
     accelerator.adapt()
     _require_same_base(actor, checkpoint)
@@ -83,10 +84,10 @@ def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
         del content["rng"]
     loaded = dist_checkpointing.load(content, str(checkpoint))
     for i, chunk in enumerate(actor.chunks):
-        missing, unexpected = chunk.load_state_dict(loaded[f"model{i}"], strict=not actor.restricted)
-        lost = [name for name in missing if name in _trained(chunk)]
-        if lost or unexpected:
-            raise ValueError(f"{checkpoint} lacks {lost} and has {unexpected}, which the model has not")
+        missing, _ = chunk.load_state_dict(loaded[f"model{i}"], strict=not actor.adapted)
+        trained = {name for name, p in chunk.named_parameters() if p.requires_grad}
+        if lost := [name for name in missing if name in trained]:
+            raise ValueError(f"{checkpoint} lacks {lost}")
         for name, held in loaded.get(f"reference{i}", {}).items():
             assert actor.kept_reference is not None
             actor.kept_reference.held[name].copy_(held)
@@ -112,7 +113,8 @@ def _state_dict(actor: Actor, *, loading: bool) -> dict[str, Any]:
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
     content: dict[str, Any] = {
-        f"model{i}": _changing(chunk.sharded_state_dict(metadata=metadata)) for i, chunk in enumerate(actor.chunks)
+        f"model{i}": _without_base(actor, chunk.sharded_state_dict(metadata=metadata))
+        for i, chunk in enumerate(actor.chunks)
     }
     content["optimizer"] = actor.optimizer.sharded_state_dict(dict(content), is_loading=loading, metadata=metadata)
     if _reference_moves(actor):
@@ -134,17 +136,13 @@ def _state_dict(actor: Actor, *, loading: bool) -> dict[str, Any]:
     return content
 
 
-def _trained(chunk: torch.nn.Module) -> set[str]:
-    return {name for name, p in chunk.named_parameters() if p.requires_grad}
+def _without_base(actor: Actor, entries: dict[str, Any]) -> dict[str, Any]:
+    """Of a model with adapters these alone."""
 
-
-def _changing(entries: dict[str, Any]) -> dict[str, Any]:
-    """Without frozen parameters."""
-
-    def frozen(data: Any) -> bool:
+    def base(data: Any) -> bool:
         return isinstance(data, torch.nn.Parameter) and not data.requires_grad
 
-    return {name: entry for name, entry in entries.items() if not frozen(getattr(entry, "data", None))}
+    return {name: e for name, e in entries.items() if not (actor.adapted and base(getattr(e, "data", None)))}
 
 
 def _reference_moves(actor: Actor) -> bool:
@@ -168,13 +166,13 @@ def _reference(actor: Actor, chunk: int, metadata: dict[str, Any]) -> dict[str, 
 
 
 def _require_same_base(actor: Actor, checkpoint: Path) -> None:
-    if not actor.restricted:
+    if not actor.adapted:
         return
     there = groups.share(groups.first() and fingerprint(actor.model_folder))
     if read_entry(checkpoint, "base").get("hash") != there:
         raise InputError(
-            f"The weights in {actor.model_folder} are not those that {checkpoint} was trained beside, and it does not "
-            "hold the frozen ones: restore them."
+            f"The weights in {actor.model_folder} are not those that the adapters in {checkpoint} were trained for: "
+            "restore them."
         )
 
 

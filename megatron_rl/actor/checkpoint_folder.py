@@ -44,7 +44,7 @@ def read_sizes(checkpoint: Path) -> dict[str, int]:
 
 
 def read_entry(checkpoint: Path, key: str) -> dict[str, Any]:
-    """More that was written beside them: ``base`` (the hash of the model's folder, where weights are frozen) or
+    """More that was written beside them: ``base`` (the hash of the model's folder, beside adapters) or
     ``reference`` (whether it moves); empty where there is none. Raises InputError naming a file that is damaged."""
     return _state_file(checkpoint, key, {})
 

@@ -78,9 +78,9 @@ class Actor:
         }
 
     @property
-    def restricted(self) -> bool:
-        """Whether there are weights that stay those of the model's folder; of all ranks."""
-        return bool(self.config.freeze or self.config.lora.rank)
+    def adapted(self) -> bool:
+        """Whether adapters alone are trained, of which this rank may have none."""
+        return self.config.lora.rank > 0
 
     def merge(self) -> None:
         """Have the weights hold what the adapters have learnt."""

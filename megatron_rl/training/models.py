@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.fingerprint import fingerprint
@@ -38,10 +39,10 @@ class Models:
         """Note that the policy's weights are those of a folder."""
         self._holds = folder
 
-    def freeze(self, role: Role, expected: str = "") -> None:
-        """Keep the weights of a role's folder beside the policy, which has them afterwards.
+    def freeze(self, role: Role, expected: str = "", moves: bool = False) -> None:
+        """Keep the weights of a role's folder beside the policy, which has them afterwards if it has no adapters.
 
-        Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``.
+        ``moves``: as for ``Actor.freeze_reference``. Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``.
         """
         if not (role.folder / "config.json").is_file():
             raise InputError(
@@ -55,8 +56,19 @@ class Models:
         if self._holds != role.folder:
             self.policy.load(str(role.folder))
             self._holds = role.folder
-        self.policy.freeze_reference()
+        self.policy.freeze_reference(moves)
         self.roles[role.name] = role
+        if self.policy.adapted:  # these say what the policy is, and they are not the folder's
+            self.policy.merge()
+            self._holds = None
+
+    def keep_up(self, config: AlgorithmConfig, step: int) -> None:
+        """Have the reference follow the policy after RL step ``step`` (from 1), where it does so at all."""
+        reference = self.policy.kept_reference
+        if reference is not None and config.reference_ema:
+            reference.follow(config.reference_ema)
+        if reference is not None and config.reference_every and step % config.reference_every == 0:
+            reference.follow(0.0)
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[Actor]:

@@ -52,6 +52,17 @@ def targets(hf_config: Mapping[str, Any], patterns: Sequence[str]) -> list[Targe
     return [Target(i.row.kind, i.parts) for i in _linears(hf_config) if any(_named(i, p) for p in patterns)]
 
 
+def trained_elements(config: ActorConfig, hf_config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many numbers are trained, and how many of the model's change by it; of options without ``problems``."""
+    if not (rank := config.lora.rank):
+        frozen = frozen_tensors(hf_config, config.freeze)
+        count = sum(spec.elements for name, spec in canonical_tensors(hf_config).items() if name not in frozen)
+        return count, count
+    parts = [list(target.parts.values()) for target in targets(hf_config, config.lora.targets)]
+    trained = sum(rank * (p[0].shape[1] + sum(spec.shape[0] for spec in p)) for p in parts)
+    return trained, sum(spec.elements for p in parts for spec in p)
+
+
 def problems(config: ActorConfig, hf_config: Mapping[str, Any]) -> list[str]:
     """What is wrong with ``actor.freeze`` and ``actor.lora`` for this model, a sentence or two each."""
     if config.lora.rank:
@@ -95,7 +106,9 @@ def lora_problems(hf_config: Mapping[str, Any], patterns: Sequence[str]) -> list
     for pattern in patterns:
         matched = [(instance, parts) for instance in linears if (parts := _named(instance, pattern))]
         if not matched:
-            found.append(f"actor.lora.targets: {pattern!r} matches no matrix of the model; it can name {_listed(known)}.")
+            found.append(
+                f"actor.lora.targets: {pattern!r} matches no matrix of the model; it can name {_listed(known)}."
+            )
         if any(instance.row.per_expert for instance, _ in matched):
             allowed = list(dict.fromkeys(_names(i)[0].rpartition(".")[2] for i in linears if not i.row.per_expert))
             found.append(

@@ -47,9 +47,9 @@ def _joined(target: Target, pairs: list[Pair]) -> dict[str, Pair]:
     whole = [torch.empty(part.index) for part in parts]
     for index, (_, b) in enumerate(pairs):
         _, boxes, _ = split(target.kind, tuple(parts), len(pairs), index)  # B's rows lie as the matrix's do
-        for part, start, shape, offset, strides in boxes:
+        for number, start, shape, offset, strides in boxes:
             there = tuple(slice(first, first + count) for first, count in zip(start, shape, strict=True))
-            whole[part][there] = b.as_strided(shape, strides, offset)
+            whole[number][there] = b.as_strided(shape, strides, offset)
     return {name: (a, b.view(part.shape)) for name, b, part in zip(target.parts, whole, parts, strict=True)}
 
 

@@ -54,9 +54,7 @@ def restrict(
 def _held(hf_config: Mapping[str, Any], config: ActorConfig, transformer_engine: bool) -> dict[str, frozenset[str]]:
     """The Hugging Face tensors in each of this rank's parameters, by local name."""
     sizes, rank = config.sizes(), dist.get_rank()
-    ranks = megatron_layout(
-        hf_config, sizes, fused_norms=transformer_engine, grouped_experts=transformer_engine
-    ).ranks
+    ranks = megatron_layout(hf_config, sizes, fused_norms=transformer_engine, grouped_experts=transformer_engine).ranks
     stage = rank // sizes.stage * sizes.stage
     found: dict[str, set[str]] = {}
     for shard in (ranks[rank], *ranks[stage : stage + sizes.stage]):

@@ -40,7 +40,8 @@ class RL:
                 at.set_reference(self.run, self.run.model_folder())
             folder = at.reference_folder(self.run)
             assert folder is not None
-            models.freeze(Role("reference", folder, trained=False), at.reference["hash"])
+            moves = self.config.algorithm.moves_reference
+            models.freeze(Role("reference", folder, trained=False), at.reference["hash"], moves)
         models.policy.new_optimizer(self.config.actor.optimizer)
         if self.config.rollout.true_on_policy:
             models.policy.sum_as_engine()
@@ -81,6 +82,7 @@ class RL:
             for name in results[0]
         }
         metrics["skipped_updates"] *= updates
+        models.keep_up(self.config.algorithm, step + 1)
         return metrics | measure(policy, everything, len(packed)), credit.tolist()
 
     def leave(self, models: Models, swap: Swap, at: Progress) -> None:

@@ -32,7 +32,8 @@ _OPEN_FILES = 256  # a process may usually have 1024
 Ints = tuple[int, ...]
 _EMBEDDING = "embedding.word_embeddings.weight"
 _PREDICTOR = "mtp."
-_NO_WEIGHT = re.compile(r"(chained_\d+\.)?optimizer\.")  # what a trainer keeps besides the weights
+_ADAPTERS = "adapters."
+_NO_WEIGHT = re.compile(r"(chained_\d+\.)?optimizer\.|reference\.")  # what a trainer keeps besides the weights
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,11 @@ def open_torch_dist(
     is missing or damaged; UnlikeError where tensors are missing, unknown, or of another shape than ``hf_config`` says.
     """
     tensors, _ = read_metadata(folder)
+    if any(key.startswith(_ADAPTERS) for key in tensors):
+        raise InputError(
+            f"{folder} holds adapters (actor.lora) without the weights that they belong to; a run's hf folder has both "
+            "in one."
+        )
     prefix = next((key.removesuffix(_EMBEDDING) for key in tensors if key.endswith(_EMBEDDING)), "")
     prefix = "" if _NO_WEIGHT.match(prefix) else prefix  # some writers put "module." before every name
     weights = {k.removeprefix(prefix): t for k, t in tensors.items() if not _NO_WEIGHT.match(k)}
