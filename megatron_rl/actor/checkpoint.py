@@ -107,11 +107,13 @@ def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
 def _state_dict(actor: Actor, *, loading: bool) -> dict[str, Any]:
     for optimizer in _torch_optimizers(actor):
         _complete(optimizer)
-    metadata = {
+    metadata: dict[str, Any] = {
         "distrib_optim_sharding_type": "fully_reshardable",  # the type that loads at any sharding
         "chained_optim_avoid_prefix": True,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
+    if actor.adapted or actor.config.freeze:  # layers that are not all trained: each with keys of its own, unstacked
+        metadata["non_homogeneous_layers"] = True
     content: dict[str, Any] = {
         f"model{i}": _without_base(actor, chunk.sharded_state_dict(metadata=metadata))
         for i, chunk in enumerate(actor.chunks)

@@ -40,7 +40,7 @@ class AlgorithmConfig:
     mismatch_action: str = choice("warn", "stop")  # above the limit: warn (at each step) | stop (end the run)
     reference_ema: float = number(
         0.0, least=0, most=0.9999999
-    )  # reference = this x it + rest x policy, a step; 0: fixed
+    )  # what a step leaves of it, the rest is policy; 0: fixed
     reference_every: int = number(0, least=0)  # the policy becomes the reference after every so many steps; 0: never
 
     @property

@@ -32,7 +32,7 @@ def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
         found = layout_violations(hf_config, config.actor.sizes())
     except InputError as error:
         return [str(error)]
-    found += problems(config.actor, hf_config)
+    found = found or problems(config.actor, hf_config)
     if config.rollout.engine == "sglang":
         found += check_sglang_model(config.rollout.sglang, hf_config)
         found += check_sglang_gpus(config.rollout, config.actor.sizes().world)

@@ -42,7 +42,9 @@ class Models:
     def freeze(self, role: Role, expected: str = "", moves: bool = False) -> None:
         """Keep the weights of a role's folder beside the policy, which has them afterwards if it has no adapters.
 
-        ``moves``: as for ``Actor.freeze_reference``. Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``.
+        ``moves``: as for ``Actor.freeze_reference``.
+
+        Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``.
         """
         if not (role.folder / "config.json").is_file():
             raise InputError(

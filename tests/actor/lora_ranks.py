@@ -1,9 +1,9 @@
 """One rank of the tests of adapters and frozen weights.
 
-argv: a JSON list of jobs {"name", "model", "actor": options, "dtype", "folder" of checkpoints, "given": whether B is drawn
-instead of zero, "load": checkpoint or null, "save": step or null, "steps", "exact": as under true_on_policy,
-"moves": whether a reference follows with DECAY}, and where to write this rank's results. Step 0 of a "given" job
-has no learning rate: it shows gradients.
+argv: a JSON list of jobs {"name", "model", "actor": options, "dtype", "folder" of checkpoints, "given": whether B is
+drawn instead of zero, "load": checkpoint or null, "save": step or null, "steps", "exact": as under true_on_policy,
+"kl": whether there is a reference, "moves": whether it follows with DECAY}, and where to write this rank's results.
+Step 0 of a "given" job has no learning rate: it shows gradients.
 """
 
 import json
@@ -72,7 +72,7 @@ def run(job: dict, out: Path) -> None:
             optimizer.reload_model_params()
         actor.merge()
     state = checkpoint.load(actor, Path(job["folder"]) / job["load"]) if job["load"] else {"step": 0}
-    result: dict = {"before": before, "losses": [], "references": []}
+    result: dict = {"before": before, "losses": [], "before_steps": []}
 
     def objective(logprobs, entropy, batch):
         loss = -(batch.columns["weight"] * logprobs).sum()
@@ -91,6 +91,9 @@ def run(job: dict, out: Path) -> None:
             continue
         result["losses"].append(actor.update(batches, objective, SETTINGS.lr)["loss"])
         if job["moves"]:
+            if not result["before_steps"]:
+                result["before_steps"].append(before)
+            result["before_steps"].append({name: p.clone() for name, p in actor.parameters().items()})
             actor.kept_reference.follow(DECAY)
         if step + 1 == job["save"]:
             checkpoint.save(actor, Path(job["folder"]), str(step + 1), {"step": step + 1}, keep=1)

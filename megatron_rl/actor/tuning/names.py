@@ -15,6 +15,7 @@ from megatron_rl.actor.config import ActorConfig
 from megatron_rl.resharding.families import canonical_tensors, family
 from megatron_rl.resharding.families.table import Instance, Kind, instances
 from megatron_rl.resharding.layout import TensorSpec
+from megatron_rl.resharding.layouts.megatron import megatron_layout
 
 _RANGE = re.compile(r"\{(\d+)-(\d+)\}")
 
@@ -71,8 +72,23 @@ def problems(config: ActorConfig, hf_config: Mapping[str, Any]) -> list[str]:
             found.append("actor.freeze is for training without adapters; actor.lora.rank > 0 freezes all weights.")
         if config.fp8 != "none":
             found.append(f"actor.fp8={config.fp8} is for training without adapters: use fp8=none or actor.lora.rank=0.")
-        return found
-    return freeze_problems(hf_config, config.freeze)
+        return found or _idle_stages(config, hf_config)
+    return freeze_problems(hf_config, config.freeze) or _idle_stages(config, hf_config)
+
+
+def _idle_stages(config: ActorConfig, hf_config: Mapping[str, Any]) -> list[str]:
+    """Pipeline stages of which nothing is trained, for which Megatron has no optimiser."""
+    sizes, key = config.sizes(), "actor.lora.targets" if config.lora.rank else "actor.freeze"
+    if sizes.pipeline == 1 or not (config.lora.rank or config.freeze):
+        return []
+    frozen = frozen_tensors(hf_config, config.freeze)
+    trained = {part for target in targets(hf_config, config.lora.targets) for part in target.parts}
+    trained = trained if config.lora.rank else set(canonical_tensors(hf_config)) - frozen
+    stages = megatron_layout(hf_config, sizes).ranks[:: sizes.stage]
+    idle = [str(i) for i, shard in enumerate(stages) if not any(s.tensor in trained for s in shard.segments)]
+    return (
+        [f"{key} leaves nothing to train to pipeline stage {idle[0]}: lower actor.pipeline_parallel."] if idle else []
+    )
 
 
 def freeze_problems(hf_config: Mapping[str, Any], patterns: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # A [rank, in] and B [out, rank]
 def whole_adapters(actor: Actor) -> dict[str, Pair]:
     """Hugging Face module -> its A and B, float32, on rank 0; empty on the others. Collective."""
     replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    mine = [(a.target, a.group.rank(), a.a.data.cpu(), a.b.data.cpu()) for a in actor.adapters if replica == 0]
+    mine = [(a.target, a.group.rank(), *map(_copy, (a.a, a.b))) for a in actor.adapters if replica == 0]
     found: dict[str, list[tuple[Target, int, torch.Tensor, torch.Tensor]]] = {}
     for shard in (shard for held in groups.gather(mine) for shard in held):
         found.setdefault(shard[0].name, []).append(shard)
@@ -35,6 +35,10 @@ def whole_adapters(actor: Actor) -> dict[str, Pair]:
         target, pairs = shards[0][0], [(a, b) for _, _, a, b in sorted(shards, key=lambda shard: shard[1])]
         whole |= {module(part): pair for part, pair in _joined(target, pairs).items()}
     return whole
+
+
+def _copy(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return parameter.data.to("cpu", copy=True)  # alone in its storage
 
 
 def _joined(target: Target, pairs: list[Pair]) -> dict[str, Pair]:

@@ -46,7 +46,7 @@ def restrict(
         if mine:
             chunk.add_module(ADAPTERS, Adapters(mine))
             adapters += mine
-        if chunk.pre_process and (config.recompute == "full" or not any(p.requires_grad for p in chunk.parameters())):
+        if chunk.pre_process and config.recompute == "full":
             chunk.embedding.register_forward_hook(_with_gradient)
     return adapters
 
@@ -79,6 +79,6 @@ def _pack(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def _with_gradient(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """Let the embedding's result have a gradient: layers that are computed anew in the backward pass, and pipeline
-    stages without anything to train, would else pass none on."""
+    """Let the embedding's result have a gradient: layers that are computed anew in the backward pass are passed over
+    where nothing that they are given has one."""
     return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output
