@@ -8,7 +8,6 @@ Step 0 of a "given" job has no learning rate: it shows gradients.
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,10 +56,16 @@ def run(job: dict, out: Path) -> None:
     actor = Actor(hf_config, config, job["dtype"], str(folder), SEED)
     if job["exact"]:
         actor.sum_as_engine()
-    for chunk in actor.chunks:  # every rank keeps the whole gradient, to be compared
-        chunk.config.finalize_model_grads_func = lambda model, tokens=None, **kw: partial(
-            finalize_model_grads, model, None
-        )(**(kw | {"force_all_reduce": True}))
+    gradients: dict = {}
+
+    def finalize(model, tokens=None, **how) -> None:
+        """Every rank keeps the whole gradient, before it is clipped."""
+        finalize_model_grads(model, None, **(how | {"force_all_reduce": True}))
+        for a in actor.adapters:
+            gradients[a.target.name] = (a.a.main_grad.clone(), a.b.main_grad.clone(), a.group.rank())
+
+    for chunk in actor.chunks:
+        chunk.config.finalize_model_grads_func = finalize
     before = {name: p.clone() for name, p in actor.parameters().items()}
     if job["kl"]:
         actor.freeze_reference(job["moves"])
@@ -85,9 +90,7 @@ def run(job: dict, out: Path) -> None:
             actor.score(batches, "logprobs")
             result["logprobs"] = [b.columns["logprobs"] for b in batches] if actor.last_stage else []
             result["norm"] = actor.update(batches, objective, 0.0)["grad_norm"]
-            result["gradients"] = {
-                a.target.name: (a.a.main_grad.clone(), a.b.main_grad.clone(), a.group.rank()) for a in actor.adapters
-            }
+            result["gradients"] = dict(gradients)
             continue
         result["losses"].append(actor.update(batches, objective, SETTINGS.lr)["loss"])
         if job["moves"]:
