@@ -28,9 +28,12 @@ LAYOUTS = {
     "pp2": {"pipeline_parallel": 2, "recompute": "full"},
     "cp2": {"context_parallel": 2},
     "dp2": {"data_parallel": 2},
+    "vpp": {"pipeline_parallel": 2, "virtual_pipeline": 2, "micro_batch_tokens": 40},
 }
 FREEZE = ["model.embed_tokens.*", "model.layers.{0-1}.*", "*.mlp.*", "!model.layers.3.mlp.*"]
 UNEVEN = {"pipeline_parallel": 2, "first_stage": 3}
+ATTENTION = LORA | {"targets": ["linear_qkv", "linear_proj"]}
+MIXTURES = {"moe-dp2": LAYOUTS["dp2"] | {"expert_parallel": 2}, "moe-sp": LAYOUTS["sp"]}
 STEPS, SAVED = 4, 2
 
 
@@ -42,12 +45,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    write_model("qwen3_moe", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lora")
 
 
 @pytest.fixture(scope="module")
-def results(model: Path, run_ranks: Callable[..., None], out: Path) -> dict[str, list[dict]]:
+def results(model: Path, mixture: Path, run_ranks: Callable[..., None], out: Path) -> dict[str, list[dict]]:
     """What both ranks of every job have found."""
     defaults = {"model": str(model), "dtype": "float32", "given": False, "load": None, "save": None, "steps": STEPS}
     defaults |= {"exact": False, "moves": False, "kl": False, "folder": str(out / "lora")}
@@ -55,7 +65,7 @@ def results(model: Path, run_ranks: Callable[..., None], out: Path) -> dict[str,
     saved = {"load": f"step-{SAVED}", "kl": True, "moves": True}
     jobs = [
         {"name": "tp2", "actor": adapted["tp2"], "given": True, "save": SAVED, "kl": True, "moves": True},
-        *({"name": name, "actor": adapted[name], "given": True} for name in ("sp", "pp2", "cp2", "dp2")),
+        *({"name": name, "actor": adapted[name], "given": True} for name in ("sp", "pp2", "cp2", "dp2", "vpp")),
         {"name": "exact", "actor": adapted["tp2"], "given": True, "exact": True, "steps": 1},
         *({"name": f"then-{name}", "actor": adapted[name], **saved} for name in ("tp2", "pp2", "dp2")),
         {"name": "new", "actor": adapted["tp2"], "steps": 0, "kl": True},
@@ -67,6 +77,10 @@ def results(model: Path, run_ranks: Callable[..., None], out: Path) -> dict[str,
             "load": "step-2",
             "folder": str(out / "bf16"),
         },
+        *(
+            {"name": name, "actor": options | {"lora": ATTENTION}, "model": str(mixture), "given": True}
+            for name, options in MIXTURES.items()
+        ),
         {"name": "frozen", "actor": {"tensor_parallel": 2, "freeze": FREEZE}, "save": SAVED, "folder": str(out / "f")},
         {
             "name": "then-frozen",
@@ -195,6 +209,13 @@ def test_steps_are_those_of_torch_adamw(
         for held, wanted in ((f"{name}.lora_A", a), (f"{name}.lora_B", b)):
             errors = (tensors[f"base_model.model.{held}.weight"] - wanted).abs()
             assert errors.quantile(0.98) < 1e-5, held
+
+
+def test_attention_of_a_mixture_of_experts_is_adapted_alike_at_every_sharding(results: dict[str, list[dict]]) -> None:
+    one, other = (results[name] for name in MIXTURES)
+    assert one[0]["norm"] == pytest.approx(other[0]["norm"], rel=1e-5)
+    assert one[0]["losses"] == pytest.approx(other[0]["losses"], abs=5e-6)
+    assert len(one[0]["trained"]) == 2 * 2 * 4
 
 
 def test_what_actor_and_engine_compute_under_true_on_policy_is_untouched(

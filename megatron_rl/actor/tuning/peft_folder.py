@@ -33,7 +33,7 @@ def whole_adapters(actor: Actor) -> dict[str, Pair]:
     whole: dict[str, Pair] = {}
     for shards in found.values():
         target, pairs = shards[0][0], [(a, b) for _, _, a, b in sorted(shards, key=lambda shard: shard[1])]
-        whole |= {module(part): pair for part, pair in _joined(target, pairs).items()}
+        whole |= {module(part): pair for part, pair in joined(target, pairs).items()}
     return whole
 
 
@@ -41,7 +41,7 @@ def _copy(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.data.to("cpu", copy=True)  # alone in its storage
 
 
-def _joined(target: Target, pairs: list[Pair]) -> dict[str, Pair]:
+def joined(target: Target, pairs: list[Pair]) -> dict[str, Pair]:
     """Hugging Face tensor -> its A and B, of all tensor-parallel ranks' parts."""
     if target.kind is Kind.ROW:
         [part] = target.parts
