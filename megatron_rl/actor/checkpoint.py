@@ -91,8 +91,8 @@ def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
         for name, held in loaded.get(f"reference{i}", {}).items():
             assert actor.kept_reference is not None
             actor.kept_reference.held[name].copy_(held)
-    actor.merge()
     actor.optimizer.load_state_dict(loaded["optimizer"])
+    actor.merge()
     for optimizer in _torch_optimizers(actor):
         for entry in optimizer.optimizer.state.values():
             entry["step"] = entry["step"].clone()  # loading leaves all parameters with one shared tensor
@@ -164,6 +164,9 @@ def _reference(actor: Actor, chunk: int, metadata: dict[str, Any]) -> dict[str, 
             if isinstance(entry, ShardedTensor):
                 entry.dtype = entry.data.dtype
             found[name] = entry
+    lost = [n for n in reference.held if n.startswith(f"{chunk}/") and n not in found]
+    if lost:
+        raise ValueError(f"the reference's {lost} cannot be kept in a checkpoint")
     return found
 
 

@@ -15,7 +15,7 @@ from megatron_rl.actor.tuning.lora import drawn
 from megatron_rl.resharding.folders.torch_dist.reader import read_metadata
 from tests.actor.lora_ranks import DECAY, SEED, SETTINGS
 from tests.actor.models import write_model
-from tests.actor.test_training import full
+from tests.actor.test_training import CUT_EXPERTS, full
 from tests.actor.training_ranks import sequences
 
 RANKS = Path(__file__).parent / "lora_ranks.py"
@@ -81,6 +81,10 @@ def results(model: Path, mixture: Path, run_ranks: Callable[..., None], out: Pat
             {"name": name, "actor": options | {"lora": ATTENTION}, "model": str(mixture), "given": True}
             for name, options in MIXTURES.items()
         ),
+        {"name": "moving", "actor": MIXTURES["moe-dp2"], "model": str(mixture), "save": SAVED, "kl": True}
+        | {"moves": True, "folder": str(out / "moving")},
+        {"name": "then-moving", "actor": CUT_EXPERTS, "model": str(mixture), "load": "step-2", "kl": True}
+        | {"moves": True, "folder": str(out / "moving")},
         {"name": "frozen", "actor": {"tensor_parallel": 2, "freeze": FREEZE}, "save": SAVED, "folder": str(out / "f")},
         {
             "name": "then-frozen",
@@ -287,6 +291,16 @@ def test_a_reference_that_moves_is_the_average_of_the_policies(results: dict[str
             for age, policy in enumerate(reversed(rank["before_steps"][1:])):
                 wanted = wanted + policy[name] * DECAY**age * (1 - DECAY)
             assert (held - wanted).abs().max() < 1e-6, name
+
+
+def test_a_moving_reference_of_whole_weights_is_saved_too(results: dict[str, list[dict]], mixture: Path) -> None:
+    """Of a mixture of experts, continued with experts that are cut where they were parted."""
+    continued = full(joined(results["then-moving"], "reference"), mixture, CUT_EXPERTS)
+    whole = full(joined(results["moving"], "reference"), mixture, MIXTURES["moe-dp2"])
+    before = full(joined(results["moving"], "before"), mixture, MIXTURES["moe-dp2"])
+    errors = torch.cat([(continued[n] - whole[n]).abs().flatten() for n in whole])
+    assert errors.quantile(0.99) < 1e-6
+    assert all((whole[n] - before[n]).abs().max() > 1e-3 for n in whole)
 
 
 def test_frozen_tensors_stay_as_they_are_and_have_no_moments(
