@@ -12,7 +12,8 @@ from tests.conftest import PATIENCE
 from tests.training.test_train import rows, start
 
 OPTIONS = [
-    *("sft.steps=2", "run.steps=4", "run.save_every=2", "algorithm.reference_ema=0.5"),
+    *("sft.steps=2", "run.steps=4", "run.save_every=2", "algorithm.epochs=1"),
+    "algorithm.reference_ema=0.5",
     *("actor.lora.rank=8", "actor.lora.targets=linear_qkv,o_proj,model.layers.{1-2}.mlp.*", "sft_optimizer.lr=0.02"),
     *("actor.optimizer.lr=0.02", "algorithm.entropy_coef=0.1"),  # a gradient also where no reward tells answers apart
 ]
