@@ -68,7 +68,7 @@ setup(
         *pinned("omegaconf", "PyYAML", "packaging", "rich", "tensorboard", "wandb", "aiohttp"),
     ],
     extras_require={
-        "dev": pinned("pytest", "hypothesis", "scipy", "ruff", "mypy", "mbridge", "einops"),
+        "dev": pinned("pytest", "hypothesis", "scipy", "ruff", "mypy", "mbridge", "einops", "peft", "accelerate"),
         "sglang": pinned("sglang", "sglang-router"),
         "sglang-cpu": pinned(*SERVED),  # `make sglang` adds SGLang itself, without its CUDA packages
         "te": pinned("transformer-engine[pytorch]"),

@@ -4,6 +4,9 @@ The policy's tensors have Megatron's names; those of a model beside it (a critic
 
 A checkpoint loads at any sharding; at the same one training continues bit-identically. It is written into a
 hidden folder, flushed and renamed when complete (``checkpoint_folder``), so a folder named step-* was whole.
+
+With adapters (``actor.lora``) it holds these alone, and the hash of the folder that all other weights come from. A
+reference that moves is in it.
 """
 
 import json
@@ -18,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.optimizer import distrib_optimizer
@@ -29,13 +32,14 @@ from megatron_rl.actor.checkpoint_folder import (
     STATE,
     all_checkpoints,
     list_files,
-    read_beside,
+    read_entry,
     read_sizes,
     read_state,
 )
 from megatron_rl.actor.checkpoint_folder import latest as latest  # with this module's other functions
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
 
@@ -71,9 +75,12 @@ def save(
     try:
         dist_checkpointing.save(_state_dict(actor, beside, loading=False), str(partial))
         if dist.get_rank() == 0:
-            content = {"state": state, "sizes": vars(actor.config.sizes())}
+            content: dict[str, Any] = {"state": state, "sizes": vars(actor.config.sizes())}
             if beside:
                 content[BESIDE] = {other: {} for other in beside}
+            if actor.adapted:
+                content["base"] = {"hash": fingerprint(actor.model_folder)}
+            content["reference"] = {"moves": _reference_moves(actor)}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
             for file, value in (files or {}).items():
                 (partial / file).write_bytes(value)
@@ -93,23 +100,27 @@ def save(
 def load(actor: Actor, checkpoint: Path, beside: Beside = _NONE) -> dict[str, Any]:
     """Restore weights, optimisers and, at the same sharding, random state; returns the saved position. Collective.
 
-    The models have the optimisers of the stage that the checkpoint was written in. Raises InputError when the
-    checkpoint does not hold one of those ``beside`` the policy.
+    The models have the optimisers of the stage that the checkpoint was written in, and where that had one the policy
+    has a reference, which is restored if it moves. Raises InputError when the checkpoint does not hold one of those
+    ``beside`` the policy, and when the weights beside adapters have other numbers now.
     """
     accelerator.adapt()
-    if missing := beside.keys() - read_beside(checkpoint):
+    if missing := beside.keys() - read_entry(checkpoint, BESIDE).keys():
         raise InputError(
             f"{checkpoint} holds no {min(missing)}: the run was without one when it was written. Continue it as it was "
             "(algorithm.name), or begin a new run from its policy (model.path)."
         )
+    _require_same_base(actor, checkpoint)
+    if actor.kept_reference is not None and read_entry(checkpoint, "reference").get("moves"):
+        actor.kept_reference.let_move()
     same = read_sizes(checkpoint) == vars(actor.config.sizes())
     content = _state_dict(actor, beside, loading=True)
     if not same:
         del content["rng"]
     loaded = dist_checkpointing.load(content, str(checkpoint))
-    _restore(actor, loaded)
+    _restore(actor, loaded, checkpoint)
     for name, other in beside.items():
-        _restore(other, loaded[name])
+        _restore(other, loaded[name], checkpoint)
     if same:
         rng = loaded["rng"]
         torch.set_rng_state(rng["cpu"])
@@ -118,10 +129,17 @@ def load(actor: Actor, checkpoint: Path, beside: Beside = _NONE) -> dict[str, An
     return read_state(checkpoint)
 
 
-def _restore(actor: Actor, loaded: dict[str, Any]) -> None:
+def _restore(actor: Actor, loaded: dict[str, Any], checkpoint: Path) -> None:
     for i, chunk in enumerate(actor.chunks):
-        chunk.load_state_dict(loaded[f"model{i}"])
+        missing, _ = chunk.load_state_dict(loaded[f"model{i}"], strict=not actor.adapted)
+        trained = {name for name, p in chunk.named_parameters() if p.requires_grad}
+        if lost := [name for name in missing if name in trained]:
+            raise ValueError(f"{checkpoint} lacks {lost}")
+        for name, held in loaded.get(f"reference{i}", {}).items():
+            assert actor.kept_reference is not None
+            actor.kept_reference.held[name].copy_(held)
     actor.optimizer.load_state_dict(loaded["optimizer"])
+    actor.merge()
     for optimizer in _torch_optimizers(actor):
         for entry in optimizer.optimizer.state.values():
             entry["step"] = entry["step"].clone()  # loading leaves all parameters with one shared tensor
@@ -150,19 +168,67 @@ def _state_dict(actor: Actor, beside: Beside, *, loading: bool) -> dict[str, Any
 
 
 def _trained(actor: Actor, loading: bool) -> dict[str, Any]:
-    """Weights and optimiser of one model."""
+    """Weights and optimiser of one model, and its reference if that moves."""
     for optimizer in _torch_optimizers(actor):
         _complete(optimizer)
-    metadata = {
+    metadata: dict[str, Any] = {
         "distrib_optim_sharding_type": "fully_reshardable",  # the type that loads at any sharding
         "chained_optim_avoid_prefix": True,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
+    if actor.adapted or actor.config.freeze:  # layers that are not all trained: each with keys of its own, unstacked
+        metadata["non_homogeneous_layers"] = True
     content: dict[str, Any] = {
-        f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(actor.chunks)
+        f"model{i}": _without_base(actor, chunk.sharded_state_dict(metadata=metadata))
+        for i, chunk in enumerate(actor.chunks)
     }
     content["optimizer"] = actor.optimizer.sharded_state_dict(dict(content), is_loading=loading, metadata=metadata)
+    if _reference_moves(actor):
+        content |= {f"reference{i}": _reference(actor, i, metadata) for i in range(len(actor.chunks))}
     return content
+
+
+def _without_base(actor: Actor, entries: dict[str, Any]) -> dict[str, Any]:
+    """Of a model with adapters these alone."""
+
+    def base(data: Any) -> bool:
+        return isinstance(data, torch.nn.Parameter) and not data.requires_grad
+
+    return {name: e for name, e in entries.items() if not (actor.adapted and base(getattr(e, "data", None)))}
+
+
+def _reference_moves(actor: Actor) -> bool:
+    return actor.kept_reference is not None and actor.kept_reference.moves
+
+
+def _reference(actor: Actor, chunk: int, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The reference's tensors of one chunk, by local name; they lie as the model's do, under names of their own."""
+    assert actor.kept_reference is not None
+    reference = actor.kept_reference
+    names = {id(p): name for name, p in reference.parameters.items()}
+    found = {}
+    for entry in actor.chunks[chunk].sharded_state_dict(prefix="reference.", metadata=metadata).values():
+        name = names.get(id(getattr(entry, "data", None)))
+        if name is not None:
+            entry.data = reference.held[name]
+            if isinstance(entry, ShardedTensor):
+                entry.dtype = entry.data.dtype
+            found[name] = entry
+    lost = [n for n in reference.held if n.startswith(f"{chunk}/") and n not in found]
+    if lost:
+        raise ValueError(f"the reference's {lost} cannot be kept in a checkpoint")
+    return found
+
+
+def _require_same_base(actor: Actor, checkpoint: Path) -> None:
+    if not actor.adapted:
+        return
+    there = groups.share(groups.first() and fingerprint(actor.model_folder))
+    if read_entry(checkpoint, "base").get("hash") != there:
+        raise InputError(
+            f"The weights in {actor.model_folder} are not those that the adapters in {checkpoint} were trained for: "
+            "restore them."
+        )
 
 
 def _torch_optimizers(actor: Actor) -> list[Any]:

@@ -44,9 +44,11 @@ def read_sizes(checkpoint: Path) -> dict[str, int]:
     return _state_file(checkpoint, "sizes")
 
 
-def read_beside(checkpoint: Path) -> set[str]:
-    """The trained models that it holds beside the policy. Raises InputError naming a file that is damaged."""
-    return set(_state_file(checkpoint, BESIDE, {}))
+def read_entry(checkpoint: Path, key: str) -> dict[str, Any]:
+    """More that was written beside them: ``BESIDE`` (the trained models beside the policy, by name), ``base`` (the
+    hash of the model's folder, beside adapters) or ``reference`` (whether it moves); empty where there is none.
+    Raises InputError naming a file that is damaged."""
+    return _state_file(checkpoint, key, {})
 
 
 def list_files(checkpoint: Path) -> None:
@@ -121,13 +123,14 @@ def _described(path: Path) -> list[Any]:
     return [size, xxhash.xxh3_64_hexdigest(path.read_bytes()) if size <= _HASHED else ""]
 
 
-def _state_file(checkpoint: Path, key: str, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+def _state_file(checkpoint: Path, key: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
     path = checkpoint / STATE
     if not path.is_file():
         raise InputError(f"{path} is missing: the checkpoint is not complete.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8")).get(key, absent)
-    except (ValueError, TypeError, AttributeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content[key] if default is None else content.get(key, default)
+    except (ValueError, TypeError, KeyError, AttributeError):
         content = None
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it does not say what was written.")

@@ -42,6 +42,17 @@ class CriticConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adapters: matrices W + alpha / rank * B A, of which A and B alone are trained."""
+
+    rank: int = number(0, least=0)  # columns of B and rows of A; 0: all weights are trained
+    alpha: float = number(32.0, above=0)  # B A is scaled by alpha / rank
+    targets: list[str] = field(  # the matrices, in Megatron's or Hugging Face's names, which may hold * ? [0-3] {0-15}
+        default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+    )
+
+
+@dataclass
 class ActorConfig:
     """The trainer ranks: world size = tensor x pipeline x context x data parallel."""
 
@@ -61,7 +72,9 @@ class ActorConfig:
     recompute: str = choice("none", "selective", "full")  # activations computed anew in the backward pass
     fp8: str = choice("none", "delayed", "tensorwise", "blockwise")  # Transformer Engine's FP8 recipe
     threads: int = number(1, least=1, most=1024)  # CPU threads per rank
+    freeze: list[str] = field(default_factory=list)  # Hugging Face tensors that stay as they are: docs/lora.md
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     def sizes(self) -> ParallelSizes:
         """The sharding, in resharding's terms."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from megatron_rl.actor.modules.true_on_policy import use_wide_sums
 from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, step_if_finite, wrap
 from megatron_rl.actor.packing import assign, group_by_prompt
 from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.actor.tuning.reference import Reference
+from megatron_rl.actor.tuning.trained import ADAPTERS, restrict
 from megatron_rl.algorithms.mismatch import percentile
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.load import load_hf
@@ -37,30 +40,54 @@ class Actor:
     """A sharded policy, or a model with a scalar head. Every method is collective: all ranks call it with the same
     arguments."""
 
-    def __init__(self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str) -> None:
+    def __init__(
+        self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str, seed: int = 0
+    ) -> None:
         """Build this rank's shard and fill it from a Hugging Face folder (no rank reads the full model).
 
-        ``hf_config`` says which head it has (``families.with_scalar_head``).
+        ``hf_config`` says which head it has (``families.with_scalar_head``); ``seed``: of adapters' weights.
         """
         self.hf_config, self.config = hf_config, config
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.arch = read_architecture(hf_config)
         self.device = accelerator.device()
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
-        self.wrapped = wrap(self.chunks)
         self.fused = transformer_engine()
+        self.adapters = restrict(self.chunks, hf_config, config, seed, self.fused)
+        self.wrapped = wrap(self.chunks)
+        self.model_folder = Path(model_folder)
         self.load(model_folder)
+        for adapter in self.adapters:
+            adapter.keep_base()
         self.optimizer: Any = None
         self.optimizer_config = config.optimizer
         self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         # of each rank of the job; rank 0 hands out rows by it
         self.data_parallel_ranks: list[int] = groups.gather(parallel_state.get_data_parallel_rank())
-        self._reference: list[torch.Tensor] | None = None
+        self.kept_reference: Reference | None = None
         self._replay = True
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """This rank's live parameters by local name, "{chunk}/{name}"."""
-        return {f"{i}/{n}": p.data for i, chunk in enumerate(self.chunks) for n, p in chunk.named_parameters()}
+        """This rank's live weights by local name, "{chunk}/{name}"; adapters are in them (``tuning.lora``)."""
+        return {name: p.data for name, p in self._weights().items()}
+
+    def _weights(self) -> dict[str, torch.nn.Parameter]:
+        return {
+            f"{i}/{n}": p
+            for i, chunk in enumerate(self.chunks)
+            for n, p in chunk.named_parameters()
+            if not n.startswith(f"{ADAPTERS}.")
+        }
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters alone are trained, of which this rank may have none."""
+        return self.config.lora.rank > 0
+
+    def merge(self) -> None:
+        """Have the weights hold what the adapters have learnt."""
+        for adapter in self.adapters:
+            adapter.merge()
 
     def load(self, folder: str) -> None:
         """Fill the parameters from a Hugging Face folder; each rank reads exactly its own part."""
@@ -198,6 +225,7 @@ class Actor:
         set_hyperparameters(self.optimizer, self.optimizer_config, lr)
         shares = self._run(batches, finish, forward_only=False)
         grad_norm = step_if_finite(self.optimizer)
+        self.merge()
         metrics = self.reduce(shares)
         metrics.update(grad_norm=grad_norm, learning_rate=lr, skipped_updates=float(not isfinite(grad_norm)))
         return metrics
@@ -245,29 +273,31 @@ class Actor:
         return combined
 
     @torch.no_grad()
-    def freeze_reference(self) -> None:
-        """Keep the present weights as the reference policy (on the host when training on a GPU)."""
-        self._reference = [p.data.detach().to("cpu", copy=True) for c in self.chunks for p in c.parameters()]
+    def freeze_reference(self, moves: bool = False) -> None:
+        """Keep the present weights as the reference policy (on the host when training on a GPU).
+
+        ``moves``: it will follow the policy, and lies in checkpoints.
+        """
+        weights = self._weights()
+        base = {id(adapter.linear.weight): adapter.base for adapter in self.adapters}
+        kept = {name: base[id(p)] for name, p in weights.items() if id(p) in base}
+        changing = {name: p for name, p in weights.items() if p.requires_grad or name in kept}
+        self.kept_reference = Reference(changing, kept, moves)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, forward passes run the reference policy, whose routers choose for themselves.
 
-        It is a fixed policy: forced onto the experts of another, it would drift with that one, and the KL to it would
-        miss what the routers have learnt.
+        It is a policy of its own: forced onto the experts of another, it would drift with that one, and the KL to it
+        would miss what the routers have learnt.
         """
-        assert self._reference is not None
-        parameters = [p for c in self.chunks for p in c.parameters()]
-        live = [p.data for p in parameters]
-        for p, frozen in zip(parameters, self._reference, strict=True):
-            p.data = frozen.to(self.device)
+        assert self.kept_reference is not None
         self._replay = False
         try:
-            yield
+            with self.kept_reference.in_place():
+                yield
         finally:
             self._replay = True
-            for p, data in zip(parameters, live, strict=True):
-                p.data = data
 
 
 def _sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

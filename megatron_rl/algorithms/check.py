@@ -13,7 +13,7 @@ def check_algorithm(config: AlgorithmConfig) -> list[str]:
         find_algorithm(config.name)
     except InputError as error:
         found.append(str(error))
-    return found + _credit(config) + _bounds(config) + _correction(config)
+    return found + _credit(config) + _bounds(config) + _correction(config) + _reference(config)
 
 
 def _credit(config: AlgorithmConfig) -> list[str]:
@@ -72,4 +72,15 @@ def _correction(config: AlgorithmConfig) -> list[str]:
             f"algorithm.bypass=true makes the engine's log-probs the old ones, which leaves nothing for "
             f"algorithm.correction={config.correction} to correct; set one of them to false or none."
         )
+    return found
+
+
+def _reference(config: AlgorithmConfig) -> list[str]:
+    found, published = [], config.name in PUBLISHED
+    moves = {"reference_ema": config.reference_ema, "reference_every": config.reference_every}
+    said = " and ".join(f"algorithm.{key}={value}" for key, value in moves.items() if value)
+    if all(moves.values()):
+        found.append(f"{said} are two ways of keeping the reference near the policy: set one of them to 0.")
+    if said and published and not config.uses_reference:
+        found.append(f"{said} is for a reference policy, and there is none: set algorithm.kl_coef, or leave it at 0.")
     return found

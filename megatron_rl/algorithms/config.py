@@ -38,6 +38,15 @@ class AlgorithmConfig:
     bypass: bool = False  # take the engine's log-probs as the old ones: clipping then bounds the mismatch too
     mismatch_limit: float = number(0.1, least=0)  # nats a token of engine_kl_k3, a mean (maxima grow); 0: no limit
     mismatch_action: str = choice("warn", "stop")  # above the limit: warn (at each step) | stop (end the run)
+    reference_ema: float = number(
+        0.0, least=0, most=0.9999999
+    )  # what a step leaves of it, the rest is policy; 0: fixed
+    reference_every: int = number(0, least=0)  # the policy becomes the reference after every so many steps; 0: never
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference follows the policy."""
+        return self.reference_ema > 0 or self.reference_every > 0
 
     @property
     def uses_reference(self) -> bool:

@@ -16,6 +16,7 @@ TYPES = {
     float | None: "a number or null",
     bool: "true or false",
     str: "text",
+    list[str]: "texts, in a list or with commas between them",
     dict[str, float]: "names with numbers",
     dict[str, str]: "names with text",
     dict[str, Any]: "keys with values",
@@ -44,6 +45,8 @@ def documented(cls: type = Config, prefix: str = "") -> list[Documented]:
             found += documented(hint, f"{key}.")  # type: ignore[arg-type]
             continue
         default = str(value).lower() if isinstance(value, bool) else str(value)
+        if isinstance(value, list):
+            default = ",".join(value)
         rule = allowed(field)
         range = "" if rule.choices else str(rule)
         found.append(Documented(key, default, comments[field.name], rule.choices, range, TYPES[hint]))

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from megatron_rl.actor.config import ModelConfig
+from megatron_rl.actor.tuning.names import trained_elements
 from megatron_rl.config import Config
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.architecture import read_architecture
@@ -40,8 +41,10 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
     """What a model that can be sharded as configured needs at least, with a critic of that config.json beside it."""
     weight = WEIGHT_BYTES[config.model.dtype]
     optimizer = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if weight < MAIN_WEIGHT_BYTES else 0)
-    reference = weight if config.algorithm.uses_reference else 0
     parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
+    trained, changed = trained_elements(config.actor, hf_config)
+    adapted = config.actor.lora.rank > 0  # which needs a copy of what changes; so does a reference, and it may be that
+    copied = weight if config.algorithm.uses_reference or adapted else 0
     layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     beside, of_critic = 0, [0] * len(held)
@@ -53,14 +56,16 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
         parameters=parameters,
         shared=sum(held) * weight,
         ranks=tuple(
-            elements * (weight + GRADIENT_BYTES + reference)
+            elements * weight
+            + elements * (GRADIENT_BYTES * trained + copied * changed) // parameters
             + more * (weight + GRADIENT_BYTES)
-            + (parameters + beside) * optimizer // len(held)
+            + (trained + beside) * optimizer // len(held)
             for elements, more in zip(held, of_critic, strict=True)
         ),
         engine=parameters * weight,
         cache=_cached_tokens(config) * _token_bytes(hf_config, weight),
-        checkpoint=(parameters + beside) * (weight + MAIN_WEIGHT_BYTES + MOMENT_BYTES),
+        checkpoint=(beside + (trained if adapted else parameters)) * weight
+        + (trained + beside) * (MAIN_WEIGHT_BYTES + MOMENT_BYTES),
         export=parameters * weight,
     )
 

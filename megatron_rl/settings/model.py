@@ -3,6 +3,7 @@
 from typing import Any
 
 from megatron_rl.actor.config import ModelConfig
+from megatron_rl.actor.tuning.names import problems
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import with_scalar_head
@@ -68,6 +69,7 @@ def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
         found = layout_violations(hf_config, config.actor.sizes())
     except InputError as error:
         return [str(error)]
+    found = found or problems(config.actor, hf_config)
     if config.rollout.engine == "sglang":
         found += check_sglang_model(config.rollout.sglang, hf_config)
         found += check_sglang_gpus(config.rollout, config.actor.sizes().world)

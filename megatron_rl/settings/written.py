@@ -65,6 +65,8 @@ class Written:
         """What it means where an option is of this type (``Any``: what YAML says)."""
         if self._raw is not None and hint is str:
             return self._raw
+        if self._raw is not None and hint == list[str] and isinstance(self._node, yaml.ScalarNode):
+            return _listed(self._raw)
         return self._value(self._node, hint, ())
 
     def entry(self, hint: Any) -> Any:
@@ -81,10 +83,17 @@ class Written:
             inner = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else Any
             return {key: self._value(below, inner, above) for key, below in self._loader.pairs(node)}
         if isinstance(node, yaml.SequenceNode):
-            return [self._value(below, Any, above) for below in node.value]
+            return [self._value(below, (*typing.get_args(hint), Any)[0], above) for below in node.value]
+        if hint == list[str] and node.tag == f"{_TAG}str":
+            return _listed(node.value)
         if hint is str and (node.tag != f"{_TAG}null" or not node.value):
             return node.value
         return self._loader.construct_object(node, deep=True)
+
+
+def _listed(text: str) -> list[str]:
+    """Texts with commas between them."""
+    return [part for part in (part.strip() for part in text.split(",")) if part]
 
 
 def read(text: str) -> Written | None:
@@ -116,6 +125,8 @@ class _Unreadable(Written):
     def value(self, hint: Any) -> Any:
         if hint is str:
             return self._text
+        if hint == list[str] and not self._text.lstrip().startswith("["):  # *.mlp.* is no alias
+            return _listed(self._text)
         raise self._error
 
     entry = value

@@ -103,6 +103,7 @@ def where_next(run: RunFolder, step: int) -> str:
         "how the run was made": run.manifest_file,
         "checkpoints": run.checkpoints,
         "the policy (transformers reads it)" if exported == step else earlier: run.export,
+        "its adapters (PEFT reads them)": run.adapter,
     }
     lines = [f"  {what:<36}{path}" for what, path in places.items() if path.exists()]
     if run.tensorboard.exists():

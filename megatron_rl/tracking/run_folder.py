@@ -32,6 +32,7 @@ class RunFolder:
         self.initial_model = self.path / "initial_model"  # made when the model starts from random weights
         self.warm_start = self.path / "warm_start"  # the policy after supervised training: RL's reference
         self.export = self.path / "hf"  # the final policy as a Hugging Face folder
+        self.adapter = self.path / "adapter"  # with actor.lora: its adapters as a folder for PEFT
         self.tensorboard = self.path / "tensorboard"
 
     def config(self) -> Config:
@@ -189,7 +190,7 @@ def _require_same_settings(run: RunFolder, config: Config) -> None:
     fixed = [
         f"{key} {old!r} -> {new!r}"
         for key, (old, new) in changes(run.config(), config).items()
-        if key == "run.seed" or key.startswith(("model.", "data."))
+        if key in ("run.seed", "actor.freeze") or key.startswith(("model.", "data.", "actor.lora."))
     ]
     if fixed:
         raise InputError(

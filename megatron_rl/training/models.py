@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor import checkpoint
-from megatron_rl.actor.config import OptimizerConfig
+from megatron_rl.actor.config import LoRAConfig, OptimizerConfig
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import with_scalar_head
@@ -34,7 +35,8 @@ class Models:
     def __init__(self, run: RunFolder, config: Config) -> None:
         self.roles = {"policy": Role("policy", run.model_folder())}
         self.config = config
-        self.policy = Actor(run.hf_config(), config.actor, config.model.dtype, str(run.model_folder()))
+        folder = str(run.model_folder())
+        self.policy = Actor(run.hf_config(), config.actor, config.model.dtype, folder, config.run.seed)
         self.beside: dict[str, Actor] = {}  # trained, too
         self._holds: Path | None = run.model_folder()  # the folder whose weights the policy has; None: others
 
@@ -43,7 +45,8 @@ class Models:
         hf_config = model_config(role.folder)
         if role.head == "scalar" and not scalar_head(hf_config):
             hf_config = with_scalar_head(hf_config)
-        model = Actor(hf_config, self.config.actor, self.config.model.dtype, str(role.folder))
+        whole = replace(self.config.actor, lora=LoRAConfig(), freeze=[])  # those are the policy's
+        model = Actor(hf_config, whole, self.config.model.dtype, str(role.folder))
         model.new_optimizer(optimizer)
         self.roles[role.name], self.beside[role.name] = role, model
 
@@ -75,8 +78,10 @@ class Models:
         """Note that the policy's weights are those of a folder."""
         self._holds = folder
 
-    def freeze(self, role: Role, expected: str = "") -> None:
-        """Keep the weights of a role's folder beside the policy, which has them afterwards.
+    def freeze(self, role: Role, expected: str = "", moves: bool = False) -> None:
+        """Keep the weights of a role's folder beside the policy, which has them afterwards if it has no adapters.
+
+        ``moves``: as for ``Actor.freeze_reference``.
 
         Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``.
         """
@@ -92,8 +97,19 @@ class Models:
         if self._holds != role.folder:
             self.policy.load(str(role.folder))
             self._holds = role.folder
-        self.policy.freeze_reference()
+        self.policy.freeze_reference(moves)
         self.roles[role.name] = role
+        if self.policy.adapted:  # these say what the policy is, and they are not the folder's
+            self.policy.merge()
+            self._holds = None
+
+    def keep_up(self, config: AlgorithmConfig, step: int) -> None:
+        """Have the reference follow the policy after RL step ``step`` (from 1), where it does so at all."""
+        reference = self.policy.kept_reference
+        if reference is not None and config.reference_ema:
+            reference.follow(config.reference_ema)
+        if reference is not None and config.reference_every and step % config.reference_every == 0:
+            reference.follow(0.0)
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[Actor]:

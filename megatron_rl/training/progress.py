@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor import checkpoint, groups
+from megatron_rl.actor.trainer import Actor
+from megatron_rl.actor.tuning.peft_folder import write_adapter
 from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.swap.trainer import Swap
 from megatron_rl.system.files import replace_folder, write_text
@@ -67,7 +69,8 @@ def write_checkpoint(
 def export_policy(run: RunFolder, swap: Swap, at: Progress) -> None:
     """Have the present policy as the run's Hugging Face folder, in place of an earlier one; collective.
 
-    Also of one that says to be of this step: its last steps may have been trained once more.
+    Adapters are in its weights, and besides in a folder of their own. An earlier one may say to be of this step and is
+    replaced all the same: its last steps may have been trained once more.
     """
     beside = run.export.with_name(f".{run.export.name}.new")
     if groups.first():
@@ -78,4 +81,16 @@ def export_policy(run: RunFolder, swap: Swap, at: Progress) -> None:
         position = {"stage": at.stage, "step": at.step, "version": at.version}
         write_text(beside / EXPORTED, json.dumps(position | {"weights": fingerprint(beside)}, indent=2) + "\n")
         replace_folder(beside, run.export)
+    groups.barrier()
+    if swap.actor.adapted:
+        _export_adapter(run, swap.actor)
+
+
+def _export_adapter(run: RunFolder, policy: Actor) -> None:
+    beside = run.adapter.with_name(f".{run.adapter.name}.new")
+    if groups.first():
+        shutil.rmtree(beside, ignore_errors=True)
+    write_adapter(policy, beside)
+    if groups.first():
+        replace_folder(beside, run.adapter)
     groups.barrier()

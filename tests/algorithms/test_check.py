@@ -70,6 +70,17 @@ def test_the_defaults_are_valid() -> None:
             "algorithm.correction=masked to correct; set one of them to false or none.",
         ),
         ({"epochs": 0}, "algorithm.epochs is 0; it must be 1 or more."),
+        (
+            {"reference_ema": 0.5, "reference_every": 2, "kl_coef": 0.1},
+            "algorithm.reference_ema=0.5 and algorithm.reference_every=2 are two ways of keeping the reference near "
+            "the policy: set one of them to 0.",
+        ),
+        (
+            {"reference_every": 2},
+            "algorithm.reference_every=2 is for a reference policy, and there is none: set algorithm.kl_coef, or leave "
+            "it at 0.",
+        ),
+        ({"reference_ema": 1.0, "kl_coef": 0.1}, "algorithm.reference_ema is 1.0; it must be between 0 and 0.9999999."),
         ({"minibatches": 0}, "algorithm.minibatches is 0; it must be 1 or more."),
     ],
 )

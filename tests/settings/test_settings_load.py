@@ -61,6 +61,12 @@ def base(tmp_path: Path) -> str:
         ("model.architecture.small=1.5e-3", lambda c: c.model.architecture, {"small": 1.5e-3}),
         ("model.architecture.date=20241126_0930", lambda c: c.model.architecture, {"date": "20241126_0930"}),
         ("model.architecture.ratio=12:30", lambda c: c.model.architecture, {"ratio": "12:30"}),
+        ("actor.freeze=*.mlp.*, model.layers.[0-3].*", lambda c: c.actor.freeze, ["*.mlp.*", "model.layers.[0-3].*"]),
+        ("actor.freeze=[lm_head.*, '!a.[0-9]']", lambda c: c.actor.freeze, ["lm_head.*", "!a.[0-9]"]),
+        ("actor.freeze=", lambda c: c.actor.freeze, []),
+        ("actor.freeze=!*.{2-3}.*", lambda c: c.actor.freeze, ["!*.{2-3}.*"]),
+        ("actor.lora={rank: 4, targets: q_proj}", lambda c: (c.actor.lora.rank, c.actor.lora.targets), (4, ["q_proj"])),
+        ("actor.lora.targets=[q_proj, 012]", lambda c: c.actor.lora.targets, ["q_proj", "012"]),
         ("data.columns.question=QUESTION", lambda c: c.data.columns, {"question": "QUESTION"}),
     ],
 )

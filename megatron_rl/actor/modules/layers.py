@@ -32,9 +32,9 @@ class _RMSNorm(torch.autograd.Function):
         normed, grad, weight32 = x.float() * scale, grads[0].float(), weight.float()
         product = grad * normed
         mean = (product @ weight32).div_(x.shape[-1]).unsqueeze(-1)
-        grad_weight = product.flatten(0, -2).sum(0)
+        grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         grad = torch.mul(grad, weight32, out=product)
-        return grad.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight.to(weight.dtype), None, None
+        return grad.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight, None, None
 
 
 class RMSNorm(torch.nn.Module):

@@ -57,7 +57,7 @@ class _TokenLogProbs(torch.autograd.Function):
         temperature, first, vocab_size, chunk = ctx.constants
         shard = _Shard(weight, temperature, first, vocab_size)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part in _chunks(len(hidden), chunk):
             log_p = shard.logits(hidden[part]).sub_(log_z[part, None])
             p = log_p.exp()
@@ -67,8 +67,10 @@ class _TokenLogProbs(torch.autograd.Function):
             grad.scatter_add_(1, index[:, None], (grad_logprobs[part] * mine)[:, None])
             grad = grad.div_(temperature).to(hidden.dtype)
             torch.matmul(grad, weight, out=grad_hidden[part])
-            grad_weight += (grad.t() @ hidden[part]).float()
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None, None, None
+            if grad_weight is not None:
+                grad_weight += (grad.t() @ hidden[part]).float()
+        of_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, of_weight, None, None, None, None, None, None, None
 
 
 class _Shard:

@@ -25,7 +25,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
         grad = grads[0].to(weight.dtype)
-        return grad @ weight, grad.flatten(0, -2).t() @ x.flatten(0, -2), None
+        of_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return grad @ weight, of_weight, None
 
 
 class ColumnParallel(ColumnParallelLinear):  # type: ignore[misc]

@@ -50,7 +50,8 @@ class RL:
                 at.set_reference(self.run, self.run.model_folder())
             folder = at.reference_folder(self.run)
             assert folder is not None
-            models.freeze(Role("reference", folder, trained=False), at.reference["hash"])
+            moves = self.config.algorithm.moves_reference
+            models.freeze(Role("reference", folder, trained=False), at.reference["hash"], moves)
         models.policy.new_optimizer(self.config.actor.optimizer)
         if self.critic is not None:
             self.critic.enter(models, at.reference_folder(self.run) or self.run.model_folder())
@@ -95,6 +96,7 @@ class RL:
 
         learned = [batches for batches, some in zip(packed, batch.learnable, strict=True) if some]
         if not learned:
+            models.keep_up(self.config.algorithm, step + 1)
             return NOTHING | {"skipped_updates": float(updates)}, credit.tolist()
         results, skipped = [], updates * (len(packed) - len(learned)) // len(packed)
         for i in range(updates):
@@ -106,6 +108,7 @@ class RL:
             if not frozen:
                 lr = learning_rate(self.config.actor.optimizer, number, self.steps * updates)
                 results.append(policy.update(batches, self._objective, lr, temperature))
+        models.keep_up(self.config.algorithm, step + 1)
         metrics = _over(results, skipped) | (critic.metrics() if critic is not None else {})
         return metrics | measure(policy, learned), credit.tolist()
 

@@ -32,8 +32,9 @@ _OPEN_FILES = 256  # a process may usually have 1024
 Ints = tuple[int, ...]
 _EMBEDDING = "embedding.word_embeddings.weight"
 _PREDICTOR = "mtp."
-# What a trainer keeps besides the policy's weights: optimisers, and models that are trained beside it.
-_NO_WEIGHT = re.compile(r"critic\.|reward_model\.|(chained_\d+\.)?optimizer\.")
+_ADAPTERS = "adapters."
+# What a trainer keeps besides the policy's weights: optimisers, models that are trained beside it, its reference.
+_NO_WEIGHT = re.compile(r"critic\.|reward_model\.|reference\.|(chained_\d+\.)?optimizer\.")
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,11 @@ def open_torch_dist(
     is missing or damaged; UnlikeError where tensors are missing, unknown, or of another shape than ``hf_config`` says.
     """
     tensors, _ = read_metadata(folder)
+    if any(key.startswith(_ADAPTERS) for key in tensors):
+        raise InputError(
+            f"{folder} holds adapters (actor.lora) without the weights that they belong to; a run's hf folder has both "
+            "in one."
+        )
     prefixes = (key.removesuffix(_EMBEDDING) for key in tensors if key.endswith(_EMBEDDING))
     prefix = next((p for p in prefixes if not _NO_WEIGHT.match(p)), "")  # some writers put "module." before every name
     weights = {k.removeprefix(prefix): t for k, t in tensors.items() if not _NO_WEIGHT.match(k)}
