@@ -45,6 +45,6 @@ def staleness(groups: Sequence[Sequence[Rollout]], version: int) -> dict[str, fl
     """By how many versions the weights that drew the tokens are older than ``version``: mean over tokens, largest."""
     spans = np.array([[version - v, count] for group in groups for r in group for v, count in r.versions])
     return {
-        "staleness": float((spans[:, 0] * spans[:, 1]).sum() / spans[:, 1].sum()),
+        "staleness": float((spans[:, 0] * spans[:, 1]).sum() / max(spans[:, 1].sum(), 1)),
         "staleness_max": float(spans[:, 0].max()),
     }

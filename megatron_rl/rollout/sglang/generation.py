@@ -82,18 +82,18 @@ class Part:
 def part(answer: dict[str, Any], experts: bool = False) -> Part:
     """What /generate answered, with the chosen ``experts`` if they were asked for.
 
-    Raises FloatingPointError for log-probs that are not finite, ServerError for an answer that contradicts itself.
+    A log-prob that is no number is a NaN: whoever learns leaves that completion out (``rollout.sound``). Raises
+    ServerError for an answer that contradicts itself.
     """
     meta = answer["meta_info"]
     kind = (meta["finish_reason"] or {"type": "abort"})["type"]
     drawn = meta.get("output_token_logprobs") or []
-    tokens, logprobs = tuple(int(token) for _, token, *_ in drawn), tuple(value for value, *_ in drawn)
+    tokens = tuple(int(token) for _, token, *_ in drawn)
+    logprobs = tuple(math.nan if value is None else value for value, *_ in drawn)
     if kind == "abort" and not tokens:
         return Part()
     if list(tokens) != list(answer["output_ids"]):
         raise ServerError(f"a server answered {len(answer['output_ids'])} tokens with log-probs of others")
-    if not all(value is not None and math.isfinite(value) for value in logprobs):
-        raise FloatingPointError("a server's weights give log-probabilities that are not finite")
     spans = meta.get("weight_versions") or [{"version": meta["weight_version"], "start": 0, "end": len(tokens)}]
     versions = tuple((_number(span["version"]), span["end"] - span["start"]) for span in spans)
     if kind == "abort":
