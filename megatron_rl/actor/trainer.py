@@ -82,7 +82,8 @@ class Actor:
     def split(self, rows: Seq[TrainingRow]) -> list[list[list[TrainingRow]]]:
         """One mini-batch by data-parallel rank and micro-batch, balanced by token count; computed alike on any rank.
 
-        Completions of one prompt stay together and share it where the attention can.
+        Rows of one unit share a micro-batch; completions of one prompt stay together and share it where the attention
+        can.
         """
         config = self.config
         choices = self.arch.layers * self.arch.experts_per_token
@@ -91,15 +92,17 @@ class Actor:
                 raise ValueError(f"{len(s)} tokens came with experts {s.experts.shape}; {choices} each were expected")
         cp, room = config.context_parallel, config.micro_batch_tokens * config.context_parallel
         heads = [s.prompt if self._shares_prompts else 0 for s in rows]
+        multiple = 2 * cp if cp > 1 else 1
         tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(rows, heads, strict=True)]
+        tails = [-(-tail // multiple) * multiple for tail in tails]  # each by itself: a group may have several
         even = -(-(sum(heads) + sum(tails)) // config.data_parallel)
         prompts = [s.shared() if head else b"" for s, head in zip(rows, heads, strict=True)]
-        together = group_by_prompt(prompts, heads, tails, min(room, even))
+        together = group_by_prompt(prompts, heads, tails, min(room, even), [s.unit for s in rows])
         parts = assign(
-            [heads[g[0]] + sum(tails[i] for i in g) for g in together],
+            [sum({prompts[i]: heads[i] for i in g}.values()) + sum(tails[i] for i in g) for g in together],
             config.data_parallel,
             room,
-            multiple=2 * cp if cp > 1 else 1,
+            multiple=multiple,
             count_multiple=config.pipeline_parallel if config.virtual_pipeline > 1 else 1,
             packing=config.packing,
         )
