@@ -17,6 +17,7 @@ from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
+from megatron_rl.actor.modules.logprobs import contrast_probs
 from megatron_rl.actor.modules.true_on_policy import use_wide_sums
 from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, step_if_finite, wrap
 from megatron_rl.actor.packing import assign, group_by_prompt
@@ -50,7 +51,7 @@ class Actor:
         self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         # of each rank of the job; rank 0 hands out rows by it
         self.data_parallel_ranks: list[int] = groups.gather(parallel_state.get_data_parallel_rank())
-        self._reference: list[torch.Tensor] | None = None
+        self._frozen: dict[str, list[torch.Tensor]] = {}  # weights of other models of the policy's shape, by role
         self._replay = True
 
     def parameters(self) -> dict[str, torch.Tensor]:
@@ -175,6 +176,35 @@ class Actor:
 
         self._run(batches, finish, forward_only=True)
 
+    @torch.no_grad()
+    def score_contrast(
+        self, batches: list[MicroBatch], column: str, positive: str, negative: str, alpha: float
+    ) -> None:
+        """Write ``contrast_probs`` of two frozen roles into ``column`` of each micro-batch (on the last stage)."""
+        kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the positive model's, of each micro-batch
+
+        def keep(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
+            policy: PolicyModel = model.module
+            kept[id(batch)] = policy.trained_hidden(hidden, batch).cpu(), policy.output_matrix().detach()
+
+        def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
+            policy: PolicyModel = model.module
+            group = policy.pg_collection.tp
+            batch.columns[column] = contrast_probs(
+                kept[id(batch)],
+                (policy.trained_hidden(hidden, batch), policy.output_matrix()),
+                batch.targets,
+                alpha=alpha,
+                vocab_size=self.arch.vocab,
+                rank=group.rank(),
+                group=group if group.size() > 1 else None,
+                chunk=self.config.logprob_chunk,
+            )
+
+        for role, do in ((positive, keep), (negative, finish)):
+            with self.reference(role):
+                self._run(batches, do, forward_only=True)
+
     def update(
         self, batches: list[MicroBatch], objective: Objective, lr: float, temperature: float = 1.0
     ) -> dict[str, float]:
@@ -231,21 +261,24 @@ class Actor:
         return combined
 
     @torch.no_grad()
-    def freeze_reference(self) -> None:
-        """Keep the present weights as the reference policy (on the host when training on a GPU)."""
-        self._reference = [p.data.detach().to("cpu", copy=True) for c in self.chunks for p in c.parameters()]
+    def freeze_reference(self, role: str = "reference") -> None:
+        """Keep the present weights as those of a frozen role (on the host when training on a GPU)."""
+        self._frozen[role] = [p.data.detach().to("cpu", copy=True) for c in self.chunks for p in c.parameters()]
+
+    def thaw(self) -> None:
+        """Forget all frozen roles."""
+        self._frozen.clear()
 
     @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside, forward passes run the reference policy, whose routers choose for themselves.
+    def reference(self, role: str = "reference") -> Iterator[None]:
+        """Inside, forward passes run a frozen role's policy, whose routers choose for themselves.
 
         It is a fixed policy: forced onto the experts of another, it would drift with that one, and the KL to it would
         miss what the routers have learnt.
         """
-        assert self._reference is not None
         parameters = [p for c in self.chunks for p in c.parameters()]
         live = [p.data for p in parameters]
-        for p, frozen in zip(parameters, self._reference, strict=True):
+        for p, frozen in zip(parameters, self._frozen[role], strict=True):
             p.data = frozen.to(self.device)
         self._replay = False
         try:

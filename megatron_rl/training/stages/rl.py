@@ -16,7 +16,7 @@ from megatron_rl.algorithms.grpo import GRPO
 from megatron_rl.algorithms.mismatch import mismatch
 from megatron_rl.config import Config
 from megatron_rl.rollout.rollout import Rollout
-from megatron_rl.swap.trainer import Swap
+from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step
 from megatron_rl.training.models import Models, Role
@@ -82,7 +82,7 @@ class RL:
         metrics["skipped_updates"] *= updates
         return metrics | measure(policy, everything, len(packed)), credit.tolist()
 
-    def leave(self, models: Models, swap: Swap, at: Progress) -> None:
+    def leave(self, models: Models, swap: Swap | Alone, at: Progress) -> None:
         """As ``Stage.leave``."""
         if self.config.run.export:
             export_policy(self.run, swap, at)
