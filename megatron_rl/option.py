@@ -4,7 +4,7 @@ import math
 from dataclasses import Field, dataclass, field
 from typing import Any, TypeVar
 
-_T = TypeVar("_T", int, float)
+_T = TypeVar("_T", int, float, float | None)
 LARGEST = 2**63 - 1  # whole numbers end up in C
 
 _KEY = "allowed"

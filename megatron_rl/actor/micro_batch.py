@@ -64,6 +64,8 @@ class MicroBatch:
     columns: dict[str, torch.Tensor]  # float32 [n]: its numbers
     lengths: torch.Tensor  # int64 [s]: how many of the n are of each sequence, one after the other, on every rank alike
     samples: torch.Tensor  # int64 [s]: the number of each sequence's sample in the whole batch
+    totals: torch.Tensor  # int64 [s]: how many trained tokens each sequence has on all ranks together
+    places: torch.Tensor  # int64 [n]: which of its sequence's trained tokens each is
     spread: dist.ProcessGroup | None = None  # the context-parallel ranks that hold parts of the sequences
 
     def sequence_sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -78,16 +80,28 @@ class MicroBatch:
             dist.all_reduce(sums, group=self.spread)
         return sums.repeat_interleave(self.lengths, output_size=len(values))
 
-    def over_ranks(self, parts: torch.Tensor) -> torch.Tensor:
-        """``parts``, one of each context-parallel rank, added up; the gradient is that of this rank's own part.
+    def whole(self, values: torch.Tensor) -> torch.Tensor:
+        """As ``TokenBatch.whole``; on the last pipeline stage, collective over context-parallel ranks.
 
-        Losses of the sum that all ranks compute alike then have the right gradient: each rank's of its own tokens.
+        The gradient is that of this rank's own tokens, which is right for a loss that all ranks compute alike.
         """
-        if self.spread is None:
-            return parts
-        whole = parts.detach().clone()
-        dist.all_reduce(whole, group=self.spread)
-        return parts + (whole - parts.detach())
+        longest = int(self.totals.max()) if len(self.totals) else 0
+        own = self._sequences, self.places
+        side_by_side = values.new_zeros(len(self.totals), longest)
+        side_by_side[own] = values.detach()
+        if self.spread is not None:
+            dist.all_reduce(side_by_side, group=self.spread)
+        return side_by_side.index_put(own, values) if values.requires_grad else side_by_side
+
+    def own(self, whole: torch.Tensor) -> torch.Tensor:
+        """As ``TokenBatch.own``."""
+        return whole[self._sequences, self.places]
+
+    @property
+    def _sequences(self) -> torch.Tensor:
+        """Which sequence each of the n tokens is of."""
+        numbers = torch.arange(len(self.lengths), device=self.lengths.device)
+        return numbers.repeat_interleave(self.lengths, output_size=len(self.places))
 
     @property
     def share(self) -> float:
@@ -96,7 +110,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
-        for name in ("inputs", "targets", "positions", "trained", "lengths", "samples"):
+        for name in ("inputs", "targets", "positions", "trained", "lengths", "samples", "totals", "places"):
             setattr(self, name, getattr(self, name).to(device))
         self.columns = {k: v.to(device) for k, v in self.columns.items()}
         for name in ("cu_seqlens_q", "cu_seqlens_kv"):
@@ -151,6 +165,8 @@ def build(
     starts = np.concatenate([[0], np.cumsum(padded)])
     inputs, positions, trained, targets, experts = [], [], [], [], []
     samples: list[int] = []
+    totals: list[int] = []
+    places: list[np.ndarray] = []
     choices = max((s.experts.shape[1] for s in sequences if s.experts is not None), default=0)  # of a token
     kept: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     for row, length, start in zip(rows, padded, starts[:-1] // cp_size, strict=True):
@@ -172,6 +188,9 @@ def build(
         trained.append(at[weighty])
         targets.append(tokens[predicted[weighty]])
         samples.append(row.sequence.sample)
+        before = np.cumsum(weights[1:] != 0)  # trained tokens up to each prediction, this one included
+        totals.append(int(before[-1]) if len(before) else 0)
+        places.append(before[predicted[weighty] - 1] - 1)
         for name in columns:
             kept[name].append(row.sequence.columns[name][predicted[weighty]])
     cu_seqlens = torch.from_numpy(starts.astype(np.int32))
@@ -193,6 +212,8 @@ def build(
         columns={name: _tensor(parts, np.float32) for name, parts in kept.items()},
         lengths=torch.tensor([len(part) for part in targets], dtype=torch.int64),
         samples=torch.tensor(samples, dtype=torch.int64),
+        totals=torch.tensor(totals, dtype=torch.int64),
+        places=_tensor(places, np.int64),
     )
 
 

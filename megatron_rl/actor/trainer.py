@@ -236,6 +236,16 @@ class Actor:
         dist.all_reduce(worst, dist.ReduceOp.MIN)
         return bool(worst)
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks that hold different tokens, of the last pipeline stage, on every rank; on the host."""
+        mine = values.to(self.device)
+        if self.last_stage:
+            dist.all_reduce(mine, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        if self.config.pipeline_parallel > 1:
+            stages = parallel_state.get_pipeline_model_parallel_group()
+            dist.broadcast(mine, dist.get_process_group_ranks(stages)[-1], group=stages)
+        return mine.cpu()
+
     def reduce(self, shares: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Combine per-micro-batch metrics over micro-batches, data and context parallel ranks and pipeline stages."""
         combined: dict[str, float] = {}

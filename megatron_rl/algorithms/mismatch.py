@@ -6,7 +6,7 @@ from math import ceil
 import torch
 
 from megatron_rl.algorithms.config import AlgorithmConfig
-from megatron_rl.algorithms.kl import token_kl
+from megatron_rl.algorithms.terms.kl import token_kl
 
 
 def mismatch(actor: torch.Tensor, engine: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -37,6 +37,8 @@ class Rollout:
     finish: str  # "stop" | "length"
     versions: tuple[tuple[int, int], ...]  # (version of the weights, tokens that they drew), in their order
     experts: np.ndarray | None = None  # int16 [n - 1, layers x top_k]: the engine's choice for tokens[:-1]
+    rewards: np.ndarray | None = None  # float32 [n]: of single tokens, beside that of the whole (a strategy's)
+    weights: np.ndarray | None = None  # float32 [n]: how much each drawn token's loss counts (a strategy's); None: 1
     scored: Any = None  # Scored, once it has been
 
     @property

@@ -1,5 +1,6 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
+from megatron_rl.algorithms.published import PUBLISHED
 from megatron_rl.config import Config
 from megatron_rl.data.registry import held_out, trains_on_files
 from megatron_rl.evaluation.check import check_evaluation
@@ -35,10 +36,12 @@ def _prompts(config: Config) -> list[str]:
     algorithm, rollout, found = config.algorithm, config.rollout, []
     if not config.data.path and trains_on_files(config.data) and (config.run.steps or config.sft.steps):
         found.append("data.path is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
-    if algorithm.advantage == "grpo" and rollout.group_size == 1:
+    published = PUBLISHED.get(algorithm.name)
+    if published and published.grouped and rollout.group_size == 1:
+        ungrouped = " or ".join(name for name, other in PUBLISHED.items() if not other.grouped)
         found.append(
-            "rollout.group_size is 1; algorithm.advantage=grpo compares the completions of one prompt and needs at "
-            "least 2."
+            f"rollout.group_size is 1; algorithm.name={algorithm.name} compares the completions of one prompt and "
+            f"needs at least 2 ({ungrouped} does not)."
         )
     if min(algorithm.minibatches, rollout.prompts_per_step) >= 1 and rollout.prompts_per_step % algorithm.minibatches:
         divisors = [n for n in range(1, rollout.prompts_per_step + 1) if rollout.prompts_per_step % n == 0]

@@ -13,6 +13,7 @@ from megatron_rl.option import allowed
 TYPES = {
     int: "a whole number",
     float: "a number",
+    float | None: "a number or null",
     bool: "true or false",
     str: "text",
     dict[str, float]: "names with numbers",

@@ -40,7 +40,7 @@ def footprint(config: Config, hf_config: Mapping[str, Any]) -> Footprint:
     """What a model that can be sharded as configured needs at least."""
     weight = WEIGHT_BYTES[config.model.dtype]
     optimizer = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if weight < MAIN_WEIGHT_BYTES else 0)
-    reference = weight if config.algorithm.kl_coef > 0 else 0
+    reference = weight if config.algorithm.uses_reference else 0
     parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
     layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]

@@ -30,12 +30,13 @@ class Step:
     metrics: dict[str, float]
     cursor: dict[str, int]  # where the stage's prompts stand behind it
     rollouts: list[Rollout] = field(default_factory=list)  # whose numbers are those of rewards; none: imitation
+    rewards: np.ndarray = field(default_factory=lambda: _NONE)  # float64 [samples]
     groups: np.ndarray = field(default_factory=lambda: _NONE)  # int64 [samples]
+    terms: dict[str, np.ndarray] = field(default_factory=dict)  # float64 [samples] each: what adds up to the rewards
 
-    @property
-    def rewards(self) -> np.ndarray:
-        """float64 [samples]."""
-        return np.array([rollout.scored.reward for rollout in self.rollouts], dtype=np.float64)
+    def learnable(self) -> list[bool]:
+        """Of each mini-batch, whether any of its tokens has a weight."""
+        return [any(row.columns["weight"].any() for row in rows) for rows in self.minibatches]
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Batch:
     columns: list[str]  # of the rows
     rewards: np.ndarray  # float64 [samples], of the whole step, on every rank alike
     groups: np.ndarray  # int64 [samples]: samples of one prompt have one number
+    terms: dict[str, np.ndarray]  # float64 [samples] each: weight x score, what adds up to the rewards
+    learnable: list[bool]  # of each mini-batch, whether any token of any rank has a weight
 
 
 def scatter(step: Step | None, policy: Actor) -> Batch:
@@ -53,9 +56,10 @@ def scatter(step: Step | None, policy: Actor) -> Batch:
     shares: list[Batch] | None = None
     if step is not None:
         parts = [policy.split(rows) for rows in step.minibatches]  # [mini-batch][data-parallel rank]
-        columns = list(step.minibatches[0][0].columns)
+        columns, learnable = list(step.minibatches[0][0].columns), step.learnable()
         of_rank = [
-            Batch([part[rank] for part in parts], columns, step.rewards, step.groups) for rank in range(len(parts[0]))
+            Batch([part[rank] for part in parts], columns, step.rewards, step.groups, step.terms, learnable)
+            for rank in range(len(parts[0]))
         ]
         shares = [of_rank[rank] for rank in policy.data_parallel_ranks]
     return groups.scatter(shares)

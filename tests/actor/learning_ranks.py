@@ -19,7 +19,7 @@ from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.algorithm import CreditBatch
 from megatron_rl.algorithms.config import AlgorithmConfig
-from megatron_rl.algorithms.grpo import GRPO
+from megatron_rl.algorithms.policy.grpo import GRPO
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.tracking.run_folder import RunFolder

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from megatron_rl.algorithms.advantages import group_advantages
+from megatron_rl.algorithms.terms.advantages import group_advantages
 
 GROUPS = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 9)), elements=st.floats(-5, 5, width=32))
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rl.algorithms.aggregation import token_weights
+from megatron_rl.algorithms.terms.aggregation import token_weights
 
 LENGTHS = st.lists(st.integers(0, 50), min_size=1, max_size=12)
 
@@ -35,5 +35,5 @@ def test_the_weighted_sum_is_the_named_mean(lengths: list[int], random) -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="token-mean or seq-mean-token-mean"):
+    with pytest.raises(ValueError, match="token-mean, seq-mean-token-mean or"):
         token_weights([1], "sum")

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_rl.algorithms.advantages import group_advantages
-from megatron_rl.algorithms.aggregation import token_weights
 from megatron_rl.algorithms.check import check_algorithm
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
-from megatron_rl.algorithms.kl import token_kl
+from megatron_rl.algorithms.terms.advantages import group_advantages
+from megatron_rl.algorithms.terms.aggregation import token_weights
+from megatron_rl.algorithms.terms.kl import token_kl
+from megatron_rl.algorithms.terms.surrogates import SURROGATES
 from megatron_rl.option import allowed
 from megatron_rl.settings.rules import violations
 
@@ -29,13 +30,13 @@ def test_the_defaults_are_valid() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "sentence"),
     [
-        ({"advantage": "gae"}, "algorithm.advantage is 'gae'; it must be grpo."),
         ({"std": "n"}, "algorithm.std is 'n'; it must be sample or population."),
         (
             {"aggregation": "token_mean"},
-            "algorithm.aggregation is 'token_mean'; it must be token-mean or seq-mean-token-mean.",
+            "algorithm.aggregation is 'token_mean'; it must be auto, token-mean, seq-mean-token-mean, "
+            "seq-mean-token-sum or seq-mean-token-sum-norm.",
         ),
-        ({"kl_estimator": "k4"}, "algorithm.kl_estimator is 'k4'; it must be k1, k2 or k3."),
+        ({"kl_estimator": "k4"}, "algorithm.kl_estimator is 'k4'; it must be k1, k2, k3 or k3+."),
         ({"std_eps": -1e-6}, "algorithm.std_eps is -1e-06; it must be above 0."),
         ({"std_eps": 0.0}, "algorithm.std_eps is 0.0; it must be above 0."),
         ({"clip_low": 1.5}, "algorithm.clip_low is 1.5; it must be between 0 and 1."),
@@ -102,8 +103,11 @@ def test_every_allowed_name_is_implemented() -> None:
     choices = {field.name: allowed(field).choices for field in dataclasses.fields(AlgorithmConfig)}
     for std in choices["std"]:
         assert group_advantages(np.array([[1.0, 0.0]]), std)[0, 0] > 0
-    for mode in choices["aggregation"]:
-        assert token_weights([2], mode).tolist() == [0.5]
+    weights = {mode: token_weights([2], mode, 4).item() for mode in choices["aggregation"] if mode != "auto"}
+    assert weights == {
+        "token-mean": 0.5, "seq-mean-token-mean": 0.5, "seq-mean-token-sum": 1.0, "seq-mean-token-sum-norm": 0.25
+    }  # fmt: skip
+    assert {*choices["surrogate"]} == {"auto", *SURROGATES}
     for estimator in choices["kl_estimator"]:
         assert token_kl(torch.ones(1), torch.zeros(1), estimator).item() > 0
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from megatron_rl.algorithms.config import AlgorithmConfig
-from megatron_rl.algorithms.correction import (
+from megatron_rl.algorithms.published import settled
+from megatron_rl.algorithms.terms.correction import (
     SequenceSum,
     correction_metrics,
     effective_samples,
     importance_weights,
 )
-from megatron_rl.algorithms.objectives import policy_loss
+from megatron_rl.algorithms.terms.objectives import policy_loss
 
 MODES = [
     ("truncated", "token"),
@@ -32,7 +33,7 @@ def sums_of(lengths: list[int]) -> SequenceSum:
 
 
 def weigh(log_ratios: list[float], lengths: list[int], **options: object) -> tuple[list[float], list[float]]:
-    config = AlgorithmConfig(**options)
+    config = settled(AlgorithmConfig(**options))
     weights, outside = importance_weights(torch.tensor(log_ratios), sums_of(lengths), config)
     return weights.tolist(), outside.tolist()
 
@@ -66,7 +67,9 @@ def test_equals_the_formulas_written_out(correction: str, level: str) -> None:
     generator = torch.Generator().manual_seed(0)
     log_ratios = torch.randn(sum(LENGTHS), generator=generator) * 0.4
     low, high = (0.5, 2.0) if level != "geometric" else (0.9, 1.05)
-    config = AlgorithmConfig(correction=correction, correction_level=level, correction_low=low, correction_high=high)
+    config = settled(
+        AlgorithmConfig(correction=correction, correction_level=level, correction_low=low, correction_high=high)
+    )
     weights, outside = importance_weights(log_ratios, sums_of(LENGTHS), config)
     expected, cut = [], []
     for sequence in (part.tolist() for part in log_ratios.split(LENGTHS)):
@@ -89,7 +92,7 @@ def test_on_policy_nothing_changes(correction: str, level: str) -> None:
     n = sum(LENGTHS)
     logprobs = -torch.rand(n, generator=generator).requires_grad_()
     advantages, token_weights = torch.randn(n, generator=generator), torch.rand(n, generator=generator) / n
-    config = AlgorithmConfig(correction=correction, correction_level=level, correction_low=0.5)
+    config = settled(AlgorithmConfig(correction=correction, correction_level=level, correction_low=0.5))
     old = logprobs.detach()
     weights, outside = importance_weights(old - old.clone(), sums_of(LENGTHS), config)
     assert weights.tolist() == [1.0] * n and outside.tolist() == [0.0] * n
@@ -101,7 +104,7 @@ def test_on_policy_nothing_changes(correction: str, level: str) -> None:
 
 def test_the_surrogate_alone_is_weighted_and_no_gradient_flows_through_the_weights() -> None:
     logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
-    config = AlgorithmConfig(kl_coef=0.1, correction="truncated")
+    config = settled(AlgorithmConfig(kl_coef=0.1, correction="truncated"))
     correction, _ = importance_weights(logprobs - torch.tensor([-1.5, -2.0]), sums_of([2]), config)
     old, reference = logprobs.detach(), torch.tensor([-1.2, -2.1])
     loss, metrics = policy_loss(

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from megatron_rl.algorithms.config import AlgorithmConfig
+from megatron_rl.algorithms.published import settled
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import documented, groups
@@ -179,7 +181,7 @@ def test_parts_of_a_file_may_be_used_again(tmp_path: Path) -> None:
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "empty.yaml"
     file.write_text("# nothing\n")
-    assert load(str(file)) == (Config(), [])
+    assert load(str(file)) == (Config(algorithm=settled(AlgorithmConfig())), [])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ values = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_
     architecture=st.dictionaries(text.filter(bool), st.one_of(values, st.dictionaries(text.filter(bool), values))),
 )
 def test_yaml_round_trip(tmp_path_factory, name: str, seed: int, lr: float, terms: dict, architecture: dict) -> None:
-    config = Config()
+    config = Config(algorithm=settled(AlgorithmConfig()))
     config.run.name, config.run.seed, config.actor.optimizer.lr = name, seed, lr
     config.rewards.terms, config.model.architecture = terms, architecture
     file = tmp_path_factory.getbasetemp() / "round_trip.yaml"

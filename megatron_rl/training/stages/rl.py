@@ -6,21 +6,19 @@ import numpy as np
 import torch
 
 from megatron_rl.actor.micro_batch import MicroBatch
-from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.schedule import learning_rate
 from megatron_rl.actor.trainer import Actor
-from megatron_rl.algorithms.aggregation import token_weights
 from megatron_rl.algorithms.algorithm import Algorithm, CreditBatch, Loss
-from megatron_rl.algorithms.correction import correct, correction_metrics, effective_samples
-from megatron_rl.algorithms.grpo import GRPO
 from megatron_rl.algorithms.mismatch import mismatch
+from megatron_rl.algorithms.registry import make_algorithm
+from megatron_rl.algorithms.terms.correction import correct, correction_metrics, effective_samples
 from megatron_rl.config import Config
-from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step
 from megatron_rl.training.models import Models, Role
 from megatron_rl.training.progress import Progress, export_policy
+from megatron_rl.training.rows import Rows, credited
 from megatron_rl.training.stages.stage import Source
 
 
@@ -33,7 +31,7 @@ class RL:
     def __init__(self, config: Config, run: RunFolder, algorithm: Algorithm | None = None) -> None:
         self.config, self.run = config, run
         self.steps = config.run.steps
-        self.algorithm = algorithm or GRPO(config.algorithm)
+        self.algorithm = algorithm or make_algorithm(config.algorithm)
 
     def enter(self, models: Models, at: Progress) -> None:
         """As ``Stage.enter``."""
@@ -48,7 +46,7 @@ class RL:
             models.policy.sum_as_engine()
 
     def batch(self, source: Source, at: Progress) -> Step:
-        """A rollout, cut into mini-batches of whole groups; the token weights of each add up to 1."""
+        """A rollout, cut into mini-batches of whole groups; the token weights of each add up to 1, or as aggregated."""
         drawn = source.take(at)
         groups, minibatches = drawn.groups, self.config.algorithm.minibatches
         size = len(groups) // minibatches
@@ -56,8 +54,10 @@ class RL:
         rollouts = [rollout for group in groups for rollout in group]
         ends = np.cumsum([0, *(len(group) for group in groups)]).tolist()
         cuts = [(ends[i], ends[i + size]) for i in range(0, len(groups), size)]
-        rows = [self._rows(rollouts[first:last], first) for first, last in cuts]
-        return Step(rows, drawn.metrics, drawn.cursor, rollouts, numbers)
+        rows = Rows(self.config, rollouts)
+        minibatch_rows = [rows.made(first, last) for first, last in cuts]
+        rewards, terms = credited(rollouts, self.config.rewards.terms)
+        return Step(minibatch_rows, drawn.metrics, drawn.cursor, rollouts, rewards, numbers, terms)
 
     def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:
         """As ``Stage.learn``; metrics are averaged over the updates (maxima: the largest)."""
@@ -69,7 +69,8 @@ class RL:
         if "reference" in algorithm.needs:
             with models.frozen("reference") as reference:
                 reference.score(everything, "ref_logprobs", temperature)
-        credit = algorithm.credit(CreditBatch(everything, batch.rewards, batch.groups))
+        ends = everything if policy.last_stage else []
+        credit = algorithm.credit(CreditBatch(ends, batch.rewards, batch.groups, batch.terms, policy.total))
 
         results, updates = [], self.config.algorithm.epochs * len(packed)
         for i in range(updates):
@@ -95,30 +96,13 @@ class RL:
             correct(batch, self.config.algorithm)
         return self.algorithm.loss(batch, logprobs, entropy)
 
-    def _rows(self, rollouts: list[Rollout], first: int) -> list[TrainingRow]:
-        """The rows of one mini-batch, whose samples are numbered from ``first``."""
-        weights = token_weights([rollout.length for rollout in rollouts], self.config.algorithm.aggregation)
-        return [
-            TrainingRow(
-                rollout.tokens,
-                {
-                    "weight": np.where(rollout.drawn, weight, 0.0).astype(np.float32),
-                    "rollout_logprobs": rollout.logprobs,
-                },
-                prompt=rollout.prompt,
-                experts=rollout.experts,
-                sample=first + number,
-            )
-            for number, (rollout, weight) in enumerate(zip(rollouts, weights, strict=True))
-        ]
-
 
 def measure(actor: Actor, rollout: list[MicroBatch], minibatches: int) -> dict[str, float]:
     """The engine's mismatch, and what its correction did, over all tokens of a rollout that has been learned from."""
     shares: list[dict[str, Any]] = []
     for batch in rollout if actor.last_stage else ():
         columns = batch.columns
-        weights = columns["weight"] / minibatches  # those of one mini-batch add up to 1
+        weights = columns.get("share", columns["weight"]) / minibatches  # those of one mini-batch add up to 1
         shares.append(mismatch(columns["old_logprobs"], columns["rollout_logprobs"], weights))
         if "correction" in columns:
             shares[-1] |= correction_metrics(weights, columns["correction"], columns["corrected"])

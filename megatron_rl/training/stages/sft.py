@@ -7,7 +7,7 @@ from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.schedule import learning_rate
 from megatron_rl.algorithms.algorithm import Loss
-from megatron_rl.algorithms.objectives import sft_loss
+from megatron_rl.algorithms.terms.objectives import sft_loss
 from megatron_rl.config import Config
 from megatron_rl.data.sets.conversations import Conversation, Part
 from megatron_rl.data.task import Example

@@ -2,7 +2,7 @@
 
 import torch
 
-ESTIMATORS = ("k1", "k2", "k3")
+ESTIMATORS = ("k1", "k2", "k3", "k3+")
 
 
 def token_kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
@@ -10,8 +10,12 @@ def token_kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str)
 
     k1 = d: unbiased, high variance, can be negative. k2 = d^2 / 2: biased, never negative; on-policy its gradient
     is that of the KL. k3 = exp(-d) - 1 + d: unbiased, low variance, never negative. As verl's core_algos does, k3
-    clamps d to +-20 and its value to 10, so a token beyond either bound has no KL gradient.
+    clamps d to +-20 and its value to 10, so a token beyond either bound has no KL gradient. k3+ has k3's value and
+    k2's gradient, which the expected gradient of k3 is not.
     """
+    if estimator == "k3+":
+        k2 = token_kl(logprobs, ref_logprobs, "k2")
+        return k2 - k2.detach() + token_kl(logprobs, ref_logprobs, "k3").detach()
     d = logprobs - ref_logprobs
     if estimator == "k1":
         return d

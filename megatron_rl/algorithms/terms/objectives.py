@@ -9,7 +9,9 @@ import torch
 
 from megatron_rl.algorithms.algorithm import Loss
 from megatron_rl.algorithms.config import AlgorithmConfig
-from megatron_rl.algorithms.kl import token_kl
+from megatron_rl.algorithms.terms.correction import SequenceSum
+from megatron_rl.algorithms.terms.kl import token_kl
+from megatron_rl.algorithms.terms.surrogates import SURROGATES
 
 
 def policy_loss(
@@ -21,41 +23,45 @@ def policy_loss(
     ref_logprobs: torch.Tensor | None = None,
     entropy: torch.Tensor | None = None,
     correction: torch.Tensor | None = None,
+    *,
+    kl_coef: torch.Tensor | None = None,
+    sequence_sum: SequenceSum | None = None,
+    share: torch.Tensor | None = None,
 ) -> Loss:
-    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7; separate bounds: arXiv 2503.14476) with KL and entropy terms.
+    """A surrogate of ``surrogates`` with KL and entropy terms.
 
-    loss = sum(weights * (c max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef * KL - entropy_coef * entropy))
-    with r = exp(logprobs - old_logprobs), the exponent clamped to +-20 as in verl's core_algos.
+    loss = sum(weights * (c * surrogate + kl_coef * KL - entropy_coef * entropy)); the KL is no term of the loss when it
+    is in the reward.
 
-    old_logprobs: of the policy that sampled (that being trained, detached, before its first update: r = 1).
-    correction: c, the factor of the surrogate alone (``importance_weights``; a constant); 1 when it is not given.
-    ref_logprobs: needed when kl_coef is not 0. entropy: needed when entropy_coef is not 0, else only reported.
+    config: settled (``published.settled``). old_logprobs: of the policy that sampled (that being trained, detached,
+    before its first update: ratio 1). correction: c, the factor of the surrogate alone (``importance_weights``; a
+    constant); 1 when it is not given. ref_logprobs: needed when there is a KL. kl_coef: each token's own, in place of
+    config's. entropy: needed when entropy_coef is not 0, else only reported. sequence_sum: needed by surrogate gspo.
+    share: what each token counts for in the metrics, where that is not its weight (sums over sequences are no means).
     Metrics (detached scalars): loss, policy_loss, ratio, clip_fraction; kl and entropy where their inputs are given.
     """
-    if ref_logprobs is None and config.kl_coef != 0:
+    if ref_logprobs is None and config.uses_reference:
         raise ValueError(f"algorithm.kl_coef is {config.kl_coef} but no reference log-probs were given")
     if entropy is None and config.entropy_coef != 0:
         raise ValueError(f"algorithm.entropy_coef is {config.entropy_coef} but no entropy was given")
-    ratio = (logprobs - old_logprobs).clamp(-20.0, 20.0).exp()
-    unclipped = -ratio * advantages
-    clipped = -ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * advantages
-    surrogate = torch.maximum(unclipped, clipped)
+    surrogate, ratio, clipped = SURROGATES[config.surrogate](logprobs, old_logprobs, advantages, config, sequence_sum)
     if correction is not None:
         surrogate = surrogate * correction.detach()
 
-    terms = {"policy_loss": surrogate, "ratio": ratio, "clip_fraction": (clipped > unclipped).to(ratio.dtype)}
+    terms = {"ratio": ratio, "clip_fraction": clipped.to(ratio.dtype)}
     total = surrogate
     if ref_logprobs is not None:
         terms["kl"] = token_kl(logprobs, ref_logprobs, config.kl_estimator)
-        if config.kl_coef != 0:
-            total = total + config.kl_coef * terms["kl"]
+        if config.uses_reference and config.kl_in == "loss":
+            total = total + (config.kl_coef if kl_coef is None else kl_coef) * terms["kl"]
     if entropy is not None:
         terms["entropy"] = entropy
         if config.entropy_coef != 0:  # an entropy that is only reported should cost no backward pass
             total = total - config.entropy_coef * entropy
     loss = (weights * total).sum()
-    metrics = {name: (weights * term.detach()).sum() for name, term in terms.items()}
-    return loss, {"loss": loss.detach(), **metrics}
+    metrics = {"loss": loss.detach(), "policy_loss": (weights * surrogate.detach()).sum()}
+    share = weights if share is None else share
+    return loss, metrics | {name: (share * term.detach()).sum() for name, term in terms.items()}
 
 
 def sft_loss(logprobs: torch.Tensor, weights: torch.Tensor) -> Loss:

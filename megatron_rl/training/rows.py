@@ -1,0 +1,77 @@
+"""Rollouts as rows to learn from: what each token weighs, and what goes with it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.algorithms.published import settled
+from megatron_rl.algorithms.terms.aggregation import SUMS, token_weights
+from megatron_rl.config import Config
+from megatron_rl.rollout.rollout import Rollout
+
+
+class Rows:
+    """The rows of one step's rollouts, which all have the same columns."""
+
+    def __init__(self, config: Config, rollouts: Sequence[Rollout]) -> None:
+        self.options, self.rollouts = settled(config.algorithm), rollouts
+        self.longest = self.options.aggregation_length or config.rollout.max_new_tokens
+        self.rewarded = any(rollout.rewards is not None for rollout in rollouts)
+        weighted = any(rollout.weights is not None for rollout in rollouts)
+        self.shared = weighted or self.options.aggregation in SUMS  # weights that do not add up to 1
+
+    def made(self, first: int, last: int) -> list[TrainingRow]:
+        """Those of one mini-batch: of the samples ``first`` up to ``last``."""
+        rollouts = self.rollouts[first:last]
+        lengths = [rollout.length if self._learned(rollout) else 0 for rollout in rollouts]
+        weights = token_weights(lengths, self.options.aggregation, self.longest)
+        shares = token_weights(lengths, "token-mean")
+        return [
+            TrainingRow(
+                rollout.tokens,
+                self._columns(rollout, weight, share),
+                prompt=rollout.prompt,
+                experts=rollout.experts,
+                sample=first + number,
+            )
+            for number, (rollout, weight, share) in enumerate(zip(rollouts, weights, shares, strict=True))
+        ]
+
+    def _learned(self, rollout: Rollout) -> bool:
+        return not (self.options.truncated == "mask" and rollout.finish == "length")
+
+    def _columns(self, rollout: Rollout, weight: float, share: float) -> dict[str, np.ndarray]:
+        weights = np.where(rollout.drawn, weight, 0.0)
+        if rollout.weights is not None:
+            weights = weights * rollout.weights
+        columns = {"weight": weights.astype(np.float32), "rollout_logprobs": rollout.logprobs}
+        if self.shared:
+            columns["share"] = np.where(rollout.drawn, share, 0.0).astype(np.float32)
+        if self.rewarded:
+            given = rollout.rewards
+            columns["token_reward"] = np.zeros(len(rollout.tokens), np.float32) if given is None else given
+        if self.options.kl_coefs:
+            coef = self.options.kl_coefs.get(rollout.example.data_source, self.options.kl_coef)
+            columns["kl_coef"] = np.full(len(rollout.tokens), coef, np.float32)
+        return columns
+
+
+def credited(rollouts: Sequence[Rollout], terms: Mapping[str, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Every sample's reward, float64 [samples], and the parts that add up to it: term -> weight x score, the same.
+
+    A completion that could not be scored has its reward in equal parts.
+    """
+    rewards = np.array([rollout.scored.reward for rollout in rollouts], dtype=np.float64)
+    parts = {
+        term: np.array(
+            [
+                weight * score
+                if (score := rollout.scored.components.get(f"{term}/score")) is not None
+                else rollout.scored.reward / len(terms)
+                for rollout in rollouts
+            ]
+        )
+        for term, weight in terms.items()
+    }
+    return rewards, parts
