@@ -36,14 +36,19 @@ with ``p99_`` has a value per token [n], not negative, of which the 99th percent
 class Actor:
     """A sharded policy. Every method is collective: all ranks call it with the same arguments."""
 
-    def __init__(self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str) -> None:
-        """Build this rank's shard and fill it from a Hugging Face folder (no rank reads the full model)."""
+    def __init__(
+        self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str, trained: bool = True
+    ) -> None:
+        """Build this rank's shard and fill it from a Hugging Face folder (no rank reads the full model).
+
+        One that is not ``trained`` has no gradients, and routers that choose for themselves.
+        """
         self.hf_config, self.config = hf_config, config
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.arch = read_architecture(hf_config)
         self.device = accelerator.device()
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
-        self.wrapped = wrap(self.chunks)
+        self.wrapped: list[Any] = wrap(self.chunks) if trained else list(self.chunks)
         self.fused = transformer_engine()
         self.load(model_folder)
         self.optimizer: Any = None
@@ -52,7 +57,7 @@ class Actor:
         # of each rank of the job; rank 0 hands out rows by it
         self.data_parallel_ranks: list[int] = groups.gather(parallel_state.get_data_parallel_rank())
         self._frozen: dict[str, list[torch.Tensor]] = {}  # weights of other models of the policy's shape, by role
-        self._replay = True
+        self._replay = trained
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """This rank's live parameters by local name, "{chunk}/{name}"."""
@@ -162,7 +167,7 @@ class Actor:
         return results
 
     def _logprobs(self, model: Any, batch: MicroBatch, hidden: torch.Tensor, temperature: float) -> Any:
-        policy: PolicyModel = model.module
+        policy: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
         return policy.logprobs(
             hidden, batch, temperature=temperature, vocab_size=self.arch.vocab, chunk=self.config.logprob_chunk
         )
@@ -184,11 +189,11 @@ class Actor:
         kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the positive model's, of each micro-batch
 
         def keep(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
-            policy: PolicyModel = model.module
+            policy: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
             kept[id(batch)] = policy.trained_hidden(hidden, batch).cpu(), policy.output_matrix().detach()
 
         def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
-            policy: PolicyModel = model.module
+            policy: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
             group = policy.pg_collection.tp
             batch.columns[column] = contrast_probs(
                 kept[id(batch)],

@@ -9,6 +9,7 @@ from megatron_rl.actor.trainer import Actor
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.fingerprint import fingerprint
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.tracking.run_folder import RunFolder
 
 
@@ -16,7 +17,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 class Role:
     """One set of weights and what it is for."""
 
-    name: str  # policy | reference | positive | negative
+    name: str  # policy | reference | positive | negative | teacher
     folder: Path  # Hugging Face folder of its first weights
     trained: bool = True
 
@@ -25,6 +26,7 @@ class Models:
     """Every rank's shards; methods are collective."""
 
     def __init__(self, run: RunFolder, config: Config) -> None:
+        self._config = config
         self.roles = {"policy": Role("policy", run.model_folder())}
         self.policy = Actor(run.hf_config(), config.actor, config.model.dtype, str(run.model_folder()))
         self._holds: Path | None = run.model_folder()  # the folder whose weights the policy has; None: others
@@ -69,6 +71,21 @@ class Models:
         """Forget all frozen roles."""
         self.policy.thaw()
         self.roles = {name: role for name, role in self.roles.items() if role.trained}
+
+    def teach(self, role: Role, expected: str) -> None:
+        """Have a frozen model of a shape of its own beside the policy, at the policy's parallel sizes: ``teacher``.
+
+        Raises InputError when the folder is not the one whose ``fingerprint`` is ``expected``.
+        """
+        if fingerprint(role.folder) != expected:
+            raise InputError(
+                f"The weights in {role.folder} are not those of the teacher that this run began with: restore them, or "
+                "begin a new run with run.resume=never."
+            )
+        config = self._config
+        shape = read_hf_config(role.folder)
+        self.teacher = Actor(shape, config.actor, config.model.dtype, str(role.folder), trained=False)
+        self.roles[role.name] = role
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[Actor]:

@@ -1,5 +1,6 @@
 """Reinforcement learning: rollouts of the present policy, credit for what they were worth, updates, a swap."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,9 @@ class RL:
             folder = at.reference_folder(self.run)
             assert folder is not None
             models.freeze(Role("reference", folder, trained=False), at.reference["hash"])
+        if "teacher" in self.algorithm.needs:
+            teacher = Path(self.config.algorithm.teacher)
+            models.teach(Role("teacher", teacher, trained=False), at.expect(self.run, "teacher", teacher))
         models.policy.new_optimizer(self.config.actor.optimizer)
         if self.config.rollout.true_on_policy:
             models.policy.sum_as_engine()
@@ -69,6 +73,8 @@ class RL:
         if "reference" in algorithm.needs:
             with models.frozen("reference") as reference:
                 reference.score(everything, "ref_logprobs", temperature)
+        if "teacher" in algorithm.needs:
+            models.teacher.score(everything, "teacher_logprobs", temperature)
         ends = everything if policy.last_stage else []
         credit = algorithm.credit(CreditBatch(ends, batch.rewards, batch.groups, batch.terms, policy.total))
 
