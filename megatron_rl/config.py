@@ -6,7 +6,7 @@ A recipe is a function that returns a ``Config``. This module imports no torch.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
+from megatron_rl.actor.config import ActorConfig, CriticConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
 from megatron_rl.algorithms.pairs.config import PreferenceConfig
 from megatron_rl.data.config import DataConfig
@@ -16,6 +16,7 @@ from megatron_rl.option import choice, number
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import RolloutConfig, Served
 from megatron_rl.tracking.config import TrackingConfig
+from megatron_rl.training.config import AlarmsConfig
 
 STAGES = ("sft", "preference", "rl")  # in the order in which a run goes through them
 
@@ -47,12 +48,14 @@ class Config:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     preference_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
     def chain(self) -> dict[str, int]:
         """The stages of the run in their order, and their steps; RL with none where it only evaluates."""

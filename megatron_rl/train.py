@@ -20,7 +20,7 @@ environment variables.
 
 import sys
 
-from megatron_rl.actor import checkpoint, groups
+from megatron_rl.actor import groups
 from megatron_rl.config import Config
 from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.system import processes, stop
@@ -28,7 +28,7 @@ from megatron_rl.system.screen import activity
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import scatter
 from megatron_rl.training.controller import Controller, Elsewhere
-from megatron_rl.training.guard import require_agreement, require_finite
+from megatron_rl.training.guard import require_agreement, require_calm, require_finite
 from megatron_rl.training.models import Models
 from megatron_rl.training.progress import Progress, restore, write_checkpoint
 from megatron_rl.training.stages import first_stage, stages
@@ -51,9 +51,8 @@ def train(run: RunFolder, config: Config) -> None:
     remaining = stages(config, run, at)
     remaining[0].enter(models, at)
     if newest:
-        checkpoint.load(models.policy, newest)
-        models.changed()
-    controller.begin(at, swap.plan_hash)
+        models.load(newest)
+    controller.begin(at, swap.plan_hash, newest)
     swap(at.version)
     if "before" not in at.evaluations:
         evaluate(controller, at, "before")
@@ -69,7 +68,7 @@ def train(run: RunFolder, config: Config) -> None:
             with controller.clock.span("update"):
                 metrics, credit = stage.learn(models, batch, at.step)
             models.changed()
-            require_finite(metrics, models.policy, controller, at, config.run.not_finite)
+            require_finite(metrics, models, controller, at, config.run.not_finite)
             at.step += 1
             last = at.step == stage.steps
             if stage.samples or last:
@@ -79,6 +78,7 @@ def train(run: RunFolder, config: Config) -> None:
             controller.record(at, metrics, credit)
             if stage.samples:
                 require_agreement(metrics, controller, at, config.algorithm)
+                require_calm(controller, at, config.alarms.action)
             if last or (stage.samples and due(config.evaluation.every, at)):
                 evaluate(controller, at, label(stage, at))
             stopping = not last and groups.share(controller.stopping())
@@ -107,9 +107,9 @@ def evaluate(controller: Controller | Elsewhere, at: Progress, label: str) -> No
 def save(run: RunFolder, models: Models, at: Progress, controller: Controller | Elsewhere, keep: int) -> None:
     """A checkpoint of where the run stands."""
     activity("saving a checkpoint")
-    controller.settle(at)
+    files = controller.settle(at)
     with controller.clock.span("checkpoint"):
-        write_checkpoint(run, models, at, keep)
+        write_checkpoint(run, models, at, keep, files)
 
 
 def label(stage: Stage, at: Progress) -> str:

@@ -1,4 +1,6 @@
-"""Checkpoints of the actor in Megatron's torch_dist format: weights, optimiser, random state and position.
+"""Checkpoints of the trained models in Megatron's torch_dist format: weights, optimisers, random state and position.
+
+The policy's tensors have Megatron's names; those of a model beside it (a critic) have them behind its own, "critic.".
 
 A checkpoint loads at any sharding; at the same one training continues bit-identically. It is written into a
 hidden folder, flushed and renamed when complete (``checkpoint_folder``), so a folder named step-* was whole.
@@ -7,6 +9,7 @@ hidden folder, flushed and renamed when complete (``checkpoint_folder``), so a f
 import json
 import multiprocessing
 import shutil
+from collections.abc import Mapping
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from types import MethodType
@@ -17,18 +20,41 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.optimizer import distrib_optimizer
 
 from megatron_rl.actor import accelerator, groups
-from megatron_rl.actor.checkpoint_folder import STATE, all_checkpoints, list_files, read_sizes, read_state
+from megatron_rl.actor.checkpoint_folder import (
+    BESIDE,
+    STATE,
+    all_checkpoints,
+    list_files,
+    read_beside,
+    read_sizes,
+    read_state,
+)
 from megatron_rl.actor.checkpoint_folder import latest as latest  # with this module's other functions
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.errors import InputError
 from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
 
+_NONE: dict[str, Actor] = {}
 
-def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int) -> Path:
-    """Write folder/step-{name} and delete all but the ``keep`` newest; collective."""
+Beside = Mapping[str, Actor]
+"""Trained models beside the policy, by name."""
+
+
+def save(
+    actor: Actor,
+    folder: Path,
+    name: str,
+    state: dict[str, Any],
+    keep: int,
+    files: Mapping[str, bytes] | None = None,
+    beside: Beside = _NONE,
+) -> Path:
+    """Write folder/step-{name}, with rank 0's ``files`` in it, and delete all but the ``keep`` newest; collective."""
     accelerator.adapt()
     if filesystem_async._results_queue is None:
         # As Megatron's own, but it dies with this process; without CUDA it can fork instead of importing the trainer
@@ -43,10 +69,14 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
         partial.mkdir(parents=True)
     groups.barrier()
     try:
-        dist_checkpointing.save(_state_dict(actor, loading=False), str(partial))
+        dist_checkpointing.save(_state_dict(actor, beside, loading=False), str(partial))
         if dist.get_rank() == 0:
             content = {"state": state, "sizes": vars(actor.config.sizes())}
+            if beside:
+                content[BESIDE] = {other: {} for other in beside}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            for file, value in (files or {}).items():
+                (partial / file).write_bytes(value)
             list_files(partial)
             shutil.rmtree(target, ignore_errors=True)  # left by an attempt that was resumed from an earlier step
             rename_folder(partial, target)
@@ -60,23 +90,26 @@ def save(actor: Actor, folder: Path, name: str, state: dict[str, Any], keep: int
 
 
 @torch.no_grad()
-def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
-    """Restore weights, optimiser and, at the same sharding, random state; returns the saved position. Collective.
+def load(actor: Actor, checkpoint: Path, beside: Beside = _NONE) -> dict[str, Any]:
+    """Restore weights, optimisers and, at the same sharding, random state; returns the saved position. Collective.
 
-    The actor has the optimiser of the stage that the checkpoint was written in.
+    The models have the optimisers of the stage that the checkpoint was written in. Raises InputError when the
+    checkpoint does not hold one of those ``beside`` the policy.
     """
     accelerator.adapt()
+    if missing := beside.keys() - read_beside(checkpoint):
+        raise InputError(
+            f"{checkpoint} holds no {min(missing)}: the run was without one when it was written. Continue it as it was "
+            "(algorithm.name), or begin a new run from its policy (model.path)."
+        )
     same = read_sizes(checkpoint) == vars(actor.config.sizes())
-    content = _state_dict(actor, loading=True)
+    content = _state_dict(actor, beside, loading=True)
     if not same:
         del content["rng"]
     loaded = dist_checkpointing.load(content, str(checkpoint))
-    for i, chunk in enumerate(actor.chunks):
-        chunk.load_state_dict(loaded[f"model{i}"])
-    actor.optimizer.load_state_dict(loaded["optimizer"])
-    for optimizer in _torch_optimizers(actor):
-        for entry in optimizer.optimizer.state.values():
-            entry["step"] = entry["step"].clone()  # loading leaves all parameters with one shared tensor
+    _restore(actor, loaded)
+    for name, other in beside.items():
+        _restore(other, loaded[name])
     if same:
         rng = loaded["rng"]
         torch.set_rng_state(rng["cpu"])
@@ -85,18 +118,20 @@ def load(actor: Actor, checkpoint: Path) -> dict[str, Any]:
     return read_state(checkpoint)
 
 
-def _state_dict(actor: Actor, *, loading: bool) -> dict[str, Any]:
+def _restore(actor: Actor, loaded: dict[str, Any]) -> None:
+    for i, chunk in enumerate(actor.chunks):
+        chunk.load_state_dict(loaded[f"model{i}"])
+    actor.optimizer.load_state_dict(loaded["optimizer"])
     for optimizer in _torch_optimizers(actor):
-        _complete(optimizer)
-    metadata = {
-        "distrib_optim_sharding_type": "fully_reshardable",  # the type that loads at any sharding
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
-    content: dict[str, Any] = {
-        f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(actor.chunks)
-    }
-    content["optimizer"] = actor.optimizer.sharded_state_dict(dict(content), is_loading=loading, metadata=metadata)
+        for entry in optimizer.optimizer.state.values():
+            entry["step"] = entry["step"].clone()  # loading leaves all parameters with one shared tensor
+
+
+def _state_dict(actor: Actor, beside: Beside, *, loading: bool) -> dict[str, Any]:
+    content = _trained(actor, loading)
+    for name, other in beside.items():
+        content[name] = _trained(other, loading)
+        add_prefix_for_sharding(content[name], f"{name}.")
     rng = {
         "cpu": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(),
@@ -111,6 +146,22 @@ def _state_dict(actor: Actor, *, loading: bool) -> dict[str, Any]:
         ),
     ]
     content["rng"] = ShardedObject("rng", rng, tuple(p[0] for p in places), tuple(p[1] for p in places))
+    return content
+
+
+def _trained(actor: Actor, loading: bool) -> dict[str, Any]:
+    """Weights and optimiser of one model."""
+    for optimizer in _torch_optimizers(actor):
+        _complete(optimizer)
+    metadata = {
+        "distrib_optim_sharding_type": "fully_reshardable",  # the type that loads at any sharding
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    content: dict[str, Any] = {
+        f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(actor.chunks)
+    }
+    content["optimizer"] = actor.optimizer.sharded_state_dict(dict(content), is_loading=loading, metadata=metadata)
     return content
 
 

@@ -17,6 +17,7 @@ from megatron_rl.resharding.convert.inspect import contents
 from megatron_rl.system.files import flush
 
 STATE = "state.json"
+BESIDE = "beside"  # key of the state file: the trained models beside the policy, where there are any
 FILES = "files.json"  # name -> [bytes, hash]; the hash of large files, which would have to be read for it, is empty
 _HASHED = 1 << 20  # bytes of the largest file that is hashed
 _NAME = re.compile(r"step-\d+(-\d+)*")  # not a copy that somebody has made
@@ -41,6 +42,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def read_sizes(checkpoint: Path) -> dict[str, int]:
     """The parallel sizes it was written at. Raises InputError naming a file that is damaged."""
     return _state_file(checkpoint, "sizes")
+
+
+def read_beside(checkpoint: Path) -> set[str]:
+    """The trained models that it holds beside the policy. Raises InputError naming a file that is damaged."""
+    return set(_state_file(checkpoint, BESIDE, {}))
 
 
 def list_files(checkpoint: Path) -> None:
@@ -115,13 +121,13 @@ def _described(path: Path) -> list[Any]:
     return [size, xxhash.xxh3_64_hexdigest(path.read_bytes()) if size <= _HASHED else ""]
 
 
-def _state_file(checkpoint: Path, key: str) -> dict[str, Any]:
+def _state_file(checkpoint: Path, key: str, absent: dict[str, Any] | None = None) -> dict[str, Any]:
     path = checkpoint / STATE
     if not path.is_file():
         raise InputError(f"{path} is missing: the checkpoint is not complete.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))[key]
-    except (ValueError, TypeError, KeyError):
+        content = json.loads(path.read_text(encoding="utf-8")).get(key, absent)
+    except (ValueError, TypeError, AttributeError):
         content = None
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it does not say what was written.")

@@ -32,6 +32,16 @@ class OptimizerConfig:
 
 
 @dataclass
+class CriticConfig:
+    """The value model that algorithm.name=ppo trains beside the policy, sharded as the actor is."""
+
+    path: str = ""  # Hugging Face folder that it starts from; empty: the policy's at the beginning of RL
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5))
+    warmup_steps: int = number(0, least=0)  # first RL steps, in which the critic alone learns
+    clip: float = number(0.2, above=0)  # how far a value may move from that at the rollout, in units of the reward
+
+
+@dataclass
 class ActorConfig:
     """The trainer ranks: world size = tensor x pipeline x context x data parallel."""
 

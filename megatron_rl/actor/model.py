@@ -19,6 +19,7 @@ from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.modules.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_packed_rotary
 from megatron_rl.actor.modules.logprobs import token_logprobs
 from megatron_rl.actor.modules.routing import replay_routing
+from megatron_rl.actor.modules.scalar import ScalarHead
 from megatron_rl.actor.modules.true_on_policy import ColumnParallel, RowParallel
 from megatron_rl.resharding.families.architecture import Architecture
 
@@ -82,6 +83,14 @@ class PolicyModel(GPTModel):
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()  # type: ignore[no-any-return]
         return self.output_layer.weight  # type: ignore[no-any-return]
+
+    def values(self, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """The scalar head's number (float32 [n]) of the trained positions: what is known before the token they predict.
+
+        hidden: this stage's output [t, 1, h].
+        """
+        found: torch.Tensor = self.output_layer(hidden, self.pg_collection.tp)
+        return found.index_select(0, batch.trained)
 
 
 def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> TransformerConfig:
@@ -204,6 +213,8 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             vp_stage=vp_stage,
         )
         frequencies = arch.inverse_frequencies().to(accelerator.device())
+        if arch.scalar and last:
+            model.output_layer = ScalarHead(megatron)  # in the place of a matrix that never gets weights
         if transformer_engine():
             model.rotary_pos_emb.inv_freq = frequencies
         else:

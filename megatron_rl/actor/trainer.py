@@ -1,4 +1,4 @@
-"""The policy being trained, as one rank sees it: forward passes, update steps and its reference."""
+"""A model that is trained, as one rank sees it: forward passes, update steps and its reference."""
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -27,21 +27,24 @@ from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.load import load_hf
 
 _FP8 = 16  # Transformer Engine's FP8 products want multiples of so many rows
-Objective = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""(log-probs [n], entropy [n], their micro-batch) -> (loss, metrics). Loss and metrics are this micro-batch's share of
-sums over the whole mini-batch; a metric whose name starts with ``max_`` is a maximum instead, and one whose name starts
-with ``p99_`` has a value per token [n], not negative, of which the 99th percentile is taken."""
+Objective = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(log-probs [n], entropy [n], their micro-batch) -> (loss, metrics), or (values [n], their micro-batch) with a scalar
+head. Loss and metrics are this micro-batch's share of sums over the whole mini-batch; a metric whose name starts with
+``max_`` is a maximum instead, and one whose name starts with ``p99_`` has a value per token [n], not negative, of which
+the 99th percentile is taken."""
 
 
 class Actor:
-    """A sharded policy. Every method is collective: all ranks call it with the same arguments."""
+    """A sharded policy, or a model with a scalar head. Every method is collective: all ranks call it with the same
+    arguments."""
 
     def __init__(
         self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str, trained: bool = True
     ) -> None:
         """Build this rank's shard and fill it from a Hugging Face folder (no rank reads the full model).
 
-        One that is not ``trained`` has no gradients, and routers that choose for themselves.
+        ``hf_config`` says which head it has (``families.with_scalar_head``). One that is not ``trained`` has no
+        gradients, and routers that choose for themselves.
         """
         self.hf_config, self.config = hf_config, config
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -166,18 +169,21 @@ class Actor:
         )
         return results
 
-    def _logprobs(self, model: Any, batch: MicroBatch, hidden: torch.Tensor, temperature: float) -> Any:
-        policy: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
-        return policy.logprobs(
+    def _outputs(self, model: Any, batch: MicroBatch, hidden: torch.Tensor, temperature: float) -> Seq[torch.Tensor]:
+        """What the head says of the trained positions: values, or log-probs and entropy."""
+        head: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
+        if self.arch.scalar:
+            return (head.values(hidden, batch),)
+        return head.logprobs(
             hidden, batch, temperature=temperature, vocab_size=self.arch.vocab, chunk=self.config.logprob_chunk
         )
 
     @torch.no_grad()
     def score(self, batches: list[MicroBatch], column: str, temperature: float = 1.0) -> None:
-        """Write the policy's log-probs into ``column`` of each micro-batch (on the last pipeline stage)."""
+        """Write log-probs, or a scalar head's values, into ``column`` of each micro-batch (on the last stage)."""
 
         def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
-            batch.columns[column] = self._logprobs(model, batch, hidden, temperature)[0]
+            batch.columns[column] = self._outputs(model, batch, hidden, temperature)[0]
 
         self._run(batches, finish, forward_only=True)
 
@@ -219,8 +225,7 @@ class Actor:
         """
 
         def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
-            logprobs, entropy = self._logprobs(model, batch, hidden, temperature)
-            loss, metrics = objective(logprobs, entropy, batch)
+            loss, metrics = objective(*self._outputs(model, batch, hidden, temperature), batch)
             return loss, torch.zeros((), dtype=torch.int, device=loss.device), metrics
 
         for chunk in self.wrapped:

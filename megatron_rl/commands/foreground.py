@@ -52,7 +52,7 @@ def run_server(chosen: Mapping[str, Any], env: Mapping[str, str], key: str, said
     host, port = chosen["host"], chosen["port"]
     check_address(host, port)
     url, deadline = address(host, port), time.monotonic() + seconds
-    with scratch.made() as folder, _stopped() as stop:
+    with scratch.made() as folder, stopped() as stop:
         server = ServerProcess("serve", chosen, env, folder, folder / "server.log")
         print(f"Starting SGLang with {chosen['model-path']} …", flush=True)
         server.start()
@@ -89,7 +89,7 @@ class _Stop(threading.Event):
 
 
 @contextlib.contextmanager
-def _stopped() -> Iterator[_Stop]:
+def stopped() -> Iterator[_Stop]:
     """An event that SIGINT, SIGTERM and SIGHUP set."""
     event = _Stop()
 

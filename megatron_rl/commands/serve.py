@@ -1,17 +1,21 @@
-"""``megatron-rl serve``: a trained policy behind SGLang's OpenAI-compatible API."""
+"""``megatron-rl serve``: a trained policy behind SGLang's OpenAI-compatible API, or a reward model behind HTTP."""
 
 import argparse
 import os
 import secrets
 import shlex
+import threading
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from megatron_rl.actor.checkpoint_folder import damage, latest, read_state
-from megatron_rl.commands.foreground import address, check_address, run_server
+from megatron_rl.commands.foreground import address, check_address, run_server, stopped
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.families.table import scalar_head
+from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.rewards.reward_model import KEY as REWARD_KEY
 from megatron_rl.rollout.sglang.servers.process import ALIASES, environment, on_this_machine
 from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.settings.written import read_value
@@ -41,6 +45,13 @@ def serve(options: argparse.Namespace) -> int:
             raise InputError(f"--{name.replace('_', '-')} {given} must be above 0.")
     check_address(options.host, options.port)
     folder, key = model_folder(Path(options.checkpoint)), os.environ.get(KEY) or secrets.token_hex(16)
+    if scalar_head(read_hf_config(folder)):
+        if options.args or options.tensor_parallel > 1:
+            raise InputError(
+                f"{folder} is a reward model, which is served on CPUs without SGLang: leave "
+                f"{options.args[0] if options.args else '--tensor-parallel'} away."
+            )
+        return _serve_rewards(folder, options.host, options.port, key, options.threads)
     chosen = server_options(folder, options, key)
     env = environment(options.threads, options.tensor_parallel, None)
     said = _how_to_call(address(options.host, options.port), folder, key)
@@ -122,4 +133,29 @@ def _how_to_call(url: str, folder: Path, key: str) -> str:
         f"Serving at {url}/v1, key {key} (Ctrl-C ends it). For example:\n"
         f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
         f"-d '{body}'"
+    )
+
+
+def _serve_rewards(folder: Path, host: str, port: int, key: str, threads: int) -> int:
+    from megatron_rl.rewards.serving.scorer import Scorer  # torch
+    from megatron_rl.rewards.serving.server import make_server
+
+    with stopped() as stop:
+        print(f"Loading the reward model {folder} …", flush=True)
+        server = make_server(Scorer(folder, threads), host, port, key)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        print(_how_to_ask(address(host, port), key), flush=True)
+        stop.wait()
+        server.shutdown()
+        server.server_close()
+    return 128 + stop.signal
+
+
+def _how_to_ask(url: str, key: str) -> str:
+    body = '{"inputs": [{"prompt": "…", "response": "…"}]}'
+    return (
+        f"Serving rewards at {url}/score, key {key} (Ctrl-C ends it). For example:\n"
+        f"  curl {url}/score -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'\n"
+        f"As a reward: {REWARD_KEY}={key} {program()} train RECIPE rewards.terms.reward_model=1.0 "
+        f"rewards.args.reward_model.url={url}"
     )

@@ -5,13 +5,19 @@ from pathlib import Path
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import file_problem, is_local
+from megatron_rl.data.order.mixture import parts, problems
+from megatron_rl.data.order.selection import read_history
 from megatron_rl.data.registry import check_options, file_columns, find_task
 from megatron_rl.errors import InputError
 
 
 def check_data(data: DataConfig) -> list[str]:
     """What is wrong beside the values of single options, one sentence each; empty when nothing is."""
-    found: list[str] = []
+    if data.mixture:
+        if found := problems(data):
+            return found
+        return [f"data.mixture.{name}: {said}" for name, part in parts(data).items() for said in check_data(part)]
+    found = _check_order(data)
     try:
         find_task(data.task)
     except InputError as error:
@@ -19,6 +25,38 @@ def check_data(data: DataConfig) -> list[str]:
     if columns := file_columns(data):
         found += _check_files(data) + _check_columns(data, columns)
     return found + check_options(data)
+
+
+def _check_order(data: DataConfig) -> list[str]:
+    """Curriculum, selection and repetition."""
+    found, curriculum, selection = [], data.curriculum, data.selection
+    if curriculum.by == "column" and not curriculum.column:
+        found.append("data.curriculum.by=column needs data.curriculum.column, the column that says how hard a row is.")
+    if curriculum.by != "column" and curriculum.column:
+        found.append(f"data.curriculum.column={curriculum.column} is used with data.curriculum.by=column only; set it.")
+    if curriculum.low > curriculum.high:
+        found.append(
+            f"data.curriculum.low is {curriculum.low}, above data.curriculum.high, which is {curriculum.high}: no "
+            "accuracy lies between them."
+        )
+    if selection.rank_by_accuracy_std:
+        try:
+            read_history(selection.rank_by_accuracy_std)
+        except InputError as error:
+            found.append(str(error))
+    elif selection.key:
+        found.append("data.selection.key is used with data.selection.rank_by_accuracy_std only; set that, or leave it.")
+    if data.repeat_to_batch and curriculum.by != "none":
+        found.append(
+            f"data.repeat_to_batch={data.repeat_to_batch} fills every batch with the same examples, which leaves "
+            f"nothing for data.curriculum.by={curriculum.by} to choose; set one of them to 0 or none."
+        )
+    if data.repeat_to_batch and 0 < selection.count < data.repeat_to_batch:
+        found.append(
+            f"data.repeat_to_batch is {data.repeat_to_batch}, more than data.selection.count ({selection.count}) "
+            "leaves: lower it."
+        )
+    return found
 
 
 def _check_files(data: DataConfig) -> list[str]:

@@ -7,6 +7,31 @@ from megatron_rl.option import choice, number
 
 
 @dataclass
+class CurriculumConfig:
+    """Which training examples come when, in RL."""
+
+    by: str = choice("none", "column", "accuracy")  # column: the easiest first | accuracy: those right now and then
+    column: str = ""  # by=column: how hard a row is: a number, or a text with one in it (Level 3); a.b: b inside a
+    hard: str = choice("high", "low")  # by=column: which of its values are the hard ones
+    schedule: str = choice("linear", "step")  # by=column: how the share of rows that are drawn from grows to all
+    start: float = number(0.2, above=0, most=1)  # by=column: that share at the first step, of the easiest
+    stages: int = number(4, least=1)  # schedule=step: it grows in so many equal jumps
+    until: float = number(1.0, above=0, most=1)  # by=column: share of run.steps after which all rows are drawn from
+    low: float = number(0.1, least=0, most=1)  # by=accuracy: rows with a running accuracy from here …
+    high: float = number(0.9, least=0, most=1)  # … to here are preferred, and those that were not drawn yet
+    explore: float = number(0.1, least=0, most=1)  # by=accuracy: share of the other rows that are drawn all the same
+
+
+@dataclass
+class SelectionConfig:
+    """Which training examples there are, of those that the task has."""
+
+    rank_by_accuracy_std: str = ""  # JSON file, row -> accuracies in an earlier run: what varied most goes first
+    key: str = ""  # the column with the names that the rows have in that file; empty: their numbers, from 0
+    count: int = number(0, least=0)  # only the first so many, in that order; 0: all
+
+
+@dataclass
 class DataConfig:
     """A task yields examples for training and for evaluation."""
 
@@ -27,3 +52,7 @@ class DataConfig:
     bad_rows: str = choice("error", "drop")  # prompt too long, or (prompt_answer) no answer; drop: left out and counted
     limit: int = number(0, least=0)  # use only the first rows; 0: all
     shuffle: bool = True  # a new order each epoch, from run.seed
+    repeat_to_batch: int = number(0, least=0)  # the first so many examples fill every batch, again and again; 0: off
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    mixture: dict[str, Any] = field(default_factory=dict)  # tasks: name -> weight and options that differ

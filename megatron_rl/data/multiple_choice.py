@@ -47,6 +47,7 @@ def make_multiple_choice(config: DataConfig, seed: int, tokenizer: Any) -> Rows:
 
     def make(table: Table, part: str) -> Part:
         questions, derived = _questions(table, config)
+        beside = _beside(table, config) if part == "train" else [{}] * table.length
         examples = []
         for row, q in enumerate(questions, start=1):
             try:
@@ -60,7 +61,7 @@ def make_multiple_choice(config: DataConfig, seed: int, tokenizer: Any) -> Rows:
                     answer=choices.LETTERS[q.right],
                     target=ended(q.target, tokenizer),
                     data_source=q.data_source,
-                    extra={"story": q.story, "question": q.question, "options": q.options},
+                    extra={**beside[row - 1], "story": q.story, "question": q.question, "options": q.options},
                 )
             )
         return Part(examples, {"whose options are derived from other rows": derived})
@@ -81,6 +82,17 @@ def check_options(config: DataConfig) -> list[str]:
             "data.template is for data.task=prompt_answer; data.task=multiple_choice has its own: leave it empty."
         )
     return found
+
+
+def _beside(table: Table, config: DataConfig) -> list[dict[str, Any]]:
+    """Of every row, the cells that its order depends on."""
+    wanted = {"curriculum.column": config.curriculum.column, "selection.key": config.selection.key}
+    columns = {
+        name: table.column(name if name in table.cells else table.require(name, {}, f" (data.{option})"))
+        for option, name in wanted.items()
+        if name not in ("", "data_source")
+    }
+    return [{name: cells[row] for name, cells in columns.items()} for row in range(table.length)]
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.data.config import DataConfig
+from megatron_rl.data.order.mixture import mix, parts
 from megatron_rl.data.task import UNBOUNDED, Task
 from megatron_rl.errors import InputError
 from megatron_rl.system import named
@@ -19,11 +20,13 @@ TASKS = {
 
 
 def make_task(config: DataConfig, seed: int, tokenizer: Any) -> Task:
-    """The task that ``data.task`` names, with every row of its files checked.
+    """The task that ``data.task`` names, or those of ``data.mixture`` as one, with every row of their files checked.
 
     ``tokenizer`` is the model's. Raises InputError for an unknown task, for bad data, and with what a user's function
     raises.
     """
+    if config.mixture:
+        return mix(config, lambda part: make_task(part, seed, tokenizer))
     make = find_task(config.task)
     if config.task in TASKS:
         return make(config, seed, tokenizer)
@@ -84,6 +87,9 @@ def held_out(config: DataConfig) -> int | None:
     """How many questions the task keeps for evaluation, as far as its options show: ``HELDOUT`` beside the function of
     a generator, 0 for a file without data.eval_path, None where only the data can tell."""
     try:
+        if config.mixture:
+            each = [held_out(part) for part in parts(config).values()]
+            return None if None in each else sum(filter(None, each))
         kept = _beside(config.task, "HELDOUT")
         return 0 if file_columns(config) and not config.eval_path else kept
     except InputError:  # there is no such task

@@ -5,6 +5,8 @@ from typing import Any
 
 from megatron_rl.option import number
 
+OVERLONG = "overlong"  # the part that the length of a completion costs
+
 
 @dataclass
 class RewardsConfig:
@@ -16,4 +18,11 @@ class RewardsConfig:
     batch_size: int = number(64, least=1)  # samples sent to a worker at once
     deadline: float = number(10.0, above=0)  # seconds one sample may take before its worker is killed
     first_deadline: float = number(60.0, above=0)  # of a worker's first sample: rewards may load something at first use
+    overlong_buffer: int = number(0, least=0)  # the last so many of rollout.max_new_tokens cost reward; 0: none
+    overlong_factor: float = number(1.0, above=0)  # what a completion loses by that which uses up all of them
     deadline_score: float = 0.0  # the reward of a sample that passed its deadline or ended its worker
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What a reward is the sum of: name -> weight; its component NAME/score is what the weight multiplies."""
+        return self.terms | ({OVERLONG: 1.0} if self.overlong_buffer else {})

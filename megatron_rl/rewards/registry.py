@@ -34,6 +34,7 @@ BUILTIN = {
     "answer_in_format": "megatron_rl.rewards.answer.answer_in_format",
     "exact_answer": "megatron_rl.rewards.exact_answer.exact_answer",
     "length_window": "megatron_rl.rewards.length.length_window",
+    "reward_model": "megatron_rl.rewards.reward_model.reward_model",
     "sip_structure": "megatron_rl.rewards.sip.sip_structure",
     "sip_content": "megatron_rl.rewards.sip.sip_content",
     "social_r1": "megatron_rl.rewards.social_r1.social_r1",
@@ -60,6 +61,11 @@ def check_rewards(config: RewardsConfig) -> list[str]:
             found += _reward_violations(name, resolve(name), config.args.get(name, {}))
         except InputError as error:
             found.append(str(error))
+    if config.overlong_factor != RewardsConfig().overlong_factor and not config.overlong_buffer:
+        found.append(
+            f"rewards.overlong_factor={config.overlong_factor} does nothing without rewards.overlong_buffer: set that "
+            "to the number of tokens below rollout.max_new_tokens over which the reward falls."
+        )
     for name in config.args:
         if name not in config.terms:
             near = get_close_matches(name, config.terms, n=1)

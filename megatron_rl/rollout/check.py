@@ -1,6 +1,6 @@
 """Violations of the rollout's options. Imports no torch."""
 
-from megatron_rl.rollout.config import RolloutConfig
+from megatron_rl.rollout.config import DynamicConfig, RolloutConfig
 from megatron_rl.rollout.sglang.check import check_sglang
 
 
@@ -16,4 +16,29 @@ def check_rollout(config: RolloutConfig) -> list[str]:
             "rollout.sglang.routing_replay needs rollout.engine=sglang: the embedded engine does not say which experts "
             "it chose."
         )
+    return found + _dynamic(config)
+
+
+def _dynamic(config: RolloutConfig) -> list[str]:
+    """Dynamic sampling's own options, and what it needs of the others."""
+    dynamic, found = config.dynamic, []
+    most = config.round_size * dynamic.max_batches
+    if dynamic.filter and config.group_size == 1:
+        found.append(
+            "rollout.dynamic.filter=true leaves out groups whose rewards are all equal, which those of one completion "
+            "are: set rollout.group_size to 2 or more."
+        )
+    if dynamic.filter and most < config.prompts_per_step:
+        found.append(
+            f"rollout.dynamic: {dynamic.max_batches} rounds (max_batches) of {config.round_size} prompts (batch) are "
+            f"{most}, fewer than rollout.prompts_per_step ({config.prompts_per_step}): raise one of them."
+        )
+    if not dynamic.filter:
+        default = DynamicConfig()
+        found += [
+            f"rollout.dynamic.{name}={getattr(dynamic, name)} does nothing without rollout.dynamic.filter=true: set "
+            f"that, or leave it at {getattr(default, name)}."
+            for name in ("batch", "max_batches", "at_cap", "max_age")
+            if getattr(dynamic, name) != getattr(default, name)
+        ]
     return found

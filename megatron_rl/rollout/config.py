@@ -42,6 +42,20 @@ class SGLangConfig:
 
 
 @dataclass
+class DynamicConfig:
+    """Dynamic sampling (DAPO, arXiv 2503.14476): only groups that can teach something make a batch."""
+
+    filter: bool = False  # leave out groups whose rewards are all equal, and generate until the batch is full again
+    by_parts: bool = False  # a group counts where any one reward differs, not only the sum (each normalised by itself)
+    batch: int = number(0, least=0, most=1_000_000)  # prompts of one round of generation; 0: rollout.prompts_per_step
+    max_batches: int = number(10, least=1)  # rounds of one step, at most; then equal groups fill up the batch
+    at_cap: str = choice("warn", "go_on", "stop")  # when that happens
+    max_age: int = number(2, least=0)  # steps that a group without a place in its batch may wait; beyond staleness
+    min_informative: float = number(0.0, least=0, most=1)  # least share of groups that teach something; 0: no limit
+    alarm: str = choice("warn", "stop")  # below that share
+
+
+@dataclass
 class RolloutConfig:
     """What the engines generate at each step."""
 
@@ -59,8 +73,14 @@ class RolloutConfig:
     in_flight: bool = False  # a swap interrupts completions, which go on with the new weights; else it waits for them
     max_running: int = number(256, least=1)  # sequences decoded at the same time by one engine
     threads: int = number(1, least=1, most=1024)  # CPU threads per engine
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     sglang: SGLangConfig = field(default_factory=SGLangConfig)
+
+    @property
+    def round_size(self) -> int:
+        """Prompts of one round of generation."""
+        return (self.dynamic.filter and self.dynamic.batch) or self.prompts_per_step
 
     @property
     def engine_count(self) -> int:

@@ -6,18 +6,23 @@ import numpy as np
 
 from megatron_rl.rollout.mean import summarise
 from megatron_rl.rollout.rollout import Rollout
+from megatron_rl.rollout.sound import unsound
 
 
 def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
-    """Rewards, lengths (tokens drawn) and what went wrong in scoring, over all rollouts of scored groups."""
+    """Rewards, lengths (tokens drawn) and what went wrong in scoring, over all rollouts of scored groups.
+
+    Rollouts that are not sound have no rewards to speak of; where none is, their mean is not among the numbers.
+    """
     rollouts = [rollout for group in groups for rollout in group]
-    rewards = np.array([r.scored.reward for r in rollouts])
+    sound = [[rollout for rollout in group if not unsound(rollout)] for group in groups]
+    rewards = np.array([r.scored.reward for group in sound for r in group])
     lengths = np.array([r.length for r in rollouts])
-    metrics = {
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std()),
+    metrics = {"reward": float(rewards.mean())} if len(rewards) else {}
+    metrics |= {
+        "reward_std": float(rewards.std()) if len(rewards) else 0.0,
         "accuracy": summarise([r.scored.report for r in rollouts if r.scored.report is not None]).get("correct", 0.0),
-        "equal_groups": float(np.mean([len({r.scored.reward for r in group}) == 1 for group in groups])),
+        "equal_groups": float(np.mean([len({r.scored.reward for r in group}) <= 1 for group in sound])),
         "length": float(lengths.mean()),
         "length_max": float(lengths.max()),
         "truncated": float(np.mean([r.finish == "length" for r in rollouts])),
@@ -25,7 +30,14 @@ def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         "reward_timeouts": float(sum(r.scored.timed_out for r in rollouts)),
         "reward_crashes": float(sum(r.scored.crashed for r in rollouts)),
     }
-    components = summarise([r.scored.components for r in rollouts])
+    sources = {r.example.data_source for r in rollouts}
+    if len(sources) > 1:
+        reports = {s: [r.scored.report for r in rollouts if r.example.data_source == s] for s in sorted(sources)}
+        metrics |= {
+            f"accuracy/{source or 'unnamed'}": summarise([r for r in of if r is not None]).get("correct", 0.0)
+            for source, of in reports.items()
+        }
+    components = summarise([r.scored.components for group in sound for r in group])
     return metrics | {f"reward/{k}": v for k, v in components.items()}
 
 

@@ -1,6 +1,7 @@
-"""Rollouts that are made while earlier ones are trained (``rollout.staleness``)."""
+"""Rounds of rollouts that are made while earlier ones are trained (``rollout.staleness``)."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
@@ -11,41 +12,47 @@ _LOOK = 0.1  # seconds
 
 
 class Prefetch(Generic[_D, _T]):
-    """The results of ``make(step, draw())`` in order, each begun at most ``ahead`` steps before it is taken.
+    """The results of ``make(number, draw(number, step))`` for rounds 0, 1, … in order, up to ``ahead`` steps early.
 
-    Asked for step s, it begins all up to s + ahead: what they start from is at most ``ahead`` steps old when they are
-    taken. ``draw`` runs in the order of the steps in the caller's thread, ``make`` in threads; with ``ahead`` 0 each is
-    made when it is taken, in the caller's thread too.
+    A step takes one round; with dynamic sampling several, or none where enough was left. Asked for one in step s, it
+    begins as many as steps s to s + ahead will take if each takes one, but no more: where they do, what rounds start
+    from is at most ``ahead`` steps old when they are taken. ``draw`` is told the step that a round is meant for. It
+    runs in the order of the rounds in the caller's thread, ``make`` in threads; with ``ahead`` 0 each is made when it
+    is taken, in the caller's thread too. ``number`` is that of the next round that is drawn.
     """
 
-    def __init__(self, draw: Callable[[], _D], make: Callable[[int, _D], _T], ahead: int, end: int) -> None:
+    def __init__(self, draw: Callable[[int, int], _D], make: Callable[[int, _D], _T], ahead: int, end: int) -> None:
         self.draw, self.make, self.ahead, self.end = draw, make, ahead, end
-        self._begun: dict[int, Future[_T]] = {}
+        self.number = 0
+        self._begun: deque[Future[_T]] = deque()
 
     def take(self, step: int) -> _T:
-        """The result for a step; raises what making it raised."""
+        """The next round, for a step; raises what making it raised."""
         if not self.ahead:
-            return self.make(step, self.draw())
-        for later in range(step, min(step + self.ahead + 1, self.end)):
-            if later not in self._begun:
-                self._begun[later] = _begin(self.make, later, self.draw())
-        return self._begun.pop(step).result()
+            return self.make(*self._draw(step))
+        while len(self._begun) < max(1, min(self.ahead + 1, self.end - step)):
+            self._begun.append(_begin(self.make, *self._draw(step + len(self._begun))))
+        return self._begun.popleft().result()
 
     def finish(self, stalled: Callable[[], bool]) -> None:
         """Wait for all that were begun, unless they are ``stalled``; what they raise is raised when they are taken."""
-        while wait(self._begun.values(), timeout=_LOOK).not_done and not stalled():
+        while wait(self._begun, timeout=_LOOK).not_done and not stalled():
             pass
 
+    def _draw(self, step: int) -> tuple[int, _D]:
+        number, self.number = self.number, self.number + 1
+        return number, self.draw(number, step)
 
-def _begin(make: Callable[[int, _D], _T], step: int, drawn: _D) -> "Future[_T]":
+
+def _begin(make: Callable[[int, _D], _T], number: int, drawn: _D) -> "Future[_T]":
     """In a thread that does not keep the process from ending."""
     future: Future[_T] = Future()
 
     def run() -> None:
         try:
-            future.set_result(make(step, drawn))
+            future.set_result(make(number, drawn))
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name=f"rollout {step}", daemon=True).start()
+    threading.Thread(target=run, name=f"rollout {number}", daemon=True).start()
     return future

@@ -3,6 +3,7 @@
 from megatron_rl.actor.config import ModelConfig
 from megatron_rl.algorithms.published import PUBLISHED
 from megatron_rl.config import Config
+from megatron_rl.data.order.mixture import parts, problems
 from megatron_rl.data.registry import held_out, trains_on_files
 from megatron_rl.data.sets.check import CONVERSATIONS, check_set
 from megatron_rl.evaluation.check import check_evaluation
@@ -15,7 +16,7 @@ from megatron_rl.system import machine
 def check_across(config: Config) -> list[str]:
     """Every violation, a sentence or two each; empty when there is none."""
     evaluation = check_evaluation(config.evaluation, held_out(config.data)) if config.evaluation.prompts else []
-    return _actor(config) + _prompts(config) + _sets(config) + evaluation
+    return _actor(config) + _prompts(config) + _sampling(config) + _sets(config) + evaluation
 
 
 def _actor(config: Config) -> list[str]:
@@ -88,11 +89,40 @@ def _teacher(config: Config) -> list[str]:
     return [f"algorithm.teacher: {said}" for said in layout_violations(hf_config, config.actor.sizes())]
 
 
+def _sampling(config: Config) -> list[str]:
+    """What is learned of what is sampled."""
+    algorithm, rollout, found = config.algorithm, config.rollout, []
+    if config.rewards.overlong_buffer > rollout.max_new_tokens:
+        found.append(
+            f"rewards.overlong_buffer is {config.rewards.overlong_buffer}, more than rollout.max_new_tokens "
+            f"({rollout.max_new_tokens}): it is the last part of that; lower it."
+        )
+    published = PUBLISHED.get(algorithm.name)
+    if rollout.dynamic.filter and published and not published.grouped:
+        found.append(
+            "rollout.dynamic.filter=true leaves out groups whose rewards are all equal, of which "
+            f"algorithm.name={algorithm.name} learns as well: set it to false."
+        )
+    if rollout.dynamic.by_parts != (algorithm.reward_normalization == "each") and (
+        rollout.dynamic.by_parts or rollout.dynamic.filter or rollout.dynamic.min_informative
+    ):
+        wanted = "true" if algorithm.reward_normalization == "each" else "false"
+        found.append(
+            f"rollout.dynamic.by_parts must be {wanted} with algorithm.reward_normalization="
+            f"{algorithm.reward_normalization}: it says whether a group teaches something where its rewards differ one "
+            "by one, but not in their sum."
+        )
+    return found
+
+
 def _prompts(config: Config) -> list[str]:
     algorithm, rollout, found = config.algorithm, config.rollout, []
     targets = config.sft.steps and not config.sft.data.path
-    if not config.data.path and trains_on_files(config.data) and (config.run.steps or targets):
-        found.append("data.path is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
+    tasks = {} if problems(config.data) else parts(config.data)
+    for name, data in tasks.items():
+        if not data.path and trains_on_files(data) and (config.run.steps or targets):
+            key = f"data.mixture.{name}.path" if name else "data.path"
+            found.append(f"{key} is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
     published = PUBLISHED.get(algorithm.name)
     if published and published.grouped and rollout.group_size == 1:
         ungrouped = " or ".join(name for name, other in PUBLISHED.items() if not other.grouped)

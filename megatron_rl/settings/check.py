@@ -13,7 +13,7 @@ from megatron_rl.settings import fit
 from megatron_rl.settings.across import check_across
 from megatron_rl.settings.contents import look
 from megatron_rl.settings.footprint import footprint
-from megatron_rl.settings.model import check_model_folder, check_sizes
+from megatron_rl.settings.model import check_critic, check_model_folder, check_sizes
 from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
 from megatron_rl.tracking.check import check_tracking
@@ -46,9 +46,11 @@ def check(config: Config, contents: bool = True) -> Findings:
     hf_config, about_folder = check_model_folder(config.model)
     found += about_folder
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
-        about_sizes = check_sizes(config, hf_config)
+        about_sizes, critic = check_sizes(config, hf_config), None
+        if not about_sizes and config.algorithm.name == "ppo":
+            critic, about_sizes = check_critic(config, hf_config)
         if not about_sizes and "model.dtype" not in broken:
-            about_sizes = fit.check_fit(config, footprint(config, hf_config))
+            about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
         found += about_sizes
     notes: dict[str, int] = {}
     if contents and hf_config is not None and not packages + about_folder + about_data:

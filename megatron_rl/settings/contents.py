@@ -35,6 +35,8 @@ def look(config: Config) -> tuple[list[str], dict[str, int]]:
 def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes."""
     from megatron_rl.data.files import is_local
+    from megatron_rl.data.order.mixed import make_prompts
+    from megatron_rl.data.order.mixture import parts
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.task import sample_of
     from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
@@ -61,7 +63,8 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     notes = _sets(config, tokenizer)
     if not config.asks():
         return [], notes
-    if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
+    paths = [path for data in parts(config.data).values() for path in (data.path, data.eval_path)]
+    if not all(is_local(path) for path in paths if path):
         return [], notes
     task = make_task(config.data, config.run.seed, tokenizer)
     targets = config.sft.steps and not config.sft.data.path
@@ -69,6 +72,8 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
         require_targets(task)
     if not len(task.train) and (config.run.steps or targets):
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
+    if len(task.train):
+        make_prompts(config.data, task, config.run.seed, config.run.steps)
     example = (task.train if len(task.train) else task.heldout)[0]
     response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
     notes |= getattr(task, "notes", {})

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from megatron_rl.config import Config
+from megatron_rl.data.config import DataConfig
+from megatron_rl.data.order.mixture import parts, weights
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.settings.footprint import footprint, read_config, readable
 from megatron_rl.system import machine
@@ -30,7 +32,7 @@ def describe(config: Config) -> str:
         + "".join(f", {name} {size}" for name, size in more.items() if size > 1),
         "engines": _engines(rollout) if config.generates() else "none: nothing is generated",
         "rewards": f"{terms}; {config.rewards.workers} worker process{'es' if config.rewards.workers > 1 else ''}",
-        "data": config.data.task + (f" from {config.data.path}" if config.data.path else ""),
+        "data": _data(config.data),
         "warm start": f"{sft.steps} steps of {sft.batch_size} examples{imitated}" if sft.steps else "none",
         "preference": f"{preference.steps} steps of {preference.batch_size} pairs from {preference.data.path}, "
         f"{preference.loss}",
@@ -48,6 +50,13 @@ def describe(config: Config) -> str:
     left_out += [] if config.generates() else ["rewards"]
     left_out += [] if config.asks() else ["data"]
     return "\n".join(f"  {name:<11}{text}" for name, text in lines.items() if name not in left_out)
+
+
+def _data(data: DataConfig) -> str:
+    if data.mixture:
+        shares = weights(data)
+        return "; ".join(f"{100 * shares[name]:.3g} % {name}: {_data(part)}" for name, part in parts(data).items())
+    return data.task + (f" from {data.path}" if data.path else "")
 
 
 def _engines(rollout: RolloutConfig) -> str:

@@ -36,8 +36,8 @@ def read_config(model: ModelConfig) -> dict[str, Any]:
     return read_hf_config(model.path) if model.path else model.architecture
 
 
-def footprint(config: Config, hf_config: Mapping[str, Any]) -> Footprint:
-    """What a model that can be sharded as configured needs at least."""
+def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str, Any] | None = None) -> Footprint:
+    """What a model that can be sharded as configured needs at least, with a critic of that config.json beside it."""
     weight = WEIGHT_BYTES[config.model.dtype]
     optimizer = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if weight < MAIN_WEIGHT_BYTES else 0)
     pairs = 3 if config.preference.loss == "cdpo" else 1
@@ -45,16 +45,23 @@ def footprint(config: Config, hf_config: Mapping[str, Any]) -> Footprint:
     parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
     layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
+    beside, of_critic = 0, [0] * len(held)
+    if critic is not None:
+        beside = sum(spec.elements for spec in canonical_tensors(critic).values())
+        shards = megatron_layout(critic, config.actor.sizes()).ranks
+        of_critic = [sum(prod(shape) for shape in shard.locals.values()) for shard in shards]
     return Footprint(
         parameters=parameters,
         shared=sum(held) * weight,
         ranks=tuple(
-            elements * (weight * (1 + frozen) + GRADIENT_BYTES) + parameters * optimizer // len(held)
-            for elements in held
+            elements * (weight * (1 + frozen) + GRADIENT_BYTES)
+            + more * (weight + GRADIENT_BYTES)
+            + (parameters + beside) * optimizer // len(held)
+            for elements, more in zip(held, of_critic, strict=True)
         ),
         engine=parameters * weight,
         cache=_cached_tokens(config) * _token_bytes(hf_config, weight),
-        checkpoint=parameters * (weight + MAIN_WEIGHT_BYTES + MOMENT_BYTES),
+        checkpoint=(parameters + beside) * (weight + MAIN_WEIGHT_BYTES + MOMENT_BYTES),
         export=parameters * weight,
     )
 

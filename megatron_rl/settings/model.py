@@ -5,7 +5,9 @@ from typing import Any
 from megatron_rl.actor.config import ModelConfig
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.families.table import scalar_head
 from megatron_rl.resharding.folders.check import config_problems, folder_problems
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
@@ -19,7 +21,42 @@ def check_model_folder(model: ModelConfig) -> tuple[dict[str, Any] | None, list[
     if bool(path) == bool(architecture):
         which = "both are" if path else "neither is"
         return None, [f"One of model.path (a Hugging Face folder) and model.architecture must be given; {which}."]
-    return folder_problems(path) if path else (architecture, config_problems(architecture))
+    hf_config, found = folder_problems(path) if path else (architecture, config_problems(architecture))
+    if not found and hf_config is not None and scalar_head(hf_config):
+        where = path or "model.architecture"
+        found = [
+            f"{where} is a model with a scalar head (architectures={hf_config['architectures']}), and the policy needs "
+            "a language model: set model.path to one."
+        ]
+    return hf_config, found
+
+
+def check_critic(config: Config, hf_config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The content of config.json of the critic beside a policy of ``hf_config``, and what is wrong with it."""
+    path, alone, steps = config.critic.path, config.critic.warmup_steps, config.run.steps
+    if steps and alone >= steps:
+        return hf_config, [
+            f"critic.warmup_steps is {alone}, and run.steps {steps}: the policy would never learn; lower the first."
+        ]
+    if not path:
+        return with_scalar_head(hf_config), []
+    own, found = folder_problems(path)
+    if own is None or found:
+        return hf_config, [f"critic.path: {said}" for said in found]
+    critic, policy = read_architecture(own), read_architecture(hf_config)
+    if critic.vocab != policy.vocab:
+        found.append(
+            f"critic.path: {path} has vocab_size={critic.vocab}, and the policy {policy.vocab}: both read the same "
+            "tokens, so name a model with the policy's tokenizer."
+        )
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    if longest > critic.max_positions:
+        found.append(
+            f"critic.path: {path} has max_position_embeddings={critic.max_positions}, and data.max_prompt_tokens + "
+            f"rollout.max_new_tokens = {longest}: shorten one of them."
+        )
+    found += [f"critic.path: {said}" for said in layout_violations(own, config.actor.sizes())]
+    return own if scalar_head(own) else with_scalar_head(own), found
 
 
 def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:

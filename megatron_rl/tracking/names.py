@@ -33,7 +33,9 @@ REWARD = {
     ),
     "reward_timeouts": Metric("count", "completions whose reward was not there by its deadline", "0"),
     "reward_crashes": Metric("count", "completions during whose reward the worker died", "0"),
+    "dropped_samples": Metric("count", "completions left out as their reward or a log-prob was not finite", "0"),
     "accuracy": Metric("fraction", "training completions whose answer is right (the task's `correct`)", "rises"),
+    "accuracy/{source}": Metric("fraction", "the same of one data source, where a step has several", "rises"),
     "equal_groups": Metric(
         "fraction", "prompts all of whose completions got the same reward: they teach nothing", "falls; 1 is a dead run"
     ),
@@ -45,6 +47,20 @@ ROLLOUT = {
     "tokens": Metric("tokens", "generated in the step; in `sft` and `preference` rows learned from, with prompts"),
     "staleness": Metric("weight versions", "mean age of the weights that drew the step's tokens", "0 on-policy"),
     "staleness_max": Metric("weight versions", "age of the oldest of them"),
+}
+DYNAMIC = {
+    "rounds": Metric("count", "rounds of generation that the step took; 0: enough groups waited", "steady"),
+    "groups_drawn": Metric("count", "groups of completions in them"),
+    "groups_dropped": Metric("count", "groups left out, as all their rewards are equal"),
+    "groups_carried": Metric("count", "groups without a place in the batch, which wait for the next step"),
+    "groups_expired": Metric("count", "groups that waited too long (rollout.dynamic.max_age) and are left out", "0"),
+    "informative": Metric(
+        "fraction",
+        "groups drawn in the step whose rewards differ; with rollout.dynamic.min_informative too",
+        "above rollout.dynamic.min_informative, which warns or ends the run",
+    ),
+    "drawn_reward": Metric("reward", "mean over all completions drawn; `reward` is that of the batch", "rises"),
+    "drawn_accuracy": Metric("fraction", "right ones of all completions drawn; `accuracy` is of the batch", "rises"),
 }
 LEARNING = {
     "loss": Metric(
@@ -71,6 +87,18 @@ PAIRS = {
     ),
     "reward_rejected": Metric("reward", "the same of the rejected reply", "falls"),
     "critical": Metric("fraction", "cdpo: mean weight 1 - s of a rejected reply's tokens"),
+}
+CRITIC = {
+    "value_loss": Metric("reward squared", "half the mean squared error of the critic's values, clipped", "falls"),
+    "value_clip_fraction": Metric("fraction", "tokens whose value critic.clip bounded", "small"),
+    "value_explained": Metric(
+        "fraction", "of the returns' variance, explained by the values: 1 - Var(return - value) / Var(return)", "rises"
+    ),
+    "value_mean": Metric("reward", "mean value of a token", "near `return_mean`"),
+    "return_mean": Metric("reward", "mean return of a token: what the values are to be", "rises"),
+    "value_grad_norm": Metric("", "norm of the critic's gradient before critic.optimizer.clip_grad", "steady, finite"),
+    "value_learning_rate": Metric("", "of the critic's updates"),
+    "value_skipped_updates": Metric("count", "of the critic's updates left out as they were not finite", "0"),
 }
 ENGINE = {
     "logprob_gap": Metric(
@@ -122,8 +150,10 @@ GROUPS = {
     "Every row": ROW,
     "Rewards (`rl` rows)": REWARD,
     "Rollouts (`rl` rows)": ROLLOUT,
+    "Dynamic sampling (`rl` rows, with rollout.dynamic.filter)": DYNAMIC,
     "Learning": LEARNING,
     "Pairs (`preference` rows)": PAIRS,
+    "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
     "Agreement of engine and actor (`rl` rows)": ENGINE,
     "Weight swaps (`rl` rows)": SWAP,
     "Time and memory": TIME,

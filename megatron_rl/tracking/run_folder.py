@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,21 @@ class RunFolder:
 
     def keep_rows(self, name: str, minibatches: Sequence[Sequence[Any]]) -> Path:
         """Write training rows (tokens and their columns) as failed/{name}.jsonl; returns the file."""
-        file = self.path / "failed" / f"{name}.jsonl"
-        file.parent.mkdir(exist_ok=True)
         rows = [
             {"minibatch": number, "sample": row.sample, "prompt": row.prompt, "tokens": row.tokens.tolist()}
             | {column: values.tolist() for column, values in row.columns.items()}
             for number, minibatch in enumerate(minibatches)
             for row in minibatch
         ]
+        return self._keep("failed", name, rows)
+
+    def keep_dropped(self, name: str, completions: Sequence[Mapping[str, Any]]) -> Path:
+        """Write completions that were left out as dropped/{name}.jsonl; returns the file."""
+        return self._keep("dropped", name, completions)
+
+    def _keep(self, folder: str, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        file = self.path / folder / f"{name}.jsonl"
+        file.parent.mkdir(exist_ok=True)
         write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
         return file
 

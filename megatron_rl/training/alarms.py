@@ -21,7 +21,9 @@ class Alarms:
         self.ringing: list[str] = []  # alarms that the last step raised
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
-        """A sentence for every alarm that begins with this step's numbers."""
+        """A sentence for every alarm that begins with this step's numbers; none without all of them."""
+        if not {*_CURVES, "ratio", "reward_std"} <= metrics.keys():  # the policy learned nothing, or by an own loss
+            return []
         full = len(self.recent["loss"]) == self.config.window
         self.constant = self.constant + 1 if metrics["reward_std"] == 0 else 0
         raised = {name: said for name, find in _ALARMS.items() if (full or name == "constant_reward")

@@ -8,18 +8,10 @@ import numpy as np
 from megatron_rl.actor import groups
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.rollout.dynamic.refill import Drawn as Drawn  # what a stage makes its steps of
 from megatron_rl.rollout.rollout import Rollout
 
 _NONE: np.ndarray = np.zeros(0)
-
-
-@dataclass
-class Drawn:
-    """The rollouts of one step."""
-
-    groups: list[list[Rollout]]
-    metrics: dict[str, float]
-    cursor: dict[str, int]  # where the prompts stand behind them
 
 
 @dataclass

@@ -7,19 +7,22 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_rl.config import Config
-from megatron_rl.data.task import Example
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.evaluation.held_out import HeldOut
 from megatron_rl.rewards.scoring import judge, score
-from megatron_rl.rewards.workers.pool import RewardPool
+from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rollout.collect import collect
+from megatron_rl.rollout.dynamic.refill import Drawn, Refill, Round
+from megatron_rl.rollout.dynamic.stored import FILE as CARRIED
+from megatron_rl.rollout.dynamic.stored import pack, unpack
 from megatron_rl.rollout.embedded.client import EmbeddedEngine, EnginePool
-from megatron_rl.rollout.measure import measure, staleness
+from megatron_rl.rollout.measure import staleness
 from megatron_rl.rollout.prefetch import Prefetch
 from megatron_rl.rollout.protocol import Completion, Engine, Sampling
 from megatron_rl.rollout.rollout import Rollout
@@ -33,7 +36,8 @@ from megatron_rl.tracking.console import Progress as Shown
 from megatron_rl.tracking.memory import memory
 from megatron_rl.tracking.metrics import Metrics
 from megatron_rl.tracking.run_folder import RunFolder
-from megatron_rl.training.batch import Drawn, Step
+from megatron_rl.training.alarms import Alarms
+from megatron_rl.training.batch import Step
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.stage import Stage
 from megatron_rl.training.supply import Supply
@@ -57,11 +61,19 @@ class Controller:
             self.rewards = RewardPool(config.rewards, self.supply.task.report)
             self.engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
+        parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
+        self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
+        self.alarms = Alarms(config.alarms)
         self.held_out = HeldOut(self.supply.held_out(), config.evaluation)
 
-    def begin(self, at: Progress, plan_hash: str) -> None:
-        """Open the records, and set the prompts, where the run continues."""
+    def begin(self, at: Progress, plan_hash: str, checkpoint: Path | None) -> None:
+        """Open the records, and set the prompts and what waits for its step, where the run continues."""
         self.supply.restore(at)
+        self.batches.cursor = at.cursors.get("rl", {})
+        self.rollouts.number = self.batches.cursor.get("round", at.step if at.stage == "rl" else 0)
+        if checkpoint is not None and (file := checkpoint / CARRIED).exists():
+            self._carry_on(file.read_bytes())
+        self.alarms.restore(at.alarms)
         self.run.update_manifest(plan_hash=plan_hash, **self.supply.facts())
         for what, count in self.supply.notes.items():
             print(f"data: {count:,} {what}", flush=True)
@@ -84,7 +96,7 @@ class Controller:
     def take(self, at: Progress) -> Drawn:
         """The rollouts for the step after ``at``: made now, or begun up to rollout.staleness steps ago."""
         assert self.engine is not None
-        drawn = self.rollouts.take(at.step)
+        drawn = self.batches.take(at.step, at.version)
         self.engine.release()
         drawn.metrics |= staleness(drawn.groups, at.version)
         return drawn
@@ -102,6 +114,11 @@ class Controller:
         self.records.completions(at.step, self._rows(self._step.rollouts, credit))
         self.shown[at.stage].step(at.step - 1, metrics)
         at.cursors[at.stage] = self._step.cursor
+        self._alarmed = self.alarms.look(metrics) if self._step.rollouts else []
+
+    def alarmed(self) -> list[str]:
+        """What the step that was recorded last raised alarms of."""
+        return self._alarmed
 
     def evaluate(self, at: Progress, label: str) -> dict[str, float]:
         """Held-out metrics of the weights in the engine; none without one."""
@@ -133,10 +150,13 @@ class Controller:
         """Write the present step's rows beside the records, for whoever looks into what broke; returns the file."""
         return str(self.run.keep_rows(f"{at.stage}-{at.step + 1:06d}", self._step.minibatches))
 
-    def settle(self, at: Progress) -> None:
-        """Note in ``at`` how far the records reach, for the checkpoint that holds it."""
+    def settle(self, at: Progress) -> dict[str, bytes]:
+        """Note in ``at`` how far the records reach, for the checkpoint that holds it; returns more files of it."""
         at.records = self.records.position()
         at.seconds = self.clock.seconds
+        at.alarms = self.alarms.state()
+        at.observed = {stage: history for stage, prompts in self.prompts.items() if (history := prompts.history())}
+        return {CARRIED: pack(self.batches.waiting)} if self.batches.waiting else {}
 
     def finish(self, at: Progress) -> None:
         """Print the summary of a run that is complete."""
@@ -199,33 +219,46 @@ class Controller:
             over.set()
             thread.join()
 
-    def _draw(self) -> tuple[list[Example], dict[str, int]]:
+    def _draw(self, number: int, step: int) -> tuple[list[int], dict[str, int], int]:
+        """The examples of a round, where the prompts stand behind them, and the step that it is meant for."""
         prompts = self.prompts["rl"]
-        return prompts.take(self.config.rollout.prompts_per_step), prompts.state()
+        return prompts.draw(self.config.rollout.round_size, step), prompts.state() | {"round": number + 1}, step
 
-    def _collect(self, step: int, drawn: tuple[list[Example], dict[str, int]]) -> Drawn:
+    def _observe(self, index: int, accuracy: float) -> None:
+        self.prompts["rl"].observe(index, accuracy)
+
+    def _carry_on(self, content: bytes) -> None:
+        """Have the groups that wait in a checkpoint wait again."""
+        waiting = unpack(content, self.prompts["rl"].examples.__getitem__, Scored)
+        if self.config.rollout.dynamic.filter:
+            self.batches.waiting = waiting
+        else:
+            self.warn(f"{len(waiting)} groups that waited for a step are left out: rollout.dynamic.filter=false.")
+
+    def _collect(self, number: int, drawn: tuple[list[int], dict[str, int], int]) -> Round:
         """Rollouts of the present policy; in whatever thread ``Prefetch`` chooses."""
-        (examples, cursor), rollout = drawn, self.config.rollout
-        engine, rewards = self.engine, self.rewards
-        assert engine is not None and rewards is not None
+        (indices, cursor, step), rollout = drawn, self.config.rollout
+        engine, rewards, task = self.engine, self.rewards, self.supply.task
+        assert engine is not None and rewards is not None and task is not None
         done = collect(
-            examples,
+            [task.train[index] for index in indices],
             rollout.group_size,
             self.strategy,
             engine,
             self.sampling(rollout.temperature, rollout.sglang.routing_replay),
-            lambda groups: score(rewards, groups, step),
-            f"{self.config.run.seed}/rl/{step}",
+            lambda groups: score(rewards, groups, step, rollout.max_new_tokens),
+            f"{self.config.run.seed}/rl/{number}",
         )
-        times = {f"time/{name}": seconds for name, seconds in done.seconds.items()}
-        return Drawn(done.groups, measure(done.groups) | times, cursor)
+        return Round(indices, done.groups, cursor, done.seconds)
 
     def _rows(self, rollouts: list[Rollout], credit: list[float]) -> list[dict[str, Any]]:
         """Some of a step's completions, evenly spread over its samples, as records."""
         count = min(self.config.tracking.completions, len(rollouts))
         return [
             {
-                "prompt": (r := rollouts[i]).example.prompt,
+                "id": (r := rollouts[i]).example.id,
+                "data_source": r.example.data_source,
+                "prompt": r.example.prompt,
                 "response": r.text,
                 "answer": r.example.answer,
                 "reward": r.scored.reward,
@@ -246,7 +279,7 @@ class Elsewhere:
     def __init__(self) -> None:
         self.clock = Clock()
 
-    def begin(self, at: Progress, plan_hash: str) -> None: ...
+    def begin(self, at: Progress, plan_hash: str, checkpoint: Path | None) -> None: ...
     def batch(self, stage: Stage, at: Progress) -> None: ...
     def before_swap(self) -> None: ...
     def record(self, at: Progress, metrics: dict[str, float], credit: list[float]) -> None: ...
@@ -257,6 +290,7 @@ class Elsewhere:
     def finish(self, at: Progress) -> None: ...
     def close(self, at: Progress) -> None: ...
     def stopping(self) -> None: ...
+    def alarmed(self) -> None: ...
 
 
 def _engine(config: Config, run: RunFolder) -> Engine:

@@ -3,16 +3,18 @@
 from math import isfinite
 
 from megatron_rl.actor import groups
-from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.algorithms.mismatch import alarm
 from megatron_rl.errors import RunError
 from megatron_rl.training.controller import Controller, Elsewhere
+from megatron_rl.training.models import Models
 from megatron_rl.training.progress import Progress
+
+_LEARNING = ("loss", "grad_norm", "value_loss", "value_grad_norm")  # of the policy, of a critic
 
 
 def require_finite(
-    metrics: dict[str, float], policy: Actor, controller: Controller | Elsewhere, at: Progress, action: str
+    metrics: dict[str, float], models: Models, controller: Controller | Elsewhere, at: Progress, action: str
 ) -> None:
     """Keep the batch of a step whose loss or gradient norm is not finite, and end the run or go on without the update.
 
@@ -20,8 +22,8 @@ def require_finite(
     (``Actor.update``). Weights that are not finite end the run in any case: nothing can be learned from them any more.
     Collective.
     """
-    broken = [name for name in ("loss", "grad_norm") if not isfinite(metrics[name])]
-    weights = policy.finite()
+    broken = [name for name in _LEARNING if not isfinite(metrics.get(name, 0.0))]
+    weights = models.finite()
     if not broken and weights:
         return
     file = groups.share(controller.keep_batch(at))
@@ -33,6 +35,14 @@ def require_finite(
             "a lower learning rate, or with run.not_finite=skip."
         )
     controller.warn(f"{said}; the update was left out (run.not_finite=skip).")
+
+
+def require_calm(controller: Controller | Elsewhere, at: Progress, action: str) -> None:
+    """Warn, or end the run on every rank, at alarms of the last step; ``action``: alarms.action. Collective."""
+    for said in groups.share(controller.alarmed()):
+        if action == "stop":
+            raise RunError(f"Step {at.step} stopped the run (alarms.action=stop): {said}")
+        controller.warn(f"step {at.step}: {said}")
 
 
 def require_agreement(

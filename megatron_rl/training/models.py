@@ -1,15 +1,20 @@
-"""The models of a run, by role: the policy that is trained, and frozen ones beside it."""
+"""The models of a run, by role: the policy that is trained, others that are trained beside it, and frozen ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from megatron_rl.actor import checkpoint
+from megatron_rl.actor.config import OptimizerConfig
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.families import with_scalar_head
+from megatron_rl.resharding.families.table import scalar_head
 from megatron_rl.resharding.folders.fingerprint import fingerprint
-from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.resharding.folders.hf import model_config
 from megatron_rl.tracking.run_folder import RunFolder
 
 
@@ -17,19 +22,50 @@ from megatron_rl.tracking.run_folder import RunFolder
 class Role:
     """One set of weights and what it is for."""
 
-    name: str  # policy | reference | positive | negative | teacher
+    name: str  # policy | reference | positive | negative | teacher | critic
     folder: Path  # Hugging Face folder of its first weights
     trained: bool = True
+    head: str = "vocabulary"  # or "scalar": one number a token
 
 
 class Models:
     """Every rank's shards; methods are collective."""
 
     def __init__(self, run: RunFolder, config: Config) -> None:
-        self._config = config
         self.roles = {"policy": Role("policy", run.model_folder())}
+        self.config = config
         self.policy = Actor(run.hf_config(), config.actor, config.model.dtype, str(run.model_folder()))
+        self.beside: dict[str, Actor] = {}  # trained, too
         self._holds: Path | None = run.model_folder()  # the folder whose weights the policy has; None: others
+
+    def begin(self, role: Role, optimizer: OptimizerConfig) -> None:
+        """Build a model that is trained beside the policy, sharded as that is, with an optimiser of its own."""
+        hf_config = model_config(role.folder)
+        if role.head == "scalar" and not scalar_head(hf_config):
+            hf_config = with_scalar_head(hf_config)
+        model = Actor(hf_config, self.config.actor, self.config.model.dtype, str(role.folder))
+        model.new_optimizer(optimizer)
+        self.roles[role.name], self.beside[role.name] = role, model
+
+    @property
+    def critic(self) -> Actor:
+        """The value model of ``begin``."""
+        return self.beside["critic"]
+
+    def finite(self) -> bool:
+        """Whether all weights that are trained are finite numbers."""
+        return all([model.finite() for model in (self.policy, *self.beside.values())])
+
+    def save(
+        self, folder: Path, name: str, state: dict[str, Any], keep: int, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """A checkpoint of every trained model (``checkpoint.save``)."""
+        checkpoint.save(self.policy, folder, name, state, keep, files, self.beside)
+
+    def load(self, newest: Path) -> None:
+        """Every trained model as a checkpoint has it (``checkpoint.load``)."""
+        checkpoint.load(self.policy, newest, self.beside)
+        self.changed()
 
     def changed(self) -> None:
         """Note that the policy has been trained, or loaded from a checkpoint."""
@@ -82,8 +118,8 @@ class Models:
                 f"The weights in {role.folder} are not those of the teacher that this run began with: restore them, or "
                 "begin a new run with run.resume=never."
             )
-        config = self._config
-        shape = read_hf_config(role.folder)
+        config = self.config
+        shape = model_config(role.folder)
         self.teacher = Actor(shape, config.actor, config.model.dtype, str(role.folder), trained=False)
         self.roles[role.name] = role
 

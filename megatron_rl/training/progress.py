@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_rl.actor import checkpoint, groups
 from megatron_rl.config import Config
@@ -29,6 +31,8 @@ class Progress:
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # held-out metrics by label
     records: dict[str, int] = field(default_factory=dict)  # how far the metrics files reach
     cursors: dict[str, dict[str, int]] = field(default_factory=dict)  # of each stage's prompts; known to rank 0
+    observed: dict[str, dict[str, float]] = field(default_factory=dict)  # of each stage's prompts, for a curriculum
+    alarms: dict[str, Any] = field(default_factory=dict)  # what they remember; known to rank 0
     reference: dict[str, str] = field(default_factory=dict)  # folder (relative to the run, or absolute) and hash
     frozen: dict[str, dict[str, str]] = field(
         default_factory=dict
@@ -70,9 +74,11 @@ def restore(run: RunFolder, first: str) -> tuple[Progress, Path | None]:
     return at, newest
 
 
-def write_checkpoint(run: RunFolder, models: Models, at: Progress, keep: int) -> None:
-    """Write a checkpoint and delete all but the ``keep`` newest; collective."""
-    checkpoint.save(models.policy, run.checkpoints, f"{_PLACES[at.stage]}-{at.step:06d}", asdict(at), keep)
+def write_checkpoint(
+    run: RunFolder, models: Models, at: Progress, keep: int, files: Mapping[str, bytes] | None = None
+) -> None:
+    """Write a checkpoint, with rank 0's ``files`` in it, and delete all but the ``keep`` newest; collective."""
+    models.save(run.checkpoints, f"{_PLACES[at.stage]}-{at.step:06d}", asdict(at), keep, files)
 
 
 def leave_policy(run: RunFolder, config: Config, models: Models, swap: Swap | Alone, at: Progress) -> None:

@@ -1,6 +1,7 @@
 """Rollouts as rows to learn from: what each token weighs, and what goes with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,8 +15,9 @@ from megatron_rl.rollout.rollout import Rollout
 class Rows:
     """The rows of one step's rollouts, which all have the same columns."""
 
-    def __init__(self, config: Config, rollouts: Sequence[Rollout]) -> None:
-        self.options, self.rollouts = settled(config.algorithm), rollouts
+    def __init__(self, config: Config, rollouts: Sequence[Rollout], dropped: Container[int] = ()) -> None:
+        """``dropped``: numbers of rollouts that nothing is learned from."""
+        self.options, self.rollouts, self.dropped = settled(config.algorithm), rollouts, dropped
         self.longest = self.options.aggregation_length or config.rollout.max_new_tokens
         self.rewarded = any(rollout.rewards is not None for rollout in rollouts)
         weighted = any(rollout.weights is not None for rollout in rollouts)
@@ -24,7 +26,7 @@ class Rows:
     def made(self, first: int, last: int) -> list[TrainingRow]:
         """Those of one mini-batch: of the samples ``first`` up to ``last``."""
         rollouts = self.rollouts[first:last]
-        lengths = [rollout.length if self._learned(rollout) else 0 for rollout in rollouts]
+        lengths = [self.rollouts[number].length if self._learned(number) else 0 for number in range(first, last)]
         weights = token_weights(lengths, self.options.aggregation, self.longest)
         shares = token_weights(lengths, "token-mean")
         return [
@@ -38,8 +40,9 @@ class Rows:
             for number, (rollout, weight, share) in enumerate(zip(rollouts, weights, shares, strict=True))
         ]
 
-    def _learned(self, rollout: Rollout) -> bool:
-        return not (self.options.truncated == "mask" and rollout.finish == "length")
+    def _learned(self, number: int) -> bool:
+        cut_off = self.rollouts[number].finish == "length"
+        return number not in self.dropped and not (cut_off and self.options.truncated == "mask")
 
     def _columns(self, rollout: Rollout, weight: float, share: float) -> dict[str, np.ndarray]:
         weights = np.where(rollout.drawn, weight, 0.0)
@@ -57,21 +60,20 @@ class Rows:
         return columns
 
 
-def credited(rollouts: Sequence[Rollout], terms: Mapping[str, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def credited(
+    rollouts: Sequence[Rollout], terms: Mapping[str, float], dropped: Container[int] = ()
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Every sample's reward, float64 [samples], and the parts that add up to it: term -> weight x score, the same.
 
-    A completion that could not be scored has its reward in equal parts.
+    A completion that could not be scored has its reward in equal parts; one that is ``dropped`` has 0.
     """
-    rewards = np.array([rollout.scored.reward for rollout in rollouts], dtype=np.float64)
-    parts = {
-        term: np.array(
-            [
-                weight * score
-                if (score := rollout.scored.components.get(f"{term}/score")) is not None
-                else rollout.scored.reward / len(terms)
-                for rollout in rollouts
-            ]
-        )
-        for term, weight in terms.items()
-    }
-    return rewards, parts
+
+    def column(of: Callable[[Rollout], float]) -> np.ndarray:
+        return np.array([0.0 if number in dropped else of(r) for number, r in enumerate(rollouts)], dtype=np.float64)
+
+    def part(rollout: Rollout, term: str, weight: float) -> float:
+        score = rollout.scored.components.get(f"{term}/score")
+        return float(rollout.scored.reward / len(terms) if score is None else weight * score)
+
+    parts = {term: column(partial(part, term=term, weight=weight)) for term, weight in terms.items()}
+    return column(lambda rollout: rollout.scored.reward), parts

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_rl.config import STAGES, Config
-from megatron_rl.data.prompts import Prompts
+from megatron_rl.data.order.mixed import make_prompts
+from megatron_rl.data.prompts import Cursor, Prompts
 from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.sets.conversations import read_conversations
 from megatron_rl.data.sets.pairs import read_pairs
@@ -57,6 +58,7 @@ class Supply:
             # a checkpoint of a version without cursors: so many examples as its steps took
             began = {"position": at.step * per_step.get(stage, 0) if stage == at.stage else 0}
             prompts.restore(at.cursors.get(stage, began))
+            prompts.remember(at.observed.get(stage, {}))
 
     def facts(self) -> dict[str, Any]:
         """Entries of the manifest."""
@@ -72,14 +74,12 @@ class Supply:
             found.append(("the task", self.manifest.get("data_fingerprint"), self.task.fingerprint()))
         return found
 
-    def _prompts(self) -> dict[str, Prompts[Any]]:
+    def _prompts(self) -> dict[str, Cursor | Prompts[Any]]:
         config, seed = self.config, self.config.run.seed
-        prompts: dict[str, Prompts[Any]] = {}
+        prompts: dict[str, Cursor | Prompts[Any]] = {}
         if self.task is not None and len(self.task.train):  # none: there is only to evaluate
-            prompts = {
-                "sft": Prompts(self.task.train, seed + 1, config.data.shuffle),
-                "rl": Prompts(self.task.train, seed, config.data.shuffle),
-            }
+            prompts["sft"] = make_prompts(config.data, self.task, seed + 1)
+            prompts["rl"] = make_prompts(config.data, self.task, seed, config.run.steps)
         if "sft" in self.sets:
             prompts["sft"] = Prompts(self.sets["sft"].rows, seed + 1, config.sft.data.shuffle)
         if "preference" in self.sets:

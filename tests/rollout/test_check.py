@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.rollout.check import check_rollout
-from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
+from megatron_rl.rollout.config import DynamicConfig, RolloutConfig, SGLangConfig
 from megatron_rl.settings.rules import violations
 
 
@@ -42,6 +42,37 @@ def test_the_defaults_are_valid():
 def test_a_violation_names_its_key_and_value(key, value):
     (said,) = found(RolloutConfig(**{key: value}))
     assert said.startswith(f"rollout.{key} is {value!r}; it must be ")
+
+
+@pytest.mark.parametrize(
+    ("options", "dynamic", "message"),
+    [
+        (
+            {"group_size": 1},
+            {"filter": True},
+            "rollout.dynamic.filter=true leaves out groups whose rewards are all equal",
+        ),
+        (
+            {"prompts_per_step": 64},
+            {"filter": True, "batch": 6, "max_batches": 10},
+            "10 rounds (max_batches) of 6 prompts (batch) are 60, fewer than rollout.prompts_per_step (64)",
+        ),
+        ({}, {"batch": 6}, "rollout.dynamic.batch=6 does nothing without rollout.dynamic.filter=true"),
+        ({}, {"max_age": 0}, "rollout.dynamic.max_age=0 does nothing without"),
+        ({}, {"at_cap": "stop"}, "rollout.dynamic.at_cap=stop does nothing without"),
+        ({}, {"filter": True, "max_batches": 0}, "rollout.dynamic.max_batches is 0; it must be 1 or more."),
+        ({}, {"filter": True, "at_cap": "fail"}, "rollout.dynamic.at_cap is 'fail'; it must be warn, go_on or stop."),
+        ({}, {"min_informative": 1.5}, "rollout.dynamic.min_informative is 1.5; it must be between 0 and 1."),
+        ({}, {"alarm": "ring"}, "rollout.dynamic.alarm is 'ring'"),
+        ({}, {"filter": True, "max_age": -1}, "rollout.dynamic.max_age is -1"),
+    ],
+)
+def test_dynamic_sampling(options, dynamic, message):
+    said = found(RolloutConfig(**options, dynamic=DynamicConfig(**dynamic)))
+    assert message in said[0]
+    assert found(RolloutConfig(dynamic=DynamicConfig(min_informative=0.2, alarm="stop"))) == []
+    assert RolloutConfig(dynamic=DynamicConfig(batch=7)).round_size == 64
+    assert RolloutConfig(dynamic=DynamicConfig(filter=True, batch=7)).round_size == 7
 
 
 def test_all_violations_are_found_at_once():

@@ -108,5 +108,26 @@ def test_the_numbers_of_a_step() -> None:
     assert numbers["reward_std"] == odd.std() and numbers["tokens"] == 24 and numbers["length_max"] == 2
     assert numbers["equal_groups"] == (odd == odd[:, :1]).all(1).mean()
     assert numbers["truncated"] == np.mean([r.finish == "length" for group in groups for r in group])
+    assert not any(name.startswith("accuracy/") for name in numbers)  # there is one data source
+    for r in groups[1]:
+        r.example = Example("1", "ab", 1, data_source="sums")
+    by_source = measure(groups)
+    assert by_source["accuracy/sums"] == odd[1].mean() and by_source["accuracy/unnamed"] == odd[[0, 2]].mean()
+    assert {k: v for k, v in by_source.items() if not k.startswith("accuracy/")} == numbers
     groups[0][0].versions = ((2, 1), (3, 1))
     assert staleness(groups, 4) == {"staleness": 25 / 24, "staleness_max": 2.0}
+
+
+def test_numbers_that_are_none_spoil_no_others() -> None:
+    groups = gather(Echo(), PLAIN)
+    expected = measure([groups[0], groups[1][1:], groups[2]])
+    groups[1][0].scored = Points(float("nan"), {"odd/score": float("nan")}, groups[1][0].scored.report)
+    found = measure(groups)
+    for name in ("reward", "reward_std", "reward/odd/score", "equal_groups"):
+        assert found[name] == expected[name]
+    assert found["tokens"] == 24
+    for rollout in groups[0]:
+        rollout.scored = Points(float("inf"), {}, {"correct": 1.0})
+    alone = measure(groups[:1])
+    assert alone["equal_groups"] == 1 and alone["reward_std"] == 0
+    assert not any(name == "reward" or name.startswith("reward/") for name in alone)

@@ -10,17 +10,19 @@ from tests.conftest import PATIENCE
 
 
 def test_nothing_is_made_ahead_of_time_unless_asked_for() -> None:
-    made: list[tuple[int, str]] = []
-    ahead = Prefetch(lambda: "drawn", lambda *what: made.append(what) or threading.current_thread(), 0, 5)
-    assert ahead.take(3) is threading.current_thread()
-    assert made == [(3, "drawn")]
+    made: list[tuple[int, tuple[int, int]]] = []
+    ahead = Prefetch(lambda *of: of, lambda *what: made.append(what) or threading.current_thread(), 0, 5)
+    ahead.number = 7
+    assert ahead.take(3) is ahead.take(3) is threading.current_thread()
+    assert made == [(7, (7, 3)), (8, (8, 3))]
 
 
 @pytest.mark.parametrize("bound", [1, 2, 3])
 def test_each_is_begun_once_and_at_most_so_many_steps_before_it_is_taken(bound: int) -> None:
     taking, begun, numbers, drawing = [-1], dict[int, int](), itertools.count(), set[threading.Thread]()
 
-    def draw() -> int:
+    def draw(number: int, step: int) -> int:
+        assert number == step  # each step takes one
         drawing.add(threading.current_thread())
         return next(numbers)
 
@@ -38,6 +40,20 @@ def test_each_is_begun_once_and_at_most_so_many_steps_before_it_is_taken(bound: 
     assert drawing == {threading.current_thread()}
 
 
+def test_steps_that_take_several_rounds_or_none() -> None:
+    """No more is begun than steps to come could take, and never fewer than are asked for."""
+    begun: list[tuple[int, int, int]] = []  # during which step, number, meant for
+    now = [0]
+    ahead = Prefetch(
+        lambda number, step: begun.append((now[0], number, step)) or number, lambda number, _: number, 1, 4
+    )
+    taken = []
+    for now[0], rounds in enumerate((2, 0, 1, 2)):
+        taken.append([ahead.take(now[0]) for _ in range(rounds)])
+    assert taken == [[0, 1], [], [2], [3, 4]]
+    assert begun == [(0, 0, 0), (0, 1, 1), (0, 2, 1), (2, 3, 3), (3, 4, 3)]
+
+
 def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None:
     gate = threading.Event()
 
@@ -47,7 +63,7 @@ def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None
             raise ValueError("no prompts")
         return step
 
-    ahead = Prefetch(lambda: None, make, 1, 3)
+    ahead = Prefetch(lambda *of: None, make, 1, 3)
     assert ahead.take(0) == 0
     ahead.finish(lambda: True)  # what is under way cannot go on: it is not waited for
     finished = threading.Thread(target=ahead.finish, args=(lambda: False,))

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from megatron_rl.config import Config
+from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.settings import fit
 from megatron_rl.settings.describe import describe
 from megatron_rl.settings.fit import check_fit, warnings
@@ -64,6 +65,19 @@ def test_footprint_of_a_known_model() -> None:
     assert needed.shared == 4 * rank * 2
     assert needed.ranks == (rank * (2 + 4 + 2) + parameters * 12 // 4,) * 4
     assert (needed.engine, needed.export, needed.checkpoint) == (parameters * 2, parameters * 2, parameters * 14)
+
+
+def test_a_critic_is_counted() -> None:
+    """Its decoder, a head of 64 numbers on the ranks of the last stage, its gradients and its moments."""
+    config = config_of()
+    config.actor.tensor_parallel = config.actor.pipeline_parallel = 2
+    alone, both = footprint(config, MODEL), footprint(config, MODEL, with_scalar_head(MODEL))
+    critic = alone.parameters - 100 * 64 + 64
+    assert both.checkpoint == alone.checkpoint + critic * 14
+    half = 2 * ((64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 128) // 2 + 2 * 64)
+    first, last = (half + 50 * 64) * (2 + 4) + critic * 12 // 4, (half + 2 * 64) * (2 + 4) + critic * 12 // 4
+    assert [b - a for a, b in zip(alone.ranks, both.ranks, strict=True)] == [first, first, last, last]
+    assert (both.engine, both.shared, both.export) == (alone.engine, alone.shared, alone.export)
 
 
 def test_the_cache_of_an_embedded_engine() -> None:

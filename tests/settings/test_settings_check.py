@@ -10,6 +10,7 @@ import pytest
 
 from megatron_rl.config import Config
 from megatron_rl.data.false_belief import write_tokenizer
+from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.settings.check import check
 from megatron_rl.settings.load import load
 from megatron_rl.system import machine
@@ -47,6 +48,27 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
+        (["rewards.overlong_buffer=49"], ["rewards.overlong_buffer is 49", "rollout.max_new_tokens (48)"]),
+        (["rewards.overlong_factor=2"], ["rewards.overlong_factor=2.0 does nothing without rewards.overlong_buffer"]),
+        (["rollout.dynamic.batch=4"], ["rollout.dynamic.batch=4 does nothing without rollout.dynamic.filter=true"]),
+        (
+            ["rollout.dynamic.filter=true", "algorithm.name=reinforce_pp"],
+            ["algorithm.name=reinforce_pp learns as well"],
+        ),
+        (["rollout.dynamic.by_parts=true"], ["rollout.dynamic.by_parts must be false", "reward_normalization=sum"]),
+        (
+            ["rollout.dynamic.filter=true", "algorithm.reward_normalization=each"],
+            ["rollout.dynamic.by_parts must be true with algorithm.reward_normalization=each"],
+        ),
+        (["data.mixture={a: {pth: x}}"], ["data.mixture.a.pth: there is no such option; did you mean path?"]),
+        (
+            ["data.mixture={a: {task: prompt_answer}, b: {}}"],
+            ["data.mixture.a.path is empty; set it to a training file"],
+        ),
+        (["data.curriculum.by=column"], ["data.curriculum.by=column needs data.curriculum.column"]),
+        (["data.curriculum.low=0.8", "data.curriculum.high=0.3"], ["no accuracy lies between them"]),
+        (["data.selection.key=index"], ["data.selection.key is used with data.selection.rank_by_accuracy_std only"]),
+        (["data.selection.rank_by_accuracy_std=no.json"], ["no.json cannot be read as JSON"]),
         (["run.resume=always"], ["run.resume is 'always'", "auto or never"]),
         (["model.dtype=float16"], ["model.dtype is 'float16'", "bfloat16 or float32"]),
         (["actor.optimizer.decay=exp"], ["actor.optimizer.decay", "constant, linear or cosine"]),
@@ -197,6 +219,52 @@ def test_a_folder_with_weights(tmp_path: Path, changes: dict[str, object], part:
     config = quickstart(tmp_path, f"model.path={tmp_path / 'model'}", "actor.tensor_parallel=1")
     config.model.architecture = {}
     (problem,) = check(config).problems
+    assert part in problem
+
+
+def test_a_critic_that_does_not_fit_the_policy(tmp_path: Path) -> None:
+    """Its folder is looked at where an algorithm has one; a policy cannot be a model with a scalar head."""
+    ppo = ("algorithm.name=ppo", "actor.tensor_parallel=1")
+    folder = tmp_path / "critic"
+    at = f"critic.path={folder}"
+    (gone,) = check(quickstart(tmp_path, *ppo, at), contents=False).problems
+    assert gone.startswith("critic.path: ") and "There is no such folder" in gone
+    write_folder(folder, hf_tensors(LLAMA, tags=False), LLAMA)
+    (other,) = check(quickstart(tmp_path, *ppo, at), contents=False).problems
+    assert "has vocab_size=100, and the policy 80" in other
+    assert check(quickstart(tmp_path, at), contents=False).problems == []  # grpo has no critic
+    (never,) = check(quickstart(tmp_path, *ppo, "critic.warmup_steps=40"), contents=False).problems
+    assert "critic.warmup_steps is 40, and run.steps 40" in never
+    assert check(quickstart(tmp_path, *ppo, "critic.warmup_steps=39"), contents=False).problems == []
+
+    language = LLAMA | {"vocab_size": 80, "max_position_embeddings": 80}
+    rewarder, tensors = tmp_path / "rewarder", hf_tensors(language, tags=False)
+    tensors["score.weight"] = tensors.pop("lm_head.weight")[:1]
+    write_folder(rewarder, tensors, with_scalar_head(language))
+    (short,) = check(quickstart(tmp_path, *ppo, f"critic.path={rewarder}"), contents=False).problems
+    assert "max_position_embeddings=80" in short and "= 86: shorten" in short
+    config = quickstart(tmp_path, f"model.path={rewarder}", "actor.tensor_parallel=1")
+    config.model.architecture = {}
+    policy, _ = check(config, contents=False).problems  # too short it is here as well
+    assert "scalar head (architectures=['LlamaForSequenceClassification'])" in policy
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (
+            ["data.curriculum.by=column", "data.curriculum.column=hardness", "data.limit=30"],
+            "data.curriculum.column=hardness: the training example train/0 has None there",
+        ),
+        (
+            ["data.mixture={a: {}, b: {curriculum: {by: accuracy}}}"],
+            "data.mixture.b: data.curriculum.by=accuracy needs",
+        ),
+        (["data.limit=5", "data.repeat_to_batch=6"], "data.repeat_to_batch is 6, and there are 5 training examples"),
+    ],
+)
+def test_options_that_do_not_fit_the_rows(tmp_path: Path, overrides: list[str], part: str) -> None:
+    (problem,) = check(quickstart(tmp_path, *overrides)).problems
     assert part in problem
 
 

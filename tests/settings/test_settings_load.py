@@ -256,6 +256,14 @@ def test_the_configuration_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_tasks_of_a_mixture_are_set_one_by_one() -> None:
+    config, problems = load(
+        "quickstart", ["data.mixture={a: {limit: 4}}", "data.mixture.b.weight=2", "data.mixture.a.curriculum.by=column"]
+    )
+    assert problems == []
+    assert config.data.mixture == {"a": {"limit": 4, "curriculum": {"by": "column"}}, "b": {"weight": 2}}
+
+
 def test_null_empties_a_mapping() -> None:
     config, problems = load("quickstart", ["model.architecture=null", "rewards.terms=null", "rewards.terms.format=1"])
     assert (config.model.architecture, config.rewards.terms, problems) == ({}, {"format": 1.0}, [])

@@ -222,5 +222,21 @@ def test_an_update_that_is_not_finite_goes_nowhere(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "skipped")
     assert "warning: step 1 of rl: " in out and (run.path / "failed" / "rl-000001.jsonl").exists()
     assert next(r for r in rows(run) if r["stage"] == "rl")["skipped_updates"] == 2  # of two epochs
+    assert same_weights(run)
+
+
+def same_weights(run: RunFolder) -> bool:
+    """Whether training has changed nothing."""
     before, after = (load_file(folder / "model.safetensors") for folder in (run.initial_model, run.export))
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_of_which_nothing_is_left_changes_nothing(tmp_path: Path) -> None:
+    """All completions are cut off, and those are not learned from."""
+    options = ("sft.steps=0", "run.steps=2", "rollout.ignore_eos=true", "algorithm.truncated=mask")
+    process = start(tmp_path, "nothing", *options, "evaluation.greedy=false")
+    out, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, error
+    run = RunFolder(tmp_path / "nothing")
+    assert "step 2: Nothing can be learned" in out and same_weights(run)
+    assert [r["skipped_updates"] for r in rows(run) if r["stage"] == "rl"] == [2, 2]

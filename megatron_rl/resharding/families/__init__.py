@@ -11,10 +11,12 @@ from megatron_rl.resharding.families.mistral import MISTRAL
 from megatron_rl.resharding.families.qwen2 import QWEN2
 from megatron_rl.resharding.families.qwen3 import QWEN3
 from megatron_rl.resharding.families.qwen3_moe import QWEN3_MOE
-from megatron_rl.resharding.families.table import DEFAULTS, Family, dimensions, instances
+from megatron_rl.resharding.families.scalar import scalar_config, with_score
+from megatron_rl.resharding.families.table import DEFAULTS, Family, dimensions, instances, scalar_head
 from megatron_rl.resharding.layout import TensorSpec
 
 FAMILIES = {f.model_type: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, DEEPSEEK_V3, GLM4_MOE)}
+_SCALAR = {name: with_score(f) for name, f in FAMILIES.items()}
 _DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn")
 _ALLOWED: dict[str, tuple[Any, ...]] = {  # options of every family -> what each may be where it is set
     "tie_word_embeddings": (True, False),
@@ -27,7 +29,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {  # options of every family -> what each
 
 
 def family(hf_config: Mapping[str, Any]) -> Family:
-    """The family of a config.json, by its ``model_type``.
+    """The family of a config.json, by its ``model_type``; with a scalar head where config.json has one.
 
     Raises InputError for an unknown family, for an option whose tensors the family's table does not have, and for one
     that is none of what it may be, null included where transformers does not take it.
@@ -36,7 +38,7 @@ def family(hf_config: Mapping[str, Any]) -> Family:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise InputError(f"config.json has model_type={model_type!r}, which is no known family; known are {known}.")
-    found = FAMILIES[model_type]
+    found = (_SCALAR if scalar_head(hf_config) else FAMILIES)[model_type]
     for key, (expected, absent) in found.fixed.items():
         if hf_config.get(key, absent) != expected:
             raise InputError(
@@ -54,6 +56,11 @@ def family(hf_config: Mapping[str, Any]) -> Family:
                 f"{'' if key in found.expert_keys else ', or remove the key'}."
             )
     return found
+
+
+def with_scalar_head(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the same decoder with a scalar head. Raises InputError for an unknown family."""
+    return scalar_config(hf_config, family(hf_config).architecture)
 
 
 def predictor_layers(hf_config: Mapping[str, Any]) -> range:

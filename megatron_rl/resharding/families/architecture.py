@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import FAMILIES, family
 from megatron_rl.resharding.families.rope import Rope, read_rope
-from megatron_rl.resharding.families.table import completed, dimensions, tied, value
+from megatron_rl.resharding.families.table import completed, dimensions, scalar_head, tied, value
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,7 @@ class Architecture:
     qk_norm: bool
     qkv_bias: bool
     rope: Rope
+    scalar: bool = False  # one number a token instead of the vocabulary's logits
     experts: int = 0
     experts_per_token: int = 0
     expert_hidden: int = 0
@@ -90,6 +91,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
         qk_norm=name in QK_NORM,
         qkv_bias=name in QKV_BIAS,
         rope=read_rope(config),
+        scalar=scalar_head(config),
         **moe,
     )
 

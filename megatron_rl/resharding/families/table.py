@@ -97,6 +97,7 @@ class Family:
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+SCORE = "score.weight"  # a scalar head: transformers' ForSequenceClassification with one label
 FINAL_NORM = "model.norm.weight"
 
 
@@ -154,6 +155,7 @@ _SIZES: dict[str, Callable[[Mapping[str, Any]], int]] = {  # symbol -> its size
     "kv": lambda c: _groups(c) * _head_dim(c),
     "mlp": lambda c: value(c, "intermediate_size"),
     "vocabulary": lambda c: value(c, "vocab_size"),
+    "one": lambda c: 1,
     "layers": lambda c: value(c, "num_hidden_layers"),
     "expert_mlp": lambda c: value(c, "moe_intermediate_size"),
     "shared_mlp": lambda c: value(c, "moe_intermediate_size") * value(c, "n_shared_experts"),
@@ -225,9 +227,15 @@ def dense_layers(family: Family, config: Mapping[str, Any]) -> bool:
     return not all(expert_layer(family, config, layer) for layer in range(value(config, "num_hidden_layers")))
 
 
+def scalar_head(config: Mapping[str, Any]) -> bool:
+    """True when config.json is that of a model whose head gives one number a token, and no logits."""
+    named = config.get("architectures")
+    return isinstance(named, list) and any(str(name).endswith("ForSequenceClassification") for name in named)
+
+
 def tied(config: Mapping[str, Any]) -> bool:
     """True when the output head is the embedding."""
-    return bool(config.get("tie_word_embeddings", DEFAULTS["tie_word_embeddings"]))
+    return not scalar_head(config) and bool(config.get("tie_word_embeddings", DEFAULTS["tie_word_embeddings"]))
 
 
 def aliases(family: Family, config: Mapping[str, Any]) -> dict[str, str]:

@@ -3,15 +3,17 @@
 import mmap
 import warnings
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_rl.resharding.execute import flat, pull
-from megatron_rl.resharding.folders.hf import FLOATS, open_stored, refuse_quantised
+from megatron_rl.resharding.families.table import SCORE, scalar_head
+from megatron_rl.resharding.folders.hf import FLOATS, model_config, open_stored, refuse_quantised
 from megatron_rl.resharding.folders.stored import TORCH_DTYPES, Stored
-from megatron_rl.resharding.layout import Layout, ParallelSizes, Shard
+from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, Shard
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.transformers import files_layout
 from megatron_rl.resharding.plan import make_plan
@@ -62,14 +64,20 @@ def load_hf(
     """Fill one Megatron rank's parameters (contiguous, by local name) from a Hugging Face folder.
 
     The rank reads its own segments only, through a proved plan; vocabulary padding becomes zero. Dtypes are cast to
-    the parameters'. Raises InputError for a folder that does not hold the model (``open_hf_folder``), ProofError for
-    parameters that are not those of the layout.
+    the parameters'. A model with a scalar head also takes the decoder of a language model; its head is then zero.
+    Raises InputError for a folder that does not hold the model (``open_hf_folder``), ProofError for parameters that are
+    not those of the layout.
     """
-    opened = _open(path, hf_config)
-    stored, hf_config = _mapped(opened), opened.hf_config
+    headless = scalar_head(hf_config) and not scalar_head(own := model_config(path))
+    opened = _open(path, own if headless else hf_config)
+    stored = _mapped(opened)
+    if not headless:
+        hf_config = opened.hf_config
     shard = megatron_layout(hf_config, sizes, fused_norms=fused_norms, grouped_experts=grouped_experts).ranks[rank]
     check_parameters(shard, {name: tuple(p.shape) for name, p in parameters.items()}, f"rank {rank}")
-    files = files_layout(hf_config)
+    if headless:
+        shard = _without_score(shard)
+    files = files_layout(opened.hf_config)
     needed = {segment.tensor for segment in shard.segments}
     tensors = {name: spec for name, spec in files.tensors.items() if name in needed}
     segments = tuple(s for s in files.ranks[0].segments if s.tensor in needed)
@@ -81,3 +89,11 @@ def load_hf(
     pull(plan.copies, {(0, name): stored[name] for name in tensors}, local)
     for pad in shard.padding:
         local[pad.local][pad.offset : pad.offset + pad.size] = 0
+
+
+def _without_score(shard: Shard) -> Shard:
+    """The shard with padding, which is zeroed, where the scalar head lies."""
+    score = [s for s in shard.segments if s.tensor == SCORE]
+    pads = tuple(Padding(s.local, s.offset, prod(s.shape)) for s in score)
+    rest = tuple(s for s in shard.segments if s.tensor != SCORE)
+    return Shard(shard.locals, rest, (*shard.padding, *pads))

@@ -48,14 +48,14 @@ def bind(config: RewardsConfig) -> list[Term]:
 def score_sample(terms: Sequence[Term], sample: Sample) -> tuple[float, dict[str, float]]:
     """The weighted sum of the terms' scores, and all components as ``term/component``.
 
-    ``RewardError`` names a term that raises or returns something else than a finite number or finite numbers with
-    the key ``score``, and where its function is.
+    ``RewardError`` names a term that raises or returns something else than a number or numbers with the key
+    ``score``, and where its function is. They may be infinite or no numbers: then so is the sum.
     """
     total = 0.0
     components: dict[str, float] = {}
     for term in terms:
         score = _call(f"reward {term.name!r}", term.reward, sample, "score")
-        total += term.weight * score["score"]
+        total += term.weight * score["score"]  # 0 x inf is a nan, too
         for key, value in score.items():
             components[f"{term.name}/{key}"] = value
     return total, components
@@ -108,7 +108,7 @@ def _numbers(returned: Any, required: str) -> dict[str, float]:
         number = _number(value)
         if number is None:
             raise ValueError(f"returned {key!r}: {_shown(value)}, which is no number.")
-        if not isfinite(number):
+        if not isfinite(number) and required != "score":  # a completion without a reward is left out of its step
             raise ValueError(f"failed: {key} is {number}, not a finite number.")
         numbers[key] = number
     if required not in numbers:

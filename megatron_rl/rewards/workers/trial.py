@@ -2,6 +2,7 @@
 
 import reprlib
 from dataclasses import replace
+from math import isfinite
 
 from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
@@ -27,15 +28,16 @@ def try_rewards(config: RewardsConfig, sample: Sample, report: Report | None = N
 
 
 def _try(config: RewardsConfig, sample: Sample, report: Report | None) -> list[str]:
+    called = f"Rewards called with a row of the data and the response {reprlib.repr(sample.response)}"
     try:
         with RewardPool(replace(config, workers=1), report) as pool:
-            pool.score([sample])
+            [scored] = pool.score([sample])
     except RewardError as error:
-        response = reprlib.repr(sample.response)
-        return [f"Rewards called with a row of the data and the response {response}: {error.reason}"]
+        return [f"{called}: {error.reason}"]
     except InputError as error:
         return [str(error)]
-    return []
+    values = {name: value for name, value in scored.components.items() if not isfinite(value)}
+    return [f"{called}: {name} is {value}, not a finite number." for name, value in values.items()][:1]
 
 
 def _alone(config: RewardsConfig, name: str) -> RewardsConfig:

@@ -158,6 +158,9 @@ async def generate(
                     error, failures = failed, failures + 1
                     await abort(name)  # it may still run
                     continue
+                if len(so_far.tokens) > sampling.max_new_tokens:
+                    drawn = f"{len(so_far.tokens)} tokens of a completion that may have {sampling.max_new_tokens}"
+                    raise ServerError(f"a server drew {drawn}")
                 if len(so_far.tokens) == sampling.max_new_tokens and not so_far.finish_reason:
                     so_far = replace(so_far, finish_reason="length")  # given up behind its last token
                 if so_far.finish_reason:

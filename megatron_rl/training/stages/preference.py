@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class Preference:
     def batch(self, source: Source, at: Progress) -> Step:
         """Rows 2 k and 2 k + 1 are the chosen and the rejected reply of pair k."""
         cursor, encode, options = source.prompts[self.name], source.encode, self.config.preference
-        pairs: list[Pair] = cursor.take(options.batch_size)
+        pairs = cast(list[Pair], cursor.take(options.batch_size))
         rows = pair_rows([tuple(map(encode, (p.prompt, p.prefix, p.chosen, p.rejected))) for p in pairs], options)
         return Step([rows], {"tokens": float(tokens(rows))}, cursor.state())
 

@@ -14,13 +14,20 @@ from megatron_rl.algorithms.mismatch import mismatch
 from megatron_rl.algorithms.registry import make_algorithm
 from megatron_rl.algorithms.terms.correction import correct, correction_metrics, effective_samples
 from megatron_rl.config import Config
+from megatron_rl.rollout.sound import record, unsound
 from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step
 from megatron_rl.training.models import Models, Role
 from megatron_rl.training.progress import Progress, export_policy
 from megatron_rl.training.rows import Rows, credited
+from megatron_rl.training.stages.critic import Critic
 from megatron_rl.training.stages.stage import Source
+
+NOTHING = dict.fromkeys(
+    ("loss", "grad_norm", "learning_rate", "engine_kl_k3", "p99_logprob_gap", "max_logprob_gap"), 0.0
+)
+"""What the loop asks of a step's metrics, of one in which nothing was learned."""
 
 
 class RL:
@@ -33,6 +40,9 @@ class RL:
         self.config, self.run = config, run
         self.steps = config.run.steps
         self.algorithm = algorithm or make_algorithm(config.algorithm)
+        self.updates = config.algorithm.epochs * config.algorithm.minibatches  # of a step
+        learns_values = "value" in self.algorithm.needs
+        self.critic = Critic(config.critic, self.steps * self.updates) if learns_values else None
 
     def enter(self, models: Models, at: Progress) -> None:
         """As ``Stage.enter``."""
@@ -46,6 +56,8 @@ class RL:
             teacher = Path(self.config.algorithm.teacher)
             models.teach(Role("teacher", teacher, trained=False), at.expect(self.run, "teacher", teacher))
         models.policy.new_optimizer(self.config.actor.optimizer)
+        if self.critic is not None:
+            self.critic.enter(models, at.reference_folder(self.run) or self.run.model_folder())
         if self.config.rollout.true_on_policy:
             models.policy.sum_as_engine()
 
@@ -56,43 +68,69 @@ class RL:
         size = len(groups) // minibatches
         numbers = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         rollouts = [rollout for group in groups for rollout in group]
+        dropped = {number: reason for number, r in enumerate(rollouts) if (reason := unsound(r))}
+        numbers[list(dropped)] = len(groups) + np.arange(len(dropped))  # nobody is compared with them
         ends = np.cumsum([0, *(len(group) for group in groups)]).tolist()
         cuts = [(ends[i], ends[i + size]) for i in range(0, len(groups), size)]
-        rows = Rows(self.config, rollouts)
+        rows = Rows(self.config, rollouts, dropped)
         minibatch_rows = [rows.made(first, last) for first, last in cuts]
-        rewards, terms = credited(rollouts, self.config.rewards.terms)
-        return Step(minibatch_rows, drawn.metrics, drawn.cursor, rollouts, rewards, numbers, terms)
+        rewards, terms = credited(rollouts, self.config.rewards.parts, dropped)
+        metrics = drawn.metrics | {"dropped_samples": float(len(dropped))}
+        step = Step(minibatch_rows, metrics, drawn.cursor, rollouts, rewards, numbers, terms)
+        self._say(source, at, step, dropped)
+        return step
 
     def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:
         """As ``Stage.learn``; metrics are averaged over the updates (maxima: the largest)."""
         policy, algorithm, temperature = models.policy, self.algorithm, self.config.rollout.temperature
+        critic, updates = self.critic, self.updates
+        frozen = critic is not None and critic.learns_alone(step)
         packed = [policy.build(mine, batch.columns) for mine in batch.minibatches]
         everything = [micro_batch for batches in packed for micro_batch in batches]
-        if "old" in algorithm.needs:
+        if "old" in algorithm.needs or frozen:
             policy.score(everything, "old_logprobs", temperature)
         if "reference" in algorithm.needs:
             with models.frozen("reference") as reference:
                 reference.score(everything, "ref_logprobs", temperature)
         if "teacher" in algorithm.needs:
             models.teacher.score(everything, "teacher_logprobs", temperature)
+        if critic is not None:
+            models.critic.score(everything, "values")
         ends = everything if policy.last_stage else []
         credit = algorithm.credit(CreditBatch(ends, batch.rewards, batch.groups, batch.terms, policy.total))
 
-        results, updates = [], self.config.algorithm.epochs * len(packed)
+        learned = [batches for batches, some in zip(packed, batch.learnable, strict=True) if some]
+        if not learned:
+            return NOTHING | {"skipped_updates": float(updates)}, credit.tolist()
+        results, skipped = [], updates * (len(packed) - len(learned)) // len(packed)
         for i in range(updates):
-            lr = learning_rate(self.config.actor.optimizer, step * updates + i, self.steps * updates)
-            results.append(policy.update(packed[i % len(packed)], self._objective, lr, temperature))
-        metrics = {
-            name: max(r[name] for r in results) if name.startswith("max_") else sum(r[name] for r in results) / updates
-            for name in results[0]
-        }
-        metrics["skipped_updates"] *= updates
-        return metrics | measure(policy, everything, len(packed)), credit.tolist()
+            number, batches = step * updates + i, packed[i % len(packed)]
+            if not batch.learnable[i % len(packed)]:  # of nothing, an optimiser's moments alone would move the weights
+                continue
+            if critic is not None:
+                critic.update(models, batches, number)
+            if not frozen:
+                lr = learning_rate(self.config.actor.optimizer, number, self.steps * updates)
+                results.append(policy.update(batches, self._objective, lr, temperature))
+        metrics = _over(results, skipped) | (critic.metrics() if critic is not None else {})
+        return metrics | measure(policy, learned), credit.tolist()
 
     def leave(self, models: Models, swap: Swap | Alone, at: Progress) -> None:
         """As ``Stage.leave``."""
         if self.config.run.export:
             export_policy(self.run, swap, at)
+
+    def _say(self, source: Source, at: Progress, step: Step, dropped: dict[int, str]) -> None:
+        """Keep what is dropped, and tell the user of it, and of a step of which nothing is left."""
+        said = f"step {at.step + 1}: "
+        if dropped:
+            records = [record(step.rollouts[number], reason) for number, reason in dropped.items()]
+            file = self.run.keep_dropped(f"{at.stage}-{at.step + 1:06d}", records)
+            said += f"{len(dropped)} completions left out, the first as {records[0]['reason']}; they are in {file}. "
+        if not any(step.learnable()):
+            said += "Nothing can be learned from any completion; the step changes nothing."
+        if dropped or not any(step.learnable()):
+            source.warn(said.strip())
 
     def _objective(self, logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Loss:
         columns = batch.columns
@@ -103,10 +141,22 @@ class RL:
         return self.algorithm.loss(batch, logprobs, entropy)
 
 
-def measure(actor: Actor, rollout: list[MicroBatch], minibatches: int) -> dict[str, float]:
-    """The engine's mismatch, and what its correction did, over all tokens of a rollout that has been learned from."""
+def _over(results: list[dict[str, float]], skipped: int) -> dict[str, float]:
+    """The updates' metrics as one: means, the largest of maxima, the count of skipped ones; none of no updates."""
+    metrics = {
+        name: max(r[name] for r in results) if name.startswith("max_") else sum(r[name] for r in results) / len(results)
+        for name in (results[0] if results else ())
+    }
+    if results:
+        metrics["skipped_updates"] = metrics["skipped_updates"] * len(results) + skipped
+    return metrics
+
+
+def measure(actor: Actor, rollout: list[list[MicroBatch]]) -> dict[str, float]:
+    """The engine's mismatch, and what its correction did, over all tokens of mini-batches that were learned from."""
     shares: list[dict[str, Any]] = []
-    for batch in rollout if actor.last_stage else ():
+    minibatches = len(rollout)
+    for batch in [micro_batch for batches in rollout for micro_batch in batches] if actor.last_stage else ():
         columns = batch.columns
         weights = columns.get("share", columns["weight"]) / minibatches  # those of one mini-batch add up to 1
         shares.append(mismatch(columns["old_logprobs"], columns["rollout_logprobs"], weights))

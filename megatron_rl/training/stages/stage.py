@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from megatron_rl.data.prompts import Prompts
+from megatron_rl.data.prompts import Cursor, Prompts
 from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.training.batch import Batch, Drawn, Step
 from megatron_rl.training.models import Models
@@ -14,12 +14,15 @@ class Source(Protocol):
     """Where batches come from (``training.controller.Controller``)."""
 
     @property
-    def prompts(self) -> Mapping[str, Prompts[Any]]:
+    def prompts(self) -> Mapping[str, Cursor | Prompts[Any]]:
         """A cursor for each stage, by its name: over the task's examples, or over rows of the stage's own."""
 
     @property
     def encode(self) -> Callable[[str], tuple[int, ...]]:
         """Text to token ids."""
+
+    def warn(self, text: str) -> None:
+        """Tell the user what does not stop the run."""
 
     def take(self, at: Progress) -> Drawn:
         """The scored rollouts for the step after ``at``."""

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections import Counter
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
 import psutil
@@ -192,9 +193,11 @@ def test_a_raising_reward_ends_the_run(user_module):
     pool.close()
 
 
-def test_a_score_that_is_not_finite_ends_the_run(user_module):
-    with RewardPool(config(user_module)) as pool, pytest.raises(RewardError, match="score is inf, not a finite number"):
-        pool.score(samples("a", "infinite", "b"))
+def test_a_score_that_is_not_finite_is_the_samples_own(user_module):
+    """Whoever learns leaves that completion out; the others are scored."""
+    with RewardPool(config(user_module)) as pool:
+        rewards = [scored.reward for scored in pool.score(samples("a", "infinite", "b"))]
+    assert rewards[1] == float("inf") and all(map(isfinite, (rewards[0], rewards[2])))
 
 
 @pytest.mark.parametrize(("form", "raised"), [("leave", "SystemExit: 3"), ("interrupt", "KeyboardInterrupt")])

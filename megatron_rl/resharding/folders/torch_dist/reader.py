@@ -32,7 +32,8 @@ _OPEN_FILES = 256  # a process may usually have 1024
 Ints = tuple[int, ...]
 _EMBEDDING = "embedding.word_embeddings.weight"
 _PREDICTOR = "mtp."
-_NO_WEIGHT = re.compile(r"(chained_\d+\.)?optimizer\.")  # what a trainer keeps besides the weights
+# What a trainer keeps besides the policy's weights: optimisers, and models that are trained beside it.
+_NO_WEIGHT = re.compile(r"critic\.|reward_model\.|(chained_\d+\.)?optimizer\.")
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,8 @@ def open_torch_dist(
     is missing or damaged; UnlikeError where tensors are missing, unknown, or of another shape than ``hf_config`` says.
     """
     tensors, _ = read_metadata(folder)
-    prefix = next((key.removesuffix(_EMBEDDING) for key in tensors if key.endswith(_EMBEDDING)), "")
-    prefix = "" if _NO_WEIGHT.match(prefix) else prefix  # some writers put "module." before every name
+    prefixes = (key.removesuffix(_EMBEDDING) for key in tensors if key.endswith(_EMBEDDING))
+    prefix = next((p for p in prefixes if not _NO_WEIGHT.match(p)), "")  # some writers put "module." before every name
     weights = {k.removeprefix(prefix): t for k, t in tensors.items() if not _NO_WEIGHT.match(k)}
     if predictor_layers(hf_config) and not any(key.startswith(_PREDICTOR) for key in weights):
         hf_config = {**hf_config, PREDICTORS: 0}
