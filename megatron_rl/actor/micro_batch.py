@@ -81,13 +81,17 @@ class MicroBatch:
         return sums.repeat_interleave(self.lengths, output_size=len(values))
 
     def whole(self, values: torch.Tensor) -> torch.Tensor:
-        """As ``TokenBatch.whole``; on the last pipeline stage, collective over context-parallel ranks."""
+        """As ``TokenBatch.whole``; on the last pipeline stage, collective over context-parallel ranks.
+
+        The gradient is that of this rank's own tokens, which is right for a loss that all ranks compute alike.
+        """
         longest = int(self.totals.max()) if len(self.totals) else 0
+        own = self._sequences, self.places
         side_by_side = values.new_zeros(len(self.totals), longest)
-        side_by_side[self._sequences, self.places] = values
+        side_by_side[own] = values.detach()
         if self.spread is not None:
             dist.all_reduce(side_by_side, group=self.spread)
-        return side_by_side
+        return side_by_side.index_put(own, values) if values.requires_grad else side_by_side
 
     def own(self, whole: torch.Tensor) -> torch.Tensor:
         """As ``TokenBatch.own``."""
@@ -98,6 +102,11 @@ class MicroBatch:
         """Which sequence each of the n tokens is of."""
         numbers = torch.arange(len(self.lengths), device=self.lengths.device)
         return numbers.repeat_interleave(self.lengths, output_size=len(self.places))
+
+    @property
+    def share(self) -> float:
+        """What each rank counts of a number that all context-parallel ranks have alike and that are added up."""
+        return 1.0 if self.spread is None else 1.0 / self.spread.size()
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""

@@ -18,6 +18,7 @@ from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
+from megatron_rl.actor.modules.logprobs import contrast_probs
 from megatron_rl.actor.modules.true_on_policy import use_wide_sums
 from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, step_if_finite, wrap
 from megatron_rl.actor.packing import assign, group_by_prompt
@@ -41,11 +42,18 @@ class Actor:
     arguments."""
 
     def __init__(
-        self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str, seed: int = 0
+        self,
+        hf_config: dict[str, Any],
+        config: ActorConfig,
+        dtype: str,
+        model_folder: str,
+        seed: int = 0,
+        trained: bool = True,
     ) -> None:
         """Build this rank's shard and fill it from a Hugging Face folder (no rank reads the full model).
 
-        ``hf_config`` says which head it has (``families.with_scalar_head``); ``seed``: of adapters' weights.
+        ``hf_config`` says which head it has (``families.with_scalar_head``); ``seed``: of adapters' weights. One that
+        is not ``trained`` has no gradients, and routers that choose for themselves.
         """
         self.hf_config, self.config = hf_config, config
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -54,7 +62,7 @@ class Actor:
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
         self.fused = transformer_engine()
         self.adapters = restrict(self.chunks, hf_config, config, seed, self.fused)
-        self.wrapped = wrap(self.chunks)
+        self.wrapped: list[Any] = wrap(self.chunks) if trained else list(self.chunks)
         self.model_folder = Path(model_folder)
         self.load(model_folder)
         for adapter in self.adapters:
@@ -64,8 +72,8 @@ class Actor:
         self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         # of each rank of the job; rank 0 hands out rows by it
         self.data_parallel_ranks: list[int] = groups.gather(parallel_state.get_data_parallel_rank())
-        self.kept_reference: Reference | None = None
-        self._replay = True
+        self._frozen: dict[str, Reference] = {}  # weights of other models of the policy's shape, by role
+        self._replay = trained
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """This rank's live weights by local name, "{chunk}/{name}"; adapters are in them (``tuning.lora``)."""
@@ -114,7 +122,8 @@ class Actor:
     def split(self, rows: Seq[TrainingRow]) -> list[list[list[TrainingRow]]]:
         """One mini-batch by data-parallel rank and micro-batch, balanced by token count; computed alike on any rank.
 
-        Completions of one prompt stay together and share it where the attention can.
+        Rows of one unit share a micro-batch; completions of one prompt stay together and share it where the attention
+        can.
         """
         config = self.config
         choices = self.arch.layers * self.arch.experts_per_token
@@ -123,15 +132,17 @@ class Actor:
                 raise ValueError(f"{len(s)} tokens came with experts {s.experts.shape}; {choices} each were expected")
         cp, room = config.context_parallel, config.micro_batch_tokens * config.context_parallel
         heads = [s.prompt if self._shares_prompts else 0 for s in rows]
+        multiple = 2 * cp if cp > 1 else 1
         tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(rows, heads, strict=True)]
+        tails = [-(-tail // multiple) * multiple for tail in tails]  # each by itself: a group may have several
         even = -(-(sum(heads) + sum(tails)) // config.data_parallel)
         prompts = [s.shared() if head else b"" for s, head in zip(rows, heads, strict=True)]
-        together = group_by_prompt(prompts, heads, tails, min(room, even))
+        together = group_by_prompt(prompts, heads, tails, min(room, even), [s.unit for s in rows])
         parts = assign(
-            [heads[g[0]] + sum(tails[i] for i in g) for g in together],
+            [sum({prompts[i]: heads[i] for i in g}.values()) + sum(tails[i] for i in g) for g in together],
             config.data_parallel,
             room,
-            multiple=2 * cp if cp > 1 else 1,
+            multiple=multiple,
             count_multiple=config.pipeline_parallel if config.virtual_pipeline > 1 else 1,
             packing=config.packing,
         )
@@ -191,7 +202,7 @@ class Actor:
 
     def _outputs(self, model: Any, batch: MicroBatch, hidden: torch.Tensor, temperature: float) -> Seq[torch.Tensor]:
         """What the head says of the trained positions: values, or log-probs and entropy."""
-        head: PolicyModel = model.module
+        head: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
         if self.arch.scalar:
             return (head.values(hidden, batch),)
         return head.logprobs(
@@ -206,6 +217,35 @@ class Actor:
             batch.columns[column] = self._outputs(model, batch, hidden, temperature)[0]
 
         self._run(batches, finish, forward_only=True)
+
+    @torch.no_grad()
+    def score_contrast(
+        self, batches: list[MicroBatch], column: str, positive: str, negative: str, alpha: float
+    ) -> None:
+        """Write ``contrast_probs`` of two frozen roles into ``column`` of each micro-batch (on the last stage)."""
+        kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the positive model's, of each micro-batch
+
+        def keep(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
+            policy: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
+            kept[id(batch)] = policy.trained_hidden(hidden, batch).cpu(), policy.output_matrix().detach()
+
+        def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
+            policy: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
+            group = policy.pg_collection.tp
+            batch.columns[column] = contrast_probs(
+                kept[id(batch)],
+                (policy.trained_hidden(hidden, batch), policy.output_matrix()),
+                batch.targets,
+                alpha=alpha,
+                vocab_size=self.arch.vocab,
+                rank=group.rank(),
+                group=group if group.size() > 1 else None,
+                chunk=self.config.logprob_chunk,
+            )
+
+        for role, do in ((positive, keep), (negative, finish)):
+            with self.reference(role):
+                self._run(batches, do, forward_only=True)
 
     def update(
         self, batches: list[MicroBatch], objective: Objective, lr: float, temperature: float = 1.0
@@ -273,28 +313,37 @@ class Actor:
         return combined
 
     @torch.no_grad()
-    def freeze_reference(self, moves: bool = False) -> None:
-        """Keep the present weights as the reference policy (on the host when training on a GPU).
+    def freeze_reference(self, role: str = "reference", moves: bool = False) -> None:
+        """Keep the present weights as those of a frozen role (on the host when training on a GPU).
 
-        ``moves``: it will follow the policy, and lies in checkpoints.
+        ``moves``: it will follow the policy, and lies in checkpoints (the reference only).
         """
         weights = self._weights()
         base = {id(adapter.linear.weight): adapter.base for adapter in self.adapters}
         kept = {name: base[id(p)] for name, p in weights.items() if id(p) in base}
-        changing = {name: p for name, p in weights.items() if p.requires_grad or name in kept}
-        self.kept_reference = Reference(changing, kept, moves)
+        # another model than the reference may differ in what is never trained, too
+        changing = {n: p for n, p in weights.items() if role != "reference" or p.requires_grad or n in kept}
+        self._frozen[role] = Reference(changing, kept, moves)
+
+    @property
+    def kept_reference(self) -> Reference | None:
+        """What ``freeze_reference`` keeps as the reference."""
+        return self._frozen.get("reference")
+
+    def thaw(self) -> None:
+        """Forget all frozen roles."""
+        self._frozen.clear()
 
     @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside, forward passes run the reference policy, whose routers choose for themselves.
+    def reference(self, role: str = "reference") -> Iterator[None]:
+        """Inside, forward passes run a frozen role's policy, whose routers choose for themselves.
 
         It is a policy of its own: forced onto the experts of another, it would drift with that one, and the KL to it
         would miss what the routers have learnt.
         """
-        assert self.kept_reference is not None
         self._replay = False
         try:
-            with self.kept_reference.in_place():
+            with self._frozen[role].in_place():
                 yield
         finally:
             self._replay = True

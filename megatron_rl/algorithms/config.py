@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from megatron_rl.data.sets.config import SetConfig
 from megatron_rl.option import choice, number
 
 
@@ -29,6 +30,7 @@ class AlgorithmConfig:
     kl_in: str = choice("auto", "loss", "reward")  # reward: subtracted, estimator k1, from each token's reward
     kl_estimator: str = choice("k1", "k2", "k3", "k3+", default="k3")  # in the loss; k3+: k3's value, k2's gradient
     entropy_coef: float = 0.0  # weight of the entropy bonus (added to the objective); of either sign
+    teacher: str = ""  # distillation: Hugging Face folder of a model with the policy's vocabulary, of any architecture
     minibatches: int = number(1, least=1)  # optimiser steps per pass over the rollout, each on its own prompts
     epochs: int = number(1, least=1)  # passes over the rollout
     correction: str = choice("none", "truncated", "masked")  # engine-actor mismatch: truncated TIS, masked IcePop, MIS
@@ -56,8 +58,9 @@ class AlgorithmConfig:
 
 @dataclass
 class SFTConfig:
-    """Supervised warm start on the task's own targets, before the first RL step."""
+    """Supervised fine-tuning, before every other stage: on the task's own targets, or on rows of its own."""
 
     steps: int = number(0, least=0)  # optimiser steps; 0: none
     batch_size: int = number(32, least=1)  # examples per step
     prompt_weight: float = number(0.0, least=0)  # loss weight of prompt tokens (targets weigh 1)
+    data: SetConfig = field(default_factory=SetConfig)  # empty path: the task's targets

@@ -1,13 +1,15 @@
 """Which examples come next: a cursor over a task's training examples that survives a resumed run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import xxhash
 
 from megatron_rl.data.order.curriculum import Curriculum
 from megatron_rl.data.task import UNBOUNDED, Example
+
+E = TypeVar("E")
 
 
 class Cursor(Protocol):
@@ -39,7 +41,7 @@ class Cursor(Protocol):
         """Go on with a ``history``."""
 
 
-class Prompts:
+class Prompts(Generic[E]):
     """``take(n)`` goes on where the last one ended; ``state()`` is what ``restore`` needs to do so in another process.
 
     A file is read in epochs: each is a permutation of all rows (or the file's own order), a take may run over its end,
@@ -52,7 +54,7 @@ class Prompts:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[E],
         seed: int,
         shuffle: bool,
         rows: np.ndarray | None = None,
@@ -65,7 +67,7 @@ class Prompts:
         self.position = 0  # examples met so far
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def take(self, count: int, step: int = 0) -> list[Example]:
+    def take(self, count: int, step: int = 0) -> list[E]:
         """As ``Cursor.take``."""
         return [self.examples[index] for index in self.draw(count, step)]
 

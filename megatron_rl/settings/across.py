@@ -1,21 +1,22 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
+from megatron_rl.actor.config import ModelConfig
 from megatron_rl.algorithms.published import PUBLISHED
 from megatron_rl.config import Config
 from megatron_rl.data.order.mixture import parts, problems
 from megatron_rl.data.registry import held_out, trains_on_files
+from megatron_rl.data.sets.check import CONVERSATIONS, check_set
 from megatron_rl.evaluation.check import check_evaluation
+from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.layouts.megatron import layout_violations
+from megatron_rl.settings.model import check_model_folder
 from megatron_rl.system import machine
 
 
 def check_across(config: Config) -> list[str]:
     """Every violation, a sentence or two each; empty when there is none."""
-    return (
-        _actor(config)
-        + _prompts(config)
-        + _sampling(config)
-        + check_evaluation(config.evaluation, held_out(config.data))
-    )
+    evaluation = check_evaluation(config.evaluation, held_out(config.data)) if config.evaluation.prompts else []
+    return _actor(config) + _prompts(config) + _sampling(config) + _sets(config) + evaluation
 
 
 def _actor(config: Config) -> list[str]:
@@ -29,13 +30,63 @@ def _actor(config: Config) -> list[str]:
         )
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     room = actor.micro_batch_tokens * max(actor.context_parallel, 1)
-    if longest > room:
+    if longest > room and config.asks():
         per_rank = -(-longest // max(actor.context_parallel, 1))
         found.append(
             f"actor.micro_batch_tokens is {actor.micro_batch_tokens}, but a prompt with its completion can have "
             f"{longest} tokens (data.max_prompt_tokens + rollout.max_new_tokens): set it to {per_rank} or more."
         )
     return found
+
+
+def _sets(config: Config) -> list[str]:
+    """The rows that stages have of their own."""
+    found = check_set(config.sft.data, "sft.data", CONVERSATIONS) if config.sft.steps else []
+    room = config.actor.micro_batch_tokens * max(config.actor.context_parallel, 1)
+    sets = [("sft.data", bool(config.sft.steps and config.sft.data.path), config.sft.data, 1, "a row")]
+    sets += [("preference.data", config.preference.steps > 0, config.preference.data, 2, "a pair of rows")]
+    for key, used, options, rows, what in sets:
+        if used and rows * options.max_tokens > room:
+            found.append(
+                f"actor.micro_batch_tokens is {config.actor.micro_batch_tokens}, but {what} can have "
+                f"{rows * options.max_tokens} tokens ({rows} x {key}.max_tokens): set it to "
+                f"{-(-rows * options.max_tokens // max(config.actor.context_parallel, 1))} or more, or lower that."
+            )
+    return found + _frozen(config) + _teacher(config)
+
+
+def _frozen(config: Config) -> list[str]:
+    """The folders of frozen models that the pairs are measured by, which are shards like the policy's."""
+    options, found = config.preference, []
+    for key in ("reference", "positive", "negative") if options.steps else ():
+        if not (folder := getattr(options, key)):
+            continue
+        hf_config, wrong = check_model_folder(ModelConfig(path=folder, dtype=config.model.dtype))
+        found += [f"preference.{key}: {said}" for said in wrong]
+        policy, _ = check_model_folder(config.model)
+        if hf_config and policy and not wrong and canonical_tensors(hf_config) != canonical_tensors(policy):
+            found.append(
+                f"preference.{key}={folder} has other weights than the model that is trained "
+                f"({hf_config['model_type']} and {policy['model_type']}, or other sizes): give one like it."
+            )
+    return found
+
+
+def _teacher(config: Config) -> list[str]:
+    """The teacher's folder: it is sharded as the policy is, and names tokens as the policy does."""
+    if not (folder := config.algorithm.teacher) or not config.run.steps:
+        return []
+    hf_config, wrong = check_model_folder(ModelConfig(path=folder, dtype=config.model.dtype))
+    found = [f"algorithm.teacher: {said}" for said in wrong]
+    policy, _ = check_model_folder(config.model)
+    if not hf_config or not policy or wrong:
+        return found
+    if hf_config.get("vocab_size") != policy.get("vocab_size"):
+        return [
+            f"algorithm.teacher={folder} has vocab_size={hf_config.get('vocab_size')}, and the model that is trained "
+            f"has {policy.get('vocab_size')}: a teacher must have the same vocabulary."
+        ]
+    return [f"algorithm.teacher: {said}" for said in layout_violations(hf_config, config.actor.sizes())]
 
 
 def _sampling(config: Config) -> list[str]:
@@ -66,9 +117,10 @@ def _sampling(config: Config) -> list[str]:
 
 def _prompts(config: Config) -> list[str]:
     algorithm, rollout, found = config.algorithm, config.rollout, []
+    targets = config.sft.steps and not config.sft.data.path
     tasks = {} if problems(config.data) else parts(config.data)
     for name, data in tasks.items():
-        if not data.path and trains_on_files(data) and (config.run.steps or config.sft.steps):
+        if not data.path and trains_on_files(data) and (config.run.steps or targets):
             key = f"data.mixture.{name}.path" if name else "data.path"
             found.append(f"{key} is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
     published = PUBLISHED.get(algorithm.name)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from megatron_rl.algorithms.check import check_algorithm
+from megatron_rl.algorithms.pairs.check import check_preference
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
@@ -34,8 +35,12 @@ def check(config: Config, contents: bool = True) -> Findings:
     """
     broken, packages = violations(config), machine.package_problems()
     found = packages + list(broken.values())
-    found += check_rewards(config.rewards) + check_rollout(config.rollout)
-    about_data = check_data(config.data) + [said for key, said in broken.items() if key.startswith("data.")]
+    if config.generates():
+        found += check_rewards(config.rewards) + check_rollout(config.rollout)
+    found += check_preference(config.preference)
+    about_data = (check_data(config.data) if config.asks() else []) + [
+        said for key, said in broken.items() if key.startswith(("data.", "sft.data.", "preference.data."))
+    ]
     found += about_data + check_algorithm(config.algorithm) + check_across(config)
     found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
     hf_config, about_folder = check_model_folder(config.model)

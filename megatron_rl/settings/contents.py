@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
@@ -52,20 +53,48 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     if config.model.path:
         end_tokens(folder, tokenizer)
     transformers_config(config.model.path or config.model.architecture)
+    if config.algorithm.teacher and config.run.steps:
+        teacher = load_tokenizer(config.algorithm.teacher)
+        if teacher.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"algorithm.teacher={config.algorithm.teacher} has another tokenizer than the model that is trained, "
+                "and its log-probs are of other tokens: give a teacher with the same vocabulary."
+            )
+    notes = _sets(config, tokenizer)
+    if not config.asks():
+        return [], notes
     paths = [path for data in parts(config.data).values() for path in (data.path, data.eval_path)]
     if not all(is_local(path) for path in paths if path):
-        return [], {}
+        return [], notes
     task = make_task(config.data, config.run.seed, tokenizer)
-    if config.sft.steps:
+    targets = config.sft.steps and not config.sft.data.path
+    if targets:
         require_targets(task)
-    if not len(task.train) and (config.run.steps or config.sft.steps):
+    if not len(task.train) and (config.run.steps or targets):
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
     if len(task.train):
         make_prompts(config.data, task, config.run.seed, config.run.steps)
     example = (task.train if len(task.train) else task.heldout)[0]
     response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
+    notes |= getattr(task, "notes", {})
+    if not config.generates():
+        return [], notes
     broken = try_rewards(config.rewards, sample_of(example, response), task.report)
-    return broken, dict(getattr(task, "notes", {}))
+    return broken, notes
+
+
+def _sets(config: Config, tokenizer: Any) -> dict[str, int]:
+    """Read the rows that stages have of their own; raises InputError. How many were left out, and why."""
+    from megatron_rl.data.files import is_local
+    from megatron_rl.data.sets.conversations import read_conversations
+    from megatron_rl.data.sets.pairs import read_pairs
+
+    notes: dict[str, int] = {}
+    if config.sft.steps and config.sft.data.path and is_local(config.sft.data.path):
+        notes |= read_conversations(config.sft.data, config.data, tokenizer, "sft.data").notes
+    if config.preference.steps and config.preference.data.path and is_local(config.preference.data.path):
+        notes |= read_pairs(config.preference.data, config.data, tokenizer, "preference.data").notes
+    return notes
 
 
 def main() -> None:

@@ -41,10 +41,12 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
     """What a model that can be sharded as configured needs at least, with a critic of that config.json beside it."""
     weight = WEIGHT_BYTES[config.model.dtype]
     optimizer = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if weight < MAIN_WEIGHT_BYTES else 0)
+    pairs = 3 if config.preference.loss == "cdpo" else 1
+    frozen = max(int(config.algorithm.uses_reference), pairs if config.preference.steps else 0)  # beside the policy
     parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
     trained, changed = trained_elements(config.actor, hf_config)
     adapted = config.actor.lora.rank > 0  # which needs a copy of what changes; so does a reference, and it may be that
-    copied = weight if config.algorithm.uses_reference or adapted else 0
+    copies = max(frozen, int(adapted))
     layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     beside, of_critic = 0, [0] * len(held)
@@ -57,7 +59,7 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
         shared=sum(held) * weight,
         ranks=tuple(
             elements * weight
-            + elements * (GRADIENT_BYTES * trained + copied * changed) // parameters
+            + elements * (GRADIENT_BYTES * trained + weight * copies * changed) // parameters
             + more * (weight + GRADIENT_BYTES)
             + (trained + beside) * optimizer // len(held)
             for elements, more in zip(held, of_critic, strict=True)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from megatron_rl.config import Config
+from megatron_rl.config import STAGES, Config
 from megatron_rl.tracking.mirror import Mirror
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.tracking.wandb_run import start_wandb
 
-STAGES = ("sft", "rl", "eval")
+KINDS = (*STAGES, "eval")  # of rows
 
 
 class Metrics:
@@ -29,14 +29,14 @@ class Metrics:
         self._completions = _AppendedFile(run.completions_file, position.get("completions", 0))
         self._writers: dict[str, Mirror] = {}
         if config.tracking.tensorboard:
-            for stage, last in _last_steps(run.metrics_file).items():
+            for stage, last in _last_steps(run.metrics_file, (*config.chain(), "eval")).items():
                 self._writers[stage] = Mirror("TensorBoard", _writer(run.tensorboard / stage, last + 1))
         self._wandb = Mirror("wandb", lambda: start_wandb(run, config))
 
     def log(self, step: int, values: Mapping[str, float], stage: str = "rl") -> None:
-        """Record the numbers of one step, with the time (UTC, ISO 8601); ``stage`` is sft, rl or eval."""
-        if stage not in STAGES:
-            raise ValueError(f"stage {stage!r} is not one of {STAGES}")
+        """Record the numbers of one step, with the time (UTC, ISO 8601); ``stage`` is a stage's name, or eval."""
+        if stage not in KINDS:
+            raise ValueError(f"stage {stage!r} is not one of {KINDS}")
         numbers = {key: float(value) for key, value in values.items()}
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._metrics.append([{"stage": stage, "step": step, "timestamp": now, **numbers}])
@@ -125,9 +125,9 @@ def _writer(folder: Path, first: int) -> Any:
     return make
 
 
-def _last_steps(metrics: Path) -> dict[str, int]:
-    """The last step of each stage in the file; -1 where there is none."""
-    last = dict.fromkeys(STAGES, -1)
+def _last_steps(metrics: Path, kinds: Sequence[str]) -> dict[str, int]:
+    """The last step of each kind of row in the file; -1 where there is none."""
+    last = dict.fromkeys(kinds, -1)
     for row in rows(metrics):
         if row.get("stage") in last:
             last[row["stage"]] = row["step"]

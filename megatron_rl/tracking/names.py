@@ -18,7 +18,10 @@ class Metric(NamedTuple):
 _TASK = "a task's own measure; `correct` is the one that every task has"
 
 ROW = {
-    "stage": Metric("text", "`sft`: a step of the supervised warm start; `rl`: one of RL; `eval`: an evaluation"),
+    "stage": Metric(
+        "text",
+        "`sft`: a step of imitation; `preference`: one on pairs; `rl`: one of RL; `eval`: an evaluation",
+    ),
     "step": Metric("count", "steps of the stage that are done; of an evaluation, of the stage before it"),
     "timestamp": Metric("ISO 8601, UTC", "when the row was written"),
 }
@@ -41,7 +44,7 @@ ROLLOUT = {
     "length": Metric("tokens", "mean length of a completion", "steady; a sudden rise or fall is a warning"),
     "length_max": Metric("tokens", "length of the longest completion"),
     "truncated": Metric("fraction", "completions cut off at rollout.max_new_tokens", "near 0; else raise that"),
-    "tokens": Metric("tokens", "generated in the step; in `sft` rows those learned from, with their prompts"),
+    "tokens": Metric("tokens", "generated in the step; in `sft` and `preference` rows learned from, with prompts"),
     "staleness": Metric("weight versions", "mean age of the weights that drew the step's tokens", "0 on-policy"),
     "staleness_max": Metric("weight versions", "age of the oldest of them"),
 }
@@ -63,17 +66,27 @@ LEARNING = {
     "loss": Metric(
         "nats",
         "what the optimiser lowers: in `sft` rows a token's mean negative log-likelihood; in `rl` rows "
-        "`policy_loss` with the KL and entropy terms",
-        "falls in `sft` rows; no guide in `rl` rows",
+        "`policy_loss` with the KL and entropy terms; in `preference` rows a pair's mean loss, 0.693 at first",
+        "falls in `sft` and `preference` rows; no guide in `rl` rows",
     ),
     "policy_loss": Metric("reward", "the clipped surrogate alone", "near 0"),
     "ratio": Metric("", "mean probability of a token under the new policy over that under the old one", "near 1"),
     "clip_fraction": Metric("fraction", "tokens whose ratio the clip bounded", "small"),
+    "teacher_kl": Metric("nats a token", "KL of the policy to the teacher (distillation), on what it drew", "falls"),
     "kl": Metric("nats a token", "KL of the policy to the reference (algorithm.kl_estimator)", "small, rises slowly"),
     "entropy": Metric("nats a token", "of the policy where it samples", "falls slowly; near 0 nothing new is tried"),
     "grad_norm": Metric("", "norm of the gradient before actor.optimizer.clip_grad", "steady and finite"),
     "learning_rate": Metric("", "of the step's updates"),
     "skipped_updates": Metric("count", "updates left out as loss or gradient were not finite (run.not_finite)", "0"),
+}
+PAIRS = {
+    "pair_accuracy": Metric("fraction", "pairs whose chosen reply has the higher implicit reward", "rises from 0.5"),
+    "pair_margin": Metric("reward", "mean of `reward_chosen` - `reward_rejected` of a pair", "rises from 0"),
+    "reward_chosen": Metric(
+        "reward", "mean of preference.beta x (log-prob of the chosen reply - of the reference)", "does not fall far"
+    ),
+    "reward_rejected": Metric("reward", "the same of the rejected reply", "falls"),
+    "critical": Metric("fraction", "cdpo: mean weight 1 - s of a rejected reply's tokens"),
 }
 CRITIC = {
     "value_loss": Metric("reward squared", "half the mean squared error of the critic's values, clipped", "falls"),
@@ -139,6 +152,7 @@ GROUPS = {
     "Rollouts (`rl` rows)": ROLLOUT,
     "Dynamic sampling (`rl` rows, with rollout.dynamic.filter)": DYNAMIC,
     "Learning": LEARNING,
+    "Pairs (`preference` rows)": PAIRS,
     "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
     "Agreement of engine and actor (`rl` rows)": ENGINE,
     "Weight swaps (`rl` rows)": SWAP,
@@ -159,7 +173,7 @@ def page() -> str:
         "# The numbers of a run",
         "",
         "`metrics.jsonl` has one line per step and evaluation; TensorBoard and wandb get the same numbers, wandb under",
-        "`sft/…`, `rl/…` and `eval/…`. A number is there in the rows in which it means something. Python:",
+        "`sft/…`, `rl/…`, `eval/…` and so on. A number is there in the rows in which it means something. Python:",
         '`pandas.read_json("runs/NAME/metrics.jsonl", lines=True)`.',
         "",
         "This page is made by `python -m megatron_rl.tracking.names`.",

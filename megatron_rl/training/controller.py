@@ -13,11 +13,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rl.config import Config
-from megatron_rl.data.order.mixed import make_prompts
-from megatron_rl.data.prompts import Cursor
-from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
-from megatron_rl.errors import InputError
 from megatron_rl.evaluation.held_out import HeldOut
 from megatron_rl.rewards.scoring import judge, score
 from megatron_rl.rewards.workers.pool import RewardPool, Scored
@@ -35,7 +31,7 @@ from megatron_rl.system import stop
 from megatron_rl.system.channel import ENGINES, key_from_environment
 from megatron_rl.system.screen import activity, duration
 from megatron_rl.tracking.clock import Clock
-from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, heldout_table, where_next
+from megatron_rl.tracking.console import SHOWN, heldout_table, where_next
 from megatron_rl.tracking.console import Progress as Shown
 from megatron_rl.tracking.memory import memory
 from megatron_rl.tracking.metrics import Metrics
@@ -44,70 +40,62 @@ from megatron_rl.training.alarms import Alarms
 from megatron_rl.training.batch import Step
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.stage import Stage
+from megatron_rl.training.supply import Supply
 
 
 class Controller:
     """Owns the data, the engines, the reward workers and the records of a run."""
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
+    def __init__(self, config: Config, run: RunFolder, at: Progress) -> None:
         self.config, self.run = config, run
         self.tokenizer = load_tokenizer(run.model_folder())
         check_vocabulary(self.tokenizer, run.hf_config())
         self.encode = make_encoder(self.tokenizer)
         self.end_tokens = end_tokens(run.model_folder(), self.tokenizer)
-        self.task = make_task(config.data, config.run.seed, self.tokenizer)
-        if config.sft.steps:
-            require_targets(self.task)
-        known = run.manifest().get("data_fingerprint", self.task.fingerprint())
-        if known != self.task.fingerprint():
-            raise InputError(f"The data of {run.path} changed since the run began: restore it, or use a new run.name.")
-        self.prompts: dict[str, Cursor] = {}
-        if len(self.task.train):  # else there is only to evaluate
-            self.prompts["sft"] = make_prompts(config.data, self.task, config.run.seed + 1)
-            self.prompts["rl"] = make_prompts(config.data, self.task, config.run.seed, config.run.steps)
+        self.supply = Supply(config, self.tokenizer, at.stage, run.manifest())
+        self.prompts = self.supply.prompts
         self.strategy = Single(self.encode, self.decode)
-        self.rewards = RewardPool(config.rewards, self.task.report)
-        self.engine: Engine = _engine(config, run)
+        self.engine: Engine | None = None
+        self.rewards: RewardPool | None = None
+        if self.supply.task is not None and config.generates():
+            self.rewards = RewardPool(config.rewards, self.supply.task.report)
+            self.engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
         parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
         self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
         self.alarms = Alarms(config.alarms)
-        self.held_out = HeldOut(list(self.task.heldout[: config.evaluation.prompts]), config.evaluation)
+        self.held_out = HeldOut(self.supply.held_out(), config.evaluation)
 
     def begin(self, at: Progress, plan_hash: str, checkpoint: Path | None) -> None:
         """Open the records, and set the prompts and what waits for its step, where the run continues."""
-        per_step = {"sft": self.config.sft.batch_size, "rl": self.config.rollout.prompts_per_step}
-        for stage, prompts in self.prompts.items():
-            # a checkpoint of a version without cursors: so many examples as its steps took
-            began = {"position": at.step * per_step[stage] if stage == at.stage else 0}
-            prompts.restore(at.cursors.get(stage, began))
-            prompts.remember(at.observed.get(stage, {}))
+        self.supply.restore(at)
         self.batches.cursor = at.cursors.get("rl", {})
         self.rollouts.number = self.batches.cursor.get("round", at.step if at.stage == "rl" else 0)
         if checkpoint is not None and (file := checkpoint / CARRIED).exists():
             self._carry_on(file.read_bytes())
         self.alarms.restore(at.alarms)
-        notes = dict(getattr(self.task, "notes", {}))
-        self.run.update_manifest(plan_hash=plan_hash, data_fingerprint=self.task.fingerprint(), data_notes=notes)
-        for what, count in notes.items():
+        self.run.update_manifest(plan_hash=plan_hash, **self.supply.facts())
+        for what, count in self.supply.notes.items():
             print(f"data: {count:,} {what}", flush=True)
         self.records = Metrics(self.run, self.config, at.records or None)
         self.shown = {
-            "sft": Shown("sft", self.config.sft.steps, SFT_COLUMNS, lines=12),
-            "rl": Shown("rl", self.config.run.steps, RL_COLUMNS),
+            name: Shown(name, steps, SHOWN[name][0], lines=SHOWN[name][1])
+            for name, steps in self.config.chain().items()
         }
         self.clock = Clock(at.seconds)
 
     def batch(self, stage: Stage, at: Progress) -> Step:
         """What all ranks learn from in the step after ``at``."""
         self.clock.begin()
-        with self._signs_of_life(f"{stage.name} step {at.step + 1}: generating"):
+        doing = "generating" if stage.samples else "tokenising"
+        with self._signs_of_life(f"{stage.name} step {at.step + 1}: {doing}"):
             self._step = stage.batch(self, at)
         activity(f"{stage.name} step {at.step + 1}: learning")
         return self._step
 
     def take(self, at: Progress) -> Drawn:
         """The rollouts for the step after ``at``: made now, or begun up to rollout.staleness steps ago."""
+        assert self.engine is not None
         drawn = self.batches.take(at.step, at.version)
         self.engine.release()
         drawn.metrics |= staleness(drawn.groups, at.version)
@@ -115,7 +103,7 @@ class Controller:
 
     def before_swap(self) -> None:
         """Unless completions may be interrupted, wait for those that are under way and have an engine."""
-        if not self.config.rollout.in_flight:
+        if self.engine is not None and not self.config.rollout.in_flight:
             self.rollouts.finish(self.engine.stalled)
 
     def record(self, at: Progress, metrics: dict[str, float], credit: list[float]) -> None:
@@ -133,14 +121,17 @@ class Controller:
         return self._alarmed
 
     def evaluate(self, at: Progress, label: str) -> dict[str, float]:
-        """Held-out metrics of the weights in the engine."""
+        """Held-out metrics of the weights in the engine; none without one."""
+        if self.engine is None or self.rewards is None:
+            return {}
+        rewards = self.rewards
         with self.clock.span("evaluate"), self._signs_of_life(f"evaluating {label}"):
             metrics, rows = self.held_out(
                 self.strategy,
                 self.engine,
                 self.sampling,
                 self.config.rollout.temperature,
-                lambda groups: judge(self.rewards, groups, at.step),
+                lambda groups: judge(rewards, groups, at.step),
                 f"{self.config.run.seed}/heldout",
             )
         if metrics:
@@ -174,15 +165,18 @@ class Controller:
         if table := heldout_table(at.evaluations, len(self.held_out.examples)):
             print(table)
         swaps = at.version + 1
-        print(f"{swaps} weight swap{'s' if swaps > 1 else ''}, each proved by its hashes; {duration(at.seconds)}.")
-        print(where_next(self.run, at.step), flush=True)
-        self.run.mark_complete(at.step)
+        if self.engine is not None:
+            print(f"{swaps} weight swap{'s' if swaps > 1 else ''}, each proved by its hashes; {duration(at.seconds)}.")
+        print(where_next(self.run, at.stage, at.step), flush=True)
+        self.run.mark_complete(at.stage, at.step)
 
     def close(self, at: Progress) -> None:
         """Finish the records, end the workers and the engines."""
         self.records.close()
-        self.rewards.close()
-        self.engine.stop()
+        if self.rewards is not None:
+            self.rewards.close()
+        if self.engine is not None:
+            self.engine.stop()
 
     def stopping(self) -> bool:
         """Whether somebody has asked the run to stop."""
@@ -213,7 +207,7 @@ class Controller:
 
         def say() -> None:
             while not over.wait(1.0):
-                done, total = self.engine.progress()
+                done, total = self.engine.progress() if self.engine is not None else (0, 0)
                 activity(f"{what}, {done} of {total} completions" if total else what)
 
         activity(what)
@@ -244,13 +238,15 @@ class Controller:
     def _collect(self, number: int, drawn: tuple[list[int], dict[str, int], int]) -> Round:
         """Rollouts of the present policy; in whatever thread ``Prefetch`` chooses."""
         (indices, cursor, step), rollout = drawn, self.config.rollout
+        engine, rewards, task = self.engine, self.rewards, self.supply.task
+        assert engine is not None and rewards is not None and task is not None
         done = collect(
-            [self.task.train[index] for index in indices],
+            [task.train[index] for index in indices],
             rollout.group_size,
             self.strategy,
-            self.engine,
+            engine,
             self.sampling(rollout.temperature, rollout.sglang.routing_replay),
-            lambda groups: score(self.rewards, groups, step, rollout.max_new_tokens),
+            lambda groups: score(rewards, groups, step, rollout.max_new_tokens),
             f"{self.config.run.seed}/rl/{number}",
         )
         return Round(indices, done.groups, cursor, done.seconds)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor import checkpoint
-from megatron_rl.actor.config import LoRAConfig, OptimizerConfig
+from megatron_rl.actor.config import ActorConfig, LoRAConfig, OptimizerConfig
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config
@@ -23,7 +23,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 class Role:
     """One set of weights and what it is for."""
 
-    name: str  # policy | reference | critic
+    name: str  # policy | reference | positive | negative | teacher | critic
     folder: Path  # Hugging Face folder of its first weights
     trained: bool = True
     head: str = "vocabulary"  # or "scalar": one number a token
@@ -45,8 +45,7 @@ class Models:
         hf_config = model_config(role.folder)
         if role.head == "scalar" and not scalar_head(hf_config):
             hf_config = with_scalar_head(hf_config)
-        whole = replace(self.config.actor, lora=LoRAConfig(), freeze=[])  # those are the policy's
-        model = Actor(hf_config, whole, self.config.model.dtype, str(role.folder))
+        model = Actor(hf_config, self._whole, self.config.model.dtype, str(role.folder))
         model.new_optimizer(optimizer)
         self.roles[role.name], self.beside[role.name] = role, model
 
@@ -78,30 +77,68 @@ class Models:
         """Note that the policy's weights are those of a folder."""
         self._holds = folder
 
-    def freeze(self, role: Role, expected: str = "", moves: bool = False) -> None:
+    def freeze(
+        self,
+        role: Role,
+        expected: str = "",
+        otherwise: str = "train on with algorithm.kl_coef=0",
+        moves: bool = False,
+    ) -> None:
         """Keep the weights of a role's folder beside the policy, which has them afterwards if it has no adapters.
 
         ``moves``: as for ``Actor.freeze_reference``.
 
-        Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``.
+        Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``; it says what
+        can be done ``otherwise``.
         """
         if not (role.folder / "config.json").is_file():
-            raise InputError(
-                f"The {role.name} policy {role.folder} is gone: restore it, or train on with algorithm.kl_coef=0."
-            )
+            raise InputError(f"The {role.name} policy {role.folder} is gone: restore it, or {otherwise}.")
         if expected and fingerprint(role.folder) != expected:
             raise InputError(
                 f"The weights in {role.folder} are not those that this run began with as its {role.name} policy: "
-                "restore them, or train on with algorithm.kl_coef=0."
+                f"restore them, or {otherwise}."
             )
-        if self._holds != role.folder:
-            self.policy.load(str(role.folder))
-            self._holds = role.folder
-        self.policy.freeze_reference(moves)
+        self.hold(role.folder)
+        self.policy.freeze_reference(role.name, moves)
         self.roles[role.name] = role
         if self.policy.adapted:  # these say what the policy is, and they are not the folder's
             self.policy.merge()
             self._holds = None
+
+    @property
+    def held(self) -> Path | None:
+        """The folder whose weights the policy has; None: it has others."""
+        return self._holds
+
+    def hold(self, folder: Path) -> None:
+        """Have the policy at the weights of a folder."""
+        if self._holds != folder:
+            self.policy.load(str(folder))
+            self._holds = folder
+
+    def thaw(self) -> None:
+        """Forget all frozen roles."""
+        self.policy.thaw()
+        self.roles = {name: role for name, role in self.roles.items() if role.trained}
+
+    def teach(self, role: Role, expected: str) -> None:
+        """Have a frozen model of a shape of its own beside the policy, at the policy's parallel sizes: ``teacher``.
+
+        Raises InputError when the folder is not the one whose ``fingerprint`` is ``expected``.
+        """
+        if fingerprint(role.folder) != expected:
+            raise InputError(
+                f"The weights in {role.folder} are not those of the teacher that this run began with: restore them, or "
+                "begin a new run with run.resume=never."
+            )
+        shape, dtype = model_config(role.folder), self.config.model.dtype
+        self.teacher = Actor(shape, self._whole, dtype, str(role.folder), trained=False)
+        self.roles[role.name] = role
+
+    @property
+    def _whole(self) -> ActorConfig:
+        """For models beside the policy: adapters and frozen weights are the policy's."""
+        return replace(self.config.actor, lora=LoRAConfig(), freeze=[])
 
     def keep_up(self, config: AlgorithmConfig, step: int) -> None:
         """Have the reference follow the policy after RL step ``step`` (from 1), where it does so at all."""
@@ -116,5 +153,5 @@ class Models:
         """Inside, forward passes of the policy's shards compute with a frozen role's weights."""
         if self.roles[name].trained:
             raise ValueError(f"{name} is trained, not frozen")
-        with self.policy.reference():
+        with self.policy.reference(name):
             yield self.policy

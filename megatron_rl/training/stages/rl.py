@@ -1,5 +1,6 @@
 """Reinforcement learning: rollouts of the present policy, credit for what they were worth, updates, a swap."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from megatron_rl.algorithms.registry import make_algorithm
 from megatron_rl.algorithms.terms.correction import correct, correction_metrics, effective_samples
 from megatron_rl.config import Config
 from megatron_rl.rollout.sound import record, unsound
-from megatron_rl.swap.trainer import Swap
+from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step
 from megatron_rl.training.models import Models, Role
@@ -51,7 +52,10 @@ class RL:
             folder = at.reference_folder(self.run)
             assert folder is not None
             moves = self.config.algorithm.moves_reference
-            models.freeze(Role("reference", folder, trained=False), at.reference["hash"], moves)
+            models.freeze(Role("reference", folder, trained=False), at.reference["hash"], moves=moves)
+        if "teacher" in self.algorithm.needs:
+            teacher = Path(self.config.algorithm.teacher)
+            models.teach(Role("teacher", teacher, trained=False), at.expect(self.run, "teacher", teacher))
         models.policy.new_optimizer(self.config.actor.optimizer)
         if self.critic is not None:
             self.critic.enter(models, at.reference_folder(self.run) or self.run.model_folder())
@@ -89,6 +93,8 @@ class RL:
         if "reference" in algorithm.needs:
             with models.frozen("reference") as reference:
                 reference.score(everything, "ref_logprobs", temperature)
+        if "teacher" in algorithm.needs:
+            models.teacher.score(everything, "teacher_logprobs", temperature)
         if critic is not None:
             models.critic.score(everything, "values")
         ends = everything if policy.last_stage else []
@@ -112,7 +118,7 @@ class RL:
         metrics = _over(results, skipped) | (critic.metrics() if critic is not None else {})
         return metrics | measure(policy, learned), credit.tolist()
 
-    def leave(self, models: Models, swap: Swap, at: Progress) -> None:
+    def leave(self, models: Models, swap: Swap | Alone, at: Progress) -> None:
         """As ``Stage.leave``."""
         if self.config.run.export:
             export_policy(self.run, swap, at)
