@@ -8,12 +8,16 @@ from pathlib import Path
 
 from megatron_rl.actor.config import ActorConfig, CriticConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
+from megatron_rl.algorithms.pairs.config import PreferenceConfig
 from megatron_rl.data.config import DataConfig
+from megatron_rl.data.registry import held_out
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.option import choice, number
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import RolloutConfig, Served
 from megatron_rl.tracking.config import TrackingConfig
+
+STAGES = ("sft", "preference", "rl")  # in the order in which a run goes through them
 
 
 @dataclass
@@ -46,8 +50,23 @@ class Config:
     critic: CriticConfig = field(default_factory=CriticConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    preference_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def chain(self) -> dict[str, int]:
+        """The stages of the run in their order, and their steps; RL with none where it only evaluates."""
+        steps = {"sft": self.sft.steps, "preference": self.preference.steps, "rl": self.run.steps}
+        return {name: steps[name] for name in STAGES if steps[name]} or {"rl": 0}
+
+    def generates(self) -> bool:
+        """Whether anything is drawn from the policy, to learn from it or to evaluate it; else the run has no engine."""
+        return self.run.steps > 0 or (self.evaluation.prompts > 0 and held_out(self.data) != 0)
+
+    def asks(self) -> bool:
+        """Whether the run needs its task: to generate, or for targets."""
+        return self.generates() or (self.sft.steps > 0 and not self.sft.data.path)
 
     def served(self) -> Served:
         """What SGLang's servers have to know."""

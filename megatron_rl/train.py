@@ -13,6 +13,7 @@
 
 Generation waits for nothing but its engine, which serves the weights of the last swap, or of ``rollout.staleness``
 steps ago; ranks wait for their rows; a swap waits until nothing is generated, unless ``rollout.in_flight``.
+Stages that generate nothing get their rows from files, and a run of nothing else has neither engines nor swaps.
 ``megatron-rl train`` starts one process per rank, ``python -m megatron_rl.train RUN_FOLDER``, with torchrun's
 environment variables.
 """
@@ -21,7 +22,7 @@ import sys
 
 from megatron_rl.actor import groups
 from megatron_rl.config import Config
-from megatron_rl.swap.trainer import Swap
+from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.system import processes, stop
 from megatron_rl.system.screen import activity
 from megatron_rl.tracking.run_folder import RunFolder
@@ -33,22 +34,25 @@ from megatron_rl.training.progress import Progress, restore, write_checkpoint
 from megatron_rl.training.stages import first_stage, stages
 from megatron_rl.training.stages.stage import Stage
 
+TITLES = {"sft": "SFT", "rl": "RL"}  # of stages, where a label names them
+
 
 def train(run: RunFolder, config: Config) -> None:
     """Every stage from where the run stands; one that was stopped continues from its newest checkpoint."""
     activity("starting the trainer's ranks")
     groups.initialize(config.actor, config.run.seed)
-    controller = Controller(config, run) if groups.first() else Elsewhere()  # first: its engines start meanwhile
+    at, newest = restore(run, first_stage(config))
+    controller = Controller(config, run, at) if groups.first() else Elsewhere()  # first: its engines start meanwhile
     activity("building the model")
     models = Models(run, config)
-    activity("planning the weight swap with the engines")
-    swap = Swap(models.policy, controller.engine)
-    at, newest = restore(run, first_stage(config))
+    if config.generates():
+        activity("planning the weight swap with the engines")
+    swap = Swap(models.policy, controller.engine) if config.generates() else Alone(models.policy)
     remaining = stages(config, run, at)
     remaining[0].enter(models, at)
     if newest:
         models.load(newest)
-    controller.begin(at, swap.plan.hash)
+    controller.begin(at, swap.plan_hash)
     swap(at.version)
     if "before" not in at.evaluations:
         evaluate(controller, at, "before")
@@ -77,7 +81,7 @@ def train(run: RunFolder, config: Config) -> None:
             if last or (stage.samples and due(config.evaluation.every, at)):
                 evaluate(controller, at, label(stage, at))
             stopping = not last and groups.share(controller.stopping())
-            if stopping or (last and stage.samples) or due(config.run.save_every, at):
+            if stopping or (last and stage is remaining[-1]) or due(config.run.save_every, at):
                 save(run, models, at, controller, config.run.keep)
             if stopping:
                 return end(controller, swap, at)
@@ -86,7 +90,7 @@ def train(run: RunFolder, config: Config) -> None:
     end(controller, swap, at)
 
 
-def end(controller: Controller | Elsewhere, swap: Swap, at: Progress) -> None:
+def end(controller: Controller | Elsewhere, swap: Swap | Alone, at: Progress) -> None:
     """Leave the engines, the workers and the other ranks."""
     controller.close(at)
     swap.close()
@@ -109,7 +113,7 @@ def save(run: RunFolder, models: Models, at: Progress, controller: Controller | 
 
 def label(stage: Stage, at: Progress) -> str:
     """What an evaluation after the present step is called."""
-    return f"after {stage.name.upper()}" if at.step == stage.steps else f"step {at.step}"
+    return f"after {TITLES.get(stage.name, stage.name)}" if at.step == stage.steps else f"step {at.step}"
 
 
 def due(every: int, at: Progress) -> bool:

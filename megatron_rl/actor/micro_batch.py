@@ -99,6 +99,22 @@ class MicroBatch:
         numbers = torch.arange(len(self.lengths), device=self.lengths.device)
         return numbers.repeat_interleave(self.lengths, output_size=len(self.places))
 
+    def over_ranks(self, parts: torch.Tensor) -> torch.Tensor:
+        """``parts``, one of each context-parallel rank, added up; the gradient is that of this rank's own part.
+
+        Losses of the sum that all ranks compute alike then have the right gradient: each rank's of its own tokens.
+        """
+        if self.spread is None:
+            return parts
+        whole = parts.detach().clone()
+        dist.all_reduce(whole, group=self.spread)
+        return parts + (whole - parts.detach())
+
+    @property
+    def share(self) -> float:
+        """What each rank counts of a number that all context-parallel ranks have alike and that are added up."""
+        return 1.0 if self.spread is None else 1.0 / self.spread.size()
+
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
         for name in ("inputs", "targets", "positions", "trained", "lengths", "samples", "totals", "places"):

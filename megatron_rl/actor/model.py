@@ -52,21 +52,10 @@ class PolicyModel(GPTModel):
         self, hidden: torch.Tensor, batch: MicroBatch, *, temperature: float, vocab_size: int, chunk: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-prob and entropy (float32 [n]) of the trained positions, from this stage's output [t, 1, h]."""
-        from megatron.core.tensor_parallel import mappings
-
-        weight = self.output_layer.weight
-        if self.share_embeddings_and_output_weights:
-            weight = self.shared_embedding_or_output_weight()
         group = self.pg_collection.tp
-        if self.config.sequence_parallel:
-            hidden = mappings.gather_from_sequence_parallel_region(
-                hidden, tensor_parallel_output_grad=True, group=group
-            )
-        else:
-            hidden = mappings.copy_to_tensor_model_parallel_region(hidden, group=group)
         return token_logprobs(
-            hidden.squeeze(1).index_select(0, batch.trained),
-            weight,
+            self.trained_hidden(hidden, batch),
+            self.output_matrix(),
             batch.targets,
             vocab_size=vocab_size,
             temperature=temperature,
@@ -83,6 +72,25 @@ class PolicyModel(GPTModel):
         """
         found: torch.Tensor = self.output_layer(hidden, self.pg_collection.tp)
         return found.index_select(0, batch.trained)
+
+    def trained_hidden(self, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """The trained positions [n, h], whole on every tensor-parallel rank, of this stage's output."""
+        from megatron.core.tensor_parallel import mappings
+
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden = mappings.gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=True, group=group
+            )
+        else:
+            hidden = mappings.copy_to_tensor_model_parallel_region(hidden, group=group)
+        return hidden.squeeze(1).index_select(0, batch.trained)
+
+    def output_matrix(self) -> torch.Tensor:
+        """This rank's rows of the output matrix."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()  # type: ignore[no-any-return]
+        return self.output_layer.weight  # type: ignore[no-any-return]
 
 
 def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> TransformerConfig:

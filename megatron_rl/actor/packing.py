@@ -49,16 +49,22 @@ def assign(
 
 
 def group_by_prompt(
-    prompts: Sequence[bytes], heads: Sequence[int], tails: Sequence[int], limit: int
+    prompts: Sequence[bytes], heads: Sequence[int], tails: Sequence[int], limit: int, units: Sequence[int] = ()
 ) -> list[list[int]]:
     """Sequences that start with one prompt, in groups of at most ``limit`` tokens: the prompt's once, the rest's each.
 
     Sequence i has ``heads[i]`` tokens that are ``prompts[i]`` and ``tails[i]`` others. One without a prompt, or longer
-    than the limit, is a group of its own.
+    than the limit, is a group of its own. Those of one of ``units`` (-1: of none) are a group whatever their size.
     """
     groups: list[list[int]] = []
     open_group: dict[bytes, tuple[list[int], int]] = {}
+    of_unit: dict[int, list[int]] = {}
     for i, (prompt, head, tail) in enumerate(zip(prompts, heads, tails, strict=True)):
+        if units and units[i] >= 0:
+            if units[i] not in of_unit:
+                groups.append(of_unit.setdefault(units[i], []))
+            of_unit[units[i]].append(i)
+            continue
         group, size = open_group.get(prompt, ([], 0))
         if not prompt or not group or size + tail > limit:
             groups.append(group := [])

@@ -18,6 +18,7 @@ class TrainingRow:
     prompt: int = 0  # so many first tokens have weight 0 and may be shared with other rows
     experts: np.ndarray | None = None  # int16 [length - 1, layers x top_k]: the engine's choice for tokens[:-1]
     sample: int = 0  # the number of the sample, in the whole batch, that it was made of
+    unit: int = -1  # rows of one unit (a preference pair) share a micro-batch; -1: a row for itself
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -17,6 +17,7 @@ from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
+from megatron_rl.actor.modules.logprobs import contrast_probs
 from megatron_rl.actor.modules.true_on_policy import use_wide_sums
 from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, step_if_finite, wrap
 from megatron_rl.actor.packing import assign, group_by_prompt
@@ -55,7 +56,7 @@ class Actor:
         self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         # of each rank of the job; rank 0 hands out rows by it
         self.data_parallel_ranks: list[int] = groups.gather(parallel_state.get_data_parallel_rank())
-        self._reference: list[torch.Tensor] | None = None
+        self._frozen: dict[str, list[torch.Tensor]] = {}  # weights of other models of the policy's shape, by role
         self._replay = True
 
     def parameters(self) -> dict[str, torch.Tensor]:
@@ -87,7 +88,8 @@ class Actor:
     def split(self, rows: Seq[TrainingRow]) -> list[list[list[TrainingRow]]]:
         """One mini-batch by data-parallel rank and micro-batch, balanced by token count; computed alike on any rank.
 
-        Completions of one prompt stay together and share it where the attention can.
+        Rows of one unit share a micro-batch; completions of one prompt stay together and share it where the attention
+        can.
         """
         config = self.config
         choices = self.arch.layers * self.arch.experts_per_token
@@ -96,15 +98,17 @@ class Actor:
                 raise ValueError(f"{len(s)} tokens came with experts {s.experts.shape}; {choices} each were expected")
         cp, room = config.context_parallel, config.micro_batch_tokens * config.context_parallel
         heads = [s.prompt if self._shares_prompts else 0 for s in rows]
+        multiple = 2 * cp if cp > 1 else 1
         tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(rows, heads, strict=True)]
+        tails = [-(-tail // multiple) * multiple for tail in tails]  # each by itself: a group may have several
         even = -(-(sum(heads) + sum(tails)) // config.data_parallel)
         prompts = [s.shared() if head else b"" for s, head in zip(rows, heads, strict=True)]
-        together = group_by_prompt(prompts, heads, tails, min(room, even))
+        together = group_by_prompt(prompts, heads, tails, min(room, even), [s.unit for s in rows])
         parts = assign(
-            [heads[g[0]] + sum(tails[i] for i in g) for g in together],
+            [sum({prompts[i]: heads[i] for i in g}.values()) + sum(tails[i] for i in g) for g in together],
             config.data_parallel,
             room,
-            multiple=2 * cp if cp > 1 else 1,
+            multiple=multiple,
             count_multiple=config.pipeline_parallel if config.virtual_pipeline > 1 else 1,
             packing=config.packing,
         )
@@ -180,6 +184,35 @@ class Actor:
 
         self._run(batches, finish, forward_only=True)
 
+    @torch.no_grad()
+    def score_contrast(
+        self, batches: list[MicroBatch], column: str, positive: str, negative: str, alpha: float
+    ) -> None:
+        """Write ``contrast_probs`` of two frozen roles into ``column`` of each micro-batch (on the last stage)."""
+        kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the positive model's, of each micro-batch
+
+        def keep(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
+            policy: PolicyModel = model.module
+            kept[id(batch)] = policy.trained_hidden(hidden, batch).cpu(), policy.output_matrix().detach()
+
+        def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
+            policy: PolicyModel = model.module
+            group = policy.pg_collection.tp
+            batch.columns[column] = contrast_probs(
+                kept[id(batch)],
+                (policy.trained_hidden(hidden, batch), policy.output_matrix()),
+                batch.targets,
+                alpha=alpha,
+                vocab_size=self.arch.vocab,
+                rank=group.rank(),
+                group=group if group.size() > 1 else None,
+                chunk=self.config.logprob_chunk,
+            )
+
+        for role, do in ((positive, keep), (negative, finish)):
+            with self.reference(role):
+                self._run(batches, do, forward_only=True)
+
     def update(
         self, batches: list[MicroBatch], objective: Objective, lr: float, temperature: float = 1.0
     ) -> dict[str, float]:
@@ -245,21 +278,24 @@ class Actor:
         return combined
 
     @torch.no_grad()
-    def freeze_reference(self) -> None:
-        """Keep the present weights as the reference policy (on the host when training on a GPU)."""
-        self._reference = [p.data.detach().to("cpu", copy=True) for c in self.chunks for p in c.parameters()]
+    def freeze_reference(self, role: str = "reference") -> None:
+        """Keep the present weights as those of a frozen role (on the host when training on a GPU)."""
+        self._frozen[role] = [p.data.detach().to("cpu", copy=True) for c in self.chunks for p in c.parameters()]
+
+    def thaw(self) -> None:
+        """Forget all frozen roles."""
+        self._frozen.clear()
 
     @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside, forward passes run the reference policy, whose routers choose for themselves.
+    def reference(self, role: str = "reference") -> Iterator[None]:
+        """Inside, forward passes run a frozen role's policy, whose routers choose for themselves.
 
         It is a fixed policy: forced onto the experts of another, it would drift with that one, and the KL to it would
         miss what the routers have learnt.
         """
-        assert self._reference is not None
         parameters = [p for c in self.chunks for p in c.parameters()]
         live = [p.data for p in parameters]
-        for p, frozen in zip(parameters, self._reference, strict=True):
+        for p, frozen in zip(parameters, self._frozen[role], strict=True):
             p.data = frozen.to(self.device)
         self._replay = False
         try:

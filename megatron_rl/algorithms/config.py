@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from megatron_rl.data.sets.config import SetConfig
 from megatron_rl.option import choice, number
 
 
@@ -47,8 +48,9 @@ class AlgorithmConfig:
 
 @dataclass
 class SFTConfig:
-    """Supervised warm start on the task's own targets, before the first RL step."""
+    """Supervised fine-tuning, before every other stage: on the task's own targets, or on rows of its own."""
 
     steps: int = number(0, least=0)  # optimiser steps; 0: none
     batch_size: int = number(32, least=1)  # examples per step
     prompt_weight: float = number(0.0, least=0)  # loss weight of prompt tokens (targets weigh 1)
+    data: SetConfig = field(default_factory=SetConfig)  # empty path: the task's targets

@@ -29,6 +29,7 @@ class Table:
     name: str  # the file or hub id, for messages
     cells: Mapping[str, Sequence[Any]]  # lists, or columns of pyarrow and datasets, turned into lists when asked for
     length: int  # rows
+    key: str = "data"  # the group of options that it was named in, for messages
 
     @property
     def columns(self) -> list[str]:
@@ -49,14 +50,14 @@ class Table:
         Raises InputError when the renamed column is missing or several are spelt alike.
         """
         if wanted in renamed:
-            return self.require(renamed[wanted], {}, f" (data.columns.{wanted})")
+            return self.require(renamed[wanted], {}, f" ({self.key}.columns.{wanted})")
         if wanted in self.cells or self._has_inside(wanted):
             return wanted
         alike = [c for c in self.columns if _letters(c) == _letters(wanted) != ""]
         if len(alike) > 1:
             raise InputError(
                 f"{self.name}: the columns {', '.join(map(repr, alike))} could all be {wanted!r}. Say which with "
-                f"data.columns.{wanted}=NAME."
+                f"{self.key}.columns.{wanted}=NAME."
             )
         return alike[0] if alike else None
 
@@ -69,7 +70,7 @@ class Table:
             raise InputError(
                 f"{self.name} has no column {wanted!r}{origin}; it has {_listing(self.columns)}. "
                 + (f"The nearest is {nearest[0]!r}. " if nearest else "")
-                + "Set data.columns.OUR_NAME=ITS_NAME for columns with other names."
+                + f"Set {self.key}.columns.OUR_NAME=ITS_NAME for columns with other names."
             )
         return column
 
@@ -102,20 +103,21 @@ def file_problem(path: Path) -> str:
     return ""
 
 
-def read_table(path: str, split: str, limit: int = 0, subset: str = "") -> Table:
-    """All rows, or the first ``limit``. ``split`` and ``subset`` count for hub ids only.
+def read_table(path: str, split: str, limit: int = 0, subset: str = "", key: str = "data") -> Table:
+    """All rows, or the first ``limit``. ``split`` and ``subset`` count for hub ids only; ``key``: as in ``Table``.
 
     Raises InputError naming the path when it is missing, empty, unreadable or cannot be fetched.
     """
-    table = _read_file(Path(path), limit) if is_local(path) else _read_hub(path, split, limit, subset)
+    table = _read_file(Path(path), limit, key) if is_local(path) else _read_hub(path, split, limit, subset, key)
     if not table.length:
         raise InputError(f"{path} has no rows. Give a file with at least one question.")
     return table
 
 
-def _read_file(path: Path, limit: int) -> Table:
+def _read_file(path: Path, limit: int, key: str) -> Table:
     if problem := file_problem(path):
-        raise InputError(f"The data cannot be read: {problem} data.path and data.eval_path take a file or a hub id.")
+        keys = "data.path and data.eval_path take" if key == "data" else f"{key}.path takes"
+        raise InputError(f"The data cannot be read: {problem} {keys} a file or a hub id.")
     readers = {".parquet": _read_parquet, ".csv": _read_csv}
     try:
         with path.open("rb") as file:
@@ -128,7 +130,7 @@ def _read_file(path: Path, limit: int) -> Table:
             f"The data file {path} cannot be read as {path.suffix[1:]}: {_first_line(error)}. Check that it is "
             "complete and that its content fits its ending."
         ) from error
-    return Table(str(path), cells, length)
+    return Table(str(path), cells, length, key)
 
 
 def _read_parquet(file: BinaryIO, limit: int) -> tuple[Mapping[str, Sequence[Any]], int]:
@@ -230,7 +232,7 @@ def _require_distinct(columns: list[str]) -> None:
         raise ValueError(f"it has two columns {twice!r}; rename or remove one")
 
 
-def _read_hub(path: str, split: str, limit: int, subset: str) -> Table:
+def _read_hub(path: str, split: str, limit: int, subset: str, key: str) -> Table:
     import datasets
 
     try:
@@ -238,11 +240,11 @@ def _read_hub(path: str, split: str, limit: int, subset: str) -> Table:
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"The data set {path} (split {split!r}) cannot be loaded from the Hugging Face hub: {_first_line(error)}. "
-            "Check its name, its split, its subset (data.subset) and your access to it; without a network, give a "
+            f"Check its name, its split, its subset ({key}.subset) and your access to it; without a network, give a "
             f"local file ({' '.join(FORMATS)}) instead."
         ) from error
     data = data.select(range(min(limit, len(data)))) if limit else data
-    return Table(path, {name: data[name] for name in data.column_names}, len(data))
+    return Table(path, {name: data[name] for name in data.column_names}, len(data), key)
 
 
 def _inside(cell: Any, path: str) -> Any:

@@ -8,27 +8,24 @@ GSM8K's (an ``answer`` that ends in ``#### n``: n is the answer) and MATH's (``p
 ``data_source`` are optional. The rewards find every other column, and the solution, in ``sample.extra``.
 """
 
-import contextlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.exact_answer import judge
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.answers import Answers, read_answers
+from megatron_rl.data.rows.messages import PROMPT_COLUMNS, as_messages, chat_marks, render, short
 from megatron_rl.data.rows.parts import Part, Rows, load_parts, texts
-from megatron_rl.data.rows.template import Message, Template, make_template
+from megatron_rl.data.rows.template import Message, make_template
 from megatron_rl.data.task import Example, Sample
 from megatron_rl.data.think_answer import parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
 
-PROMPT_COLUMNS = ("messages", "prompt", "question", "problem")  # the first that is there
 BESIDE = ("story", "context", "passage", "options", "choices")  # a question rarely makes sense without them
 COLUMNS = (*PROMPT_COLUMNS, "answer", "solution", "data_source", "target")
-CHAT_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "<｜User｜>")
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 
 
@@ -45,11 +42,11 @@ def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
 def make_prompt_answer(config: DataConfig, seed: int, tokenizer: Any) -> Rows:
     """Reads and checks every row of data.path and data.eval_path; raises InputError naming file, row and column."""
     template = make_template(config, tokenizer)
-    marks = CHAT_MARKS if config.prompt == "auto" and tokenizer.chat_template else ()
+    marks = chat_marks(config, tokenizer)
 
     def make(table: Table, part: str) -> Part:
         messages, used = _messages(table, config)
-        prompts = _prompts(table, messages, template, marks)
+        prompts = render(table, messages, template, marks)
         answers = read_answers(table, config.columns)
         _require_answers(table, answers, config)
         optional = {name: column for name in ("target", "data_source") if (column := table.find(name, config.columns))}
@@ -104,46 +101,14 @@ def _messages(table: Table, config: DataConfig) -> tuple[list[list[Message]], li
         )
     found = []
     for number, cell in enumerate(table.column(column), start=1):
-        messages = _as_messages(cell)
+        messages = as_messages(cell)
         if messages is None:
             raise InputError(
-                f"{table.name}, row {number}, column {column!r}: the prompt is {_short(cell)}. It must be a text, or a "
+                f"{table.name}, row {number}, column {column!r}: the prompt is {short(cell)}. It must be a text, or a "
                 'list of messages {"role": "user", "content": "…"} of which the last is the user\'s.'
             )
         found.append(messages)
     return found, [column]
-
-
-def _prompts(table: Table, messages: list[list[Message]], template: Template, marks: Sequence[str]) -> list[str]:
-    """The prompt of every row; ``marks`` are those of a chat template that a row must not have gone through."""
-    found = []
-    for row, said in enumerate(messages, start=1):
-        if mark := next((m for m in marks if m in said[-1]["content"]), ""):
-            raise InputError(
-                f"{table.name}, row {row}: the prompt holds {mark!r}, so it went through a chat template already. Set "
-                "data.prompt=raw to feed it as it is, or data.prompt=chat to put the template around it again."
-            )
-        try:
-            found.append(template(said))
-        except ValueError as error:
-            raise InputError(f"{table.name}, row {row}: the prompt cannot be used: {error}.") from error
-    return found
-
-
-def _as_messages(cell: Any) -> list[Message] | None:
-    """A cell as messages: a text is the user's; None when it is neither text nor messages, or empty."""
-    if isinstance(cell, str) and re.match(r"\s*\[\s*\{", cell):
-        with contextlib.suppress(ValueError):  # a text may begin so, too
-            cell = json.loads(cell)
-    if isinstance(cell, str):
-        return [{"role": "user", "content": cell}] if cell.strip() else None
-    if not isinstance(cell, Sequence) or not cell:
-        return None
-    for message in cell:
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            return None
-    messages = [{"role": message["role"], "content": message["content"]} for message in cell]
-    return messages if messages[-1]["role"] != "system" and messages[-1]["content"].strip() else None
 
 
 def _filled(table: Table, config: DataConfig) -> list[list[Message]]:
@@ -174,8 +139,3 @@ def _require_answers(table: Table, answers: Answers, config: DataConfig) -> None
 def _rows(table: Table, columns: list[str]) -> list[tuple[Any, ...]]:
     cells = [table.column(column) for column in columns]
     return list(zip(*cells, strict=True)) if cells else [()] * table.length
-
-
-def _short(cell: Any) -> str:
-    shown = repr(cell)
-    return shown if len(shown) <= 200 else f"{shown[:200]}…"

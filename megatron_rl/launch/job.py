@@ -43,8 +43,8 @@ def launch(config: Config) -> int:
     try:
         for warning in set_damaged_aside(folder.checkpoints):
             print(f"warning: {warning}", flush=True)
-        if (step := _completed(folder, config)) is not None:
-            print(_is_complete(folder, step), flush=True)
+        if (done := _completed(folder, config)) is not None:
+            print(_is_complete(folder, *done), flush=True)
             return 0
         config = _record(folder, config)
         with scratch.made() as sockets:
@@ -69,25 +69,27 @@ def _train(folder: RunFolder, config: Config, sockets: Path) -> Outcome:
             config.run.grace_seconds,
             "the run stops at the end of this step and saves a checkpoint; a second Ctrl-C or signal ends it at once.",
         )
-    if config.rollout.engine == "sglang":
+    if config.rollout.engine == "sglang" and config.generates():
         leftovers.remove_after(sockets)
     return outcome
 
 
-def _completed(folder: RunFolder, config: Config) -> int | None:
-    """The step at which the run is complete, when nothing is left to do; else None."""
-    step = folder.completed(config)
+def _completed(folder: RunFolder, config: Config) -> tuple[str, int] | None:
+    """The stage and step at which the run is complete, when nothing is left to do; else None."""
+    done = folder.completed(config)
     newest = latest(folder.checkpoints)
-    if step is None or newest is None:
+    if done is None or newest is None:
         return None
     state = read_state(newest)
-    return step if (state.get("stage"), state.get("step")) == ("rl", step) else None
+    return done if (state.get("stage"), state.get("step")) == done else None
 
 
-def _is_complete(folder: RunFolder, step: int) -> str:
+def _is_complete(folder: RunFolder, stage: str, step: int) -> str:
+    more = "run" if stage == "rl" else stage
+    of = "" if stage == "rl" else f" of {stage}"
     return (
-        f"{folder.path} is complete: {step} step{'s' if step != 1 else ''}. For more steps set run.steps above {step}; "
-        f"for a new run set run.resume=never, or another run.name.\n{where_next(folder, step)}"
+        f"{folder.path} is complete: {step} step{'s' if step != 1 else ''}{of}. For more steps set {more}.steps above "
+        f"{step}; for a new run set run.resume=never, or another run.name.\n{where_next(folder, stage, step)}"
     )
 
 
@@ -112,7 +114,8 @@ def processes(folder: RunFolder, config: Config, sockets: Path, listener: socket
     """The engines and the trainer ranks of a run; they meet at Unix sockets and at the ``listener``'s port."""
     adopted = config.rollout.engine == "sglang" and config.rollout.sglang.urls  # they have their key already
     key = key_from_environment() if adopted else secrets.token_bytes(16)
-    embedded = config.rollout.engines if config.rollout.engine == "embedded" else 0  # rank 0 starts the others
+    # rank 0 starts the others
+    embedded = config.rollout.engines if config.rollout.engine == "embedded" and config.generates() else 0
     addresses = [str(sockets / f"engine{i}") for i in range(embedded)]
     placement = here(config.actor.sizes().world, listener)
     common = {"PYTHONUNBUFFERED": "1"} | scratch.temporary(sockets) | scratch.caches(sockets)
@@ -178,6 +181,7 @@ def _announce(folder: RunFolder, config: Config, changed: dict[str, list[Any]]) 
         "engine": config.rollout.engine_count,
         "reward worker": config.rewards.workers,
     }
+    counts = counts if config.generates() else {"trainer rank": counts["trainer rank"]}
     started = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items())
     verb = "Continuing" if folder.started() else "Run"
     print(f"{verb} {folder.path}: {started}. Logs: {folder.logs()}", flush=True)

@@ -77,6 +77,11 @@ class Swap:
         barrier()
         return metrics | {"weight_version": float(version)}
 
+    @property
+    def plan_hash(self) -> str:
+        """Of the plan that every swap follows."""
+        return self.plan.hash
+
     def close(self) -> None:
         """Remove what was written for the engines."""
         self.outbound.close()
@@ -95,15 +100,43 @@ class Swap:
 
     def export(self, target: Path, model_folder: Path) -> None:
         """Write the present weights as a Hugging Face folder, with the tokenizer of ``model_folder``."""
-        source = self.source
-        if self.readable:
-            self.offered.refresh()  # waits for the GPU, where there is one: these are copies on the host
-            barrier()
-        else:
-            held = self.actor.parameters()
-            if accelerator.on_gpu() or crowded(held):
-                held = packed(held, torch.device("cpu"))  # alive until it is written
-            source = replace(source, memories=gather(publish(held)), fp8=False)
-        if dist.get_rank() == 0:
-            export_hf(target, source, carry_from=model_folder)
+        if not self.readable:
+            _export(self.actor, self.source, target, model_folder)
+            return
+        self.offered.refresh()  # waits for the GPU, where there is one: these are copies on the host
         barrier()
+        if dist.get_rank() == 0:
+            export_hf(target, self.source, carry_from=model_folder)
+        barrier()
+
+
+class Alone:
+    """A ``Swap``'s place in a run that generates nothing: there is no engine, and weights only go into folders."""
+
+    plan_hash = ""
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
+        self.source = SwapSource(actor.hf_config, actor.config.sizes(), actor.fused, actor.fused, [])
+
+    def __call__(self, version: int) -> dict[str, float]:
+        """Nobody waits for the weights."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing was written for anybody."""
+
+    def export(self, target: Path, model_folder: Path) -> None:
+        """As ``Swap.export``."""
+        _export(self.actor, self.source, target, model_folder)
+
+
+def _export(actor: Actor, source: SwapSource, target: Path, model_folder: Path) -> None:
+    """Write the weights through copies that rank 0 can read."""
+    held = actor.parameters()
+    if accelerator.on_gpu() or crowded(held):
+        held = packed(held, torch.device("cpu"))  # alive until it is written
+    source = replace(source, memories=gather(publish(held)), fp8=False)
+    if dist.get_rank() == 0:
+        export_hf(target, source, carry_from=model_folder)
+    barrier()

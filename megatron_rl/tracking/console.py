@@ -35,6 +35,16 @@ RL_COLUMNS = (
 )
 
 
+PREFERENCE_COLUMNS = (
+    Column("loss", "loss"),
+    Column("accuracy", "pair_accuracy"),
+    Column("margin", "pair_margin"),
+    Column("lr", "learning_rate", ".1e"),
+    Column("tokens/s", "tokens_per_second", ",.0f"),
+)
+SHOWN = {"sft": (SFT_COLUMNS, 12), "preference": (PREFERENCE_COLUMNS, 40), "rl": (RL_COLUMNS, 1000)}  # most lines
+
+
 class Progress:
     """Prints the steps of one stage, at most about ``lines`` of them, each with the time that is left."""
 
@@ -79,8 +89,8 @@ def summary_table(rows: Mapping[str, Mapping[str, str]], columns: Sequence[str],
 
 
 def heldout_table(evaluations: Mapping[str, Mapping[str, float]], prompts: int) -> str:
-    """The held-out metrics of a run by evaluation ("before", "after SFT", "after RL"); empty without any."""
-    shown = {label: evaluations[label] for label in ("before", "after SFT", "after RL") if evaluations.get(label)}
+    """The held-out metrics of a run by evaluation ("before", "after SFT", …, "after RL"); empty without any."""
+    shown = {k: values for k, values in evaluations.items() if values and (k == "before" or k.startswith("after "))}
     names = list(dict.fromkeys(key for values in shown.values() for key in values if not key.endswith("/length")))
     if not names:
         return ""
@@ -93,21 +103,25 @@ def heldout_table(evaluations: Mapping[str, Mapping[str, float]], prompts: int) 
     return summary_table(rows, list(shown), f"Held-out ({prompts} prompts)")
 
 
-def where_next(run: RunFolder, step: int) -> str:
-    """The last lines of a run that is complete at RL step ``step``: what to open now."""
+def where_next(run: RunFolder, stage: str, step: int) -> str:
+    """The last lines of a run that is complete at a step of its last stage: what to open now."""
     exported = run.exported()
-    earlier = "an earlier policy" if exported is None else f"an earlier policy, of step {exported}"
+    earlier = "an earlier policy" if exported is None else f"an earlier policy, of {_named(*exported)}"
     places = {
         "numbers of every step": run.metrics_file,
         "completions with their rewards": run.completions_file,
         "how the run was made": run.manifest_file,
         "checkpoints": run.checkpoints,
-        "the policy (transformers reads it)" if exported == step else earlier: run.export,
+        "the policy (transformers reads it)" if exported == (stage, step) else earlier: run.export,
     }
     lines = [f"  {what:<36}{path}" for what, path in places.items() if path.exists()]
     if run.tensorboard.exists():
         lines.append(f"  {'curves':<36}tensorboard --logdir {run.tensorboard}")
     return "\n".join(["Where to look next:", *lines])
+
+
+def _named(stage: str, step: int) -> str:
+    return f"step {step}" if stage == "rl" else f"{stage} step {step}"
 
 
 def _number(column: Column, metrics: Mapping[str, float]) -> str:

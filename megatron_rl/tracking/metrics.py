@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from megatron_rl.config import Config
+from megatron_rl.config import STAGES, Config
 from megatron_rl.tracking.mirror import Mirror
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.tracking.wandb_run import start_wandb
 
-STAGES = ("sft", "rl", "eval")
+KINDS = (*STAGES, "eval")  # of rows
 
 
 class Metrics:
@@ -34,9 +34,9 @@ class Metrics:
         self._wandb = Mirror("wandb", lambda: start_wandb(run, config))
 
     def log(self, step: int, values: Mapping[str, float], stage: str = "rl") -> None:
-        """Record the numbers of one step, with the time (UTC, ISO 8601); ``stage`` is sft, rl or eval."""
-        if stage not in STAGES:
-            raise ValueError(f"stage {stage!r} is not one of {STAGES}")
+        """Record the numbers of one step, with the time (UTC, ISO 8601); ``stage`` is a stage's name, or eval."""
+        if stage not in KINDS:
+            raise ValueError(f"stage {stage!r} is not one of {KINDS}")
         numbers = {key: float(value) for key, value in values.items()}
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._metrics.append([{"stage": stage, "step": step, "timestamp": now, **numbers}])
@@ -127,7 +127,7 @@ def _writer(folder: Path, first: int) -> Any:
 
 def _last_steps(metrics: Path) -> dict[str, int]:
     """The last step of each stage in the file; -1 where there is none."""
-    last = dict.fromkeys(STAGES, -1)
+    last = dict.fromkeys(KINDS, -1)
     for row in rows(metrics):
         if row.get("stage") in last:
             last[row["stage"]] = row["step"]

@@ -18,7 +18,10 @@ class Metric(NamedTuple):
 _TASK = "a task's own measure; `correct` is the one that every task has"
 
 ROW = {
-    "stage": Metric("text", "`sft`: a step of the supervised warm start; `rl`: one of RL; `eval`: an evaluation"),
+    "stage": Metric(
+        "text",
+        "`sft`: a step of imitation; `preference`: one on pairs; `rl`: one of RL; `eval`: an evaluation",
+    ),
     "step": Metric("count", "steps of the stage that are done; of an evaluation, of the stage before it"),
     "timestamp": Metric("ISO 8601, UTC", "when the row was written"),
 }
@@ -39,7 +42,7 @@ ROLLOUT = {
     "length": Metric("tokens", "mean length of a completion", "steady; a sudden rise or fall is a warning"),
     "length_max": Metric("tokens", "length of the longest completion"),
     "truncated": Metric("fraction", "completions cut off at rollout.max_new_tokens", "near 0; else raise that"),
-    "tokens": Metric("tokens", "generated in the step; in `sft` rows those learned from, with their prompts"),
+    "tokens": Metric("tokens", "generated in the step; in `sft` and `preference` rows learned from, with prompts"),
     "staleness": Metric("weight versions", "mean age of the weights that drew the step's tokens", "0 on-policy"),
     "staleness_max": Metric("weight versions", "age of the oldest of them"),
 }
@@ -47,8 +50,8 @@ LEARNING = {
     "loss": Metric(
         "nats",
         "what the optimiser lowers: in `sft` rows a token's mean negative log-likelihood; in `rl` rows "
-        "`policy_loss` with the KL and entropy terms",
-        "falls in `sft` rows; no guide in `rl` rows",
+        "`policy_loss` with the KL and entropy terms; in `preference` rows a pair's mean loss, 0.693 at first",
+        "falls in `sft` and `preference` rows; no guide in `rl` rows",
     ),
     "policy_loss": Metric("reward", "the clipped surrogate alone", "near 0"),
     "ratio": Metric("", "mean probability of a token under the new policy over that under the old one", "near 1"),
@@ -70,6 +73,15 @@ CRITIC = {
     "value_grad_norm": Metric("", "norm of the critic's gradient before critic.optimizer.clip_grad", "steady, finite"),
     "value_learning_rate": Metric("", "of the critic's updates"),
     "value_skipped_updates": Metric("count", "of the critic's updates left out as they were not finite", "0"),
+}
+PAIRS = {
+    "pair_accuracy": Metric("fraction", "pairs whose chosen reply has the higher implicit reward", "rises from 0.5"),
+    "pair_margin": Metric("reward", "mean of `reward_chosen` - `reward_rejected` of a pair", "rises from 0"),
+    "reward_chosen": Metric(
+        "reward", "mean of preference.beta x (log-prob of the chosen reply - of the reference)", "does not fall far"
+    ),
+    "reward_rejected": Metric("reward", "the same of the rejected reply", "falls"),
+    "critical": Metric("fraction", "cdpo: mean weight 1 - s of a rejected reply's tokens"),
 }
 ENGINE = {
     "logprob_gap": Metric(
@@ -123,6 +135,7 @@ GROUPS = {
     "Rollouts (`rl` rows)": ROLLOUT,
     "Learning": LEARNING,
     "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
+    "Pairs (`preference` rows)": PAIRS,
     "Agreement of engine and actor (`rl` rows)": ENGINE,
     "Weight swaps (`rl` rows)": SWAP,
     "Time and memory": TIME,
@@ -142,7 +155,7 @@ def page() -> str:
         "# The numbers of a run",
         "",
         "`metrics.jsonl` has one line per step and evaluation; TensorBoard and wandb get the same numbers, wandb under",
-        "`sft/…`, `rl/…` and `eval/…`. A number is there in the rows in which it means something. Python:",
+        "`sft/…`, `rl/…`, `eval/…` and so on. A number is there in the rows in which it means something. Python:",
         '`pandas.read_json("runs/NAME/metrics.jsonl", lines=True)`.',
         "",
         "This page is made by `python -m megatron_rl.tracking.names`.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor.checkpoint_folder import latest
-from megatron_rl.config import Config
+from megatron_rl.config import STAGES, Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.load import from_yaml, to_yaml
@@ -33,6 +33,10 @@ class RunFolder:
         self.warm_start = self.path / "warm_start"  # the policy after supervised training: RL's reference
         self.export = self.path / "hf"  # the final policy as a Hugging Face folder
         self.tensorboard = self.path / "tensorboard"
+
+    def left_by(self, stage: str) -> Path:
+        """The policy that a stage before the last has left, a Hugging Face folder: the next one's reference."""
+        return self.warm_start if stage == "sft" else self.path / f"after_{stage}"
 
     def config(self) -> Config:
         """The run's configuration; raises InputError when config.yaml is missing or no longer fits."""
@@ -89,24 +93,26 @@ class RunFolder:
         """Whether there is a checkpoint to continue from."""
         return latest(self.checkpoints) is not None
 
-    def mark_complete(self, step: int) -> None:
-        """Note that the run has done all there was to do up to RL step ``step``; its very last act."""
-        self.update_manifest(completed={"step": step})
+    def mark_complete(self, stage: str, step: int) -> None:
+        """Note that the run has done all there was to do up to a step of its last stage; its very last act."""
+        self.update_manifest(completed={"stage": stage, "step": step})
 
-    def completed(self, config: Config) -> int | None:
-        """The RL step at which the run was complete, when there is nothing left to do for ``config``; else None."""
-        step = self.manifest().get("completed", {}).get("step", -1)
-        missing = config.run.export and self.exported() != step
-        return None if step < config.run.steps or missing else step
+    def completed(self, config: Config) -> tuple[str, int] | None:
+        """The stage and its step at which the run was complete, if nothing is left to do for ``config``; else None."""
+        noted = self.manifest().get("completed", {})
+        stage, step = noted.get("stage", "rl"), noted.get("step", -1)
+        [*_, last] = config.chain().items()
+        missing = config.run.export and self.exported() != (stage, step)
+        return None if _place(stage, step) < _place(*last) or missing else (stage, step)
 
-    def exported(self) -> int | None:
-        """The RL step whose policy ``export`` holds; None where there is none, or its record is missing or damaged."""
+    def exported(self) -> tuple[str, int] | None:
+        """The stage and its step whose policy ``export`` holds; None where there is none, or its record is damaged."""
         try:
             position = read_json(self.export / EXPORTED)
         except InputError:
             return None
-        step = position.get("step")
-        return step if isinstance(step, int) else None
+        stage, step = position.get("stage", "rl"), position.get("step")
+        return (stage, step) if isinstance(stage, str) and isinstance(step, int) else None
 
     def command(self) -> str:
         """The command that continues the run, typed in the folder in which it was started."""
@@ -132,6 +138,11 @@ class RunFolder:
     def unlock(self) -> None:
         """Let other processes have the folder."""
         self._lock.close()
+
+
+def _place(stage: str, step: int) -> tuple[int, int]:
+    """Of a step among all those of a run."""
+    return (STAGES.index(stage) if stage in STAGES else -1, step)
 
 
 def open_run(config: Config) -> RunFolder:

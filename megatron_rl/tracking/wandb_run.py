@@ -7,7 +7,7 @@ import secrets
 from typing import Any
 from urllib.parse import urlparse
 
-from megatron_rl.config import Config
+from megatron_rl.config import STAGES, Config
 from megatron_rl.tracking.run_folder import RunFolder
 
 CONNECT_SECONDS = 15
@@ -53,7 +53,7 @@ def start_wandb(run: RunFolder, config: Config) -> Any | None:
         )
         wandb.teardown()  # its service holds on to the run's id
         started = wandb.init(mode="offline", **options)
-    for stage in ("sft", "rl", "eval"):
+    for stage in (*STAGES, "eval"):
         started.define_metric(f"{stage}/step", hidden=True)
         started.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
     return started

@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 
 from megatron_rl.config import Config
-from megatron_rl.data.prompts import Prompts
-from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.task import Example
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
-from megatron_rl.errors import InputError
 from megatron_rl.evaluation.held_out import HeldOut
 from megatron_rl.rewards.scoring import judge, score
 from megatron_rl.rewards.workers.pool import RewardPool
@@ -31,7 +28,7 @@ from megatron_rl.system import stop
 from megatron_rl.system.channel import ENGINES, key_from_environment
 from megatron_rl.system.screen import activity, duration
 from megatron_rl.tracking.clock import Clock
-from megatron_rl.tracking.console import RL_COLUMNS, SFT_COLUMNS, heldout_table, where_next
+from megatron_rl.tracking.console import SHOWN, heldout_table, where_next
 from megatron_rl.tracking.console import Progress as Shown
 from megatron_rl.tracking.memory import memory
 from megatron_rl.tracking.metrics import Metrics
@@ -39,60 +36,54 @@ from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Drawn, Step
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.stage import Stage
+from megatron_rl.training.supply import Supply
 
 
 class Controller:
     """Owns the data, the engines, the reward workers and the records of a run."""
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
+    def __init__(self, config: Config, run: RunFolder, at: Progress) -> None:
         self.config, self.run = config, run
         self.tokenizer = load_tokenizer(run.model_folder())
         check_vocabulary(self.tokenizer, run.hf_config())
         self.encode = make_encoder(self.tokenizer)
         self.end_tokens = end_tokens(run.model_folder(), self.tokenizer)
-        self.task = make_task(config.data, config.run.seed, self.tokenizer)
-        if config.sft.steps:
-            require_targets(self.task)
-        known = run.manifest().get("data_fingerprint", self.task.fingerprint())
-        if known != self.task.fingerprint():
-            raise InputError(f"The data of {run.path} changed since the run began: restore it, or use a new run.name.")
-        seed, shuffle = config.run.seed, config.data.shuffle
-        seeds = {"sft": seed + 1, "rl": seed} if len(self.task.train) else {}  # none: there is only to evaluate
-        self.prompts = {stage: Prompts(self.task.train, s, shuffle) for stage, s in seeds.items()}
+        self.supply = Supply(config, self.tokenizer, at.stage, run.manifest())
+        self.prompts = self.supply.prompts
         self.strategy = Single(self.encode, self.decode)
-        self.rewards = RewardPool(config.rewards, self.task.report)
-        self.engine: Engine = _engine(config, run)
+        self.engine: Engine | None = None
+        self.rewards: RewardPool | None = None
+        if self.supply.task is not None and config.generates():
+            self.rewards = RewardPool(config.rewards, self.supply.task.report)
+            self.engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
-        self.held_out = HeldOut(list(self.task.heldout[: config.evaluation.prompts]), config.evaluation)
+        self.held_out = HeldOut(self.supply.held_out(), config.evaluation)
 
     def begin(self, at: Progress, plan_hash: str) -> None:
         """Open the records, and set the prompts, where the run continues."""
-        per_step = {"sft": self.config.sft.batch_size, "rl": self.config.rollout.prompts_per_step}
-        for stage, prompts in self.prompts.items():
-            # a checkpoint of a version without cursors: so many examples as its steps took
-            began = {"position": at.step * per_step[stage] if stage == at.stage else 0}
-            prompts.restore(at.cursors.get(stage, began))
-        notes = dict(getattr(self.task, "notes", {}))
-        self.run.update_manifest(plan_hash=plan_hash, data_fingerprint=self.task.fingerprint(), data_notes=notes)
-        for what, count in notes.items():
+        self.supply.restore(at)
+        self.run.update_manifest(plan_hash=plan_hash, **self.supply.facts())
+        for what, count in self.supply.notes.items():
             print(f"data: {count:,} {what}", flush=True)
         self.records = Metrics(self.run, self.config, at.records or None)
         self.shown = {
-            "sft": Shown("sft", self.config.sft.steps, SFT_COLUMNS, lines=12),
-            "rl": Shown("rl", self.config.run.steps, RL_COLUMNS),
+            name: Shown(name, steps, SHOWN[name][0], lines=SHOWN[name][1])
+            for name, steps in self.config.chain().items()
         }
         self.clock = Clock(at.seconds)
 
     def batch(self, stage: Stage, at: Progress) -> Step:
         """What all ranks learn from in the step after ``at``."""
         self.clock.begin()
-        with self._signs_of_life(f"{stage.name} step {at.step + 1}: generating"):
+        doing = "generating" if stage.samples else "tokenising"
+        with self._signs_of_life(f"{stage.name} step {at.step + 1}: {doing}"):
             self._step = stage.batch(self, at)
         activity(f"{stage.name} step {at.step + 1}: learning")
         return self._step
 
     def take(self, at: Progress) -> Drawn:
         """The rollouts for the step after ``at``: made now, or begun up to rollout.staleness steps ago."""
+        assert self.engine is not None
         drawn = self.rollouts.take(at.step)
         self.engine.release()
         drawn.metrics |= staleness(drawn.groups, at.version)
@@ -100,7 +91,7 @@ class Controller:
 
     def before_swap(self) -> None:
         """Unless completions may be interrupted, wait for those that are under way and have an engine."""
-        if not self.config.rollout.in_flight:
+        if self.engine is not None and not self.config.rollout.in_flight:
             self.rollouts.finish(self.engine.stalled)
 
     def record(self, at: Progress, metrics: dict[str, float], credit: list[float]) -> None:
@@ -113,14 +104,17 @@ class Controller:
         at.cursors[at.stage] = self._step.cursor
 
     def evaluate(self, at: Progress, label: str) -> dict[str, float]:
-        """Held-out metrics of the weights in the engine."""
+        """Held-out metrics of the weights in the engine; none without one."""
+        if self.engine is None or self.rewards is None:
+            return {}
+        rewards = self.rewards
         with self.clock.span("evaluate"), self._signs_of_life(f"evaluating {label}"):
             metrics, rows = self.held_out(
                 self.strategy,
                 self.engine,
                 self.sampling,
                 self.config.rollout.temperature,
-                lambda groups: judge(self.rewards, groups, at.step),
+                lambda groups: judge(rewards, groups, at.step),
                 f"{self.config.run.seed}/heldout",
             )
         if metrics:
@@ -151,15 +145,18 @@ class Controller:
         if table := heldout_table(at.evaluations, len(self.held_out.examples)):
             print(table)
         swaps = at.version + 1
-        print(f"{swaps} weight swap{'s' if swaps > 1 else ''}, each proved by its hashes; {duration(at.seconds)}.")
-        print(where_next(self.run, at.step), flush=True)
-        self.run.mark_complete(at.step)
+        if self.engine is not None:
+            print(f"{swaps} weight swap{'s' if swaps > 1 else ''}, each proved by its hashes; {duration(at.seconds)}.")
+        print(where_next(self.run, at.stage, at.step), flush=True)
+        self.run.mark_complete(at.stage, at.step)
 
     def close(self, at: Progress) -> None:
         """Finish the records, end the workers and the engines."""
         self.records.close()
-        self.rewards.close()
-        self.engine.stop()
+        if self.rewards is not None:
+            self.rewards.close()
+        if self.engine is not None:
+            self.engine.stop()
 
     def stopping(self) -> bool:
         """Whether somebody has asked the run to stop."""
@@ -190,7 +187,7 @@ class Controller:
 
         def say() -> None:
             while not over.wait(1.0):
-                done, total = self.engine.progress()
+                done, total = self.engine.progress() if self.engine is not None else (0, 0)
                 activity(f"{what}, {done} of {total} completions" if total else what)
 
         activity(what)
@@ -209,13 +206,15 @@ class Controller:
     def _collect(self, step: int, drawn: tuple[list[Example], dict[str, int]]) -> Drawn:
         """Rollouts of the present policy; in whatever thread ``Prefetch`` chooses."""
         (examples, cursor), rollout = drawn, self.config.rollout
+        engine, rewards = self.engine, self.rewards
+        assert engine is not None and rewards is not None
         done = collect(
             examples,
             rollout.group_size,
             self.strategy,
-            self.engine,
+            engine,
             self.sampling(rollout.temperature, rollout.sglang.routing_replay),
-            lambda groups: score(self.rewards, groups, step),
+            lambda groups: score(rewards, groups, step),
             f"{self.config.run.seed}/rl/{step}",
         )
         times = {f"time/{name}": seconds for name, seconds in done.seconds.items()}

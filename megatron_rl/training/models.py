@@ -22,7 +22,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 class Role:
     """One set of weights and what it is for."""
 
-    name: str  # policy | reference | critic
+    name: str  # policy | reference | critic | positive | negative
     folder: Path  # Hugging Face folder of its first weights
     trained: bool = True
     head: str = "vocabulary"  # or "scalar": one number a token
@@ -73,30 +73,43 @@ class Models:
         """Note that the policy's weights are those of a folder."""
         self._holds = folder
 
-    def freeze(self, role: Role, expected: str = "") -> None:
+    def freeze(self, role: Role, expected: str = "", otherwise: str = "train on with algorithm.kl_coef=0") -> None:
         """Keep the weights of a role's folder beside the policy, which has them afterwards.
 
-        Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``.
+        Raises InputError when the folder is gone, or is not the one whose ``fingerprint`` is ``expected``; it says what
+        can be done ``otherwise``.
         """
         if not (role.folder / "config.json").is_file():
-            raise InputError(
-                f"The {role.name} policy {role.folder} is gone: restore it, or train on with algorithm.kl_coef=0."
-            )
+            raise InputError(f"The {role.name} policy {role.folder} is gone: restore it, or {otherwise}.")
         if expected and fingerprint(role.folder) != expected:
             raise InputError(
                 f"The weights in {role.folder} are not those that this run began with as its {role.name} policy: "
-                "restore them, or train on with algorithm.kl_coef=0."
+                f"restore them, or {otherwise}."
             )
-        if self._holds != role.folder:
-            self.policy.load(str(role.folder))
-            self._holds = role.folder
-        self.policy.freeze_reference()
+        self.hold(role.folder)
+        self.policy.freeze_reference(role.name)
         self.roles[role.name] = role
+
+    @property
+    def held(self) -> Path | None:
+        """The folder whose weights the policy has; None: it has others."""
+        return self._holds
+
+    def hold(self, folder: Path) -> None:
+        """Have the policy at the weights of a folder."""
+        if self._holds != folder:
+            self.policy.load(str(folder))
+            self._holds = folder
+
+    def thaw(self) -> None:
+        """Forget all frozen roles."""
+        self.policy.thaw()
+        self.roles = {name: role for name, role in self.roles.items() if role.trained}
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[Actor]:
         """Inside, forward passes of the policy's shards compute with a frozen role's weights."""
         if self.roles[name].trained:
             raise ValueError(f"{name} is trained, not frozen")
-        with self.policy.reference():
+        with self.policy.reference(name):
             yield self.policy

@@ -6,11 +6,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from megatron_rl.actor import checkpoint, groups
+from megatron_rl.config import Config
 from megatron_rl.resharding.folders.fingerprint import fingerprint
-from megatron_rl.swap.trainer import Swap
+from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.system.files import replace_folder, write_text
 from megatron_rl.tracking.run_folder import EXPORTED, RunFolder
 from megatron_rl.training.models import Models
+
+# What the checkpoints of a stage begin with: they sort in the order of the run. Between 0 and 1, that of imitation and
+# that of RL, is room for every stage that came later.
+_PLACES = {"sft": "0", "preference": "05", "rl": "1"}
 
 
 @dataclass
@@ -25,20 +30,33 @@ class Progress:
     records: dict[str, int] = field(default_factory=dict)  # how far the metrics files reach
     cursors: dict[str, dict[str, int]] = field(default_factory=dict)  # of each stage's prompts; known to rank 0
     reference: dict[str, str] = field(default_factory=dict)  # folder (relative to the run, or absolute) and hash
+    frozen: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # the same of other roles, and the stage they are of
 
     def enter(self, stage: str) -> None:
         """Stand before the first step of the next stage."""
         self.stage, self.step = stage, 0
 
     def set_reference(self, run: RunFolder, folder: Path) -> None:
-        """From now on a folder of weights is what KL is measured to; collective."""
-        inside = folder.is_relative_to(run.path)
-        path = str(folder.relative_to(run.path) if inside else folder.absolute())
-        self.reference = {"folder": path, "hash": groups.share(groups.first() and fingerprint(folder))}
+        """From now on a folder of weights is what KL, or a preference, is measured to; collective."""
+        self.reference = _noted(run, folder)
+
+    def expect(self, run: RunFolder, role: str, folder: Path) -> str:
+        """The hash that a frozen role's weights had when the stage began; now, if none is noted. Collective."""
+        if self.frozen.get(role, {}).get("stage") != self.stage:
+            self.frozen[role] = _noted(run, folder) | {"stage": self.stage}
+        return self.frozen[role]["hash"]
 
     def reference_folder(self, run: RunFolder) -> Path | None:
         """The folder of ``set_reference``."""
         return run.path / self.reference["folder"] if self.reference else None
+
+
+def _noted(run: RunFolder, folder: Path) -> dict[str, str]:
+    inside = folder.is_relative_to(run.path)
+    path = str(folder.relative_to(run.path) if inside else folder.absolute())
+    return {"folder": path, "hash": groups.share(groups.first() and fingerprint(folder))}
 
 
 def restore(run: RunFolder, first: str) -> tuple[Progress, Path | None]:
@@ -54,11 +72,25 @@ def restore(run: RunFolder, first: str) -> tuple[Progress, Path | None]:
 
 def write_checkpoint(run: RunFolder, models: Models, at: Progress, keep: int) -> None:
     """Write a checkpoint and delete all but the ``keep`` newest; collective."""
-    name = f"{'01'[at.stage == 'rl']}-{at.step:06d}"  # sorts in the order of the run
-    models.save(run.checkpoints, name, asdict(at), keep)
+    models.save(run.checkpoints, f"{_PLACES[at.stage]}-{at.step:06d}", asdict(at), keep)
 
 
-def export_policy(run: RunFolder, swap: Swap, at: Progress) -> None:
+def leave_policy(run: RunFolder, config: Config, models: Models, swap: Swap | Alone, at: Progress) -> None:
+    """Keep the policy that a stage has made: the last one's as the run's, where it is to be exported; an earlier one's
+    in a folder of its own, to which the next stage measures. Collective."""
+    if at.stage == [*config.chain()][-1]:
+        if config.run.export:
+            export_policy(run, swap, at)
+        return
+    folder = run.left_by(at.stage)
+    if groups.first():
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that ended before its checkpoint
+    swap.export(folder, run.model_folder())
+    at.set_reference(run, folder)
+    models.holds(folder)
+
+
+def export_policy(run: RunFolder, swap: Swap | Alone, at: Progress) -> None:
     """Have the present policy as the run's Hugging Face folder, in place of an earlier one; collective.
 
     Also of one that says to be of this step: its last steps may have been trained once more.

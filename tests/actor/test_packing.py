@@ -131,3 +131,9 @@ def test_groups_hold_one_prompt_and_at_most_the_limit(sequences: list[tuple[int,
     for kind in {p for p in prompts if p}:
         for earlier, later in pairwise(group for group in groups if prompts[group[0]] == kind):
             assert heads[later[0]] + sum(tails[i] for i in earlier) + tails[later[0]] > limit  # the next did not fit
+
+
+def test_rows_of_one_unit_are_one_group() -> None:
+    """Whatever the limit is, whether they share a prompt or not, and without a place for anybody else."""
+    prompts, heads, tails = [b"a", b"a", b"a", b"", b"b", b"", b"a"], [5, 5, 5, 0, 4, 0, 5], [9, 9, 9, 30, 1, 2, 1]
+    assert group_by_prompt(prompts, heads, tails, 20, [-1, 3, 3, 0, 0, -1, -1]) == [[0, 6], [1, 2], [3, 4], [5]]

@@ -89,7 +89,7 @@ def test_a_run_that_is_complete_is_not_begun_again(tmp_path: Path, capfd: pytest
         list_files(checkpoint)
     run.export.mkdir()
     (run.export / EXPORTED).write_text('{"step": 6}')
-    run.mark_complete(6)
+    run.mark_complete("rl", 6)
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
     assert launch(config) == 0
     out = capfd.readouterr().out

@@ -61,11 +61,11 @@ def test_where_next_names_what_exists(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.metrics_file.touch()
     run.export.mkdir()
-    text = where_next(run, 6)
+    text = where_next(run, "rl", 6)
     assert text.startswith("Where to look next:")
     assert str(run.metrics_file) in text and str(run.export) in text
     assert "completions" not in text and "tensorboard" not in text
     assert f"an earlier policy {' ' * 18}{run.export}" in text
     (run.export / EXPORTED).write_text('{"step": 5}')
-    assert f"an earlier policy, of step 5 {' ' * 7}{run.export}" in where_next(run, 6)
-    assert f"the policy (transformers reads it)  {run.export}" in where_next(run, 5)
+    assert f"an earlier policy, of step 5 {' ' * 7}{run.export}" in where_next(run, "rl", 6)
+    assert f"the policy (transformers reads it)  {run.export}" in where_next(run, "rl", 5)

@@ -138,19 +138,19 @@ def test_a_run_is_complete_at_its_steps_and_with_its_export(tmp_path: Path) -> N
     config = configured(tmp_path, steps=6)
     run = started(config)
     assert run.completed(config) is None
-    run.mark_complete(6)
+    run.mark_complete("rl", 6)
     assert run.completed(config) is None
     run.export.mkdir()
     for record, step in (("{", None), ('{"step": 3}', 3), ('{"step": 6}', 6)):
         assert run.completed(config) is None  # there is none, or it is of an earlier step
         (run.export / EXPORTED).write_text(record)
-        assert run.exported() == step
-    assert run.completed(config) == 6
+        assert run.exported() == (step and ("rl", step))
+    assert run.completed(config) == ("rl", 6)
     config.run.steps = 7
     assert run.completed(config) is None
     config.run.steps, config.run.export = 5, False
     shutil.rmtree(run.export)
-    assert run.completed(config) == 6
+    assert run.completed(config) == ("rl", 6)
 
 
 def test_the_model_is_the_given_one_or_the_initial_one(tmp_path: Path) -> None:

@@ -119,3 +119,42 @@ def token_logprobs(
     """
     first = rank * weight.shape[0]
     return _TokenLogProbs.apply(hidden, weight, targets, temperature, first, vocab_size, group, chunk, wide)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def contrast_probs(
+    positive: tuple[torch.Tensor, torch.Tensor],
+    negative: tuple[torch.Tensor, torch.Tensor],
+    targets: torch.Tensor,
+    *,
+    alpha: float,
+    vocab_size: int,
+    rank: int = 0,
+    group: dist.ProcessGroup | None = None,
+    chunk: int = 2048,
+) -> torch.Tensor:
+    """softmax((1 + alpha) z_positive - alpha z_negative)[target], float32 [n] (arXiv 2411.19943, eq. 3).
+
+    Both models give their final hidden states [n, h], which may lie on the host, and their rows of the output matrix,
+    as ``token_logprobs`` takes them.
+    """
+    found = torch.empty(len(targets), dtype=torch.float32, device=targets.device)
+    first = rank * positive[1].shape[0]
+    shards = [_Shard(weight, 1.0, first, vocab_size) for _, weight in (positive, negative)]
+    for part in _chunks(len(targets), chunk):
+        z_positive, z_negative = (
+            shard.logits(hidden[part].to(targets.device))
+            for shard, (hidden, _) in zip(shards, (positive, negative), strict=True)
+        )
+        logits = z_positive.mul_(1 + alpha).sub_(z_negative, alpha=alpha)
+        logits[:, shards[0].real :] = PADDING_LOGIT
+        peak = logits.amax(-1)
+        if group is not None:
+            dist.all_reduce(peak, dist.ReduceOp.MAX, group=group)
+        mass = logits.sub_(peak[:, None]).exp_()
+        index, mine = shards[0].local(targets[part])
+        sums = torch.stack([mass.sum(-1), mass.gather(1, index[:, None]).squeeze(1) * mine])
+        if group is not None:
+            dist.all_reduce(sums, group=group)
+        found[part] = sums[1] / sums[0]
+    return found

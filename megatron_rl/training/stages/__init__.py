@@ -1,20 +1,25 @@
 """The stages of a run, in their order: each makes its batches on rank 0 and learns from them on all ranks."""
 
-from megatron_rl.config import Config
+from megatron_rl.config import STAGES, Config
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.progress import Progress
+from megatron_rl.training.stages.preference import Preference
 from megatron_rl.training.stages.rl import RL
 from megatron_rl.training.stages.sft import SFT
 from megatron_rl.training.stages.stage import Stage
 
 
 def stages(config: Config, run: RunFolder, at: Progress) -> list[Stage]:
-    """The stages from the one that ``at`` stands in."""
-    every: list[Stage] = [SFT(config, run), RL(config, run)]
-    names = [stage.name for stage in every]
-    return every[names.index(at.stage) :]
+    """The stage that ``at`` stands in, and those of the run that come after it."""
+    after = STAGES[STAGES.index(at.stage) + 1 :]
+    return [_make(name, config, run) for name in (at.stage, *(name for name in config.chain() if name in after))]
 
 
 def first_stage(config: Config) -> str:
     """Where a run begins."""
-    return "sft" if config.sft.steps else "rl"
+    return next(iter(config.chain()))
+
+
+def _make(name: str, config: Config, run: RunFolder) -> Stage:
+    makers: dict[str, type[SFT] | type[Preference] | type[RL]] = {"sft": SFT, "preference": Preference, "rl": RL}
+    return makers[name](config, run)

@@ -13,7 +13,7 @@ from megatron_rl.algorithms.mismatch import mismatch
 from megatron_rl.algorithms.registry import make_algorithm
 from megatron_rl.algorithms.terms.correction import correct, correction_metrics, effective_samples
 from megatron_rl.config import Config
-from megatron_rl.swap.trainer import Swap
+from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step
 from megatron_rl.training.models import Models, Role
@@ -93,7 +93,7 @@ class RL:
         metrics = _over(results) | (critic.metrics() if critic is not None else {})
         return metrics | measure(policy, everything, len(packed)), credit.tolist()
 
-    def leave(self, models: Models, swap: Swap, at: Progress) -> None:
+    def leave(self, models: Models, swap: Swap | Alone, at: Progress) -> None:
         """As ``Stage.leave``."""
         if self.config.run.export:
             export_policy(self.run, swap, at)

@@ -1,22 +1,21 @@
-"""Supervised fine-tuning on the task's own targets: the warm start that RL begins from."""
-
-import shutil
+"""Supervised fine-tuning on the task's own targets, or on conversations of its own."""
 
 import numpy as np
 import torch
 
-from megatron_rl.actor import groups
 from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.schedule import learning_rate
 from megatron_rl.algorithms.algorithm import Loss
 from megatron_rl.algorithms.terms.objectives import sft_loss
 from megatron_rl.config import Config
-from megatron_rl.swap.trainer import Swap
+from megatron_rl.data.sets.conversations import Conversation, Part
+from megatron_rl.data.task import Example
+from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step, tokens
 from megatron_rl.training.models import Models
-from megatron_rl.training.progress import Progress
+from megatron_rl.training.progress import Progress, leave_policy
 from megatron_rl.training.stages.stage import Source
 
 
@@ -37,14 +36,17 @@ class SFT:
     def batch(self, source: Source, at: Progress) -> Step:
         """Prompt tokens weigh sft.prompt_weight, target tokens 1; weights add up to 1."""
         prompts, encode, config = source.prompts[self.name], source.encode, self.config.sft
-        pairs = [(encode(e.prompt), encode(e.target)) for e in prompts.take(config.batch_size)]
-        weights = [
-            np.concatenate([[0.0], np.full(len(p) - 1, config.prompt_weight), np.ones(len(t))]) for p, t in pairs
-        ]
+        texts, weights = [], []
+        for example in prompts.take(config.batch_size):
+            parts = [(encode(text), learned) for text, learned in _parts(example)]
+            weight = np.concatenate([np.full(len(ids), 1.0 if on else config.prompt_weight) for ids, on in parts])
+            weight[0] = 0.0  # nothing predicts the first token
+            texts.append([token for ids, _ in parts for token in ids])
+            weights.append(weight)
         total = sum(w.sum() for w in weights)
         rows = [
-            TrainingRow(np.array(p + t, dtype=np.int64), {"weight": (w / total).astype(np.float32)}, sample=number)
-            for number, ((p, t), w) in enumerate(zip(pairs, weights, strict=True))
+            TrainingRow(np.array(t, dtype=np.int64), {"weight": (w / total).astype(np.float32)}, sample=number)
+            for number, (t, w) in enumerate(zip(texts, weights, strict=True))
         ]
         return Step([rows], {"tokens": float(tokens(rows))}, prompts.state())
 
@@ -54,13 +56,13 @@ class SFT:
         lr = learning_rate(self.config.sft_optimizer, step, self.steps)
         return models.policy.update(models.policy.build(mine, batch.columns), _imitation, lr), []
 
-    def leave(self, models: Models, swap: Swap, at: Progress) -> None:
-        """Keep the warm start as a Hugging Face folder: the policy that RL measures its KL to."""
-        if groups.first():
-            shutil.rmtree(self.run.warm_start, ignore_errors=True)  # of an attempt that ended before its checkpoint
-        swap.export(self.run.warm_start, self.run.model_folder())
-        at.set_reference(self.run, self.run.warm_start)
-        models.holds(self.run.warm_start)
+    def leave(self, models: Models, swap: Swap | Alone, at: Progress) -> None:
+        """As ``Stage.leave``: the warm start, to which what follows is measured."""
+        leave_policy(self.run, self.config, models, swap, at)
+
+
+def _parts(example: Example | Conversation) -> tuple[Part, ...]:
+    return example.parts if isinstance(example, Conversation) else ((example.prompt, False), (example.target, True))
 
 
 def _imitation(logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Loss:

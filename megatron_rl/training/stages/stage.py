@@ -1,10 +1,10 @@
 """What a stage is, and what rank 0 lets it draw on."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_rl.data.prompts import Prompts
-from megatron_rl.swap.trainer import Swap
+from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.training.batch import Batch, Drawn, Step
 from megatron_rl.training.models import Models
 from megatron_rl.training.progress import Progress
@@ -14,8 +14,8 @@ class Source(Protocol):
     """Where batches come from (``training.controller.Controller``)."""
 
     @property
-    def prompts(self) -> Mapping[str, Prompts]:
-        """A cursor for each stage, by its name."""
+    def prompts(self) -> Mapping[str, Prompts[Any]]:
+        """A cursor for each stage, by its name: over the task's examples, or over rows of the stage's own."""
 
     @property
     def encode(self) -> Callable[[str], tuple[int, ...]]:
@@ -41,5 +41,5 @@ class Stage(Protocol):
     def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:
         """All optimiser steps of a step: their metrics, and what each sample got credit for ([] where none does)."""
 
-    def leave(self, models: Models, swap: Swap, at: Progress) -> None:
+    def leave(self, models: Models, swap: Swap | Alone, at: Progress) -> None:
         """What the stage leaves for those after it, and for the user."""

@@ -1,0 +1,138 @@
+"""Pairs of replies: the chosen one becomes more probable than the rejected one, measured to a frozen reference."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_rl.actor.micro_batch import MicroBatch
+from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.actor.schedule import learning_rate
+from megatron_rl.algorithms.algorithm import Loss
+from megatron_rl.algorithms.pairs.cdpo import CONTRAST, critical_loss
+from megatron_rl.algorithms.pairs.config import PreferenceConfig
+from megatron_rl.algorithms.pairs.dpo import pair_metrics, preference_loss
+from megatron_rl.config import Config
+from megatron_rl.data.sets.pairs import Pair
+from megatron_rl.swap.trainer import Alone, Swap
+from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.training.batch import Batch, Step, tokens
+from megatron_rl.training.models import Models, Role
+from megatron_rl.training.progress import Progress, leave_policy
+from megatron_rl.training.stages.stage import Source
+
+_GO_BACK = "begin a new run with run.resume=never"
+
+
+class Preference:
+    """One optimiser step on each batch of pairs; a pair's two rows lie in one micro-batch, and share their prompt."""
+
+    name = "preference"
+    samples = False
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        self.config, self.run = config, run
+        self.steps = config.preference.steps
+        self.frozen = {"positive", "negative"} if config.preference.loss == "cdpo" else set()
+
+    def enter(self, models: Models, at: Progress) -> None:
+        """As ``Stage.enter``: the reference is the policy that the stage begins with, unless a folder is given."""
+        options, policy = self.config.preference, models.held
+        for role in sorted(self.frozen):
+            folder = Path(getattr(options, role))
+            models.freeze(Role(role, folder, trained=False), at.expect(self.run, role, folder), _GO_BACK)
+        if options.reference:
+            reference = Path(options.reference)
+            expected = at.expect(self.run, "reference", reference)
+        else:
+            if not at.reference:  # the run begins here
+                at.set_reference(self.run, self.run.model_folder())
+            found = at.reference_folder(self.run)
+            assert found is not None
+            reference, expected = found, at.reference["hash"]
+        models.freeze(Role("reference", reference, trained=False), expected, _GO_BACK)
+        if policy is not None:  # else a checkpoint is loaded
+            models.hold(policy)
+        models.policy.new_optimizer(self.config.preference_optimizer)
+
+    def batch(self, source: Source, at: Progress) -> Step:
+        """Rows 2 k and 2 k + 1 are the chosen and the rejected reply of pair k."""
+        cursor, encode = source.prompts[self.name], source.encode
+        pairs: list[Pair] = cursor.take(self.config.preference.batch_size)
+        given = [encode(pair.prompt) + encode(pair.prefix) for pair in pairs]
+        replies = [(encode(pair.chosen), encode(pair.rejected)) for pair in pairs]
+        share = 1 / sum(max(map(len, both)) for both in replies) if self.frozen else 1 / len(pairs)
+        rows = [
+            _row(before, reply, share, 2 * number + place, number)
+            for number, (before, both) in enumerate(zip(given, replies, strict=True))
+            for place, reply in enumerate(both)
+        ]
+        return Step([rows], {"tokens": float(tokens(rows))}, cursor.state())
+
+    def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:
+        """As ``Stage.learn``."""
+        policy, [mine] = models.policy, batch.minibatches
+        packed = policy.build(mine, batch.columns)
+        with models.frozen("reference") as reference:
+            reference.score(packed, "ref_logprobs")
+        if self.frozen:
+            policy.score_contrast(packed, "critical", "positive", "negative", CONTRAST)
+        lr = learning_rate(self.config.preference_optimizer, step, self.steps)
+        return policy.update(packed, self._objective, lr), []
+
+    def leave(self, models: Models, swap: Swap | Alone, at: Progress) -> None:
+        """As ``Stage.leave``."""
+        models.thaw()
+        leave_policy(self.run, self.config, models, swap, at)
+
+    def _objective(self, logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Loss:
+        return pair_objective(logprobs, batch, self.config.preference)
+
+
+def pair_objective(logprobs: torch.Tensor, batch: MicroBatch, options: PreferenceConfig) -> Loss:
+    """The loss of the pairs of a micro-batch, in float64, and their metrics.
+
+    Rows 2 k and 2 k + 1 of the whole batch are pair k's. All context-parallel ranks come to the same loss, of which
+    each has the gradient of its own tokens, so a metric counts as a share on each.
+    """
+    columns, lengths, count = batch.columns, batch.lengths, options.batch_size
+    if not len(lengths):  # a rank without work
+        nothing = torch.zeros((), dtype=torch.float64, device=logprobs.device)
+        names = ["loss", "pair_accuracy", "pair_margin", "reward_chosen", "reward_rejected"]
+        return logprobs.sum() * 0.0, dict.fromkeys(names + ["critical"] * (options.loss == "cdpo"), nothing)
+    ratios = logprobs.double() - columns["ref_logprobs"].double()
+    sums = batch.over_ranks(torch.segment_reduce(ratios, "sum", lengths=lengths, initial=0.0))
+    order = batch.samples.argsort()
+    chosen, rejected = order[::2], order[1::2]
+    metrics = pair_metrics(sums[chosen].detach(), sums[rejected].detach(), options.beta)
+    metrics = {name: value * (batch.share / count) for name, value in metrics.items()}
+    weighed = batch.over_ranks(torch.stack([columns["weight"].double().sum(), lengths.sum().double()]))
+    share = weighed[0] / weighed[1]  # all tokens of the batch have the same
+    if options.loss == "sigmoid":
+        loss = share * preference_loss(sums[chosen] - sums[rejected], options.beta, options.label_smoothing).sum()
+        return loss, {"loss": loss.detach() * batch.share, **metrics}
+
+    whole = batch.over_ranks(lengths)
+    sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    critical = torch.where((batch.samples % 2 == 1)[sequence], 1 - columns["critical"].double(), 1.0)
+    table = ratios.new_zeros(len(lengths), int(whole.max()))
+    table = batch.over_ranks(table.index_put((sequence, columns["place"].long()), critical * ratios))
+    longer = torch.maximum(whole[chosen], whole[rejected])
+    present = torch.arange(table.shape[1], device=table.device) < longer[:, None]
+    loss = share * critical_loss(table[chosen], table[rejected], present, options.beta, options.label_smoothing)
+    of_rejected = torch.where((batch.samples % 2 == 1)[sequence], critical / whole[sequence], 0.0).sum()
+    return loss, {"loss": loss.detach() * batch.share, **metrics, "critical": of_rejected / count}
+
+
+def _row(before: tuple[int, ...], reply: tuple[int, ...], share: float, sample: int, pair: int) -> TrainingRow:
+    known = np.zeros(len(before), dtype=np.float32)
+    return TrainingRow(
+        np.array(before + reply, dtype=np.int64),
+        {
+            "weight": np.concatenate([known, np.full(len(reply), share, dtype=np.float32)]),
+            "place": np.concatenate([known, np.arange(len(reply), dtype=np.float32)]),  # in the reply
+        },
+        prompt=len(before),
+        sample=sample,
+        unit=pair,
+    )
