@@ -9,7 +9,12 @@ from megatron_rl.system import machine
 
 def check_across(config: Config) -> list[str]:
     """Every violation, a sentence or two each; empty when there is none."""
-    return _actor(config) + _prompts(config) + check_evaluation(config.evaluation, held_out(config.data))
+    return (
+        _actor(config)
+        + _prompts(config)
+        + _reward_model(config)
+        + check_evaluation(config.evaluation, held_out(config.data))
+    )
 
 
 def _actor(config: Config) -> list[str]:
@@ -28,6 +33,24 @@ def _actor(config: Config) -> list[str]:
         found.append(
             f"actor.micro_batch_tokens is {actor.micro_batch_tokens}, but a prompt with its completion can have "
             f"{longest} tokens (data.max_prompt_tokens + rollout.max_new_tokens): set it to {per_rank} or more."
+        )
+    return found
+
+
+def _reward_model(config: Config) -> list[str]:
+    if not config.reward_model.steps:
+        return []
+    found = []
+    others = {"sft": config.sft.steps, "preference": config.preference.steps, "run": config.run.steps}
+    if said := " and ".join(f"{name}.steps={steps}" for name, steps in others.items() if steps):
+        found.append(
+            f"reward_model.steps={config.reward_model.steps} gives the run's model a scalar head, with which it is no "
+            f"language model any more, and there is {said}: set that to 0, and start another run from what it trains."
+        )
+    if not config.reward_model.data.path:
+        found.append(
+            "reward_model.data.path is empty; set it to a file of pairs (prompt, chosen, rejected; .parquet .jsonl "
+            ".json .csv) or a hub id."
         )
     return found
 

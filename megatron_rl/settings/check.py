@@ -38,7 +38,7 @@ def check(config: Config, contents: bool = True) -> Findings:
     about_data = check_data(config.data) + [said for key, said in broken.items() if key.startswith("data.")]
     found += about_data + check_algorithm(config.algorithm) + check_across(config)
     found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
-    hf_config, about_folder = check_model_folder(config.model)
+    hf_config, about_folder = check_model_folder(config.model, config.reward_model.steps > 0)
     found += about_folder
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
         about_sizes, critic = check_sizes(config, hf_config), None

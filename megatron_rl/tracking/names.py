@@ -75,10 +75,13 @@ CRITIC = {
     "value_skipped_updates": Metric("count", "of the critic's updates left out as they were not finite", "0"),
 }
 PAIRS = {
-    "pair_accuracy": Metric("fraction", "pairs whose chosen reply has the higher implicit reward", "rises from 0.5"),
+    "pair_accuracy": Metric("fraction", "pairs whose chosen reply has the higher reward", "rises from 0.5"),
     "pair_margin": Metric("reward", "mean of `reward_chosen` - `reward_rejected` of a pair", "rises from 0"),
     "reward_chosen": Metric(
-        "reward", "mean of preference.beta x (log-prob of the chosen reply - of the reference)", "does not fall far"
+        "reward",
+        "of the chosen reply, mean: in `preference` rows the implicit one, preference.beta x (log-prob - of the "
+        "reference); in `reward_model` rows the model's",
+        "does not fall far",
     ),
     "reward_rejected": Metric("reward", "the same of the rejected reply", "falls"),
     "critical": Metric("fraction", "cdpo: mean weight 1 - s of a rejected reply's tokens"),
@@ -135,7 +138,7 @@ GROUPS = {
     "Rollouts (`rl` rows)": ROLLOUT,
     "Learning": LEARNING,
     "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
-    "Pairs (`preference` rows)": PAIRS,
+    "Pairs (`preference` and `reward_model` rows)": PAIRS,
     "Agreement of engine and actor (`rl` rows)": ENGINE,
     "Weight swaps (`rl` rows)": SWAP,
     "Time and memory": TIME,
