@@ -81,13 +81,17 @@ class MicroBatch:
         return sums.repeat_interleave(self.lengths, output_size=len(values))
 
     def whole(self, values: torch.Tensor) -> torch.Tensor:
-        """As ``TokenBatch.whole``; on the last pipeline stage, collective over context-parallel ranks."""
+        """As ``TokenBatch.whole``; on the last pipeline stage, collective over context-parallel ranks.
+
+        The gradient is that of this rank's own tokens, which is right for a loss that all ranks compute alike.
+        """
         longest = int(self.totals.max()) if len(self.totals) else 0
+        own = self._sequences, self.places
         side_by_side = values.new_zeros(len(self.totals), longest)
-        side_by_side[self._sequences, self.places] = values
+        side_by_side[own] = values.detach()
         if self.spread is not None:
             dist.all_reduce(side_by_side, group=self.spread)
-        return side_by_side
+        return side_by_side.index_put(own, values) if values.requires_grad else side_by_side
 
     def own(self, whole: torch.Tensor) -> torch.Tensor:
         """As ``TokenBatch.own``."""
@@ -98,17 +102,6 @@ class MicroBatch:
         """Which sequence each of the n tokens is of."""
         numbers = torch.arange(len(self.lengths), device=self.lengths.device)
         return numbers.repeat_interleave(self.lengths, output_size=len(self.places))
-
-    def over_ranks(self, parts: torch.Tensor) -> torch.Tensor:
-        """``parts``, one of each context-parallel rank, added up; the gradient is that of this rank's own part.
-
-        Losses of the sum that all ranks compute alike then have the right gradient: each rank's of its own tokens.
-        """
-        if self.spread is None:
-            return parts
-        whole = parts.detach().clone()
-        dist.all_reduce(whole, group=self.spread)
-        return parts + (whole - parts.detach())
 
     @property
     def share(self) -> float:

@@ -1,20 +1,20 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
+from megatron_rl.actor.config import ModelConfig
 from megatron_rl.algorithms.published import PUBLISHED
 from megatron_rl.config import Config
 from megatron_rl.data.registry import held_out, trains_on_files
+from megatron_rl.data.sets.check import CONVERSATIONS, check_set
 from megatron_rl.evaluation.check import check_evaluation
+from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.settings.model import check_model_folder
 from megatron_rl.system import machine
 
 
 def check_across(config: Config) -> list[str]:
     """Every violation, a sentence or two each; empty when there is none."""
-    return (
-        _actor(config)
-        + _prompts(config)
-        + _reward_model(config)
-        + check_evaluation(config.evaluation, held_out(config.data))
-    )
+    evaluation = check_evaluation(config.evaluation, held_out(config.data)) if config.evaluation.prompts else []
+    return _actor(config) + _prompts(config) + _sets(config) + _reward_model(config) + evaluation
 
 
 def _actor(config: Config) -> list[str]:
@@ -28,7 +28,7 @@ def _actor(config: Config) -> list[str]:
         )
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     room = actor.micro_batch_tokens * max(actor.context_parallel, 1)
-    if longest > room:
+    if longest > room and config.asks():
         per_rank = -(-longest // max(actor.context_parallel, 1))
         found.append(
             f"actor.micro_batch_tokens is {actor.micro_batch_tokens}, but a prompt with its completion can have "
@@ -40,24 +40,54 @@ def _actor(config: Config) -> list[str]:
 def _reward_model(config: Config) -> list[str]:
     if not config.reward_model.steps:
         return []
-    found = []
     others = {"sft": config.sft.steps, "preference": config.preference.steps, "run": config.run.steps}
-    if said := " and ".join(f"{name}.steps={steps}" for name, steps in others.items() if steps):
-        found.append(
-            f"reward_model.steps={config.reward_model.steps} gives the run's model a scalar head, with which it is no "
-            f"language model any more, and there is {said}: set that to 0, and start another run from what it trains."
-        )
-    if not config.reward_model.data.path:
-        found.append(
-            "reward_model.data.path is empty; set it to a file of pairs (prompt, chosen, rejected; .parquet .jsonl "
-            ".json .csv) or a hub id."
-        )
+    said = " and ".join(f"{name}.steps={steps}" for name, steps in others.items() if steps)
+    if not said:
+        return []
+    return [
+        f"reward_model.steps={config.reward_model.steps} gives the run's model a scalar head, with which it is no "
+        f"language model any more, and there is {said}: train a reward model in a run of its own."
+    ]
+
+
+def _sets(config: Config) -> list[str]:
+    """The rows that stages have of their own."""
+    found = check_set(config.sft.data, "sft.data", CONVERSATIONS) if config.sft.steps else []
+    room = config.actor.micro_batch_tokens * max(config.actor.context_parallel, 1)
+    sets = [("sft.data", bool(config.sft.steps and config.sft.data.path), config.sft.data, 1, "a row")]
+    sets += [("preference.data", config.preference.steps > 0, config.preference.data, 2, "a pair of rows")]
+    sets += [("reward_model.data", config.reward_model.steps > 0, config.reward_model.data, 2, "a pair of rows")]
+    for key, used, options, rows, what in sets:
+        if used and rows * options.max_tokens > room:
+            found.append(
+                f"actor.micro_batch_tokens is {config.actor.micro_batch_tokens}, but {what} can have "
+                f"{rows * options.max_tokens} tokens ({rows} x {key}.max_tokens): set it to "
+                f"{-(-rows * options.max_tokens // max(config.actor.context_parallel, 1))} or more, or lower that."
+            )
+    return found + _frozen(config)
+
+
+def _frozen(config: Config) -> list[str]:
+    """The folders of frozen models that the pairs are measured by, which are shards like the policy's."""
+    options, found = config.preference, []
+    for key in ("reference", "positive", "negative") if options.steps else ():
+        if not (folder := getattr(options, key)):
+            continue
+        hf_config, wrong = check_model_folder(ModelConfig(path=folder, dtype=config.model.dtype))
+        found += [f"preference.{key}: {said}" for said in wrong]
+        policy, _ = check_model_folder(config.model)
+        if hf_config and policy and not wrong and canonical_tensors(hf_config) != canonical_tensors(policy):
+            found.append(
+                f"preference.{key}={folder} has other weights than the model that is trained "
+                f"({hf_config['model_type']} and {policy['model_type']}, or other sizes): give one like it."
+            )
     return found
 
 
 def _prompts(config: Config) -> list[str]:
     algorithm, rollout, found = config.algorithm, config.rollout, []
-    if not config.data.path and trains_on_files(config.data) and (config.run.steps or config.sft.steps):
+    targets = config.sft.steps and not config.sft.data.path
+    if not config.data.path and trains_on_files(config.data) and (config.run.steps or targets):
         found.append("data.path is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
     published = PUBLISHED.get(algorithm.name)
     if published and published.grouped and rollout.group_size == 1:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
@@ -50,17 +51,39 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     if config.model.path:
         end_tokens(folder, tokenizer)
     transformers_config(config.model.path or config.model.architecture)
+    notes = _sets(config, tokenizer)
+    if not config.asks():
+        return [], notes
     if not all(is_local(path) for path in (config.data.path, config.data.eval_path) if path):
-        return [], {}
+        return [], notes
     task = make_task(config.data, config.run.seed, tokenizer)
-    if config.sft.steps:
+    targets = config.sft.steps and not config.sft.data.path
+    if targets:
         require_targets(task)
-    if not len(task.train) and (config.run.steps or config.sft.steps):
+    if not len(task.train) and (config.run.steps or targets):
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
     example = (task.train if len(task.train) else task.heldout)[0]
     response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
+    notes |= getattr(task, "notes", {})
+    if not config.generates():
+        return [], notes
     broken = try_rewards(config.rewards, sample_of(example, response), task.report)
-    return broken, dict(getattr(task, "notes", {}))
+    return broken, notes
+
+
+def _sets(config: Config, tokenizer: Any) -> dict[str, int]:
+    """Read the rows that stages have of their own; raises InputError. How many were left out, and why."""
+    from megatron_rl.data.files import is_local
+    from megatron_rl.data.sets.conversations import read_conversations
+    from megatron_rl.data.sets.pairs import read_pairs
+
+    notes: dict[str, int] = {}
+    if config.sft.steps and config.sft.data.path and is_local(config.sft.data.path):
+        notes |= read_conversations(config.sft.data, config.data, tokenizer, "sft.data").notes
+    for key, of in (("preference.data", config.preference), ("reward_model.data", config.reward_model)):
+        if of.steps and of.data.path and is_local(of.data.path):
+            notes |= read_pairs(of.data, config.data, tokenizer, key).notes
+    return notes
 
 
 def main() -> None:

@@ -20,16 +20,21 @@ def describe(config: Config) -> str:
     where = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "CPU"
     more = {"virtual pipeline": actor.virtual_pipeline, "expert": actor.expert_parallel}
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.terms.items())
+    preference, rewarding = config.preference, config.reward_model
+    imitated = f" from {sft.data.path}" if sft.data.path else ""
     lines = {
         "model": f"{hf_config['model_type']}, {needed.parameters / 1e6:,.2f} million parameters, {config.model.dtype}, "
         + (f"from {path}" if path else "from random weights"),
         "ranks": f"{world} on {where}: tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x "
         f"context {actor.context_parallel} x data {actor.data_parallel}"
         + "".join(f", {name} {size}" for name, size in more.items() if size > 1),
-        "engines": _engines(rollout),
+        "engines": _engines(rollout) if config.generates() else "none: nothing is generated",
         "rewards": f"{terms}; {config.rewards.workers} worker process{'es' if config.rewards.workers > 1 else ''}",
         "data": config.data.task + (f" from {config.data.path}" if config.data.path else ""),
-        "warm start": f"{sft.steps} steps of {sft.batch_size} examples" if sft.steps else "none",
+        "warm start": f"{sft.steps} steps of {sft.batch_size} examples{imitated}" if sft.steps else "none",
+        "preference": f"{preference.steps} steps of {preference.batch_size} pairs from {preference.data.path}, "
+        f"{preference.loss}",
+        "rewarding": f"{rewarding.steps} steps of {rewarding.batch_size} pairs from {rewarding.data.path}",
         "RL": f"{run.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} completions = "
         f"{completions}, in {updates} update{'s' if updates > 1 else ''} of {completions // algorithm.minibatches}",
         "tokens": f"prompts up to {config.data.max_prompt_tokens}, completions up to {rollout.max_new_tokens}, "
@@ -39,7 +44,12 @@ def describe(config: Config) -> str:
         "disk": f"{readable(needed.checkpoint)} a checkpoint",
         "folder": f"{Path(run.folder) / run.name}",
     }
-    return "\n".join(f"  {name:<11}{text}" for name, text in lines.items())
+    left_out = [] if preference.steps else ["preference"]
+    left_out += [] if rewarding.steps else ["rewarding"]
+    left_out += [] if run.steps else ["RL"]
+    left_out += [] if config.generates() else ["rewards"]
+    left_out += [] if config.asks() else ["data"]
+    return "\n".join(f"  {name:<11}{text}" for name, text in lines.items() if name not in left_out)
 
 
 def _engines(rollout: RolloutConfig) -> str:

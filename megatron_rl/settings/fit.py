@@ -40,7 +40,7 @@ def check_fit(config: Config, needed: Footprint) -> list[str]:
 def warnings(config: Config) -> list[str]:
     """What works, but surely not as it was meant."""
     gpus = len(machine.gpus())
-    if gpus and config.rollout.engine == "embedded":
+    if gpus and config.rollout.engine == "embedded" and config.generates():
         return [
             f"rollout.engine=embedded generates on the CPU, and the trainer computes on {_counted(gpus, 'GPU')}: "
             "nearly all of the time will go there. rollout.engine=sglang generates on GPUs."
@@ -71,7 +71,11 @@ def _gpus_of_engines(config: Config, needed: Footprint) -> list[str]:
     """SGLang's servers take what a GPU has left for their cache; their weights must fit beside a rank."""
     gpus, options = machine.gpus(), config.rollout.sglang
     held = dict(enumerate(needed.ranks)) if gpus else {}
-    servers = engine_gpus(config.rollout, len(needed.ranks)) if config.rollout.engine == "sglang" else []
+    servers = (
+        engine_gpus(config.rollout, len(needed.ranks))
+        if config.rollout.engine == "sglang" and config.generates()
+        else []
+    )
     for server in servers:
         for gpu in server:
             held[gpu] = held.get(gpu, 0) + needed.engine // options.tensor_parallel // (2 if options.fp8 else 1)
@@ -90,9 +94,9 @@ def _memory(config: Config, needed: Footprint) -> list[str]:
     rollout, gpus = config.rollout, machine.gpus()
     available = psutil.virtual_memory().available
     # On a CPU the ranks' own memory is shared, as long as there is room for it where that has a name.
-    copied = _shares_memory(config) and (bool(gpus) or needed.shared > machine.shared_memory())
+    copied = config.generates() and _shares_memory(config) and (bool(gpus) or needed.shared > machine.shared_memory())
     weights = (0 if gpus else sum(needed.ranks)) + (needed.shared if copied else 0)
-    elsewhere = rollout.engine == "sglang" and (gpus or rollout.sglang.urls)
+    elsewhere = not config.generates() or (rollout.engine == "sglang" and (gpus or rollout.sglang.urls))
     caches = 0 if elsewhere else rollout.engines * _cache(config, needed, available)
     memory = weights + caches + (0 if elsewhere else rollout.engines * needed.engine)
     if memory <= available:

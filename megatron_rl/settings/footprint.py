@@ -40,7 +40,8 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
     """What a model that can be sharded as configured needs at least, with a critic of that config.json beside it."""
     weight = WEIGHT_BYTES[config.model.dtype]
     optimizer = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if weight < MAIN_WEIGHT_BYTES else 0)
-    reference = weight if config.algorithm.uses_reference else 0
+    pairs = 3 if config.preference.loss == "cdpo" else 1
+    frozen = max(int(config.algorithm.uses_reference), pairs if config.preference.steps else 0)  # beside the policy
     parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
     layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
@@ -53,7 +54,7 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
         parameters=parameters,
         shared=sum(held) * weight,
         ranks=tuple(
-            elements * (weight + GRADIENT_BYTES + reference)
+            elements * (weight * (1 + frozen) + GRADIENT_BYTES)
             + more * (weight + GRADIENT_BYTES)
             + (parameters + beside) * optimizer // len(held)
             for elements, more in zip(held, of_critic, strict=True)

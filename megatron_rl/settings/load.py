@@ -204,7 +204,10 @@ def _unknown(key: str, said: str) -> str:
     last = key.rpartition(".")[2]
     same_name = [option for option in options() if option.rpartition(".")[2] == last]
     count = 3 if same_name and key == last else 1  # a bare name may mean any of its namesakes
-    nearest = " or ".join(difflib.get_close_matches(key, same_name or options(), count, 0.0))
+    group = key.rpartition(".")[0]
+    beside = [option for option in options() if group and option.rpartition(".")[0] == group]
+    alike = difflib.get_close_matches(key, beside, 1, 0.9)  # a slip in one of its group's names
+    nearest = " or ".join(alike or difflib.get_close_matches(key, same_name or options(), count, 0.0))
     group = key
     while group and not _has_options(group):
         group = group.rpartition(".")[0]

@@ -75,7 +75,7 @@ def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
         found = layout_violations(hf_config, config.actor.sizes())
     except InputError as error:
         return [str(error)]
-    if config.rollout.engine == "sglang":
+    if config.rollout.engine == "sglang" and config.generates():
         found += check_sglang_model(config.rollout.sglang, hf_config)
         found += check_sglang_gpus(config.rollout, config.actor.sizes().world)
     if architecture.experts and config.actor.tensor_parallel > 1 and not config.actor.sequence_parallel:
@@ -88,7 +88,7 @@ def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
             "leave it false."
         )
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    if longest > architecture.max_positions:
+    if longest > architecture.max_positions and config.asks():
         found.append(
             f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}, but the model has "
             f"max_position_embeddings={architecture.max_positions}: shorten one of them."

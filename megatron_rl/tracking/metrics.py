@@ -29,7 +29,7 @@ class Metrics:
         self._completions = _AppendedFile(run.completions_file, position.get("completions", 0))
         self._writers: dict[str, Mirror] = {}
         if config.tracking.tensorboard:
-            for stage, last in _last_steps(run.metrics_file).items():
+            for stage, last in _last_steps(run.metrics_file, (*config.chain(), "eval")).items():
                 self._writers[stage] = Mirror("TensorBoard", _writer(run.tensorboard / stage, last + 1))
         self._wandb = Mirror("wandb", lambda: start_wandb(run, config))
 
@@ -125,9 +125,9 @@ def _writer(folder: Path, first: int) -> Any:
     return make
 
 
-def _last_steps(metrics: Path) -> dict[str, int]:
-    """The last step of each stage in the file; -1 where there is none."""
-    last = dict.fromkeys(KINDS, -1)
+def _last_steps(metrics: Path, kinds: Sequence[str]) -> dict[str, int]:
+    """The last step of each kind of row in the file; -1 where there is none."""
+    last = dict.fromkeys(kinds, -1)
     for row in rows(metrics):
         if row.get("stage") in last:
             last[row["stage"]] = row["step"]

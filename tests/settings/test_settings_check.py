@@ -113,7 +113,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         ),
         (["rewards.terms.no.such.reward=1"], ["no.such.reward"]),
         (["data.task=sally"], ["data.task='sally'"]),
-        (["evaluation.prompts=0"], ["evaluation.prompts is 0"]),
+        (["evaluation.prompts=-1"], ["evaluation.prompts is -1"]),
         (["sft.batch_size=0"], ["sft.batch_size is 0"]),
         (["run.keep=1000000000", "run.save_every=1"], ["The run writes up to", "lower run.keep"]),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rl.algorithms.config import SFTConfig
 from megatron_rl.config import Config
 from megatron_rl.tracking.metrics import Metrics, rows
 from megatron_rl.tracking.mirror import Mirror
@@ -13,7 +14,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 
 
 def without_mirrors() -> Config:
-    config = Config()
+    config = Config(sft=SFTConfig(steps=1))
     config.tracking.wandb, config.tracking.tensorboard = "off", False
     return config
 

@@ -95,43 +95,35 @@ def pair_objective(logprobs: torch.Tensor, batch: MicroBatch, options: Preferenc
     Rows 2 k and 2 k + 1 of the whole batch are pair k's. All context-parallel ranks come to the same loss, of which
     each has the gradient of its own tokens, so a metric counts as a share on each.
     """
-    columns, lengths, count = batch.columns, batch.lengths, options.batch_size
-    if not len(lengths):  # a rank without work
+    columns, count = batch.columns, options.batch_size
+    if not len(batch.totals):  # a rank without work
         nothing = torch.zeros((), dtype=torch.float64, device=logprobs.device)
         names = ["loss", "pair_accuracy", "pair_margin", "reward_chosen", "reward_rejected"]
         return logprobs.sum() * 0.0, dict.fromkeys(names + ["critical"] * (options.loss == "cdpo"), nothing)
-    ratios = logprobs.double() - columns["ref_logprobs"].double()
-    sums = batch.over_ranks(torch.segment_reduce(ratios, "sum", lengths=lengths, initial=0.0))
+    ratios = batch.whole(logprobs.double() - columns["ref_logprobs"].double())  # [rows, longest]
     order = batch.samples.argsort()
     chosen, rejected = order[::2], order[1::2]
-    metrics = pair_metrics(sums[chosen].detach(), sums[rejected].detach(), options.beta)
-    metrics = {name: value * (batch.share / count) for name, value in metrics.items()}
-    weighed = batch.over_ranks(torch.stack([columns["weight"].double().sum(), lengths.sum().double()]))
-    share = weighed[0] / weighed[1]  # all tokens of the batch have the same
+    metrics = pair_metrics(ratios.detach().sum(1)[chosen], ratios.detach().sum(1)[rejected], options.beta)
+    share = batch.whole(columns["weight"].double())[0, 0]  # all tokens of the batch have the same
     if options.loss == "sigmoid":
-        loss = share * preference_loss(sums[chosen] - sums[rejected], options.beta, options.label_smoothing).sum()
-        return loss, {"loss": loss.detach() * batch.share, **metrics}
-
-    whole = batch.over_ranks(lengths)
-    sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    critical = torch.where((batch.samples % 2 == 1)[sequence], 1 - columns["critical"].double(), 1.0)
-    table = ratios.new_zeros(len(lengths), int(whole.max()))
-    table = batch.over_ranks(table.index_put((sequence, columns["place"].long()), critical * ratios))
-    longer = torch.maximum(whole[chosen], whole[rejected])
-    present = torch.arange(table.shape[1], device=table.device) < longer[:, None]
-    loss = share * critical_loss(table[chosen], table[rejected], present, options.beta, options.label_smoothing)
-    of_rejected = torch.where((batch.samples % 2 == 1)[sequence], critical / whole[sequence], 0.0).sum()
-    return loss, {"loss": loss.detach() * batch.share, **metrics, "critical": of_rejected / count}
+        margins = ratios.sum(1)[chosen] - ratios.sum(1)[rejected]
+        loss = share * preference_loss(margins, options.beta, options.label_smoothing).sum()
+    else:
+        critical = 1 - batch.whole(columns["critical"].double())[rejected]
+        places, totals = torch.arange(ratios.shape[1], device=ratios.device), batch.totals[:, None]
+        present = places < torch.maximum(totals[chosen], totals[rejected])
+        weighed = critical * ratios[rejected]
+        loss = share * critical_loss(ratios[chosen], weighed, present, options.beta, options.label_smoothing)
+        metrics["critical"] = ((places < totals[rejected]) * critical / totals[rejected]).sum()
+    metrics = {name: value * (batch.share / count) for name, value in metrics.items()}
+    return loss, {"loss": loss.detach() * batch.share, **metrics}
 
 
 def _row(before: tuple[int, ...], reply: tuple[int, ...], share: float, sample: int, pair: int) -> TrainingRow:
     known = np.zeros(len(before), dtype=np.float32)
     return TrainingRow(
         np.array(before + reply, dtype=np.int64),
-        {
-            "weight": np.concatenate([known, np.full(len(reply), share, dtype=np.float32)]),
-            "place": np.concatenate([known, np.arange(len(reply), dtype=np.float32)]),  # in the reply
-        },
+        {"weight": np.concatenate([known, np.full(len(reply), share, dtype=np.float32)])},
         prompt=len(before),
         sample=sample,
         unit=pair,
