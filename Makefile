@@ -1,5 +1,6 @@
 # Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
-# `make sglang` adds SGLang to it, `make test-sglang` tests against real SGLang servers.
+# `make sglang` adds SGLang to it, `make test-sglang` tests against real SGLang servers; `make test-oracles` compares the
+# algorithms with those of other trainers.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -13,7 +14,7 @@ INSTALL := $(PIP) install -qq --prefer-binary --no-compile -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test sglang test-sglang test-sglang-versions test-gpu lint clean
+.PHONY: quickstart test test-oracles sglang test-sglang test-sglang-versions test-gpu lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -21,6 +22,9 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-oracles: $(VENV)/oracles
+	PYTHONPATH=$(abspath $(VENV))/oracles OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/oracles $(ARGS)
 
 sglang: $(VENV)/installed-sglang
 
@@ -66,6 +70,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing what the tests need …"
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
+
+# In a folder of their own, without what they would bring along: they ask for other versions of what trains here.
+ORACLES := verl trl ray tensordict accelerate codetiming dill hydra-core antlr4-python3-runtime attrs cloudpickle jsonschema \
+	jsonschema-specifications msgpack orjson pyvers referencing rpds-py
+$(VENV)/oracles: $(VENV)/installed-dev
+	@echo "Installing the trainers to compare with …"
+	@rm -rf $@.new && $(INSTALL) --no-deps --target $@.new $(ORACLES)
+	@rm -rf $@ && mv $@.new $@
 
 # Without a GPU SGLang must not bring its CUDA packages along: what its servers need on a CPU, then SGLang alone. Its
 # torchvision lies apart, for the servers only: a CUDA build, which would break transformers in the other processes.

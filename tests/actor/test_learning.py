@@ -1,4 +1,7 @@
-"""Learning from an engine that samples from another policy: every layout against plain torch, sequence by sequence."""
+"""Every algorithm, surrogate and aggregation, at every layout, against the formulas in plain torch.
+
+The reference knows no packing and no ranks: transformers in float64, sequence by sequence, and torch's AdamW.
+"""
 
 import json
 import math
@@ -11,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_rl.algorithms.config import AlgorithmConfig
-from tests.actor.learning_ranks import SETTINGS, TEMPERATURE, cut
+from megatron_rl.algorithms.published import settled
+from tests.actor.learning_ranks import LONGEST, SETTINGS, TEMPERATURE, TERMS, Given
 from tests.actor.models import write_model
 
 RANKS = Path(__file__).parent / "learning_ranks.py"
@@ -25,75 +29,100 @@ LAYOUTS: dict[str, dict] = {
     "cp2-small": dict(context_parallel=2, micro_batch_tokens=30),
 }
 MASKED = dict(correction="masked", correction_level="sequence", correction_low=0.5, correction_high=2.0)
-ALGORITHMS: dict[str, dict] = {
+CORRECTED: dict[str, dict] = {
     "seq-mis": MASKED | dict(minibatches=2, epochs=2),
     "seq-tis": MASKED | dict(correction="truncated", epochs=2),
     "seq-mask-tis": MASKED | dict(correction_level="geometric", correction_low=0.97, correction_high=1.03),
     "tis": dict(correction="truncated", minibatches=2, correction_high=1.1),
     "bypass": dict(bypass=True, minibatches=2),
 }
-# every layout for one algorithm, and the others where a sequence is spread over ranks or the order matters
-JOBS = [(layout, "seq-mis") for layout in LAYOUTS] + [
-    ("cp2", "seq-tis"),
-    ("cp2-small", "seq-mask-tis"),
-    ("dp2-small", "tis"),
-    ("dp2", "bypass"),
+NARROW = dict(clip_low=0.004, clip_high=0.006)
+SURROGATES: dict[str, dict] = {
+    f"{surrogate} {aggregation}": dict(surrogate=surrogate, aggregation=aggregation, **NARROW)
+    | (dict(minibatches=2, epochs=2) if surrogate != "policy_gradient" else {})
+    for surrogate in ("clip", "gspo", "cispo", "policy_gradient")
+    for aggregation in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+}
+ALGORITHMS: dict[str, dict] = {
+    "grpo": dict(kl_coef=0.1, kl_estimator="k2", std="population", entropy_coef=-0.01),
+    "gdpo": dict(reward_normalization="each", minibatches=2),
+    "dr_grpo": dict(name="dr_grpo", kl_coef=0.1, kl_coefs={"maths": 0.01}, epochs=2),
+    "rloo": dict(name="rloo", kl_coef=0.1),
+    "reinforce_pp": dict(name="reinforce_pp", kl_coef=0.1, kl_coefs={"maths": 0.0}, gamma=0.9, minibatches=2),
+    "reinforce_pp_baseline": dict(
+        name="reinforce_pp_baseline", kl_coef=0.1, kl_estimator="k3+", std="population", epochs=2
+    ),
+    "dapo": dict(name="dapo", truncated="mask", epochs=2, dual_clip=1.001, **NARROW),
+    "gspo": dict(name="gspo", minibatches=2, epochs=2, correction="truncated", correction_level="sequence"),
+    "cispo": dict(name="cispo", clip_high=0.002, epochs=3, entropy_coef=0.01, truncated="mask"),
+}
+CASES = CORRECTED | SURROGATES | ALGORITHMS
+# all where sequences are spread over ranks or micro-batches; one of a kind everywhere
+EVERYWHERE = ("seq-mis", "clip token-mean", "gspo seq-mean-token-mean", "reinforce_pp", "gdpo")
+JOBS = [
+    (layout, name) for layout in LAYOUTS for name in (CASES if layout in ("cp2-small", "dp2-small") else EVERYWHERE)
 ]
+JOBS += [("cp2", "seq-tis"), ("dp2", "bypass"), ("pp2", "rloo"), ("pp2", "dapo"), ("tp2", "cispo")]
 
 
-def logprobs(model: torch.nn.Module, sequence: dict) -> torch.Tensor:
-    """Of the completion's tokens, float64."""
-    tokens = torch.from_numpy(sequence["tokens"])[None]
-    log_p = (model(tokens).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
-    return log_p.gather(1, tokens[0, 1:, None]).squeeze(1)[sequence["prompt"] - 1 :]
+def logprobs(model: torch.nn.Module, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the completion's tokens, and their distributions' entropies; float64."""
+    tokens = torch.from_numpy(given.tokens)[None]
+    log_p = (model(tokens).logits[0, :-1] / TEMPERATURE).log_softmax(-1)[given.prompt - 1 :]
+    return log_p.gather(1, tokens[0, given.prompt :, None]).squeeze(1), -(log_p.exp() * log_p).sum(-1)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The policy, and a reference that is a little off it."""
+    folder, other = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("reference")
     write_model("qwen3", folder)
-    return folder
+    reference = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    reference.save_pretrained(other)
+    return folder, other
 
 
 @pytest.fixture(scope="module")
-def rollout(model: Path) -> list[list[dict]]:
-    """Two mini-batches of prompts with two completions each; the engine's log-probs are off by noise."""
+def rollout(models: tuple[Path, Path]) -> list[list[Given]]:
+    """Four prompts with two or three completions each; the engine's log-probs are off by noise."""
     rng = np.random.default_rng(5)
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
+    policy = AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.float64).eval()
     result = []
-    for groups in (((5, 9, 20), (3, 30, 14)), ((7, 1, 12), (4, 25, 6))):
-        batch = []
-        for prompt, *lengths in groups:
-            head = rng.integers(0, 99, prompt)
-            for length in lengths:
-                tokens = np.concatenate([head, rng.integers(0, 99, length)])
-                batch.append({"tokens": tokens, "prompt": prompt})
-        total = sum(len(s["tokens"]) - s["prompt"] for s in batch)
-        for s in batch:
-            length = len(s["tokens"]) - s["prompt"]
+    for number, (prompt, *lengths) in enumerate(((5, 9, 20), (3, 30, 14, 1), (7, 1, 12), (4, 25, 6, 8))):
+        head, group = rng.integers(0, 99, prompt), []
+        for length in lengths:
+            tokens = np.concatenate([head, rng.integers(0, 99, length)])
+            scores = {"right": float(rng.integers(0, 3)), "format": float(rng.normal())}
+            given = Given(tokens, prompt, np.zeros(length), scores, ("social", "maths")[number % 2], length in (30, 6))
             with torch.no_grad():
-                engine = logprobs(policy, s).numpy() + rng.normal(0, 0.12, length) + rng.normal(0, 0.03)
-            columns = {"weight": np.full(length, 1 / total), "advantage": np.full(length, rng.normal())}
-            columns["rollout_logprobs"] = engine
-            fill = np.zeros(s["prompt"])
-            s["columns"] = {k: np.concatenate([fill, v]).astype(np.float32) for k, v in columns.items()}
-        result.append(batch)
+                given.engine = logprobs(policy, given)[0].numpy() + rng.normal(0, 0.12, length) + rng.normal(0, 0.03)
+            given.engine = given.engine.astype(np.float32)
+            group.append(given)
+        result.append(group)
+    result[3][0].token_rewards = rng.normal(0, 0.1, 25).astype(np.float32)
     return result
 
 
 @pytest.fixture(scope="module")
 def results(
-    model: Path, rollout: list[list[dict]], run_ranks: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+    models: tuple[Path, Path],
+    rollout: list[list[Given]],
+    run_ranks: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """What both ranks measured, by job."""
+    """What both ranks measured, by layout and case."""
     out = tmp_path_factory.mktemp("learned")
     jobs = [
-        {"name": f"{layout}-{name}", "model": str(model), "actor": LAYOUTS[layout], "algorithm": ALGORITHMS[name]}
-        for layout, name in JOBS
+        {"layout": layout, "actor": actor, "cases": {name: CASES[name] for at, name in JOBS if at == layout}}
+        for layout, actor in LAYOUTS.items()
     ]
     (out / "jobs.json").write_text(json.dumps(jobs))
     torch.save(rollout, out / "rollout.pt")
-    run_ranks(RANKS, 2, out / "jobs.json", out / "rollout.pt", out)
+    run_ranks(RANKS, 2, out / "jobs.json", out / "rollout.pt", *models, out)
     return out
 
 
@@ -111,52 +140,146 @@ def correct(d: list[float], config: AlgorithmConfig) -> tuple[list[float], list[
     return [0.0 if o else r for r, o in zip(kept, outside, strict=True)], outside
 
 
-@pytest.fixture(scope="module")
-def expected(model: Path, rollout: list[list[dict]]) -> dict[str, dict[str, float]]:
-    """The metrics by algorithm, computed with transformers, torch's AdamW and no packing, in float64."""
-    return {name: reference(model, rollout, AlgorithmConfig(**options)) for name, options in ALGORITHMS.items()}
+def coefficient(given: Given, config: AlgorithmConfig) -> float:
+    return config.kl_coefs.get(given.source, config.kl_coef)
 
 
-def reference(model: Path, rollout: list[list[dict]], config: AlgorithmConfig) -> dict[str, float]:
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
+def token_rewards(given: Given, config: AlgorithmConfig, old: torch.Tensor, ref: torch.Tensor) -> np.ndarray:
+    """Of every token of a completion."""
+    rewards = np.zeros(len(old)) if given.token_rewards is None else given.token_rewards.astype(float)
+    if config.kl_in == "reward":
+        rewards = rewards - coefficient(given, config) * (old - ref).numpy()
+    rewards[-1] += given.reward
+    return rewards
+
+
+def advantages(groups: list[list[Given]], config: AlgorithmConfig, old: dict, ref: dict) -> dict[int, np.ndarray]:
+    """id -> the advantages of its tokens."""
+    ddof, found = int(config.std == "sample"), {}
+    trained = [g for group in groups for g in group if not (g.truncated and config.truncated == "mask")]
+    for group in groups:
+        each = [token_rewards(g, config, old[id(g)], ref[id(g)]) for g in group]
+        sums = np.array([rewards.sum() for rewards in each])
+        others = (sums.sum() - sums) / (len(sums) - 1)
+        if config.name == "reinforce_pp":
+            for g, rewards in zip(group, each, strict=True):
+                n = len(rewards)
+                found[id(g)] = np.array(
+                    [sum(config.gamma ** (k - t) * rewards[k] for k in range(t, n)) for t in range(n)]
+                )
+            continue
+        if config.reward_normalization == "each":
+            values = sums - [g.reward for g in group]
+            for term, weight in TERMS.items():
+                scores = np.array([weight * g.scores[term] for g in group])
+                values = values + (scores - scores.mean()) / (scores.std(ddof=ddof) + config.std_eps)
+        elif config.name == "rloo":
+            values = sums - others
+        elif config.name in ("dr_grpo", "reinforce_pp_baseline"):
+            values = sums - sums.mean()
+        else:
+            values = (sums - sums.mean()) / (sums.std(ddof=ddof) + config.std_eps)
+        found |= {id(g): np.full(len(g.engine), value) for g, value in zip(group, values, strict=True)}
+    if config.name.startswith("reinforce_pp") or config.reward_normalization == "each":
+        every = np.concatenate([found[id(g)] for g in trained])
+        scale = math.sqrt(every.var(ddof=ddof) + 1e-8)
+        found = {key: (values - every.mean()) / scale for key, values in found.items()}
+    return found
+
+
+def surrogate(
+    new: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, config: AlgorithmConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is minimised of each token of one sequence, and its ratio."""
+    low, high = 1 - config.clip_low, 1 + config.clip_high
+    ratio = (new - old).exp()
+    if config.surrogate == "policy_gradient":
+        return -advantage * new, ratio
+    if config.surrogate == "cispo":
+        return -ratio.detach().clamp(low, high) * advantage * new, ratio
+    if config.surrogate == "gspo":  # the paper's own: the gradient goes through the sequence's ratio
+        ratio = (new - old).mean().exp().expand(len(new))
+    value = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    if config.dual_clip:
+        value = torch.where(advantage < 0, torch.maximum(value, config.dual_clip * advantage), value)
+    return -value, ratio
+
+
+def kl(new: torch.Tensor, ref: torch.Tensor, estimator: str) -> torch.Tensor:
+    d = new - ref
+    if estimator == "k2":
+        return d.square() / 2
+    k3 = (-d).exp() - 1 + d
+    return k3 if estimator == "k3" else k3.detach() + (d.square() - d.square().detach()) / 2
+
+
+def weights(batch: list[Given], config: AlgorithmConfig) -> dict[int, tuple[float, float]]:
+    """id -> a token's weight in the loss and in the metrics."""
+    lengths = {id(g): 0 if g.truncated and config.truncated == "mask" else len(g.engine) for g in batch}
+    total, count = sum(lengths.values()), sum(n > 0 for n in lengths.values())
+    by_mode = {
+        "token-mean": lambda n: 1 / total,
+        "seq-mean-token-mean": lambda n: 1 / (count * n),
+        "seq-mean-token-sum": lambda n: 1 / count,
+        "seq-mean-token-sum-norm": lambda n: 1 / (count * LONGEST),
+    }
+    found = {}
+    for key, n in lengths.items():
+        weight = by_mode[config.aggregation](n) if n else 0.0
+        found[key] = (weight, (1 / total if n else 0.0) if "sum" in config.aggregation else weight)
+    return found
+
+
+def reference(models: tuple[Path, Path], rollout: list[list[Given]], options: dict) -> dict[str, float]:
+    """The metrics of all updates on a rollout."""
+    config = settled(AlgorithmConfig(**options))
+    policy, other = (AutoModelForCausalLM.from_pretrained(m, dtype=torch.float64).eval() for m in models)
     settings = dict(lr=SETTINGS.lr, betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps, weight_decay=0.0)
     optimizer = torch.optim.AdamW(policy.parameters(), **settings)
-    minibatches = cut(rollout, config.minibatches)
-    ours: dict[int, torch.Tensor] = {}  # by sequence: of the policy before the first update
-    if not config.bypass:
-        with torch.no_grad():
-            ours = {id(s): logprobs(policy, s) for batch in minibatches for s in batch}
-    losses, norms = [], []
+    size = len(rollout) // config.minibatches
+    minibatches = [[g for group in rollout[i : i + size] for g in group] for i in range(0, len(rollout), size)]
+    with torch.no_grad():
+        ref = {id(g): logprobs(other, g)[0] for group in rollout for g in group}
+        ours = {id(g): logprobs(policy, g)[0] for group in rollout for g in group}
+    credit = advantages(rollout, config, ours, ref)
+    if config.bypass:
+        ours = {}  # of the first update on a mini-batch
+    rows: list[dict[str, float]] = []
     for batch in minibatches * config.epochs:
+        row = dict.fromkeys(("loss", "policy_loss", "ratio", "entropy"), 0.0)
         loss = torch.zeros((), dtype=torch.float64)
-        for s in batch:
-            weight, advantage, engine = (
-                torch.from_numpy(s["columns"][k][s["prompt"] :]).double()
-                for k in ("weight", "advantage", "rollout_logprobs")
-            )
-            new = logprobs(policy, s)
-            old = ours.setdefault(id(s), new.detach())
+        for g in batch:
+            (weight, share), engine = weights(batch, config)[id(g)], torch.from_numpy(g.engine).double()
+            new, entropy = logprobs(policy, g)
+            old = ours.setdefault(id(g), new.detach())
             factors, _ = correct((old - engine).tolist(), config)
-            ratio = (new - (engine if config.bypass else old)).exp()
-            surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-            loss = loss - (weight * torch.tensor(factors) * surrogate).sum()
+            advantage = torch.from_numpy(credit[id(g)])
+            values, ratio = surrogate(new, engine if config.bypass else old, advantage, config)
+            values = values * torch.tensor(factors)
+            row["policy_loss"] += weight * values.sum().item()
+            row["ratio"] += share * ratio.sum().item()
+            row["entropy"] += share * entropy.sum().item()
+            if config.uses_reference and config.kl_in == "loss":
+                values = values + coefficient(g, config) * kl(new, ref[id(g)], config.kl_estimator)
+            loss = loss + weight * (values - config.entropy_coef * entropy).sum()
         optimizer.zero_grad()
         loss.backward()
-        norms.append(math.sqrt(sum(p.grad.square().sum().item() for p in policy.parameters())))
-        losses.append(loss.item())
+        row["loss"] = loss.item()
+        row["grad_norm"] = math.sqrt(sum(p.grad.square().sum().item() for p in policy.parameters()))
+        rows.append(row)
         optimizer.step()
-    gaps, weights, factors, bounded = [], [], [], []
+    gaps, shares, factors, bounded = [], [], [], []
     for batch in minibatches:
-        for s in batch:
-            d = ours[id(s)] - torch.from_numpy(s["columns"]["rollout_logprobs"][s["prompt"] :]).double()
-            f, o = correct(d.tolist(), config)
-            gaps += d.tolist()
-            weights += [float(s["columns"]["weight"][-1]) / len(minibatches)] * len(d)
-            factors, bounded = factors + f, bounded + o
-    w, c, d = np.array(weights), np.array(factors), np.array(gaps)
-    result = {
-        "loss": float(np.mean(losses)),
-        "grad_norm": float(np.mean(norms)),
+        for g in batch:
+            d = ours[id(g)] - torch.from_numpy(g.engine).double()
+            share = weights(batch, config)[id(g)][1]
+            if share:
+                f, o = correct(d.tolist(), config)
+                gaps += d.tolist()
+                shares += [share / len(minibatches)] * len(d)
+                factors, bounded = factors + f, bounded + o
+    w, c, d = np.array(shares), np.array(factors), np.array(gaps)
+    result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} | {
         "max_logprob_gap": abs(d).max(),
         "p99_logprob_gap": np.percentile(abs(d), 99, method="inverted_cdf"),
         "logprob_gap": (w * abs(d)).sum(),
@@ -170,20 +293,35 @@ def reference(model: Path, rollout: list[list[dict]], config: AlgorithmConfig) -
     return result
 
 
+@pytest.fixture(scope="module")
+def expected(models: tuple[Path, Path], rollout: list[list[Given]]) -> dict[str, dict[str, float]]:
+    """The metrics by case."""
+    return {name: reference(models, rollout, options) for name, options in CASES.items()}
+
+
 @pytest.mark.parametrize(("layout", "name"), JOBS)
-def test_equals_plain_torch(
-    layout: str, name: str, results: Path, expected: dict[str, dict[str, float]], rollout: list[list[dict]]
-) -> None:
-    wanted = expected[name]
+def test_equals_plain_torch(layout: str, name: str, results: Path, expected: dict[str, dict[str, float]]) -> None:
     for rank in range(2):
         measured = json.loads((results / f"{layout}-{name}-{rank}.json").read_text())
-        assert "correction_square" not in measured and ("correction_weight" in measured) == (name != "bypass")
-        for metric, value in wanted.items():
+        assert "correction_square" not in measured
+        assert ("correction_weight" in measured) == (CASES[name].get("correction", "none") != "none")
+        for metric, value in expected[name].items():
             assert measured[metric] == pytest.approx(value, rel=2e-5, abs=2e-6), metric
-    if name != "bypass":
-        assert 0.05 < wanted["correction_fraction"] < 0.95  # the bounds do something
 
 
-def test_the_correction_matters(expected: dict[str, dict[str, float]]) -> None:
+def test_everything_matters(expected: dict[str, dict[str, float]], results: Path) -> None:
+    """No two cases are alike, bounds bind, and what a sample got credit for is known to the rank that writes it."""
     norms = [values["grad_norm"] for values in expected.values()]
-    assert min(abs(a - b) / a for i, a in enumerate(norms) for b in norms[:i]) > 1e-3
+    assert min(abs(a - b) / a for i, a in enumerate(norms) for b in norms[:i]) > 1e-5
+    assert all(0.05 < expected[name]["correction_fraction"] < 0.95 for name in CORRECTED if name != "bypass")
+    for name in CASES:
+        first, second = (
+            json.loads((results / f"{layout}-{name}-0.json").read_text()) for layout in ("cp2-small", "dp2-small")
+        )
+        assert first["credit"] == pytest.approx(second["credit"], abs=1e-5)
+        if "surrogate" in CASES[name] and CASES[name]["surrogate"] in ("clip", "gspo", "cispo"):
+            assert 0.05 < first["clip_fraction"] < 0.95
+    of_pipeline, alone = (
+        json.loads((results / f"{layout}-reinforce_pp-0.json").read_text())["credit"] for layout in ("pp2", "dp2")
+    )
+    assert of_pipeline == pytest.approx(alone, abs=1e-5) and np.std(alone) > 0.1

@@ -46,7 +46,7 @@ def _discounted(terms: torch.Tensor, factor: float) -> torch.Tensor:
     """x_t + factor (x_{t+1} + factor (…)); [s, longest]."""
     if factor == 1.0:
         return terms.flip(1).cumsum(1).flip(1)
-    result, running = torch.empty_like(terms), torch.zeros_like(terms[:, 0])
+    result, running = torch.empty_like(terms), terms.new_zeros(len(terms))
     for t in reversed(range(terms.shape[1])):
         running = terms[:, t] + factor * running
         result[:, t] = running
@@ -54,7 +54,7 @@ def _discounted(terms: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def completion_rewards(batch: CreditBatch, penalty: Penalty) -> np.ndarray:
-    """Each sample's reward with those of its tokens, less their penalties; float64 [samples]. Collective.
+    """Each sample's reward with those of its trained tokens, less their penalties; float64 [samples]. Collective.
 
     As verl's use_kl_in_reward for algorithms that compare whole completions.
     """
