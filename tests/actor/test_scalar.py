@@ -161,7 +161,7 @@ def test_rewards_of_pairs_equal_transformers(name: str, results: dict[str, list[
         assert metrics["loss"] == pytest.approx(expected["pair_loss"], rel=1e-6)
         assert metrics["grad_norm"] == pytest.approx(expected["pair_norm"], rel=1e-6)
         assert metrics["pair_accuracy"] == pytest.approx((rewards[:, 0] > rewards[:, 1]).double().mean().item())
-        assert metrics["reward_chosen"] == pytest.approx(rewards[:, 0].mean().item(), rel=2e-6)
+        assert metrics["reward_chosen"] == pytest.approx(rewards[:, 0].mean().item(), abs=2e-6)
         assert metrics["pair_margin"] == pytest.approx((rewards[:, 0] - rewards[:, 1]).mean().item(), abs=1e-5)
 
 

@@ -95,9 +95,7 @@ def test_generalised_advantages(seed: int, gamma: float, lam: float) -> None:
         ragged.token_level(ragged.rewards), values, ragged.mask, gamma, lam
     )
     torch.testing.assert_close(mine, advantages[ragged.mask.bool()], rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        tokens.columns["returns"].double(), returns[ragged.mask.bool()], rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(tokens.columns["returns"].double(), returns[ragged.mask.bool()], rtol=0, atol=1e-6)
 
 
 def actor(mode: str, low: float, high: float, c: float) -> ActorConfig:
