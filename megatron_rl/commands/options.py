@@ -4,6 +4,7 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
+from megatron_rl.algorithms.published import PUBLISHED
 from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import Documented, documented, groups
 from megatron_rl.system.processes import program
@@ -31,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     if not chosen:
         raise InputError(f"No option starts with {options.group!r}; `{program()} options` lists all.")
     print(markdown(chosen) if options.markdown else listing(chosen))
+    if options.group in ("algorithm", "algorithm.", "algorithm.name") and not options.markdown:
+        print(f"\n{algorithms()}")
     return 0
 
 
@@ -46,6 +49,20 @@ def listing(options: Sequence[Documented]) -> str:
         lines.append(f"{f'{option.key}={option.default}':<{width}}  {first}")
         lines += [f"{'':<{width}}  {line}" for line in rest]
     return "\n".join(lines).replace(_NO_BREAK, " ")
+
+
+def algorithms() -> str:
+    """What each ``algorithm.name`` stands for, and the options that are its own where none are given."""
+    lines = ["algorithm.name can be, with its own values of what is null or auto above:"]
+    width = max(map(len, PUBLISHED)) + 2
+    for name, found in PUBLISHED.items():
+        own = ", ".join(f"{key}={value}" for key, value in found.own.items())
+        for text in (found.summary, own):
+            lines += [
+                f"  {'' if number or text is own else name:<{width}}{line}"
+                for number, line in enumerate(textwrap.wrap(text, WIDTH - width - 2, break_on_hyphens=False))
+            ]
+    return "\n".join(lines)
 
 
 def markdown(options: Sequence[Documented]) -> str:

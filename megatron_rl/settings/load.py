@@ -148,10 +148,15 @@ def _assign(tree: DictConfig, key: str, written: Written, said: str, problems: l
 
 
 def _assign_entries(tree: DictConfig, option: str, hint: Any, entries: Any) -> None:
-    """Merge ``entries`` into a dictionary-valued option; a null removes a name. TypeError for a wrong type."""
+    """Merge ``entries`` into a dictionary-valued option; a null removes a name, null alone all of them.
+
+    TypeError for a wrong type.
+    """
+    held: dict[str, Any] = OmegaConf.to_container(OmegaConf.select(tree, option))  # type: ignore[assignment]
+    if entries is None:
+        entries, held = {}, {}
     if not isinstance(entries, dict):
         raise TypeError
-    held: dict[str, Any] = OmegaConf.to_container(OmegaConf.select(tree, option))  # type: ignore[assignment]
     inner = typing.get_args(hint)[1]
     for name, value in entries.items():
         name = str(name)

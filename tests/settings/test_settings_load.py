@@ -254,3 +254,8 @@ def test_the_configuration_imports_no_torch() -> None:
 
     code = "import sys, megatron_rl.settings.load as load; load.load('quickstart'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_null_empties_a_mapping() -> None:
+    config, problems = load("quickstart", ["model.architecture=null", "rewards.terms=null", "rewards.terms.format=1"])
+    assert (config.model.architecture, config.rewards.terms, problems) == ({}, {"format": 1.0}, [])

@@ -1,5 +1,6 @@
 """Pairs of replies: the chosen one becomes more probable than the rejected one, measured to a frozen reference."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,16 +58,9 @@ class Preference:
 
     def batch(self, source: Source, at: Progress) -> Step:
         """Rows 2 k and 2 k + 1 are the chosen and the rejected reply of pair k."""
-        cursor, encode = source.prompts[self.name], source.encode
-        pairs: list[Pair] = cursor.take(self.config.preference.batch_size)
-        given = [encode(pair.prompt) + encode(pair.prefix) for pair in pairs]
-        replies = [(encode(pair.chosen), encode(pair.rejected)) for pair in pairs]
-        share = 1 / sum(max(map(len, both)) for both in replies) if self.frozen else 1 / len(pairs)
-        rows = [
-            _row(before, reply, share, 2 * number + place, number)
-            for number, (before, both) in enumerate(zip(given, replies, strict=True))
-            for place, reply in enumerate(both)
-        ]
+        cursor, encode, options = source.prompts[self.name], source.encode, self.config.preference
+        pairs: list[Pair] = cursor.take(options.batch_size)
+        rows = pair_rows([tuple(map(encode, (p.prompt, p.prefix, p.chosen, p.rejected))) for p in pairs], options)
         return Step([rows], {"tokens": float(tokens(rows))}, cursor.state())
 
     def learn(self, models: Models, batch: Batch, step: int) -> tuple[dict[str, float], list[float]]:
@@ -119,12 +113,19 @@ def pair_objective(logprobs: torch.Tensor, batch: MicroBatch, options: Preferenc
     return loss, {"loss": loss.detach() * batch.share, **metrics}
 
 
-def _row(before: tuple[int, ...], reply: tuple[int, ...], share: float, sample: int, pair: int) -> TrainingRow:
-    known = np.zeros(len(before), dtype=np.float32)
-    return TrainingRow(
-        np.array(before + reply, dtype=np.int64),
-        {"weight": np.concatenate([known, np.full(len(reply), share, dtype=np.float32)])},
-        prompt=len(before),
-        sample=sample,
-        unit=pair,
-    )
+def pair_rows(pairs: Sequence[tuple[tuple[int, ...], ...]], options: PreferenceConfig) -> list[TrainingRow]:
+    """Rows 2 k and 2 k + 1 of pair k, which is (prompt, prefix, chosen, rejected) in tokens.
+
+    Every token of a reply weighs 1 / pairs, or, where replies are compared place by place, 1 / places.
+    """
+    count = sum(max(len(p[2]), len(p[3])) for p in pairs) if options.loss == "cdpo" else len(pairs)
+    rows = []
+    for number, (prompt, prefix, *replies) in enumerate(pairs):
+        given = prompt + prefix
+        for place, reply in enumerate(replies):
+            weight = np.concatenate([np.zeros(len(given)), np.full(len(reply), 1 / count)]).astype(np.float32)
+            tokens = np.array(given + reply, dtype=np.int64)
+            rows.append(
+                TrainingRow(tokens, {"weight": weight}, prompt=len(given), sample=2 * number + place, unit=number)
+            )
+    return rows

@@ -1,0 +1,58 @@
+"""``megatron-rl data``: rows to learn from, made of what a run has drawn."""
+
+import argparse
+import json
+from pathlib import Path
+
+from megatron_rl.data.sets.selection import select
+from megatron_rl.errors import InputError
+from megatron_rl.system.files import write_text
+from megatron_rl.tracking.metrics import rows
+from megatron_rl.tracking.run_folder import RunFolder
+
+EPILOG = """\
+examples:
+  megatron-rl data select runs/quickstart --reward-at-least 1 --out good.jsonl
+  megatron-rl data select runs/quickstart --reward-at-least 1 --best-of 1 --out best.jsonl
+  megatron-rl data select runs/quickstart --reward-at-least 1 --pairs --out pairs.jsonl
+
+The first two make rows for sft.data.path, the third rows for preference.data.path.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    text = "write the completions of a run that are good enough, as rows to imitate or to compare"
+    chosen = commands.add_parser("select", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    chosen.add_argument("folder", metavar="RUN", help="the run's folder")
+    chosen.add_argument("--reward-at-least", type=float, required=True, metavar="X", help="what is good enough")
+    chosen.add_argument("--best-of", type=int, default=0, metavar="N", help="of each prompt the best N alone")
+    chosen.add_argument("--pairs", action="store_true", help="pairs of the best that is good enough with the worst")
+    chosen.add_argument("--out", required=True, metavar="FILE", help="the file to write, .jsonl")
+    chosen.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the rows, and say of how many they were selected; returns 0. Raises InputError when there are none."""
+    source, out = RunFolder(options.folder), Path(options.out)
+    if not source.completions_file.is_file():
+        raise InputError(f"{source.completions_file} does not exist: give the folder of a run with RL steps.")
+    if out.suffix != ".jsonl":
+        raise InputError(f"--out {out}: the name must end in .jsonl.")
+    if options.best_of < 0 or (options.best_of and options.pairs):
+        raise InputError("--best-of must be 1 or more, and --pairs goes without it: they take one pair of a prompt.")
+    found = select(rows(source.completions_file), options.reward_at_least, options.best_of, options.pairs)
+    config = source.config()
+    drawn = config.rollout.prompts_per_step * config.rollout.group_size
+    print(
+        f"{source.completions_file} has {found.completions:,} completions of {found.prompts:,} prompts "
+        f"(tracking.completions={config.tracking.completions} of the {drawn:,} of a step; {found.cut_off:,} cut off)."
+    )
+    if not found.rows:
+        raise InputError(f"None of them has what is asked for with --reward-at-least {options.reward_at_least:g}.")
+    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
+    stage = "preference" if options.pairs else "sft"
+    print(f"{len(found.rows):,} {'pairs' if options.pairs else 'rows'} in {out}, for {stage}.data.path.")
+    return 0
