@@ -22,6 +22,8 @@ class Alarms:
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
         """A sentence for every alarm that begins with this step's numbers."""
+        if "loss" not in metrics:  # the critic learned alone (critic.warmup_steps)
+            return []
         full = len(self.recent["loss"]) == self.config.window
         self.constant = self.constant + 1 if metrics["reward_std"] == 0 else 0
         raised = {name: said for name, find in _ALARMS.items() if (full or name == "constant_reward")

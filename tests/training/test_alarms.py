@@ -55,3 +55,10 @@ def test_a_reward_that_never_differs_is_an_alarm_from_the_first_step_on() -> Non
     dead = STEADY | {"reward_std": 0.0}
     assert [bool(alarms.look(dead)) for _ in range(5)] == [False, False, True, False, False]
     assert alarms.look(STEADY) == [] and alarms.constant == 0
+
+
+def test_a_step_in_which_the_critic_learns_alone_is_no_part_of_a_curve() -> None:
+    """It has no loss of the policy."""
+    alarms = Alarms(AlarmsConfig())
+    assert alarms.look({"reward_std": 0.0, "length": 3.0}) == []
+    assert alarms.constant == 0 and alarms.recent == {name: [] for name in alarms.recent}
