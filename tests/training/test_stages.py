@@ -97,15 +97,11 @@ def test_a_chain_runs_in_order_and_each_stage_is_measured_to_the_one_before(whol
     assert states["step-1-000002"]["reference"]["folder"] == "after_preference"
     assert list(states["step-1-000004"]["evaluations"]) == ["before", "after SFT", "after preference", "after RL"]
     first = next(r for r in recorded if r["stage"] == "preference")
-    assert (
-        first["loss"] == pytest.approx(0.693147, abs=1e-6) and first["pair_margin"] == 0
-    )  # the policy is the reference
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-6) and first["pair_margin"] == 0  # it is the reference
     exported = json.loads((whole.export / "megatron_rl.json").read_text())
     assert exported == {"stage": "rl", "step": 4, "version": 6, "weights": fingerprint(whole.export)}
-    folders = [
-        fingerprint(f) for f in (whole.initial_model, whole.warm_start, whole.left_by("preference"), whole.export)
-    ]
-    assert len(set(folders)) == 4
+    folders = (whole.initial_model, whole.warm_start, whole.left_by("preference"), whole.export)
+    assert len({fingerprint(folder) for folder in folders}) == 4
     assert {name for row in recorded for name in row if find(name) is None} == set()
 
 
