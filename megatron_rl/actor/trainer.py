@@ -38,9 +38,12 @@ class Actor:
     """A sharded policy, or a model with a scalar head. Every method is collective: all ranks call it with the same
     arguments."""
 
-    def __init__(self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str) -> None:
+    def __init__(
+        self, hf_config: dict[str, Any], config: ActorConfig, dtype: str, model_folder: str, trained: bool = True
+    ) -> None:
         """Build this rank's shard and fill it from a Hugging Face folder (no rank reads the full model).
 
+        One that is not ``trained`` has no gradients, and routers that choose for themselves.
         ``hf_config`` says which head it has (``families.with_scalar_head``).
         """
         self.hf_config, self.config = hf_config, config
@@ -48,7 +51,7 @@ class Actor:
         self.arch = read_architecture(hf_config)
         self.device = accelerator.device()
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
-        self.wrapped = wrap(self.chunks)
+        self.wrapped: list[Any] = wrap(self.chunks) if trained else list(self.chunks)
         self.fused = transformer_engine()
         self.load(model_folder)
         self.optimizer: Any = None
@@ -57,7 +60,7 @@ class Actor:
         # of each rank of the job; rank 0 hands out rows by it
         self.data_parallel_ranks: list[int] = groups.gather(parallel_state.get_data_parallel_rank())
         self._frozen: dict[str, list[torch.Tensor]] = {}  # weights of other models of the policy's shape, by role
-        self._replay = True
+        self._replay = trained
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """This rank's live parameters by local name, "{chunk}/{name}"."""
@@ -168,7 +171,7 @@ class Actor:
 
     def _outputs(self, model: Any, batch: MicroBatch, hidden: torch.Tensor, temperature: float) -> Seq[torch.Tensor]:
         """What the head says of the trained positions: values, or log-probs and entropy."""
-        head: PolicyModel = model.module
+        head: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
         if self.arch.scalar:
             return (head.values(hidden, batch),)
         return head.logprobs(
@@ -192,11 +195,11 @@ class Actor:
         kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the positive model's, of each micro-batch
 
         def keep(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
-            policy: PolicyModel = model.module
+            policy: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
             kept[id(batch)] = policy.trained_hidden(hidden, batch).cpu(), policy.output_matrix().detach()
 
         def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
-            policy: PolicyModel = model.module
+            policy: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
             group = policy.pg_collection.tp
             batch.columns[column] = contrast_probs(
                 kept[id(batch)],

@@ -107,7 +107,8 @@ class Algorithm(Protocol):
 
     needs: frozenset[str]
     """What is scored before credit is given: "old": column ``old_logprobs``, the policy's before the first update;
-    "reference": ``ref_logprobs``, those of the frozen policy; "value": ``values``, the critic's."""
+    "reference": ``ref_logprobs``, those of the frozen policy; "value": ``values``, the critic's;
+    "teacher": ``teacher_logprobs``."""
 
     def credit(self, batch: CreditBatch) -> np.ndarray:
         """Write the column ``advantage`` of every micro-batch, and with a critic ``returns``.

@@ -10,9 +10,16 @@ def check_algorithm(config: AlgorithmConfig) -> list[str]:
     """What is wrong between the options, one sentence each; empty when nothing is."""
     found = []
     try:
-        find_algorithm(config.name)
+        asks = getattr(find_algorithm(config.name), "needs_teacher", False)
     except InputError as error:
         found.append(str(error))
+    else:
+        if asks and not config.teacher:
+            found.append(
+                f"algorithm.name={config.name} learns from a teacher: set algorithm.teacher to its Hugging Face folder."
+            )
+        elif config.teacher and not asks:
+            found.append(f"algorithm.teacher is given, and algorithm.name={config.name} has none: leave it empty.")
     return found + _credit(config) + _bounds(config) + _correction(config)
 
 

@@ -7,6 +7,7 @@ from megatron_rl.data.registry import held_out, trains_on_files
 from megatron_rl.data.sets.check import CONVERSATIONS, check_set
 from megatron_rl.evaluation.check import check_evaluation
 from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.settings.model import check_model_folder
 from megatron_rl.system import machine
 
@@ -64,7 +65,7 @@ def _sets(config: Config) -> list[str]:
                 f"{rows * options.max_tokens} tokens ({rows} x {key}.max_tokens): set it to "
                 f"{-(-rows * options.max_tokens // max(config.actor.context_parallel, 1))} or more, or lower that."
             )
-    return found + _frozen(config)
+    return found + _frozen(config) + _teacher(config)
 
 
 def _frozen(config: Config) -> list[str]:
@@ -82,6 +83,23 @@ def _frozen(config: Config) -> list[str]:
                 f"({hf_config['model_type']} and {policy['model_type']}, or other sizes): give one like it."
             )
     return found
+
+
+def _teacher(config: Config) -> list[str]:
+    """The teacher's folder: it is sharded as the policy is, and names tokens as the policy does."""
+    if not (folder := config.algorithm.teacher) or not config.run.steps:
+        return []
+    hf_config, wrong = check_model_folder(ModelConfig(path=folder, dtype=config.model.dtype))
+    found = [f"algorithm.teacher: {said}" for said in wrong]
+    policy, _ = check_model_folder(config.model)
+    if not hf_config or not policy or wrong:
+        return found
+    if hf_config.get("vocab_size") != policy.get("vocab_size"):
+        return [
+            f"algorithm.teacher={folder} has vocab_size={hf_config.get('vocab_size')}, and the model that is trained "
+            f"has {policy.get('vocab_size')}: a teacher must have the same vocabulary."
+        ]
+    return [f"algorithm.teacher: {said}" for said in layout_violations(hf_config, config.actor.sizes())]
 
 
 def _prompts(config: Config) -> list[str]:

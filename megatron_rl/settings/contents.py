@@ -51,6 +51,13 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     if config.model.path:
         end_tokens(folder, tokenizer)
     transformers_config(config.model.path or config.model.architecture)
+    if config.algorithm.teacher and config.run.steps:
+        teacher = load_tokenizer(config.algorithm.teacher)
+        if teacher.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"algorithm.teacher={config.algorithm.teacher} has another tokenizer than the model that is trained, "
+                "and its log-probs are of other tokens: give a teacher with the same vocabulary."
+            )
     notes = _sets(config, tokenizer)
     if not config.asks():
         return [], notes

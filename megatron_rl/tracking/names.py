@@ -56,6 +56,7 @@ LEARNING = {
     "policy_loss": Metric("reward", "the clipped surrogate alone", "near 0"),
     "ratio": Metric("", "mean probability of a token under the new policy over that under the old one", "near 1"),
     "clip_fraction": Metric("fraction", "tokens whose ratio the clip bounded", "small"),
+    "teacher_kl": Metric("nats a token", "KL of the policy to the teacher (distillation), on what it drew", "falls"),
     "kl": Metric("nats a token", "KL of the policy to the reference (algorithm.kl_estimator)", "small, rises slowly"),
     "entropy": Metric("nats a token", "of the policy where it samples", "falls slowly; near 0 nothing new is tried"),
     "grad_norm": Metric("", "norm of the gradient before actor.optimizer.clip_grad", "steady and finite"),

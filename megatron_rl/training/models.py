@@ -15,7 +15,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.resharding.families.table import scalar_head
 from megatron_rl.resharding.folders.fingerprint import fingerprint
-from megatron_rl.resharding.folders.hf import model_config
+from megatron_rl.resharding.folders.hf import model_config, read_hf_config
 from megatron_rl.tracking.run_folder import RunFolder
 
 
@@ -23,7 +23,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 class Role:
     """One set of weights and what it is for."""
 
-    name: str  # policy | reference | critic | positive | negative
+    name: str  # policy | reference | critic | positive | negative | teacher
     folder: Path  # Hugging Face folder of its first weights
     trained: bool = True
     head: str = "vocabulary"  # or "scalar": one number a token
@@ -110,6 +110,21 @@ class Models:
         """Forget all frozen roles."""
         self.policy.thaw()
         self.roles = {name: role for name, role in self.roles.items() if role.trained}
+
+    def teach(self, role: Role, expected: str) -> None:
+        """Have a frozen model of a shape of its own beside the policy, at the policy's parallel sizes: ``teacher``.
+
+        Raises InputError when the folder is not the one whose ``fingerprint`` is ``expected``.
+        """
+        if fingerprint(role.folder) != expected:
+            raise InputError(
+                f"The weights in {role.folder} are not those of the teacher that this run began with: restore them, or "
+                "begin a new run with run.resume=never."
+            )
+        config = self.config
+        shape = read_hf_config(role.folder)
+        self.teacher = Actor(shape, config.actor, config.model.dtype, str(role.folder), trained=False)
+        self.roles[role.name] = role
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[Actor]:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from megatron_rl.algorithms.terms.value import value_loss
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos
 from verl.workers.config import ActorConfig
@@ -15,6 +14,7 @@ from megatron_rl.algorithms.registry import make_algorithm
 from megatron_rl.algorithms.terms.aggregation import token_weights
 from megatron_rl.algorithms.terms.kl import token_kl
 from megatron_rl.algorithms.terms.objectives import policy_loss
+from megatron_rl.algorithms.terms.value import value_loss
 from tests.oracles.batches import Ragged, Tokens
 
 SEEDS = range(3)

@@ -13,9 +13,15 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from megatron_rl.actor.checkpoint_folder import all_checkpoints, latest, read_state
+from megatron_rl.actor.config import ModelConfig
+from megatron_rl.data.config import DataConfig
 from megatron_rl.data.false_belief import draw_story
+from megatron_rl.data.tokenizer import load_tokenizer
+from megatron_rl.launch.initial_model import write_initial_model
 from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.tracking.names import find
 from megatron_rl.tracking.run_folder import RunFolder
@@ -139,7 +145,6 @@ def test_without_generation_there_are_neither_engines_nor_rewards(tmp_path: Path
     alone += [*data, "rewards.terms={}"]
     process = start(tmp_path, "alone", *alone)
     run, seen = RunFolder(tmp_path / "alone"), set()
-    models = [f"preference.{role}={run.initial_model}" for role in ("positive", "negative")]
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and not run.path.exists()  # there are no such models: nothing was started
     finish(start(tmp_path, "alone", *alone[:2], "run.steps=0", "evaluation.prompts=0", *data))
@@ -187,3 +192,43 @@ def test_rows_that_changed_since_the_run_began_are_found(whole: RunFolder, data:
     process = start(run.path.parent, run.path.name, *CHAIN, data[0], f"preference.data.path={pairs}")
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and "The data of preference.data changed since the run began" in error
+
+
+def test_distillation_measures_a_teacher_of_another_architecture(tmp_path: Path) -> None:
+    """The reverse KL of the first step is transformers', of the very completions that the run has recorded."""
+    teacher = tmp_path / "teacher"
+    llama = {
+        "model_type": "llama",
+        "vocab_size": 77,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+    }
+    llama |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2}
+    write_initial_model(ModelConfig(architecture=llama, dtype="float32"), DataConfig(task="false_belief"), 5, teacher)
+    options = ["sft.steps=0", "run.steps=2", "evaluation.prompts=0", "algorithm.kl_coef=0", "algorithm.epochs=1"]
+    options += ["model.architecture.vocab_size=77", "actor.tensor_parallel=2", "tracking.completions=16"]
+    options += ["algorithm.name=megatron_rl.algorithms.policy.distillation.Distillation", *CHAIN[-4:]]
+    process = start(tmp_path, "distilled", *options)
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2 and "set algorithm.teacher" in error
+    finish(start(tmp_path, "distilled", *options, f"algorithm.teacher={teacher}"))
+    run = RunFolder(tmp_path / "distilled")
+    tokenizer = load_tokenizer(run.initial_model)
+    models = [AutoModelForCausalLM.from_pretrained(folder).float() for folder in (run.initial_model, teacher)]
+    total = count = 0
+    for line in run.completions_file.read_text().splitlines():
+        row = json.loads(line)
+        if row["step"] != 1:
+            continue
+        given = tokenizer(row["prompt"], add_special_tokens=False).input_ids
+        reply = tokenizer(row["response"], add_special_tokens=False).input_ids
+        reply += [tokenizer.eos_token_id] if row["finish_reason"] == "stop" else []
+        log_p = [
+            model(torch.tensor([given + reply])).logits[0, len(given) - 1 : -1].log_softmax(-1) for model in models
+        ]
+        chosen = [p.gather(1, torch.tensor(reply)[:, None]).squeeze(1) for p in log_p]
+        total, count = total + (chosen[0] - chosen[1]).sum().item(), count + len(reply)
+        assert row["advantage"] == pytest.approx((chosen[1] - chosen[0]).mean().item(), abs=2e-5)
+    first = next(r for r in rows(run) if r["stage"] == "rl")
+    assert count and first["teacher_kl"] == pytest.approx(total / count, abs=2e-5)

@@ -1,5 +1,6 @@
 """Reinforcement learning: rollouts of the present policy, credit for what they were worth, updates, a swap."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,9 @@ class RL:
             folder = at.reference_folder(self.run)
             assert folder is not None
             models.freeze(Role("reference", folder, trained=False), at.reference["hash"])
+        if "teacher" in self.algorithm.needs:
+            teacher = Path(self.config.algorithm.teacher)
+            models.teach(Role("teacher", teacher, trained=False), at.expect(self.run, "teacher", teacher))
         models.policy.new_optimizer(self.config.actor.optimizer)
         if self.critic is not None:
             self.critic.enter(models, at.reference_folder(self.run) or self.run.model_folder())
@@ -79,6 +83,8 @@ class RL:
                 reference.score(everything, "ref_logprobs", temperature)
         if critic is not None:
             models.critic.score(everything, "values")
+        if "teacher" in algorithm.needs:
+            models.teacher.score(everything, "teacher_logprobs", temperature)
         ends = everything if policy.last_stage else []
         credit = algorithm.credit(CreditBatch(ends, batch.rewards, batch.groups, batch.terms, policy.total))
 
