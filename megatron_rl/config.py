@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_rl.actor.config import ActorConfig, CriticConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
-from megatron_rl.algorithms.pairs.config import PreferenceConfig
+from megatron_rl.algorithms.pairs.config import PreferenceConfig, RewardModelConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import held_out
 from megatron_rl.evaluation.config import EvaluationConfig
@@ -18,7 +18,7 @@ from megatron_rl.rollout.config import RolloutConfig, Served
 from megatron_rl.tracking.config import TrackingConfig
 from megatron_rl.training.config import AlarmsConfig
 
-STAGES = ("sft", "preference", "rl")  # in the order in which a run goes through them
+STAGES = ("sft", "preference", "rl", "reward_model")  # in the order in which a run goes through them
 
 
 @dataclass
@@ -53,18 +53,26 @@ class Config:
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     preference_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    reward_model_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
     def chain(self) -> dict[str, int]:
         """The stages of the run in their order, and their steps; RL with none where it only evaluates."""
-        steps = {"sft": self.sft.steps, "preference": self.preference.steps, "rl": self.run.steps}
+        steps = {
+            "sft": self.sft.steps,
+            "preference": self.preference.steps,
+            "rl": self.run.steps,
+            "reward_model": self.reward_model.steps,
+        }
         return {name: steps[name] for name in STAGES if steps[name]} or {"rl": 0}
 
     def generates(self) -> bool:
         """Whether anything is drawn from the policy, to learn from it or to evaluate it; else the run has no engine."""
-        return self.run.steps > 0 or (self.evaluation.prompts > 0 and held_out(self.data) != 0)
+        evaluates = self.evaluation.prompts > 0 and held_out(self.data) != 0
+        return self.run.steps > 0 or (evaluates and not self.reward_model.steps)
 
     def asks(self) -> bool:
         """Whether the run needs its task: to generate, or for targets."""

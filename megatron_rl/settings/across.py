@@ -16,7 +16,7 @@ from megatron_rl.system import machine
 def check_across(config: Config) -> list[str]:
     """Every violation, a sentence or two each; empty when there is none."""
     evaluation = check_evaluation(config.evaluation, held_out(config.data)) if config.evaluation.prompts else []
-    return _actor(config) + _prompts(config) + _sampling(config) + _sets(config) + evaluation
+    return _actor(config) + _prompts(config) + _sampling(config) + _sets(config) + _reward_model(config) + evaluation
 
 
 def _actor(config: Config) -> list[str]:
@@ -39,12 +39,28 @@ def _actor(config: Config) -> list[str]:
     return found
 
 
+def _reward_model(config: Config) -> list[str]:
+    if not config.reward_model.steps:
+        return []
+    if config.actor.lora.rank:
+        return ["reward_model.steps trains the model whole, its scalar head too: set actor.lora.rank=0."]
+    others = {"sft": config.sft.steps, "preference": config.preference.steps, "run": config.run.steps}
+    said = " and ".join(f"{name}.steps={steps}" for name, steps in others.items() if steps)
+    if not said:
+        return []
+    return [
+        f"reward_model.steps={config.reward_model.steps} gives the run's model a scalar head, with which it is no "
+        f"language model any more, and there is {said}: train a reward model in a run of its own."
+    ]
+
+
 def _sets(config: Config) -> list[str]:
     """The rows that stages have of their own."""
     found = check_set(config.sft.data, "sft.data", CONVERSATIONS) if config.sft.steps else []
     room = config.actor.micro_batch_tokens * max(config.actor.context_parallel, 1)
     sets = [("sft.data", bool(config.sft.steps and config.sft.data.path), config.sft.data, 1, "a row")]
     sets += [("preference.data", config.preference.steps > 0, config.preference.data, 2, "a pair of rows")]
+    sets += [("reward_model.data", config.reward_model.steps > 0, config.reward_model.data, 2, "a pair of rows")]
     for key, used, options, rows, what in sets:
         if used and rows * options.max_tokens > room:
             found.append(

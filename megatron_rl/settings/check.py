@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from megatron_rl.algorithms.check import check_algorithm
-from megatron_rl.algorithms.pairs.check import check_preference
+from megatron_rl.algorithms.pairs.check import check_preference, check_reward_model
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
@@ -37,17 +37,17 @@ def check(config: Config, contents: bool = True) -> Findings:
     found = packages + list(broken.values())
     if config.generates():
         found += check_rewards(config.rewards) + check_rollout(config.rollout)
-    found += check_preference(config.preference)
-    about_data = (check_data(config.data) if config.asks() else []) + [
-        said for key, said in broken.items() if key.startswith(("data.", "sft.data.", "preference.data."))
-    ]
+    found += check_preference(config.preference) + check_reward_model(config.reward_model)
+    sets = ("data.", "sft.data.", "preference.data.", "reward_model.data.")
+    about_data = check_data(config.data) if config.asks() else []
+    about_data += [said for key, said in broken.items() if key.startswith(sets)]
     found += about_data + check_algorithm(config.algorithm) + check_across(config)
     found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
-    hf_config, about_folder = check_model_folder(config.model)
+    hf_config, about_folder = check_model_folder(config.model, config.reward_model.steps > 0)
     found += about_folder
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
         about_sizes, critic = check_sizes(config, hf_config), None
-        if not about_sizes and config.algorithm.name == "ppo":
+        if not about_sizes and config.run.steps and config.algorithm.name == "ppo":
             critic, about_sizes = check_critic(config, hf_config)
         if not about_sizes and "model.dtype" not in broken:
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))

@@ -92,8 +92,9 @@ def _sets(config: Config, tokenizer: Any) -> dict[str, int]:
     notes: dict[str, int] = {}
     if config.sft.steps and config.sft.data.path and is_local(config.sft.data.path):
         notes |= read_conversations(config.sft.data, config.data, tokenizer, "sft.data").notes
-    if config.preference.steps and config.preference.data.path and is_local(config.preference.data.path):
-        notes |= read_pairs(config.preference.data, config.data, tokenizer, "preference.data").notes
+    for key, of in (("preference.data", config.preference), ("reward_model.data", config.reward_model)):
+        if of.steps and of.data.path and is_local(of.data.path):
+            notes |= read_pairs(of.data, config.data, tokenizer, key).notes
     return notes
 
 

@@ -22,7 +22,7 @@ def describe(config: Config) -> str:
     where = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "CPU"
     more = {"virtual pipeline": actor.virtual_pipeline, "expert": actor.expert_parallel}
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.terms.items())
-    preference = config.preference
+    preference, rewarding = config.preference, config.reward_model
     imitated = f" from {sft.data.path}" if sft.data.path else ""
     lines = {
         "model": f"{hf_config['model_type']}, {needed.parameters / 1e6:,.2f} million parameters, {config.model.dtype}, "
@@ -36,6 +36,7 @@ def describe(config: Config) -> str:
         "warm start": f"{sft.steps} steps of {sft.batch_size} examples{imitated}" if sft.steps else "none",
         "preference": f"{preference.steps} steps of {preference.batch_size} pairs from {preference.data.path}, "
         f"{preference.loss}",
+        "rewarding": f"{rewarding.steps} steps of {rewarding.batch_size} pairs from {rewarding.data.path}",
         "RL": f"{run.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} completions = "
         f"{completions}, in {updates} update{'s' if updates > 1 else ''} of {completions // algorithm.minibatches}",
         "tokens": f"prompts up to {config.data.max_prompt_tokens}, completions up to {rollout.max_new_tokens}, "
@@ -46,6 +47,7 @@ def describe(config: Config) -> str:
         "folder": f"{Path(run.folder) / run.name}",
     }
     left_out = [] if preference.steps else ["preference"]
+    left_out += [] if rewarding.steps else ["rewarding"]
     left_out += [] if run.steps else ["RL"]
     left_out += [] if config.generates() else ["rewards"]
     left_out += [] if config.asks() else ["data"]

@@ -20,6 +20,8 @@ from megatron_rl.settings.recipes import recipe
 from megatron_rl.settings.written import Written, read, read_value
 from megatron_rl.system.processes import program
 
+RETIRED = {"algorithm.advantage": "grpo"}  # options that had one value only: runs that were written with it go on
+
 
 @functools.cache
 def options(cls: type = Config, prefix: str = "") -> dict[str, Any]:
@@ -126,6 +128,8 @@ def _assign(tree: DictConfig, key: str, written: Written, said: str, problems: l
             problems.append(f"{said}: {key} holds several options; set one of them: {_siblings(f'{key}.')}.")
         return
     option = next((o for o in options() if key == o or (_is_dict(options()[o]) and key.startswith(f"{o}."))), None)
+    if key in RETIRED and written.value(str) == RETIRED[key]:
+        return
     if option is None:
         problems.append(_unknown(key, said))
         return

@@ -16,14 +16,21 @@ from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_mod
 MOST_RANKS = 1 << 16  # of a layout that is drawn up in no time
 
 
-def check_model_folder(model: ModelConfig) -> tuple[dict[str, Any] | None, list[str]]:
-    """The content of config.json, if there is one, and what is wrong with the model's folder."""
+def check_model_folder(model: ModelConfig, rewards: bool = False) -> tuple[dict[str, Any] | None, list[str]]:
+    """The content of config.json, if there is one, and what is wrong with the model's folder.
+
+    ``rewards``: the run trains a reward model, which has a scalar head, whatever the folder has.
+    """
     path, architecture = model.path, model.architecture
     if bool(path) == bool(architecture):
         which = "both are" if path else "neither is"
         return None, [f"One of model.path (a Hugging Face folder) and model.architecture must be given; {which}."]
     hf_config, found = folder_problems(path) if path else (architecture, config_problems(architecture))
-    if not found and hf_config is not None and scalar_head(hf_config):
+    if found or hf_config is None:
+        return hf_config, found
+    if rewards and not scalar_head(hf_config):
+        hf_config = with_scalar_head(hf_config)
+    elif not rewards and scalar_head(hf_config):
         where = path or "model.architecture"
         found = [
             f"{where} is a model with a scalar head (architectures={hf_config['architectures']}), and the policy needs "

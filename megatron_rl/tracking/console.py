@@ -42,7 +42,12 @@ PREFERENCE_COLUMNS = (
     Column("lr", "learning_rate", ".1e"),
     Column("tokens/s", "tokens_per_second", ",.0f"),
 )
-SHOWN = {"sft": (SFT_COLUMNS, 12), "preference": (PREFERENCE_COLUMNS, 40), "rl": (RL_COLUMNS, 1000)}  # most lines
+SHOWN = {  # columns, and how many lines at most
+    "sft": (SFT_COLUMNS, 12),
+    "preference": (PREFERENCE_COLUMNS, 40),
+    "rl": (RL_COLUMNS, 1000),
+    "reward_model": (PREFERENCE_COLUMNS, 40),
+}
 
 
 class Progress:

@@ -79,15 +79,6 @@ LEARNING = {
     "learning_rate": Metric("", "of the step's updates"),
     "skipped_updates": Metric("count", "updates left out as loss or gradient were not finite (run.not_finite)", "0"),
 }
-PAIRS = {
-    "pair_accuracy": Metric("fraction", "pairs whose chosen reply has the higher implicit reward", "rises from 0.5"),
-    "pair_margin": Metric("reward", "mean of `reward_chosen` - `reward_rejected` of a pair", "rises from 0"),
-    "reward_chosen": Metric(
-        "reward", "mean of preference.beta x (log-prob of the chosen reply - of the reference)", "does not fall far"
-    ),
-    "reward_rejected": Metric("reward", "the same of the rejected reply", "falls"),
-    "critical": Metric("fraction", "cdpo: mean weight 1 - s of a rejected reply's tokens"),
-}
 CRITIC = {
     "value_loss": Metric("reward squared", "half the mean squared error of the critic's values, clipped", "falls"),
     "value_clip_fraction": Metric("fraction", "tokens whose value critic.clip bounded", "small"),
@@ -99,6 +90,18 @@ CRITIC = {
     "value_grad_norm": Metric("", "norm of the critic's gradient before critic.optimizer.clip_grad", "steady, finite"),
     "value_learning_rate": Metric("", "of the critic's updates"),
     "value_skipped_updates": Metric("count", "of the critic's updates left out as they were not finite", "0"),
+}
+PAIRS = {
+    "pair_accuracy": Metric("fraction", "pairs whose chosen reply has the higher reward", "rises from 0.5"),
+    "pair_margin": Metric("reward", "mean of `reward_chosen` - `reward_rejected` of a pair", "rises from 0"),
+    "reward_chosen": Metric(
+        "reward",
+        "of the chosen reply, mean: in `preference` rows the implicit one, preference.beta x (log-prob - of the "
+        "reference); in `reward_model` rows the model's",
+        "does not fall far",
+    ),
+    "reward_rejected": Metric("reward", "the same of the rejected reply", "falls"),
+    "critical": Metric("fraction", "cdpo: mean weight 1 - s of a rejected reply's tokens"),
 }
 ENGINE = {
     "logprob_gap": Metric(
@@ -152,8 +155,8 @@ GROUPS = {
     "Rollouts (`rl` rows)": ROLLOUT,
     "Dynamic sampling (`rl` rows, with rollout.dynamic.filter)": DYNAMIC,
     "Learning": LEARNING,
-    "Pairs (`preference` rows)": PAIRS,
     "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
+    "Pairs (`preference` and `reward_model` rows)": PAIRS,
     "Agreement of engine and actor (`rl` rows)": ENGINE,
     "Weight swaps (`rl` rows)": SWAP,
     "Time and memory": TIME,

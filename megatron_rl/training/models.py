@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_rl.actor import checkpoint
+from megatron_rl.actor import checkpoint, groups
 from megatron_rl.actor.config import ActorConfig, LoRAConfig, OptimizerConfig
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config
+from megatron_rl.data.tokenizer import load_tokenizer
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.resharding.families.table import scalar_head
 from megatron_rl.resharding.folders.fingerprint import fingerprint
-from megatron_rl.resharding.folders.hf import model_config
+from megatron_rl.resharding.folders.hf import model_config, read_hf_config
 from megatron_rl.tracking.run_folder import RunFolder
 
 
@@ -23,7 +24,7 @@ from megatron_rl.tracking.run_folder import RunFolder
 class Role:
     """One set of weights and what it is for."""
 
-    name: str  # policy | reference | positive | negative | teacher | critic
+    name: str  # policy | reference | critic | positive | negative | teacher
     folder: Path  # Hugging Face folder of its first weights
     trained: bool = True
     head: str = "vocabulary"  # or "scalar": one number a token
@@ -33,18 +34,21 @@ class Models:
     """Every rank's shards; methods are collective."""
 
     def __init__(self, run: RunFolder, config: Config) -> None:
-        self.roles = {"policy": Role("policy", run.model_folder())}
+        folder, hf_config = run.model_folder(), run.hf_config()
+        head = "scalar" if config.reward_model.steps else "vocabulary"
+        if head == "scalar":
+            hf_config = _rewarding(folder, hf_config)
+        self.roles = {"policy": Role("policy", folder, head=head)}
         self.config = config
-        folder = str(run.model_folder())
-        self.policy = Actor(run.hf_config(), config.actor, config.model.dtype, folder, config.run.seed)
+        self.policy = Actor(hf_config, config.actor, config.model.dtype, str(folder), config.run.seed)
         self.beside: dict[str, Actor] = {}  # trained, too
         self._holds: Path | None = run.model_folder()  # the folder whose weights the policy has; None: others
 
     def begin(self, role: Role, optimizer: OptimizerConfig) -> None:
         """Build a model that is trained beside the policy, sharded as that is, with an optimiser of its own."""
         hf_config = model_config(role.folder)
-        if role.head == "scalar" and not scalar_head(hf_config):
-            hf_config = with_scalar_head(hf_config)
+        if role.head == "scalar":
+            hf_config = _with_scalar_head(hf_config)
         model = Actor(hf_config, self._whole, self.config.model.dtype, str(role.folder))
         model.new_optimizer(optimizer)
         self.roles[role.name], self.beside[role.name] = role, model
@@ -131,7 +135,7 @@ class Models:
                 f"The weights in {role.folder} are not those of the teacher that this run began with: restore them, or "
                 "begin a new run with run.resume=never."
             )
-        shape, dtype = model_config(role.folder), self.config.model.dtype
+        shape, dtype = read_hf_config(role.folder), self.config.model.dtype
         self.teacher = Actor(shape, self._whole, dtype, str(role.folder), trained=False)
         self.roles[role.name] = role
 
@@ -155,3 +159,20 @@ class Models:
             raise ValueError(f"{name} is trained, not frozen")
         with self.policy.reference(name):
             yield self.policy
+
+
+def _with_scalar_head(hf_config: dict[str, Any]) -> dict[str, Any]:
+    return hf_config if scalar_head(hf_config) else with_scalar_head(hf_config)
+
+
+def _rewarding(folder: Path, hf_config: dict[str, Any]) -> dict[str, Any]:
+    """A reward model's config.json, with the padding that transformers looks for to find a text's last token.
+
+    Where it is the end token too, transformers would read the token before it: then there is none, and it takes texts
+    one by one. Collective.
+    """
+    padding = None
+    if groups.first():
+        tokenizer = load_tokenizer(folder)
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
+    return _with_scalar_head(hf_config) | {"pad_token_id": groups.share(padding)}

@@ -19,7 +19,7 @@ from megatron_rl.training.models import Models
 
 # What the checkpoints of a stage begin with: they sort in the order of the run. Between 0 and 1, that of imitation and
 # that of RL, is room for every stage that came later.
-_PLACES = {"sft": "0", "preference": "05", "rl": "1"}
+_PLACES = {"sft": "0", "preference": "05", "rl": "1", "reward_model": "2"}
 
 
 @dataclass

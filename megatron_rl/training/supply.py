@@ -30,6 +30,10 @@ class Supply:
             self.sets["sft"] = read_conversations(config.sft.data, config.data, tokenizer, "sft.data")
         if "preference" in left:
             self.sets["preference"] = read_pairs(config.preference.data, config.data, tokenizer, "preference.data")
+        if "reward_model" in left:
+            self.sets["reward_model"] = read_pairs(
+                config.reward_model.data, config.data, tokenizer, "reward_model.data"
+            )
         if config.sft.steps and not config.sft.data.path:
             assert self.task is not None
             require_targets(self.task)
@@ -84,4 +88,7 @@ class Supply:
             prompts["sft"] = Prompts(self.sets["sft"].rows, seed + 1, config.sft.data.shuffle)
         if "preference" in self.sets:
             prompts["preference"] = Prompts(self.sets["preference"].rows, seed + 2, config.preference.data.shuffle)
+        if "reward_model" in self.sets:
+            shuffle = config.reward_model.data.shuffle
+            prompts["reward_model"] = Prompts(self.sets["reward_model"].rows, seed + 3, shuffle)
         return prompts

@@ -1,7 +1,8 @@
 """One rank of the tests of scalar heads: values and gradients at a sharding, and steps of a critic beside a policy.
 
 argv: a JSON list of jobs, and where to write this rank's results. A job is a parity case {"name", "model", "actor",
-"sequences"} or a run {"name", "model", "actor", "folder" of checkpoints, "load": step or null, "save": step or null}.
+"sequences"}, one of rewards {"name", "model", "actor", "pairs"}, or a run {"name", "model", "actor", "folder" of
+checkpoints, "load": step or null, "save": step or null}.
 """
 
 import json
@@ -20,6 +21,8 @@ from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.terms.value import value_loss
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import with_scalar_head
+from megatron_rl.swap.trainer import Alone
+from megatron_rl.training.stages.reward_model import reward_objective, reward_row
 from tests.actor.training_ranks import SETTINGS, sequences
 
 STEPS = 4
@@ -31,7 +34,7 @@ def actors(folder: str, config: ActorConfig, policy: bool) -> list[Actor]:
     return [Actor(found, config, "float32", folder) for found in configs]
 
 
-def compare(job: dict, config: ActorConfig) -> dict:
+def compare(job: dict, config: ActorConfig, out: Path) -> dict:
     from megatron.core.distributed import finalize_model_grads
 
     (actor,) = actors(job["model"], config, policy=False)
@@ -67,7 +70,23 @@ def compare(job: dict, config: ActorConfig) -> dict:
     return {"scored": scored, "metrics": metrics, "gradients": gradients}
 
 
-def train(job: dict, config: ActorConfig) -> dict:
+def prefer(job: dict, config: ActorConfig, out: Path) -> dict:
+    """One update on pairs, without a step: loss, metrics and gradient norm; then the model as a folder."""
+    (actor,) = actors(job["model"], config, policy=False)
+    actor.new_optimizer(OptimizerConfig(lr=0.0, clip_grad=1e9))
+    rows = [
+        reward_row(tuple(pair["prompt"]), tuple(pair[reply]), 2 * number + place, number)
+        for number, pair in enumerate(job["pairs"])
+        for place, reply in enumerate(("chosen", "rejected"))
+    ]
+    batches = actor.pack(rows)
+    pairs = len(job["pairs"])
+    metrics = actor.update(batches, lambda values, batch: reward_objective(values, batch, pairs, 0.5), lr=0.0)
+    Alone(actor).export(out / f"{job['name']}-exported", Path(job["model"]))
+    return {"metrics": metrics, "micro_batches": len(batches)}
+
+
+def train(job: dict, config: ActorConfig, out: Path) -> dict:
     """A policy that imitates and a critic that learns when its tokens are large: two optimisers, one checkpoint."""
     critic, policy = actors(job["model"], config, policy=True)
     for actor in (critic, policy):
@@ -120,8 +139,10 @@ if __name__ == "__main__":
     for job in json.loads(Path(sys.argv[1]).read_text()):
         config = ActorConfig(**job["actor"])
         groups.initialize(config, seed=0)
-        result = (compare if "sequences" in job else train)(job, config)
-        torch.save(result, Path(sys.argv[2]) / f"{job['name']}-{dist.get_rank()}.pt")
+        out = Path(sys.argv[2])
+        work = prefer if "pairs" in job else compare if "sequences" in job else train
+        result = work(job, config, out)
+        torch.save(result, out / f"{job['name']}-{dist.get_rank()}.pt")
         parallel_state.destroy_model_parallel()
         dist.barrier()
     dist.destroy_process_group()

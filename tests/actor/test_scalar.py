@@ -26,13 +26,26 @@ LAYOUTS = {
     "dp2": dict(data_parallel=2, micro_batch_tokens=40),
 }
 OTHERS = ("tp2-sp", "dp2", "pp2")  # than tp2, that a checkpoint of it is continued at
+PAIRED = {name: LAYOUTS[name] | {"micro_batch_tokens": 64} for name in LAYOUTS}
 FOUR = {"tp2-sp-pp2": dict(tensor_parallel=2, sequence_parallel=True, pipeline_parallel=2)}
 STEPS, SAVED = 4, 2
+MARGIN = 0.5
 
 
 def rows() -> list[dict]:
     rng = np.random.default_rng(11)
     return [s | {"return": rng.normal(size=len(s["tokens"])).tolist()} for s in sequences()]
+
+
+def pairs() -> list[dict]:
+    """Pairs of replies of different lengths, some with prompts of a single token, two with one prompt."""
+    rng = np.random.default_rng(4)
+    found = []
+    for prompt, chosen, rejected in ((8, 5, 11), (1, 9, 2), (17, 1, 30), (8, 6, 6), (3, 20, 4)):
+        lengths = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        found.append({name: rng.integers(0, 99, length).tolist() for name, length in lengths.items()})
+    found[3]["prompt"] = found[0]["prompt"]
+    return found
 
 
 def write_classifier(folder: Path) -> torch.nn.Module:
@@ -64,17 +77,33 @@ def expected(folder: Path) -> dict:
     loss.backward()
     gradients = {n: p.grad for n, p in model.named_parameters()}
     norm = torch.nn.utils.get_total_norm(gradients.values()).item()
-    return {"values": values, "loss": loss.item(), "gradients": gradients, "norm": norm}
+    found = {"values": values, "loss": loss.item(), "gradients": dict(gradients), "norm": norm}
+    model.zero_grad()
+    model.config.pad_token_id = None  # one by one: the last token is read
+    rewards = torch.stack(
+        [
+            torch.stack(
+                [model(torch.tensor([p["prompt"] + p[reply]])).logits[0, 0] for reply in ("chosen", "rejected")]
+            )
+            for p in pairs()
+        ]
+    )
+    loss = torch.nn.functional.softplus(MARGIN - (rewards[:, 0] - rewards[:, 1])).mean()
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+    return found | {"rewards": rewards.detach(), "pair_loss": loss.item(), "pair_norm": norm}
 
 
 @pytest.fixture(scope="module")
 def results(folder: Path, expected: dict, run_ranks: Callable[..., None]) -> dict[str, list[dict]]:
     classifier, decoder = str(folder / "classifier"), str(folder / "decoder")
     parity = {"model": classifier, "sequences": rows()}
+    preference = {"model": classifier, "pairs": pairs()}
     run = {"model": decoder, "folder": str(folder / "checkpoints"), "load": None, "save": None}
     saved = {"load": f"step-{SAVED}"}
     two = [
         *(parity | {"name": name, "actor": actor} for name, actor in LAYOUTS.items()),
+        *(preference | {"name": f"pairs-{name}", "actor": actor} for name, actor in PAIRED.items()),
         run | {"name": "whole", "actor": LAYOUTS["tp2"], "save": SAVED},
         run | saved | {"name": "continued", "actor": LAYOUTS["tp2"]},
         *(run | saved | {"name": f"continued-{name}", "actor": LAYOUTS[name]} for name in OTHERS),
@@ -120,6 +149,39 @@ def test_equals_transformers(name: str, results: dict[str, list[dict]], expected
     for tensor, wanted in expected["gradients"].items():
         assert (gradients[tensor] - wanted).abs().max() < 1e-6 * max(expected["norm"], 1), tensor
     assert gradients[SCORE].norm() > 0.01
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_rewards_of_pairs_equal_transformers(name: str, results: dict[str, list[dict]], expected: dict) -> None:
+    """The number at each reply's last token; loss, metrics and gradient norm of all pairs, cut into micro-batches."""
+    rewards = expected["rewards"]
+    for rank in results[f"pairs-{name}"]:
+        metrics = rank["metrics"]
+        assert rank["micro_batches"] > 1 or name == "cp2"  # whose ranks have twice the room
+        assert metrics["loss"] == pytest.approx(expected["pair_loss"], rel=1e-6)
+        assert metrics["grad_norm"] == pytest.approx(expected["pair_norm"], rel=1e-6)
+        assert metrics["pair_accuracy"] == pytest.approx((rewards[:, 0] > rewards[:, 1]).double().mean().item())
+        assert metrics["reward_chosen"] == pytest.approx(rewards[:, 0].mean().item(), abs=2e-6)
+        assert metrics["pair_margin"] == pytest.approx((rewards[:, 0] - rewards[:, 1]).mean().item(), abs=1e-5)
+
+
+def test_an_exported_reward_model_gives_the_same_scores(
+    results: dict[str, list[dict]], expected: dict, folder: Path
+) -> None:
+    """AutoModelForSequenceClassification finds every weight and one label, and its scores are those of the actor."""
+    for name in ("tp2", "pp2"):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder / f"pairs-{name}-exported", dtype=torch.float32, output_loading_info=True
+        )
+        assert type(model).__name__ == "Qwen3ForSequenceClassification" and model.num_labels == 1
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        with torch.no_grad():
+            scores = [
+                [model.eval()(torch.tensor([p["prompt"] + p[reply]])).logits.item() for reply in ("chosen", "rejected")]
+                for p in pairs()
+            ]
+        assert (torch.tensor(scores) - expected["rewards"]).abs().max() < 1e-5
+    assert results["pairs-tp2"]
 
 
 def test_a_run_with_a_critic_continues_bit_identically(results: dict[str, list[dict]]) -> None:

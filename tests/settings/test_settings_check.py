@@ -272,6 +272,29 @@ def test_options_that_do_not_fit_the_rows(tmp_path: Path, overrides: list[str], 
     assert part in problem
 
 
+def test_a_reward_model_is_a_run_of_its_own(tmp_path: Path) -> None:
+    """Its pairs are read; beside another stage it is refused; its model may have a scalar head already."""
+    alone = ("run.steps=0", "sft.steps=0", "reward_model.steps=4", "actor.tensor_parallel=1")
+    (empty,) = check(quickstart(tmp_path, *alone), contents=False).problems
+    assert "reward_model.data.path is empty" in empty
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"raw_prompt": "where", "chosen": "jar", "rejected": "jar"}\n')
+    at = f"reward_model.data.path={pairs}"
+    both = check(quickstart(tmp_path, at, "reward_model.steps=4", "run.steps=3"), contents=False).problems
+    assert len(both) == 1 and "there is sft.steps=600 and run.steps=3: train a reward model" in both[0]
+    (equal,) = check(quickstart(tmp_path, *alone, at)).problems
+    assert "row 1: chosen and rejected are equal" in equal and "reward_model.data.bad_rows=drop" in equal
+    (room,) = check(quickstart(tmp_path, *alone, at, "reward_model.data.max_tokens=9000"), contents=False).problems
+    assert "(2 x reward_model.data.max_tokens): set it to 18000" in room
+    language = LLAMA | {"vocab_size": 80}
+    rewarder, tensors = tmp_path / "rewarder", hf_tensors(language, tags=False)
+    tensors["score.weight"] = tensors.pop("lm_head.weight")[:1]
+    write_folder(rewarder, tensors, with_scalar_head(language))
+    config = quickstart(tmp_path, *alone, at, f"model.path={rewarder}")
+    config.model.architecture = {}
+    assert check(config, contents=False).problems == []
+
+
 def test_packages_that_do_not_fit(tmp_path: Path) -> None:
     """Found through the metadata that pip leaves, in a process that sees an old torch first."""
     info = tmp_path / "torch-2.5.1.dist-info"

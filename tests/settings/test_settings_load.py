@@ -273,3 +273,11 @@ def test_tasks_of_a_mixture_are_set_one_by_one() -> None:
 def test_null_empties_a_mapping() -> None:
     config, problems = load("quickstart", ["model.architecture=null", "rewards.terms=null", "rewards.terms.format=1"])
     assert (config.model.architecture, config.rewards.terms, problems) == ({}, {"format": 1.0}, [])
+
+
+def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("algorithm: {advantage: grpo, std: population}")
+    assert from_yaml(file).algorithm.std == "population"
+    _, (said,) = load(str(file), ["algorithm.advantage=rloo"])
+    assert said.startswith("algorithm.advantage=rloo: there is no option algorithm.advantage; did you mean")

@@ -1,6 +1,6 @@
 """Violations of the options of learning from pairs. Imports no torch."""
 
-from megatron_rl.algorithms.pairs.config import PreferenceConfig
+from megatron_rl.algorithms.pairs.config import PreferenceConfig, RewardModelConfig
 from megatron_rl.data.sets.check import PAIRS, check_set
 
 
@@ -26,4 +26,17 @@ def check_preference(config: PreferenceConfig) -> list[str]:
                 f"preference.{role} is given, but preference.loss={config.loss} asks no such model: leave it empty, or "
                 "set preference.loss=cdpo."
             )
+    return found
+
+
+def check_reward_model(config: RewardModelConfig) -> list[str]:
+    """As ``check_preference``."""
+    if not config.steps:
+        return []
+    found = check_set(config.data, "reward_model.data", PAIRS)
+    if not config.data.path:
+        found.append(
+            "reward_model.data.path is empty; set it to a file (.parquet .jsonl .json .csv) or a hub id with rows "
+            "{prompt, chosen, rejected}, or reward_model.steps=0."
+        )
     return found

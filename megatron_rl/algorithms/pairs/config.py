@@ -19,3 +19,13 @@ class PreferenceConfig:
     positive: str = ""  # cdpo: folder of the model trained on right replies
     negative: str = ""  # cdpo: folder of the model trained on wrong replies
     data: SetConfig = field(default_factory=SetConfig)
+
+
+@dataclass
+class RewardModelConfig:
+    """A reward model of pairs (Bradley-Terry): the run's model gets a scalar head. It is a run's only stage."""
+
+    steps: int = number(0, least=0)  # optimiser steps; 0: none
+    batch_size: int = number(32, least=1)  # pairs per step
+    margin: float = number(0.0, least=0)  # by which the reward of the chosen reply is to be higher
+    data: SetConfig = field(default_factory=SetConfig)

@@ -1,9 +1,12 @@
 """The stages of a run, in their order: each makes its batches on rank 0 and learns from them on all ranks."""
 
+from collections.abc import Callable
+
 from megatron_rl.config import STAGES, Config
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.preference import Preference
+from megatron_rl.training.stages.reward_model import RewardModel
 from megatron_rl.training.stages.rl import RL
 from megatron_rl.training.stages.sft import SFT
 from megatron_rl.training.stages.stage import Stage
@@ -21,5 +24,10 @@ def first_stage(config: Config) -> str:
 
 
 def _make(name: str, config: Config, run: RunFolder) -> Stage:
-    makers: dict[str, type[SFT] | type[Preference] | type[RL]] = {"sft": SFT, "preference": Preference, "rl": RL}
+    makers: dict[str, Callable[[Config, RunFolder], Stage]] = {
+        "sft": SFT,
+        "preference": Preference,
+        "rl": RL,
+        "reward_model": RewardModel,
+    }
     return makers[name](config, run)
