@@ -313,7 +313,7 @@ class Actor:
         return combined
 
     @torch.no_grad()
-    def freeze_reference(self, role: str = "reference", moves: bool = False) -> None:
+    def freeze_reference(self, role: str = "reference", *, moves: bool = False) -> None:
         """Keep the present weights as those of a frozen role (on the host when training on a GPU).
 
         ``moves``: it will follow the policy, and lies in checkpoints (the reference only).

@@ -103,7 +103,7 @@ class Models:
                 f"restore them, or {otherwise}."
             )
         self.hold(role.folder)
-        self.policy.freeze_reference(role.name, moves)
+        self.policy.freeze_reference(role.name, moves=moves)
         self.roles[role.name] = role
         if self.policy.adapted:  # these say what the policy is, and they are not the folder's
             self.policy.merge()

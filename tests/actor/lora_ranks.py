@@ -68,7 +68,7 @@ def run(job: dict, out: Path) -> None:
         chunk.config.finalize_model_grads_func = finalize
     before = {name: p.clone() for name, p in actor.parameters().items()}
     if job["kl"]:
-        actor.freeze_reference(job["moves"])
+        actor.freeze_reference(moves=job["moves"])
     actor.new_optimizer(SETTINGS)
     if job["given"]:
         for adapter in actor.adapters:
