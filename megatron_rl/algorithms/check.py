@@ -10,7 +10,7 @@ def check_algorithm(config: AlgorithmConfig) -> list[str]:
     """What is wrong between the options, one sentence each; empty when nothing is."""
     found = []
     try:
-        asks = getattr(find_algorithm(config.name), "needs_teacher", False)
+        asks = getattr(PUBLISHED.get(config.name) or find_algorithm(config.name), "needs_teacher", False)
     except InputError as error:
         found.append(str(error))
     else:

@@ -15,6 +15,7 @@ class Published:
     summary: str
     grouped: bool = True  # compares the completions of one prompt, so that it needs two or more
     options: dict[str, object] = field(default_factory=dict)
+    needs_teacher: bool = False  # algorithm.teacher
 
     @property
     def own(self) -> dict[str, object]:
@@ -80,6 +81,12 @@ PUBLISHED = {
         "generalised advantage estimation with a critic, whitened, KL in the reward (arXiv 1707.06347, 1506.02438)",
         grouped=False,
         options={"kl_in": "reward"},
+    ),
+    "distillation": Published(
+        f"{_PATH}.distillation.Distillation",
+        "log-prob of a teacher less the policy's, of every token that the policy drew; no rewards (arXiv 2306.13649)",
+        grouped=False,
+        needs_teacher=True,
     ),
 }
 GROUP_NORMALISED = tuple(name for name, found in PUBLISHED.items() if found.path.endswith(".GRPO"))

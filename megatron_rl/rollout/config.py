@@ -45,7 +45,7 @@ class SGLangConfig:
 class DynamicConfig:
     """Dynamic sampling (DAPO, arXiv 2503.14476): only groups that can teach something make a batch."""
 
-    filter: bool = False  # leave out groups whose rewards are all equal, and generate until the batch is full again
+    filter: bool | None = None  # leave out groups of equal rewards, generate until the batch is full; null: with dapo
     by_parts: bool = False  # a group counts where any one reward differs, not only the sum (each normalised by itself)
     batch: int = number(0, least=0, most=1_000_000)  # prompts of one round of generation; 0: rollout.prompts_per_step
     max_batches: int = number(10, least=1)  # rounds of one step, at most; then equal groups fill up the batch

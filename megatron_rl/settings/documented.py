@@ -15,6 +15,7 @@ TYPES = {
     float: "a number",
     float | None: "a number or null",
     bool: "true or false",
+    bool | None: "true, false or null",
     str: "text",
     list[str]: "texts, in a list or with commas between them",
     dict[str, float]: "names with numbers",

@@ -233,7 +233,8 @@ def _siblings(prefix: str) -> str:
 def _to_object(tree: DictConfig) -> Config:
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
-    config.algorithm = settled(config.algorithm)
+    config.algorithm, dynamic = settled(config.algorithm), config.rollout.dynamic
+    dynamic.filter = config.algorithm.name == "dapo" if dynamic.filter is None else dynamic.filter
     return config
 
 

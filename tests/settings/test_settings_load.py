@@ -187,7 +187,11 @@ def test_parts_of_a_file_may_be_used_again(tmp_path: Path) -> None:
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "empty.yaml"
     file.write_text("# nothing\n")
-    assert load(str(file)) == (Config(algorithm=settled(AlgorithmConfig())), [])
+    defaults = Config(algorithm=settled(AlgorithmConfig()))
+    defaults.rollout.dynamic.filter = False
+    assert load(str(file)) == (defaults, [])
+    assert load(str(file), ["algorithm.name=dapo"])[0].rollout.dynamic.filter is True
+    assert load(str(file), ["algorithm.name=dapo", "rollout.dynamic.filter=false"])[0].rollout.dynamic.filter is False
 
 
 @pytest.mark.parametrize(
@@ -229,6 +233,7 @@ values = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_
 )
 def test_yaml_round_trip(tmp_path_factory, name: str, seed: int, lr: float, terms: dict, architecture: dict) -> None:
     config = Config(algorithm=settled(AlgorithmConfig()))
+    config.rollout.dynamic.filter = False
     config.run.name, config.run.seed, config.actor.optimizer.lr = name, seed, lr
     config.rewards.terms, config.model.architecture = terms, architecture
     file = tmp_path_factory.getbasetemp() / "round_trip.yaml"

@@ -208,7 +208,7 @@ def test_distillation_measures_a_teacher_of_another_architecture(tmp_path: Path)
     write_initial_model(ModelConfig(architecture=llama, dtype="float32"), DataConfig(task="false_belief"), 5, teacher)
     options = ["sft.steps=0", "run.steps=2", "evaluation.prompts=0", "algorithm.kl_coef=0", "algorithm.epochs=1"]
     options += ["model.architecture.vocab_size=77", "actor.tensor_parallel=2", "tracking.completions=16"]
-    options += ["algorithm.name=megatron_rl.algorithms.policy.distillation.Distillation", *CHAIN[-4:]]
+    options += ["algorithm.name=distillation", *CHAIN[-4:]]
     process = start(tmp_path, "distilled", *options)
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and "set algorithm.teacher" in error

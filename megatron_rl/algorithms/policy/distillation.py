@@ -13,8 +13,6 @@ class Distillation(PolicyGradient):
     """A token's credit is -(log pi - log pi_teacher), of which the mean is minus the reverse KL a token; rewards are
     recorded, and not learned from."""
 
-    needs_teacher = True
-
     def __init__(self, config: AlgorithmConfig) -> None:
         super().__init__(config)
         self.needs = self.needs | {"teacher"} | (set() if config.bypass else {"old"})
