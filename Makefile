@@ -14,6 +14,9 @@ INSTALL := $(PIP) install -qq --prefer-binary --no-compile -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
+# A run is several processes, each of which imports torch and Megatron: with bytecode in 4 seconds instead of 9.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: quickstart test test-oracles sglang test-sglang test-sglang-versions test-gpu lint clean
 .DELETE_ON_ERROR:
 
