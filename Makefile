@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
-# `make sglang` adds SGLang to it, `make test-sglang` tests against real SGLang servers; `make test-oracles` compares the
-# algorithms with those of other trainers.
+# `make test-runs` trains, kills and continues whole runs, `make test-oracles` compares the algorithms with those of other
+# trainers; `make sglang` adds SGLang, `make test-sglang` tests against real SGLang servers.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -17,7 +17,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # A run is several processes, each of which imports torch and Megatron: with bytecode in 4 seconds instead of 9.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-oracles sglang test-sglang test-sglang-versions test-gpu lint clean
+.PHONY: quickstart test test-runs test-oracles sglang test-sglang test-sglang-versions test-gpu lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -25,6 +25,9 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-runs: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runs $(ARGS)
 
 test-oracles: $(VENV)/oracles
 	PYTHONPATH=$(abspath $(VENV))/oracles OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/oracles $(ARGS)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE
-from tests.training.test_train import rows, start
+from tests.runs.test_train import rows, start
 
 OPTIONS = [
     *("sft.steps=2", "run.steps=4", "run.save_every=2", "algorithm.epochs=1"),

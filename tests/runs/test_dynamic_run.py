@@ -15,14 +15,14 @@ from megatron_rl.rollout.dynamic.stored import FILE
 from megatron_rl.tracking.names import find
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE
-from tests.training.coin import coin
-from tests.training.test_train import rows, start
+from tests.runs.coin import coin
+from tests.runs.test_train import rows, start
 
 GROUP, PROMPTS = 3, 4
 OPTIONS = [
     *("sft.steps=0", "run.steps=6", "run.save_every=1", "run.keep=9", "evaluation.greedy=false", "algorithm.epochs=1"),
     *(
-        "rewards.terms={answer_in_format: null, format: null, tests.training.coin.coin: 2}",
+        "rewards.terms={answer_in_format: null, format: null, tests.runs.coin.coin: 2}",
         "rewards.overlong_buffer=40",
     ),
     *(f"rollout.group_size={GROUP}", f"rollout.prompts_per_step={PROMPTS}", "tracking.completions=12"),
@@ -73,11 +73,11 @@ def test_every_reward_stands_beside_its_completion(whole: RunFolder) -> None:
         example = train[int(row["id"].rpartition("/")[2])]
         assert row["id"].startswith(("a/train/", "b/train/"))
         assert (row["prompt"], row["answer"]) == (example.prompt, example.answer)
-        assert row["components"]["tests.training.coin.coin/score"] == coin(sample_of(example, row["response"]))
+        assert row["components"]["tests.runs.coin.coin/score"] == coin(sample_of(example, row["response"]))
         length = sum(count for _, count in row["weight_versions"])
         assert row["components"]["overlong/score"] == overlong(length, 48, 40)
         assert row["reward"] == pytest.approx(
-            2 * row["components"]["tests.training.coin.coin/score"] + row["components"]["overlong/score"]
+            2 * row["components"]["tests.runs.coin.coin/score"] + row["components"]["overlong/score"]
         )
     for first in range(0, len(found), GROUP):
         group = found[first : first + GROUP]
