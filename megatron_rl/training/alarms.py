@@ -55,7 +55,7 @@ class Alarms:
 
     def _loss_spike(self, metrics: Mapping[str, float]) -> str:
         middle = median(self.recent["loss"])
-        spread = median(abs(value - middle) for value in self.recent["loss"])
+        spread = max(abs(value - middle) for value in self.recent["loss"])
         away = abs(metrics["loss"] - middle)
         return f"the loss is {metrics['loss']:.3g}, and was about {middle:.3g}" if away > self._times(spread) else ""
 

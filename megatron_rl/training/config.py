@@ -11,7 +11,7 @@ class AlarmsConfig:
 
     action: str = choice("warn", "stop")  # when one is raised: say so | end the run before the step is saved
     window: int = number(16, least=2)  # steps that a step is compared with, and that must have been before any is
-    loss_spike: float = number(30.0, least=0)  # loss further from the window's median than so many median deviations
+    loss_spike: float = number(10.0, least=0)  # loss further from the window's median than so many times any of it was
     gradient_spike: float = number(20.0, least=0)  # grad_norm above so many times the window's median
     ratio_limit: float = number(2.0, least=0)  # mean ratio to the old policy above it, or below its inverse
     entropy_share: float = number(0.02, least=0, most=1)  # entropy below this share of the first window's mean

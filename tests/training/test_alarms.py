@@ -20,15 +20,15 @@ def ran(alarms: Alarms, steps: int, start: int = 0) -> list[str]:
 @pytest.mark.parametrize(
     ("step", "name"),
     [
-        ({"loss": 0.42}, "loss_spike"),
-        ({"loss": -0.3}, "loss_spike"),
+        ({"loss": 0.22}, "loss_spike"),
+        ({"loss": -0.02}, "loss_spike"),
         ({"grad_norm": 10.1}, "gradient_spike"),
         ({"ratio": 2.1}, "ratio_limit"),
         ({"ratio": 0.4}, "ratio_limit"),
         ({"entropy": 0.039}, "entropy_share"),
         ({"length": 29.0}, "length_share"),
         ({}, ""),
-        ({"loss": 0.39, "grad_norm": 9.9, "ratio": 1.9, "entropy": 0.041, "length": 31.0, "reward_std": 0.0}, ""),
+        ({"loss": 0.18, "grad_norm": 9.9, "ratio": 1.9, "entropy": 0.041, "length": 31.0, "reward_std": 0.0}, ""),
     ],
 )
 def test_what_raises_an_alarm(step: dict, name: str) -> None:
