@@ -54,6 +54,13 @@ def load(name: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
     return _to_object(tree), problems
 
 
+def settle(config: Config) -> Config:
+    """The same tree, in which the algorithm's own values stand in place of null and auto."""
+    config.algorithm, dynamic = settled(config.algorithm), config.rollout.dynamic
+    dynamic.filter = config.algorithm.name == "dapo" if dynamic.filter is None else dynamic.filter
+    return config
+
+
 def to_yaml(config: Config) -> str:
     """The whole tree as YAML, which ``from_yaml`` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -233,9 +240,7 @@ def _siblings(prefix: str) -> str:
 def _to_object(tree: DictConfig) -> Config:
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
-    config.algorithm, dynamic = settled(config.algorithm), config.rollout.dynamic
-    dynamic.filter = config.algorithm.name == "dapo" if dynamic.filter is None else dynamic.filter
-    return config
+    return settle(config)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ def test_a_policy_that_the_run_has_left_behind_is_said_to_be_one(
 ) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/config.json").write_text("{}")
-    (tmp_path / "hf" / EXPORTED).write_text('{"step": 2}')
+    (tmp_path / "hf" / EXPORTED).write_text('{"stage": "rl", "step": 2}')
     for step, said in ((2, ""), (4, "hf is the policy of step 2, and the newest checkpoint is step-1-000004: ")):
         checkpoint = tmp_path / f"checkpoints/step-1-00000{step}"
         checkpoint.mkdir(parents=True)

@@ -7,12 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_rl.algorithms.config import AlgorithmConfig
-from megatron_rl.algorithms.published import settled
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import documented, groups
-from megatron_rl.settings.load import from_yaml, load, options, to_yaml
+from megatron_rl.settings.load import from_yaml, load, options, settle, to_yaml
 from megatron_rl.settings.recipes import recipe
 
 
@@ -187,9 +185,7 @@ def test_parts_of_a_file_may_be_used_again(tmp_path: Path) -> None:
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "empty.yaml"
     file.write_text("# nothing\n")
-    defaults = Config(algorithm=settled(AlgorithmConfig()))
-    defaults.rollout.dynamic.filter = False
-    assert load(str(file)) == (defaults, [])
+    assert load(str(file)) == (settle(Config()), [])
     assert load(str(file), ["algorithm.name=dapo"])[0].rollout.dynamic.filter is True
     assert load(str(file), ["algorithm.name=dapo", "rollout.dynamic.filter=false"])[0].rollout.dynamic.filter is False
 
@@ -232,8 +228,7 @@ values = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_
     architecture=st.dictionaries(text.filter(bool), st.one_of(values, st.dictionaries(text.filter(bool), values))),
 )
 def test_yaml_round_trip(tmp_path_factory, name: str, seed: int, lr: float, terms: dict, architecture: dict) -> None:
-    config = Config(algorithm=settled(AlgorithmConfig()))
-    config.rollout.dynamic.filter = False
+    config = settle(Config())
     config.run.name, config.run.seed, config.actor.optimizer.lr = name, seed, lr
     config.rewards.terms, config.model.architecture = terms, architecture
     file = tmp_path_factory.getbasetemp() / "round_trip.yaml"

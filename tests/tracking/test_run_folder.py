@@ -9,11 +9,12 @@ import pytest
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
+from megatron_rl.settings.load import settle
 from megatron_rl.tracking.run_folder import EXPORTED, RunFolder, changes, open_run
 
 
 def configured(folder: Path, **run: object) -> Config:
-    config = Config()
+    config = settle(Config())
     config.run.folder, config.run.name = str(folder), "mine"
     for key, value in run.items():
         setattr(config.run, key, value)
