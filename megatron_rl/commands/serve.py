@@ -85,10 +85,13 @@ def _earlier(checkpoint: Path) -> str:
 
     run = RunFolder(checkpoint)
     newest, exported = latest(run.checkpoints), run.exported()
-    if newest is None or exported is None or damage(newest) or read_state(newest).get("step") == exported:
+    if newest is None or exported is None or damage(newest):
+        return ""
+    state = read_state(newest)
+    if (state.get("stage"), state.get("step")) == exported:
         return ""
     return (
-        f"{run.export} is the policy of step {exported}, and the newest checkpoint is {newest.name}: continue the run "
+        f"{run.export} is the policy of step {exported[1]}, and the newest checkpoint is {newest.name}: continue the run "
         f"to its end{_or_convert(checkpoint)}"
     )
 
