@@ -74,8 +74,9 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
     kind = rope["rope_type"] if "rope_type" in rope else rope.get("type", "default")
     if kind not in ("default", "llama3"):
         raise InputError(f"config.json asks for rope_type={kind!r} in {name}; default and llama3 are supported.")
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in (None, 1):
+    # wherever it stands: with llama3 transformers takes the one beside the object
+    given = (place.get("partial_rotary_factor") for place in (rope, config))
+    if (partial := next((value for value in given if value not in (None, 1)), None)) is not None:
         raise InputError(f"config.json has partial_rotary_factor={partial!r}; only 1.0 is supported.")
     theta = _positive("rope_theta", rope.get("rope_theta", config.get("rope_theta", DEFAULT_THETA)))
     return Rope(theta, _llama3(config, rope, name) if kind == "llama3" else None)
