@@ -91,8 +91,8 @@ def _earlier(checkpoint: Path) -> str:
     if (state.get("stage"), state.get("step")) == exported:
         return ""
     return (
-        f"{run.export} is the policy of step {exported[1]}, and the newest checkpoint is {newest.name}: continue the run "
-        f"to its end{_or_convert(checkpoint)}"
+        f"{run.export} is the policy of step {exported[1]}, and the newest checkpoint is {newest.name}: continue the "
+        f"run to its end{_or_convert(checkpoint)}"
     )
 
 
