@@ -1,6 +1,7 @@
 """Curves that say that a run goes wrong: spikes, exploding ratios, collapses, a reward that never differs."""
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from statistics import fmean, median
 from typing import Any
 
@@ -23,6 +24,8 @@ class Alarms:
     def look(self, metrics: Mapping[str, float]) -> list[str]:
         """A sentence for every alarm that begins with this step's numbers; none without all of them."""
         if not {*_CURVES, "ratio", "reward_std"} <= metrics.keys():  # the policy learned nothing, or by an own loss
+            return []
+        if not all(isfinite(metrics[name]) for name in _CURVES):  # run.not_finite says so, and no window is spoilt
             return []
         full = len(self.recent["loss"]) == self.config.window
         self.constant = self.constant + 1 if metrics["reward_std"] == 0 else 0

@@ -20,7 +20,7 @@ class Distillation(PolicyGradient):
     def credit(self, batch: CreditBatch) -> np.ndarray:
         """As ``Algorithm.credit``."""
         for part in batch.micro_batches:
-            part.columns["advantage"] = part.columns["teacher_logprobs"] - self.old_logprobs(part)
+            part.columns["advantage"] = part.columns["teacher_logprobs"] - self.old_logprobs(part) - self.penalty(part)
         return batch.sample_means("advantage")
 
     def loss(self, batch: TokenBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> Loss:
