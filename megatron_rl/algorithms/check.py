@@ -1,8 +1,8 @@
 """Violations of the options of the objective. Imports no torch, but for a user's own algorithm."""
 
 from megatron_rl.algorithms.config import AlgorithmConfig
-from megatron_rl.algorithms.published import GROUP_NORMALISED, PUBLISHED
-from megatron_rl.algorithms.registry import find_algorithm
+from megatron_rl.algorithms.published import GROUP_NORMALISED, PUBLISHED, settled
+from megatron_rl.algorithms.registry import asked, asked_of
 from megatron_rl.errors import InputError
 
 
@@ -10,7 +10,7 @@ def check_algorithm(config: AlgorithmConfig) -> list[str]:
     """What is wrong between the options, one sentence each; empty when nothing is."""
     found = []
     try:
-        asks = getattr(PUBLISHED.get(config.name) or find_algorithm(config.name), "needs_teacher", False)
+        asks = "teacher" in asked(config).needs
     except InputError as error:
         found.append(str(error))
     else:
@@ -34,6 +34,12 @@ def _credit(config: AlgorithmConfig) -> list[str]:
         found.append(
             "algorithm.kl_in=reward subtracts algorithm.kl_coef x KL from the reward, and algorithm.kl_coef is 0: set "
             "it, or leave algorithm.kl_in at auto."
+        )
+    of_rewards = settled(config).kl_in == "reward" and asked_of(config).grouped
+    if of_rewards and config.truncated == "mask":
+        found.append(
+            "algorithm.truncated=mask leaves out the KL of completions that were cut off, and with the KL in the "
+            "reward their group is compared by it: set algorithm.kl_in=loss, or algorithm.truncated=keep."
         )
     for source, coef in config.kl_coefs.items():
         if not 0 <= coef < float("inf"):

@@ -1,5 +1,6 @@
 """The algorithms by name, with the settings that they were published with. Imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from megatron_rl.algorithms.config import AlgorithmConfig
@@ -15,21 +16,31 @@ class Published:
     summary: str
     grouped: bool = True  # compares the completions of one prompt, so that it needs two or more
     options: dict[str, object] = field(default_factory=dict)
-    needs_teacher: bool = False  # algorithm.teacher
+    needs: frozenset[str] = frozenset()  # models that it asks for whatever its options are: value, teacher
 
     @property
     def own(self) -> dict[str, object]:
         """What the algorithm decides where nothing is given: every such option with its value."""
-        return _PLAIN | self.options
+        return _own(self.options)
 
 
-_PLAIN: dict[str, object] = {
-    "surrogate": "clip",
-    "clip_low": 0.2,
-    "clip_high": 0.2,
-    "aggregation": "token-mean",
-    "kl_in": "loss",
+_BOUNDS: dict[str, dict[str, object]] = {  # of the ratio, by surrogate
+    "clip": {"clip_low": 0.2, "clip_high": 0.2},
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
+    "cispo": {"clip_low": 1.0, "clip_high": 4.0},
+    "policy_gradient": {"clip_low": 0.2, "clip_high": 0.2},  # which looks at none
 }
+
+
+def _own(options: Mapping[str, object], surrogate: str = "auto") -> dict[str, object]:
+    """Every option that can be null or auto, of an algorithm with these and a given surrogate."""
+    published = str(options.get("surrogate", "clip"))
+    chosen = published if surrogate == "auto" else surrogate
+    plain = {"surrogate": chosen, **_BOUNDS.get(chosen, _BOUNDS["clip"]), "aggregation": "token-mean", "kl_in": "loss"}
+    bounds = () if chosen == published else ("surrogate", "clip_low", "clip_high")  # those were of another surrogate
+    return plain | {name: value for name, value in options.items() if name not in bounds}
+
+
 PUBLISHED = {
     "grpo": Published(
         f"{_PATH}.grpo.GRPO",
@@ -63,30 +74,26 @@ PUBLISHED = {
     "gspo": Published(
         f"{_PATH}.grpo.GRPO",
         "GRPO with one ratio for a whole completion (arXiv 2507.18071)",
-        options={
-            "surrogate": "gspo",
-            "clip_low": 3e-4,
-            "clip_high": 4e-4,
-            "aggregation": "seq-mean-token-mean",
-        },
+        options={"surrogate": "gspo", "aggregation": "seq-mean-token-mean"},
     ),
     "cispo": Published(
         f"{_PATH}.grpo.GRPO",
         "GRPO's credit on log-probs weighted by a bounded ratio: every token keeps its gradient (arXiv 2506.13585; "
         "ratio of 5 at most, arXiv 2510.13786)",
-        options={"surrogate": "cispo", "clip_low": 1.0, "clip_high": 4.0},
+        options={"surrogate": "cispo"},
     ),
     "ppo": Published(
         f"{_PATH}.ppo.PPO",
         "generalised advantage estimation with a critic, whitened, KL in the reward (arXiv 1707.06347, 1506.02438)",
         grouped=False,
         options={"kl_in": "reward"},
+        needs=frozenset({"value"}),
     ),
     "distillation": Published(
         f"{_PATH}.distillation.Distillation",
         "log-prob of a teacher less the policy's, of every token that the policy drew; no rewards (arXiv 2306.13649)",
         grouped=False,
-        needs_teacher=True,
+        needs=frozenset({"teacher"}),
     ),
 }
 GROUP_NORMALISED = tuple(name for name, found in PUBLISHED.items() if found.path.endswith(".GRPO"))
@@ -95,7 +102,7 @@ GROUP_NORMALISED = tuple(name for name, found in PUBLISHED.items() if found.path
 def settled(config: AlgorithmConfig) -> AlgorithmConfig:
     """The same with the algorithm's own values in place of null and auto; settled again, it stays as it is."""
     published = PUBLISHED.get(config.name)
-    own = dict(published.own if published else _PLAIN)
+    own = _own(published.options if published else {}, config.surrogate)
     if not config.uses_reference:
         own["kl_in"] = "loss"  # there is none
     missing = {name: value for name, value in own.items() if getattr(config, name) in (None, "auto")}

@@ -1,6 +1,7 @@
 """Algorithms by name. Imports no torch before one is made."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -21,6 +22,33 @@ def find_algorithm(name: str) -> Callable[[AlgorithmConfig], "Algorithm"]:
     known = {name: found.path for name, found in PUBLISHED.items()}
     otherwise = "the dotted path of a class (AlgorithmConfig) -> Algorithm"
     return named.find(name, known, f"algorithm.name={name!r}", otherwise)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an algorithm asks of the rest of a run."""
+
+    grouped: bool  # two or more completions of a prompt
+    needs: frozenset[str]  # models beside the policy: "value", "teacher"
+
+
+def asked(config: AlgorithmConfig) -> Asked:
+    """What the algorithm of a configuration asks, which one of the user's is made for. Raises InputError as that does.
+
+    One of the user's is grouped if its attribute ``grouped`` says so.
+    """
+    if found := PUBLISHED.get(config.name):
+        return Asked(found.grouped, found.needs)
+    algorithm = make_algorithm(config)
+    return Asked(bool(getattr(algorithm, "grouped", False)), frozenset(algorithm.needs) & {"value", "teacher"})
+
+
+def asked_of(config: AlgorithmConfig) -> Asked:
+    """The same for whoever checks something else: nothing, of an algorithm that cannot be made."""
+    try:
+        return asked(config)
+    except InputError:
+        return Asked(False, frozenset())
 
 
 def make_algorithm(config: AlgorithmConfig) -> "Algorithm":

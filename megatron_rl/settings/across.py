@@ -1,7 +1,8 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
-from megatron_rl.actor.config import ModelConfig
+from megatron_rl.actor.config import CriticConfig, ModelConfig
 from megatron_rl.algorithms.published import PUBLISHED
+from megatron_rl.algorithms.registry import asked_of
 from megatron_rl.config import Config
 from megatron_rl.data.order.mixture import parts, problems
 from megatron_rl.data.registry import held_out, trains_on_files
@@ -68,7 +69,20 @@ def _sets(config: Config) -> list[str]:
                 f"{rows * options.max_tokens} tokens ({rows} x {key}.max_tokens): set it to "
                 f"{-(-rows * options.max_tokens // max(config.actor.context_parallel, 1))} or more, or lower that."
             )
-    return found + _frozen(config) + _teacher(config)
+    return found + _frozen(config) + _teacher(config) + _critic(config)
+
+
+def _critic(config: Config) -> list[str]:
+    """A critic that nobody asks."""
+    if not config.run.steps or "value" in asked_of(config.algorithm).needs:
+        return []
+    default = CriticConfig()
+    given = [name for name, value in vars(default).items() if getattr(config.critic, name) != value]
+    return [
+        f"critic.{name} is set, but algorithm.name={config.algorithm.name} has no critic: use ppo, or leave it at its "
+        "default."
+        for name in given
+    ]
 
 
 def _frozen(config: Config) -> list[str]:
@@ -113,8 +127,7 @@ def _sampling(config: Config) -> list[str]:
             f"rewards.overlong_buffer is {config.rewards.overlong_buffer}, more than rollout.max_new_tokens "
             f"({rollout.max_new_tokens}): it is the last part of that; lower it."
         )
-    published = PUBLISHED.get(algorithm.name)
-    if rollout.dynamic.filter and published and not published.grouped:
+    if rollout.dynamic.filter and algorithm.name in PUBLISHED and not asked_of(algorithm).grouped:
         found.append(
             "rollout.dynamic.filter=true leaves out groups whose rewards are all equal, of which "
             f"algorithm.name={algorithm.name} learns as well: set it to false."
@@ -139,8 +152,7 @@ def _prompts(config: Config) -> list[str]:
         if not data.path and trains_on_files(data) and (config.run.steps or targets):
             key = f"data.mixture.{name}.path" if name else "data.path"
             found.append(f"{key} is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
-    published = PUBLISHED.get(algorithm.name)
-    if published and published.grouped and rollout.group_size == 1:
+    if rollout.group_size == 1 and asked_of(algorithm).grouped:
         ungrouped = " or ".join(name for name, other in PUBLISHED.items() if not other.grouped)
         found.append(
             f"rollout.group_size is 1; algorithm.name={algorithm.name} compares the completions of one prompt and "

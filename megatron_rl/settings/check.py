@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from megatron_rl.algorithms.check import check_algorithm
 from megatron_rl.algorithms.pairs.check import check_preference, check_reward_model
+from megatron_rl.algorithms.registry import asked_of
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
@@ -47,7 +48,7 @@ def check(config: Config, contents: bool = True) -> Findings:
     found += about_folder
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
         about_sizes, critic = check_sizes(config, hf_config), None
-        if not about_sizes and config.run.steps and config.algorithm.name == "ppo":
+        if not about_sizes and config.run.steps and "value" in asked_of(config.algorithm).needs:
             critic, about_sizes = check_critic(config, hf_config)
         if not about_sizes and "model.dtype" not in broken:
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))

@@ -9,10 +9,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_rl.config import Config
+from megatron_rl.data.task import UNBOUNDED, Example
 from megatron_rl.errors import InputError
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.load import from_yaml, to_yaml
@@ -74,6 +76,8 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
     if len(task.train):
         make_prompts(config.data, task, config.run.seed, config.run.steps)
+    if config.run.steps and (unknown := _without_rows(config.algorithm.kl_coefs, task.train)):
+        return [unknown], {}
     example = (task.train if len(task.train) else task.heldout)[0]
     response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
     notes |= getattr(task, "notes", {})
@@ -96,6 +100,17 @@ def _sets(config: Config, tokenizer: Any) -> dict[str, int]:
         if of.steps and of.data.path and is_local(of.data.path):
             notes |= read_pairs(of.data, config.data, tokenizer, key).notes
     return notes
+
+
+def _without_rows(kl_coefs: Mapping[str, float], train: Sequence[Example]) -> str:
+    """A sentence about a data source of algorithm.kl_coefs that no training example has; of a generator, the first."""
+    count = 100 if len(train) == UNBOUNDED else len(train)
+    known = {train[index].data_source for index in range(count)} if kl_coefs else set()
+    lost = next((source for source in kl_coefs if source not in known), None)
+    if lost is None:
+        return ""
+    there = ", ".join(sorted(known))
+    return f"algorithm.kl_coefs.{lost}: no training example is of this data source; there is {there}."
 
 
 def main() -> None:

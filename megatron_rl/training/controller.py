@@ -71,6 +71,10 @@ class Controller:
         self.supply.restore(at)
         self.batches.cursor = at.cursors.get("rl", {})
         self.rollouts.number = self.batches.cursor.get("round", at.step if at.stage == "rl" else 0)
+        under_way = [(indices, cursor, step) for indices, cursor, step in at.under_way]
+        if under_way and all(len(indices) == self.config.rollout.round_size for indices, *_ in under_way):
+            self.rollouts.kept.extend(under_way)  # a curriculum would choose others now
+            self.prompts["rl"].restore(under_way[-1][1])
         if checkpoint is not None and (file := checkpoint / CARRIED).exists():
             self._carry_on(file.read_bytes())
         self.alarms.restore(at.alarms)
@@ -155,6 +159,7 @@ class Controller:
         at.records = self.records.position()
         at.seconds = self.clock.seconds
         at.alarms = self.alarms.state()
+        at.under_way = self.rollouts.under_way()
         at.observed = {stage: history for stage, prompts in self.prompts.items() if (history := prompts.history())}
         return {CARRIED: pack(self.batches.waiting)} if self.batches.waiting else {}
 

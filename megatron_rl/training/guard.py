@@ -34,7 +34,8 @@ def require_finite(
             f"{said[0].upper()}{said[1:]}. Nothing of it was swapped or saved; continue from the last checkpoint with "
             "a lower learning rate, or with run.not_finite=skip."
         )
-    controller.warn(f"{said}; the update was left out (run.not_finite=skip).")
+    skipped = metrics.get("skipped_updates", 0) + metrics.get("value_skipped_updates", 0)
+    controller.warn(f"{said}; updates left out: {skipped:.0f} (run.not_finite=skip).")
 
 
 def require_calm(controller: Controller | Elsewhere, at: Progress, action: str) -> None:

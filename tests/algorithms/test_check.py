@@ -9,12 +9,16 @@ import torch
 
 from megatron_rl.algorithms.check import check_algorithm
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
+from megatron_rl.algorithms.published import PUBLISHED, settled
+from megatron_rl.algorithms.registry import asked
 from megatron_rl.algorithms.terms.advantages import group_advantages
 from megatron_rl.algorithms.terms.aggregation import token_weights
 from megatron_rl.algorithms.terms.kl import token_kl
 from megatron_rl.algorithms.terms.surrogates import SURROGATES
 from megatron_rl.option import allowed
 from megatron_rl.settings.rules import violations
+
+POLICY = "megatron_rl.algorithms.policy"
 
 
 def found(**options) -> list[str]:
@@ -126,3 +130,44 @@ def test_every_allowed_name_is_implemented() -> None:
 def test_checking_imports_no_torch() -> None:
     code = "import sys, megatron_rl.algorithms.check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_surrogate_of_another_algorithm_brings_its_own_bounds() -> None:
+    """Given ones stay, and settling twice changes nothing."""
+    bounds = {
+        (name, surrogate): (found.clip_low, found.clip_high)
+        for name in ("grpo", "dapo", "gspo")
+        for surrogate in ("auto", "clip", "gspo", "cispo")
+        for found in [settled(settled(AlgorithmConfig(name=name, surrogate=surrogate)))]
+    }
+    assert bounds["grpo", "gspo"] == bounds["gspo", "auto"] == bounds["dapo", "gspo"] == (3e-4, 4e-4)
+    assert bounds["grpo", "cispo"] == (1.0, 4.0) and bounds["dapo", "auto"] == (0.2, 0.28)
+    assert bounds["grpo", "auto"] == bounds["gspo", "clip"] == (0.2, 0.2)
+    assert settled(AlgorithmConfig(surrogate="gspo", clip_high=0.1)).clip_high == 0.1
+
+
+def test_masked_completions_and_a_kl_in_the_reward() -> None:
+    (said,) = found(name="rloo", kl_coef=0.1, truncated="mask")
+    assert said.startswith("algorithm.truncated=mask leaves out the KL")
+    assert found(name="rloo", truncated="mask") == found(name="reinforce_pp", kl_coef=0.1, truncated="mask") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("types.SimpleNamespace", "fails with TypeError"),
+        ("builtins.id", "makes a int without needs, credit, loss."),
+        ("json.dumps", "fails with TypeError"),
+        (f"{POLICY}.distillation.Distillation", "learns from a teacher: set algorithm.teacher"),
+    ],
+)
+def test_a_class_of_ones_own_is_made(name: str, part: str) -> None:
+    (said,) = found(name=name)
+    assert part in said and name in said
+
+
+def test_what_is_asked_is_what_the_classes_ask() -> None:
+    """The table knows it without torch."""
+    for name, published in PUBLISHED.items():
+        config = AlgorithmConfig(name=name)
+        assert asked(config) == asked(dataclasses.replace(config, name=published.path)), name

@@ -54,6 +54,20 @@ def test_steps_that_take_several_rounds_or_none() -> None:
     assert begun == [(0, 0, 0), (0, 1, 1), (0, 2, 1), (2, 3, 3), (3, 4, 3)]
 
 
+def test_rounds_that_were_under_way_are_begun_as_they_were_drawn() -> None:
+    """A curriculum would draw others in the process that goes on."""
+    first = Prefetch(lambda number, step: ("first", number, step), lambda number, drawn: drawn, 2, 9)
+    assert [first.take(step) for step in (0, 1)] == [("first", 0, 0), ("first", 1, 1)]
+    under_way = first.under_way()
+    assert under_way == [("first", 2, 2), ("first", 3, 3)]
+    then = Prefetch(lambda number, step: ("then", number, step), lambda number, drawn: (number, drawn), 2, 9)
+    then.number = 2
+    then.kept.extend(under_way)
+    assert then.under_way() == under_way
+    found = [then.take(step) for step in (2, 3, 4)]
+    assert found == [(2, ("first", 2, 2)), (3, ("first", 3, 3)), (4, ("then", 4, 4))]
+
+
 def test_finish_waits_for_what_is_under_way_and_errors_come_when_taken() -> None:
     gate = threading.Event()
 

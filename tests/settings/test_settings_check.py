@@ -236,7 +236,8 @@ def test_a_critic_that_does_not_fit_the_policy(tmp_path: Path) -> None:
     write_folder(folder, hf_tensors(LLAMA, tags=False), LLAMA)
     (other,) = check(quickstart(tmp_path, *ppo, at), contents=False).problems
     assert "has vocab_size=100, and the policy 80" in other
-    assert check(quickstart(tmp_path, at), contents=False).problems == []  # grpo has no critic
+    (none,) = check(quickstart(tmp_path, at), contents=False).problems
+    assert "critic.path is set, but algorithm.name=grpo has no critic" in none
     (never,) = check(quickstart(tmp_path, *ppo, "critic.warmup_steps=40"), contents=False).problems
     assert "critic.warmup_steps is 40, and run.steps 40" in never
     assert check(quickstart(tmp_path, *ppo, "critic.warmup_steps=39"), contents=False).problems == []
@@ -334,3 +335,20 @@ def test_to_evaluate_needs_no_training_file(tmp_path: Path) -> None:
     assert not any(said in problem for problem in check(config, contents=False).problems)
     config.run.steps = 1
     assert any(said in problem for problem in check(config, contents=False).problems)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["critic.warmup_steps=5"], "critic.warmup_steps is set, but algorithm.name=grpo has no critic"),
+        (["rollout.group_size=1", "algorithm.name=megatron_rl.algorithms.policy.grpo.GRPO"], "needs at least 2"),
+        (
+            ["algorithm.kl_coefs.maths=0.1"],
+            "kl_coefs.maths: no training example is of this data source; there is false_belief.",
+        ),
+        (["actor.freeze=!model.embed_tokens.*"], "'!model.embed_tokens.*' takes nothing out"),
+    ],
+)
+def test_options_that_would_do_nothing(tmp_path: Path, overrides: list[str], part: str) -> None:
+    (problem,) = check(quickstart(tmp_path, *overrides)).problems
+    assert part in problem

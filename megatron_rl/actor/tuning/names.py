@@ -99,6 +99,14 @@ def freeze_problems(hf_config: Mapping[str, Any], patterns: Sequence[str]) -> li
         for pattern in patterns
         if not _matching(pattern.removeprefix("!"), names)
     ]
+    found += [
+        f"actor.freeze: {pattern!r} takes nothing out of what stands before it; to train what it names alone, write "
+        f"*,{pattern}."
+        for i, pattern in enumerate(patterns)
+        if pattern.startswith("!")
+        and (matched := _matching(pattern.removeprefix("!"), names))
+        and not matched & frozen_tensors(hf_config, patterns[:i])
+    ]
     frozen = frozen_tensors(hf_config, patterns)
     for instance in instances(family(hf_config), hf_config):
         left = [name for name in instance.parts if name not in frozen]

@@ -17,6 +17,8 @@ class PolicyGradient(ABC):
     ``config`` decides the surrogate and its bounds, KL and entropy.
     """
 
+    grouped = False  # whether it compares the completions of one prompt
+
     def __init__(self, config: AlgorithmConfig) -> None:
         self.config = config = settled(config)
         needs = set()

@@ -11,6 +11,8 @@ from megatron_rl.algorithms.terms.returns import completion_rewards
 class GRPO(PolicyGradient):
     """(r - mean) / (std + eps) of a sample's group, for each of its tokens."""
 
+    grouped = True
+
     def credit(self, batch: CreditBatch) -> np.ndarray:
         """As ``Algorithm.credit``. With reward_normalization=each (GDPO) every term is compared for itself.
 

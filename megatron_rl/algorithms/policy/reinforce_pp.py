@@ -24,6 +24,8 @@ class ReinforcePP(PolicyGradient):
 class ReinforcePPBaseline(PolicyGradient):
     """r - mean of a sample's group, whitened over all tokens of the batch."""
 
+    grouped = True
+
     def credit(self, batch: CreditBatch) -> np.ndarray:
         """As ``Algorithm.credit``."""
         batch.per_sample("advantage", in_groups(batch, completion_rewards(batch, self.penalty), centred))

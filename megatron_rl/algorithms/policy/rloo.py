@@ -11,6 +11,8 @@ from megatron_rl.algorithms.terms.returns import completion_rewards
 class RLOO(PolicyGradient):
     """r - mean of the others of a sample's group, for each of its tokens."""
 
+    grouped = True
+
     def credit(self, batch: CreditBatch) -> np.ndarray:
         """As ``Algorithm.credit``."""
         advantages = in_groups(batch, completion_rewards(batch, self.penalty), leave_one_out)

@@ -34,6 +34,7 @@ class Round:
     version: int
     faults: dict[int, str] = field(default_factory=dict)  # by rank
     connect: bool = False  # over a new process group
+    timeout: float = 0.0  # with connect: the new ends' deadline; 0: the job's
     overlap: bool = False  # by a plan whose matrices' rows lie over each other at the destinations
 
 
@@ -78,10 +79,10 @@ def device_of(job: Job, rank: int) -> torch.device:
     return torch.device("cuda", rank) if job.backend == "nccl" else torch.device("cpu")
 
 
-def ends_of(job: Job, rank: int, plan: Plan, buffer: int) -> PointToPointSource | Landing:
+def ends_of(job: Job, rank: int, plan: Plan, buffer: int, timeout: float) -> PointToPointSource | Landing:
     sources, device = len(job.held), device_of(job, rank)
     workers = range(sources, sources + len(job.wanted))
-    ends = Endpoints(range(sources), workers, buffer, job.timeout, device=device)
+    ends = Endpoints(range(sources), workers, buffer, timeout or job.timeout, device=device)
     if rank < sources:
         dtypes = {name: tensor.dtype for tensors in job.wanted for name, tensor in tensors.items()}
         return PointToPointSource(plan, rank, job.held[rank], dtypes, ends)
@@ -122,7 +123,7 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
         elif fault:
             spoil(fault, job.timeout)
         outcome: dict[str, Any] = {"error": "", "version": -1}
-        end = end or ends_of(job, rank, plan, buffer)
+        end = end or ends_of(job, rank, plan, buffer, turn.timeout)
         started = time.monotonic()
         try:
             if isinstance(end, Landing):

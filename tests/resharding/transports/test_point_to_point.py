@@ -182,7 +182,7 @@ def test_a_killed_rank_is_named_and_a_new_connection_heals(tmp_path: Path, kille
     ("fault", "what"), [("late", "the greeting"), ("stall 3", r"chunk 3 of \d+, from tensor model\.\S+ on,")]
 )
 def test_every_wait_ends_at_the_deadline(tmp_path: Path, fault: str, what: str) -> None:
-    rounds = [Round(1, {1: fault}), Round(2, connect=True)]
+    rounds = [Round(1, {1: fault}), Round(2, connect=True, timeout=60)]
     work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=rounds, buffer=SMALL, timeout=3)
     outcomes, healed = swap(work, tmp_path)
     late = rf"source rank 1 \(process 1\) kept {what} waiting until the deadline of 3 s"
