@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from megatron_rl.actor.tuning.lora import drawn
 from megatron_rl.resharding.folders.torch_dist.reader import read_metadata
 from tests.actor.lora_ranks import DECAY, SEED, SETTINGS
-from tests.actor.models import write_model
 from tests.actor.test_training import CUT_EXPERTS, full
 from tests.actor.training_ranks import sequences
 
@@ -35,20 +34,6 @@ UNEVEN = {"pipeline_parallel": 2, "first_stage": 3}
 ATTENTION = LORA | {"targets": ["linear_qkv", "linear_proj"]}
 MIXTURES = {"moe-dp2": LAYOUTS["dp2"] | {"expert_parallel": 2}, "moe-sp": LAYOUTS["sp"]}
 STEPS, SAVED = 4, 2
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model("qwen3", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mixture")
-    write_model("qwen3_moe", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from megatron_rl.actor.checkpoint_folder import FILES, damage
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.transformers import transformers_layout
-from tests.actor.models import write_model
 from tests.actor.training_ranks import SETTINGS, sequences
 
 RANKS = Path(__file__).parent / "training_ranks.py"
@@ -27,20 +26,6 @@ OTHERS = {
 CUT_EXPERTS = dict(data_parallel=2, expert_tensor_parallel=2)
 PARTED_EXPERTS = dict(data_parallel=2, expert_parallel=2)
 STEPS, SAVED = 4, 2
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model("qwen3", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mixture")
-    write_model("qwen3_moe", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

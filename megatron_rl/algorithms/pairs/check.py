@@ -2,18 +2,14 @@
 
 from megatron_rl.algorithms.pairs.config import PreferenceConfig, RewardModelConfig
 from megatron_rl.data.sets.check import PAIRS, check_set
+from megatron_rl.data.sets.config import SetConfig
 
 
 def check_preference(config: PreferenceConfig) -> list[str]:
     """What is wrong between the options, one sentence each; empty when nothing is, or the stage has no steps."""
     if not config.steps:
         return []
-    found = check_set(config.data, "preference.data", PAIRS)
-    if not config.data.path:
-        found.append(
-            "preference.data.path is empty; set it to a file (.parquet .jsonl .json .csv) or a hub id with rows "
-            "{prompt, chosen, rejected}, or preference.steps=0."
-        )
+    found = _pairs(config.data, "preference")
     for role in ("positive", "negative"):
         folder = getattr(config, role)
         if config.loss == "cdpo" and not folder:
@@ -33,10 +29,15 @@ def check_reward_model(config: RewardModelConfig) -> list[str]:
     """As ``check_preference``."""
     if not config.steps:
         return []
-    found = check_set(config.data, "reward_model.data", PAIRS)
-    if not config.data.path:
+    return _pairs(config.data, "reward_model")
+
+
+def _pairs(data: SetConfig, stage: str) -> list[str]:
+    """A stage's own rows."""
+    found = check_set(data, f"{stage}.data", PAIRS)
+    if not data.path:
         found.append(
-            "reward_model.data.path is empty; set it to a file (.parquet .jsonl .json .csv) or a hub id with rows "
-            "{prompt, chosen, rejected}, or reward_model.steps=0."
+            f"{stage}.data.path is empty; set it to a file (.parquet .jsonl .json .csv) or a hub id with rows "
+            f"{{prompt, chosen, rejected}}, or {stage}.steps=0."
         )
     return found
