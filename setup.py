@@ -65,10 +65,14 @@ setup(
     install_requires=[
         "torch>=2.11,<2.14",  # a GPU machine often brings its own
         *pinned("megatron-core", "transformers", "datasets", "safetensors", "numpy", "xxhash", "psutil"),
-        *pinned("omegaconf", "PyYAML", "packaging", "rich", "tensorboard", "wandb", "aiohttp"),
+        *pinned("omegaconf", "PyYAML", "packaging", "rich", "tensorboard", "wandb", "aiohttp", "scipy"),
     ],
     extras_require={
-        "dev": pinned("pytest", "hypothesis", "scipy", "ruff", "mypy", "mbridge", "einops", "peft", "accelerate"),
+        "dev": pinned("pytest", "hypothesis", "ruff", "mypy", "mbridge", "einops", "peft", "accelerate")
+        + pinned("math-verify", "ortools"),
+        "math": pinned("math-verify"),
+        "puzzles": pinned("ortools"),
+        "gym": pinned("reasoning-gym"),
         "sglang": pinned("sglang", "sglang-router"),
         "sglang-cpu": pinned(*SERVED),  # `make sglang` adds SGLang itself, without its CUDA packages
         "te": pinned("transformer-engine[pytorch]"),

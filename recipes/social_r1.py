@@ -11,47 +11,37 @@ from megatron_rl.config import Config, RunConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rollout.config import RolloutConfig, SGLangConfig
+from megatron_rl.rollout.config import RolloutConfig
+from recipes._machines import on_cpu, on_gpus
 
 
 def qwen3_4b() -> Config:
     """Social-R1 on Qwen3-4B, 8 x A100-80G; set model.path (its folder) and data.path (questions)."""
-    return _card("social_r1_qwen3_4b", "Qwen/Qwen3-4B", ActorConfig(tensor_parallel=2, data_parallel=4))
+    return on_gpus(_card("social_r1_qwen3_4b", "Qwen/Qwen3-4B"), tensor=2, data=4)
 
 
 def qwen3_8b() -> Config:
     """Social-R1 on Qwen3-8B, 8 x A100-80G; set model.path (its folder) and data.path (questions)."""
-    return _card("social_r1_qwen3_8b", "Qwen/Qwen3-8B", ActorConfig(tensor_parallel=4, data_parallel=2))
+    return on_gpus(_card("social_r1_qwen3_8b", "Qwen/Qwen3-8B"), tensor=4, data=2)
 
 
 def tiny() -> Config:
     """The Social-R1 job on a CPU in minutes; set model.path (tools/make_tiny_model.py) and data.path."""
-    config = _card("social_r1_tiny", "", ActorConfig())
-    config.rollout.engine, config.rollout.engines, config.rollout.sglang = "embedded", 1, SGLangConfig()
-    config.run.steps, config.run.save_every = 10, 0
-    config.model.dtype = "float32"
+    config = on_cpu(_card("social_r1_tiny", ""), steps=10)
     config.rollout.prompts_per_step, config.rollout.max_new_tokens = 8, 64
     config.algorithm.minibatches = 2
-    config.evaluation = EvaluationConfig(every=0, prompts=32)
     return config
 
 
-def _card(name: str, model: str, actor: ActorConfig) -> Config:
-    actor.sequence_parallel = actor.tensor_parallel > 1
-    actor.recompute = "selective" if actor.tensor_parallel > 1 else "none"
-    actor.optimizer = OptimizerConfig(lr=5e-7)
+def _card(name: str, model: str) -> Config:
     return Config(
         run=RunConfig(name=name, steps=600, save_every=50),
         model=ModelConfig(path=model),
         data=DataConfig(task="multiple_choice", max_prompt_tokens=1024),
         rollout=RolloutConfig(
-            engine="sglang",
-            engines=8,  # one on each of the trainer's GPUs
             prompts_per_step=64,
             group_size=5,
             max_new_tokens=3072,
-            # of what is free when a server starts: the optimiser's moments and activations come later
-            sglang=SGLangConfig(colocated=True, args={"mem_fraction_static": 0.6}),
         ),
         rewards=RewardsConfig(terms={"social_r1": 1.0}, workers=4),
         algorithm=AlgorithmConfig(
@@ -59,6 +49,6 @@ def _card(name: str, model: str, actor: ActorConfig) -> Config:
             minibatches=4,  # of 16 prompts
             correction="truncated",  # TIS, C = 2: bfloat16 engines and actors differ by a few percent on some tokens
         ),
-        actor=actor,
+        actor=ActorConfig(optimizer=OptimizerConfig(lr=5e-7)),
         evaluation=EvaluationConfig(prompts=512),
     )

@@ -8,8 +8,16 @@ from tests.conftest import ROOT
 TARGETS = re.compile(r"^([a-z][\w-]*):", re.MULTILINE)
 
 
+CARD = ("command", "commit", "versions", "hardware", "expected", "date")
+
+
 def documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def pages() -> list[Path]:
+    """Of the recipes; the tests of a recipe run what its page shows."""
+    return sorted((ROOT / "docs" / "recipes").glob("*.md"))
 
 
 def blocks(text: str) -> list[str]:
@@ -48,7 +56,7 @@ def test_targets_of_make_exist() -> None:
 def test_links_lead_somewhere() -> None:
     broken = [
         f"{path.name}: {link}"
-        for path in documents()
+        for path in (*documents(), *pages())
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
         if not link.startswith("http") and not (path.parent / link).exists()
     ]
@@ -58,9 +66,22 @@ def test_links_lead_somewhere() -> None:
 def test_modules_named_in_the_documentation_exist() -> None:
     """`data/task.py` and the like: folders of the package, of the repository, or of a run."""
     missing = []
-    for path in documents():
+    for path in (*documents(), *pages()):
         for name in re.findall(r"`([\w/]+\.py)`", path.read_text(encoding="utf-8")):
             places = [ROOT / name, ROOT / "megatron_rl" / name, ROOT / "megatron_rl" / "resharding" / name]
             if "NAME" not in name and not any(place.exists() for place in places):
                 missing.append(f"{path.name}: {name}")
     assert not missing
+
+
+def test_every_recipe_has_a_page_with_a_verification_card() -> None:
+    modules = {path.stem for path in (ROOT / "recipes").glob("*.py") if not path.name.startswith("_")}
+    assert modules == {path.stem for path in pages()} - {"README"}
+    index = (ROOT / "docs" / "recipes" / "README.md").read_text(encoding="utf-8")
+    for name in modules:
+        assert f"[{name}]({name}.md)" in index
+        _, heading, card = (
+            (ROOT / "docs" / "recipes" / f"{name}.md").read_text(encoding="utf-8").partition("\n## Verification card\n")
+        )
+        assert heading, name
+        assert [row for row in CARD if f"\n| {row} |" not in card] == [], name

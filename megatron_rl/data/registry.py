@@ -13,9 +13,9 @@ from megatron_rl.errors import InputError
 from megatron_rl.system import named
 
 TASKS = {
-    "false_belief": "megatron_rl.data.false_belief.make_false_belief",
-    "multiple_choice": "megatron_rl.data.multiple_choice.make_multiple_choice",
-    "prompt_answer": "megatron_rl.data.prompt_answer.make_prompt_answer",
+    "false_belief": "megatron_rl.data.tasks.false_belief.make_false_belief",
+    "multiple_choice": "megatron_rl.data.tasks.multiple_choice.make_multiple_choice",
+    "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
 }
 
 

@@ -123,3 +123,22 @@ def decode(tokenizer: Any, tokens: Sequence[int], stops: Collection[int] = ()) -
 def ended(text: str, tokenizer: Any) -> str:
     """A target to imitate with one end token after it; no target stays none."""
     return text and text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
+
+
+def write_word_tokenizer(folder: str | Path, words: Sequence[str], bos: str, eos: str, pad: str) -> None:
+    """Write a Hugging Face tokenizer whose tokens are ``words``, split at white space; the three are among them.
+
+    Decoded text has a space between any two tokens. For generators, whose words are all known.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        clean_up_tokenization_spaces=False,  # decoded text keeps a space before every full stop
+    ).save_pretrained(folder)

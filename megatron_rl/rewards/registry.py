@@ -29,15 +29,15 @@ The same sample must always get the same score: no state that one call leaves to
 """
 
 BUILTIN = {
-    "format": "megatron_rl.rewards.format.format",
-    "multiple_choice": "megatron_rl.rewards.answer.multiple_choice",
-    "answer_in_format": "megatron_rl.rewards.answer.answer_in_format",
-    "exact_answer": "megatron_rl.rewards.exact_answer.exact_answer",
-    "length_window": "megatron_rl.rewards.length.length_window",
-    "reward_model": "megatron_rl.rewards.reward_model.reward_model",
-    "sip_structure": "megatron_rl.rewards.sip.sip_structure",
-    "sip_content": "megatron_rl.rewards.sip.sip_content",
-    "social_r1": "megatron_rl.rewards.social_r1.social_r1",
+    "format": "megatron_rl.rewards.terms.format.format",
+    "multiple_choice": "megatron_rl.rewards.terms.answer.multiple_choice",
+    "answer_in_format": "megatron_rl.rewards.terms.answer.answer_in_format",
+    "exact_answer": "megatron_rl.rewards.terms.exact_answer.exact_answer",
+    "length_window": "megatron_rl.rewards.terms.length.length_window",
+    "reward_model": "megatron_rl.rewards.terms.reward_model.reward_model",
+    "sip_structure": "megatron_rl.rewards.terms.sip.sip_structure",
+    "sip_content": "megatron_rl.rewards.terms.sip.sip_content",
+    "social_r1": "megatron_rl.rewards.terms.social_r1.social_r1",
 }
 
 

@@ -31,6 +31,8 @@ def _functions() -> dict[str, Callable[[], Config]]:
 
     found: dict[str, Callable[[], Config]] = {}
     for info in pkgutil.iter_modules(recipes.__path__):
+        if info.name.startswith("_"):  # what recipes share
+            continue
         module = import_module(f"recipes.{info.name}")
         for name, function in inspect.getmembers(module, inspect.isfunction):
             own = function.__module__ == module.__name__ and not name.startswith("_")

@@ -47,7 +47,7 @@ def test_options_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 OWN_TASK = """
-from megatron_rl.data.false_belief import make_false_belief, write_tokenizer
+from megatron_rl.data.tasks.false_belief import make_false_belief, write_tokenizer
 
 def make(config, seed, tokenizer):
     task = make_false_belief(config, seed, tokenizer)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rl.data import false_belief
+from megatron_rl.data.tasks import false_belief
 from megatron_rl.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rl.data.false_belief import Stories
 from megatron_rl.data.prompts import Prompts
-from megatron_rl.data.task import UNBOUNDED, Example
+from megatron_rl.data.task import Example
+from megatron_rl.data.tasks.false_belief import false_belief
 
 
 def examples(count: int) -> list[Example]:
@@ -53,7 +53,7 @@ def test_epochs_and_seeds_differ_and_unshuffled_keeps_the_order():
 
 
 def test_a_generator_is_read_onwards_from_a_place_of_the_seed():
-    stories = Stories(0, "train", UNBOUNDED)
+    stories = false_belief(0).train
     numbers = {seed: [int(e.id.split("/")[1]) for e in Prompts(stories, seed, True).take(12)] for seed in (0, 1)}
     for drawn in numbers.values():
         assert drawn == list(range(drawn[0], drawn[0] + 12))

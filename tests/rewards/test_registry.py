@@ -7,8 +7,8 @@ import pytest
 
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.format import format
 from megatron_rl.rewards.registry import BUILTIN, check_report, check_rewards, resolve
+from megatron_rl.rewards.terms.format import format
 
 
 def test_every_builtin_resolves_and_needs_no_torch():
@@ -23,7 +23,7 @@ def test_every_builtin_resolves_and_needs_no_torch():
 
 
 def test_a_dotted_path_is_a_reward():
-    assert resolve("megatron_rl.rewards.format.format") is resolve("format") is format
+    assert resolve("megatron_rl.rewards.terms.format.format") is resolve("format") is format
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,11 @@ def test_a_dotted_path_is_a_reward():
         ("sip_structur", ["did you mean sip_structure?", *BUILTIN]),
         ("zzz", ["is unknown", "dotted path"]),
         ("no_such_package.reward", ["is unknown", "There is no module no_such_package"]),
-        ("megatron_rl.rewards.sip.sip_structre", ["megatron_rl.rewards.sip has no", "did you mean sip_structure?"]),
-        ("megatron_rl.rewards.sip.STAGES", ["int", "not a function"]),
+        (
+            "megatron_rl.rewards.terms.sip.sip_structre",
+            ["megatron_rl.rewards.terms.sip has no", "did you mean sip_structure?"],
+        ),
+        ("megatron_rl.rewards.terms.sip.STAGES", ["int", "not a function"]),
         (
             "broken_reward_module.reward",
             ["importing broken_reward_module", "ZeroDivisionError: division by zero", "module.py, line 1)"],

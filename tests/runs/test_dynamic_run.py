@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from megatron_rl.data.false_belief import FalseBelief
 from megatron_rl.data.task import sample_of
+from megatron_rl.data.tasks.false_belief import false_belief
 from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.rewards.overlong import overlong
 from megatron_rl.rollout.dynamic.stored import FILE
@@ -68,7 +68,7 @@ def test_every_reward_stands_beside_its_completion(whole: RunFolder) -> None:
     """Whatever was left out and carried over before: the numbers are computed again from the text beside them."""
     found = completions(whole)
     assert len(found) == 6 * PROMPTS * GROUP
-    train = FalseBelief(0, 40).train
+    train = false_belief(0, 40).train
     for row in found:
         example = train[int(row["id"].rpartition("/")[2])]
         assert row["id"].startswith(("a/train/", "b/train/"))

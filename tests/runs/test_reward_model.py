@@ -51,7 +51,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, quickstart_tokenizer: Any) -
 
 @pytest.fixture(scope="module")
 def quickstart_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from megatron_rl.data.false_belief import write_tokenizer
+    from megatron_rl.data.tasks.false_belief import write_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from megatron_rl.actor.checkpoint_folder import all_checkpoints, latest, read_state
 from megatron_rl.actor.config import ModelConfig
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.false_belief import draw_story
+from megatron_rl.data.tasks.false_belief import draw_story
 from megatron_rl.data.tokenizer import load_tokenizer
 from megatron_rl.launch.initial_model import write_initial_model
 from megatron_rl.resharding.folders.fingerprint import fingerprint

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.config import Config
-from megatron_rl.data.false_belief import write_tokenizer
+from megatron_rl.data.tasks.false_belief import write_tokenizer
 from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.settings.check import check
 from megatron_rl.settings.load import load

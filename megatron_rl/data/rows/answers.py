@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_rl.data.exact_answer import boxed
+from megatron_rl.data.answers.exact_answer import boxed
 from megatron_rl.data.files import Table
 
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth")  # the first that is there

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from megatron_rl.data.config import CurriculumConfig, DataConfig
-from megatron_rl.data.false_belief import FalseBelief
 from megatron_rl.data.order.curriculum import ByAccuracy, ByColumn, difficulty
 from megatron_rl.data.order.mixed import make_prompts
 from megatron_rl.data.prompts import Prompts
 from megatron_rl.data.registry import make_task
 from megatron_rl.data.task import Example
+from megatron_rl.data.tasks.false_belief import false_belief
 from megatron_rl.errors import InputError
 
 LEVELS = [
@@ -122,9 +122,9 @@ def test_what_a_task_cannot_do():
     for by in ("column", "accuracy"):
         data = DataConfig(curriculum=CurriculumConfig(by=by, column="kind"))
         with pytest.raises(InputError, match=r"without end: bound it with data.limit"):
-            make_prompts(data, FalseBelief(0), 0, steps=3)
-        make_prompts(data, FalseBelief(0), 0)  # the warm start has none
+            make_prompts(data, false_belief(0), 0, steps=3)
+        make_prompts(data, false_belief(0), 0)  # the warm start has none
     data.curriculum.column, data.curriculum.by, data.limit = "false_belief", "column", 50
-    task = FalseBelief(0, 50)
+    task = false_belief(0, 50)
     drawn = make_prompts(data, task, 0, steps=10).take(10, step=0)
     assert not any(e.extra["false_belief"] for e in drawn)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from megatron_rl.data.config import DataConfig, SelectionConfig
-from megatron_rl.data.false_belief import FalseBelief, Stories
 from megatron_rl.data.order.mixed import make_prompts
 from megatron_rl.data.order.selection import rank_by_accuracy_std, select
 from megatron_rl.data.rows.parts import Rows
-from megatron_rl.data.task import UNBOUNDED, Example
+from megatron_rl.data.task import Example
+from megatron_rl.data.tasks.false_belief import false_belief
 from megatron_rl.errors import InputError
 
 HISTORY = {"0": [1, 1, 1], "1": [0, 0, 0.5, 1], "2": [0, 0, 0, 0], "3": [0, 1, 0, 1], "4": [0.5, 0.25]}
@@ -62,12 +62,12 @@ def test_a_selection_is_shuffled_as_any_file(history):
 
 
 def test_a_generator(history):
-    endless = Stories(0, "train", UNBOUNDED)
+    endless = false_belief(0).train
     assert select(endless, SelectionConfig(count=3)).tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"bound the task with data.limit"):
         select(endless, SelectionConfig(rank_by_accuracy_std=history))
-    assert select(Stories(0, "train", 4), SelectionConfig(rank_by_accuracy_std=history)).tolist() == [3, 1, 0, 2]
-    drawn = make_prompts(DataConfig(repeat_to_batch=2), FalseBelief(0), 0).take(4)
+    assert select(false_belief(0, 4).train, SelectionConfig(rank_by_accuracy_std=history)).tolist() == [3, 1, 0, 2]
+    drawn = make_prompts(DataConfig(repeat_to_batch=2), false_belief(0), 0).take(4)
     assert [e.id for e in drawn] == ["train/0", "train/1"] * 2
 
 

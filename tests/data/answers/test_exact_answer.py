@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rl.data.exact_answer import boxed, equal, judge
-from megatron_rl.data.think_answer import parse
+from megatron_rl.data.answers.exact_answer import boxed, equal, judge
+from megatron_rl.data.answers.think_answer import parse
 
 
 def score(response: str, answer: object, prompt: str = "", form: str = "any") -> tuple[bool, bool]:

@@ -2,11 +2,11 @@
 
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.exact_answer import exact_answer
 from megatron_rl.rewards.registry import check_rewards
+from megatron_rl.rewards.terms.exact_answer import exact_answer
 from megatron_rl.rewards.workers.terms import bind, score_sample
 
-NAME = "megatron_rl.rewards.exact_answer.exact_answer"
+NAME = "megatron_rl.rewards.terms.exact_answer.exact_answer"
 
 
 def test_the_score_and_whether_there_is_an_answer():

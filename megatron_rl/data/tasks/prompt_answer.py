@@ -12,15 +12,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_rl.data.answers.exact_answer import judge
+from megatron_rl.data.answers.think_answer import parse
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.exact_answer import judge
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.answers import Answers, read_answers
 from megatron_rl.data.rows.messages import PROMPT_COLUMNS, as_messages, chat_marks, render, short
 from megatron_rl.data.rows.parts import Part, Rows, load_parts, texts
 from megatron_rl.data.rows.template import Message, make_template
 from megatron_rl.data.task import Example, Sample
-from megatron_rl.data.think_answer import parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
 

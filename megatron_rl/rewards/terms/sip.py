@@ -8,8 +8,8 @@ and a learnt reward model; these rules need neither and keep the scale of both.
 import re
 from functools import lru_cache
 
+from megatron_rl.data.answers.think_answer import parse
 from megatron_rl.data.task import Sample
-from megatron_rl.data.think_answer import parse
 from megatron_rl.rewards.registry import Score
 
 STAGES = 4

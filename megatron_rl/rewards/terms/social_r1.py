@@ -5,11 +5,11 @@ Where the authors ask a judge for the structure S and a reward model for the con
 
 from typing import Literal, get_args
 
+from megatron_rl.data.answers.think_answer import letter_matches, parse
 from megatron_rl.data.task import Sample
-from megatron_rl.data.think_answer import letter_matches, parse
-from megatron_rl.rewards.length import repetition_factor, window_factor
 from megatron_rl.rewards.registry import Score
-from megatron_rl.rewards.sip import find_stages, grounded, story_of, structure
+from megatron_rl.rewards.terms.length import repetition_factor, window_factor
+from megatron_rl.rewards.terms.sip import find_stages, grounded, story_of, structure
 
 CURRICULUM = 200  # steps over which the weights move
 FLOOR = 0.01  # the least reward of a completion in the right form

@@ -1,7 +1,7 @@
 """Whether a completion has the form ``<think>reasoning</think> … <Answer>answer</Answer>``."""
 
+from megatron_rl.data.answers.think_answer import parse
 from megatron_rl.data.task import Sample
-from megatron_rl.data.think_answer import parse
 from megatron_rl.rewards.registry import Score
 
 

@@ -8,16 +8,15 @@ Reinforcement learning has to undo it.
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-import xxhash
-
+from megatron_rl.data.answers.think_answer import answer_matches, parse
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.task import UNBOUNDED, Example, Sample
-from megatron_rl.data.think_answer import answer_matches, parse
+from megatron_rl.data.tasks.generated import Generated, GeneratedTask, choose, weighted
+from megatron_rl.data.tokenizer import write_word_tokenizer
 
 NAMES = ("Sally", "Anne", "Tom", "Mia", "Leo", "Zoe", "Max", "Ivy", "Ben", "Eva", "Sam", "Amy")
 OBJECTS = ("ball", "cup", "book", "key", "apple", "hat", "coin", "toy")
@@ -114,13 +113,13 @@ class Story:
 def draw_story(rng: random.Random, heldout: bool) -> Story:
     """One story. Owner, object and first place decide whether it is held out, so no held-out triple is trained on."""
     while True:
-        owner, thing, start = _choose(rng, NAMES), _choose(rng, OBJECTS), _choose(rng, PLACES)
+        owner, thing, start = choose(rng, NAMES), choose(rng, OBJECTS), choose(rng, PLACES)
         if is_heldout(owner, thing, start) == heldout:
             break
-    mover = _choose(rng, [n for n in NAMES if n != owner])
-    third = _choose(rng, [n for n in NAMES if n not in (owner, mover)])
-    end = _choose(rng, [p for p in PLACES if p != start])
-    event = _weighted(rng, EVENTS)
+    mover = choose(rng, [n for n in NAMES if n != owner])
+    third = choose(rng, [n for n in NAMES if n not in (owner, mover)])
+    end = choose(rng, [p for p in PLACES if p != start])
+    event = weighted(rng, EVENTS)
     before = {
         "stay": [f"{owner} stays ."],
         "back": [f"{owner} leaves .", f"{owner} returns ."],
@@ -132,9 +131,9 @@ def draw_story(rng: random.Random, heldout: bool) -> Story:
         events.append(f"{owner} returns .")
     if rng.random() < DISTRACTOR:
         slot = int(rng.random() * (len(events) + 1))
-        events.insert(slot, f"{third} {_choose(rng, ('stays', 'leaves', 'peeks'))} .")
+        events.insert(slot, f"{third} {choose(rng, ('stays', 'leaves', 'peeks'))} .")
     sentences = (f"{owner} puts the {thing} in the {start} .", *events)
-    return Story(owner, mover, thing, start, end, event, sentences, _weighted(rng, QUESTIONS))
+    return Story(owner, mover, thing, start, end, event, sentences, weighted(rng, QUESTIONS))
 
 
 def is_heldout(owner: str, thing: str, start: str) -> bool:
@@ -142,45 +141,25 @@ def is_heldout(owner: str, thing: str, start: str) -> bool:
     return (NAMES.index(owner) * 3 + OBJECTS.index(thing) * 2 + PLACES.index(start)) % 5 == 0
 
 
-class Stories(Sequence[Example]):
-    """Example i is a function of (seed, split, i) alone; nothing is stored."""
-
-    def __init__(self, seed: int, split: str, length: int):
-        self.seed, self.split, self.length = seed, split, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.length))]
-        if not -self.length <= index < self.length:
-            raise IndexError(f"example {index} of {self.length}")
-        return self._example(index % self.length)
-
-    def _example(self, index: int) -> Example:
-        rng = random.Random(f"{self.seed}/{self.split}/{index}")
-        story = draw_story(rng, heldout=self.split == "heldout")
-        biased = self.split == "train" and story.false_belief and rng.random() < BIAS
-        return Example(
-            id=f"{self.split}/{index}",
-            prompt=f"{BOS} {story.text} {story.question} <sep>",
-            answer=story.answer,
-            target=story.completion(story.end if biased else story.answer),
-            data_source="false_belief",
-            extra={
-                "story": story.text,
-                "question": story.question,
-                "kind": story.kind,
-                "event": story.event,
-                "false_belief": story.false_belief,
-                "stages": story.stages(story.answer),
-            },
-        )
+def make_example(rng: random.Random, split: str, name: str) -> Example:
+    """One question of a split, train or heldout."""
+    story = draw_story(rng, heldout=split == "heldout")
+    biased = split == "train" and story.false_belief and rng.random() < BIAS
+    return Example(
+        id=name,
+        prompt=f"{BOS} {story.text} {story.question} <sep>",
+        answer=story.answer,
+        target=story.completion(story.end if biased else story.answer),
+        data_source="false_belief",
+        extra={
+            "story": story.text,
+            "question": story.question,
+            "kind": story.kind,
+            "event": story.event,
+            "false_belief": story.false_belief,
+            "stages": story.stages(story.answer),
+        },
+    )
 
 
 def report(sample: Sample) -> dict[str, float]:
@@ -198,26 +177,15 @@ def report(sample: Sample) -> dict[str, float]:
     return found
 
 
-class FalseBelief:
-    """The task: stories without end for training, ``HELDOUT`` for evaluation."""
-
-    report = staticmethod(report)
-
-    def __init__(self, seed: int, limit: int = 0):
-        self.train = Stories(seed, "train", limit or UNBOUNDED)
-        self.heldout = Stories(seed, "heldout", HELDOUT)
-
-    def fingerprint(self) -> str:
-        """Hash of the held-out examples and of as many training examples."""
-        digest = xxhash.xxh3_128()
-        for example in (*self.train[:HELDOUT], *self.heldout):
-            digest.update(f"{example.id}\n{example.prompt}\n{example.target}\n{example.answer}\n".encode())
-        return digest.hexdigest()
+def false_belief(seed: int, limit: int = 0) -> GeneratedTask:
+    """Stories without end for training (or the first ``limit``), ``HELDOUT`` for evaluation."""
+    train = Generated(make_example, seed, "train", limit or UNBOUNDED)
+    return GeneratedTask(train, Generated(make_example, seed, "heldout", HELDOUT), report)
 
 
-def make_false_belief(config: DataConfig, seed: int, tokenizer: Any) -> FalseBelief:
+def make_false_belief(config: DataConfig, seed: int, tokenizer: Any) -> GeneratedTask:
     """The task of the quick start; ``tokenizer`` is not needed, prompts have at most ``LONGEST_PROMPT`` tokens."""
-    return FalseBelief(seed, config.limit)
+    return false_belief(seed, config.limit)
 
 
 def check_options(config: DataConfig) -> list[str]:
@@ -229,30 +197,5 @@ def check_options(config: DataConfig) -> list[str]:
 
 
 def write_tokenizer(folder: str | Path) -> None:
-    """Write the word-level tokenizer (``VOCABULARY``, split at white space) as a Hugging Face folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        clean_up_tokenization_spaces=False,  # decoded text keeps a space before every full stop
-    ).save_pretrained(folder)
-
-
-def _choose(rng: random.Random, items: Sequence[str]) -> str:
-    # Only random() promises the same numbers in every Python version.
-    return items[int(rng.random() * len(items))]
-
-
-def _weighted(rng: random.Random, weights: dict[str, float]) -> str:
-    left = rng.random() * sum(weights.values())
-    for name, weight in weights.items():
-        left -= weight
-        if left < 0:
-            return name
-    return name
+    """Write the word-level tokenizer of ``VOCABULARY`` as a Hugging Face folder."""
+    write_word_tokenizer(folder, VOCABULARY, bos=BOS, eos=EOS, pad=PAD)

@@ -18,11 +18,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, Qwen3Config
 
-from megatron_rl.data.false_belief import write_tokenizer
 from megatron_rl.data.task import Sample
+from megatron_rl.data.tasks.false_belief import write_tokenizer
 from megatron_rl.data.tokenizer import load_tokenizer
 from megatron_rl.rewards.registry import resolve
-from megatron_rl.rewards.reward_model import KEY, reward_model
+from megatron_rl.rewards.terms.reward_model import KEY, reward_model
 from tests.actor.models import SIZES
 from tests.conftest import PATIENCE, ROOT, free_port
 
@@ -112,7 +112,7 @@ def test_another_key_is_refused(served: tuple[str, str], monkeypatch: pytest.Mon
 
 def test_a_server_that_is_not_well_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two failures and a score; more failures than retries; nobody there."""
-    monkeypatch.setattr("megatron_rl.rewards.reward_model._PAUSE", 0.001)
+    monkeypatch.setattr("megatron_rl.rewards.terms.reward_model._PAUSE", 0.001)
     answers: list[int] = []
 
     class Handler(BaseHTTPRequestHandler):

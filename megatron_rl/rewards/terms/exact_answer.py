@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from megatron_rl.data.exact_answer import judge
+from megatron_rl.data.answers.exact_answer import judge
+from megatron_rl.data.answers.think_answer import parse
 from megatron_rl.data.task import Sample
-from megatron_rl.data.think_answer import parse
 from megatron_rl.rewards.registry import Score
 
 

@@ -6,17 +6,17 @@ from math import sqrt
 
 import pytest
 
-from megatron_rl.data import false_belief as fb
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task
 from megatron_rl.data.task import sample_of
+from megatron_rl.data.tasks import false_belief as fb
 
 COUNT = 12_000
 
 
 @pytest.fixture(scope="module")
 def task():
-    return fb.FalseBelief(seed=7)
+    return fb.false_belief(seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +168,12 @@ def test_only_false_belief_targets_are_biased_three_times_in_four(task, train):
 
 
 def test_an_example_depends_on_seed_split_and_index_alone(task):
-    again = fb.FalseBelief(seed=7)
+    again = fb.false_belief(seed=7)
     assert [again.train[i] for i in (5, 3, 5)] == [task.train[5], task.train[3], task.train[5]]
     assert again.train[2**40] == task.train[2**40]
     assert again.heldout[:20] == task.heldout[:20]
-    assert [e.prompt for e in fb.FalseBelief(seed=8).train[:5]] != [e.prompt for e in task.train[:5]]
-    assert again.fingerprint() == task.fingerprint() != fb.FalseBelief(seed=8).fingerprint()
+    assert [e.prompt for e in fb.false_belief(seed=8).train[:5]] != [e.prompt for e in task.train[:5]]
+    assert again.fingerprint() == task.fingerprint() != fb.false_belief(seed=8).fingerprint()
     assert re.fullmatch("[0-9a-f]{32}", task.fingerprint())
     assert len({e.id for e in (*task.train[:100], *task.heldout)}) == 612
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from string import ascii_lowercase
 from typing import Any
 
+from megatron_rl.data.answers.think_answer import letter_matches, parse
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows import choices
 from megatron_rl.data.rows.parts import Part, Rows, load_parts, texts
 from megatron_rl.data.rows.template import make_template
 from megatron_rl.data.task import Example, Sample
-from megatron_rl.data.think_answer import letter_matches, parse
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rl.data.think_answer import letter, letter_matches, normalise, parse, split, thinking
+from megatron_rl.data.answers.think_answer import letter, letter_matches, normalise, parse, split, thinking
 
 EXPRESSION = re.compile(r"^<think>(.*?)</think>(.*?)<Answer>(.*?)</Answer>$", re.DOTALL)
 PIECES = ["<think>", "</think>", "<Answer>", "</Answer>", "<answer>", "A", " ", "\n", "<", "</", "é"]

@@ -1,7 +1,7 @@
 import pytest
 
 from megatron_rl.data.task import Sample
-from megatron_rl.rewards.answer import answer_in_format, multiple_choice
+from megatron_rl.rewards.terms.answer import answer_in_format, multiple_choice
 
 
 @pytest.mark.parametrize(

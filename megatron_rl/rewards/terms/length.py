@@ -4,8 +4,8 @@ from math import exp
 
 import numpy as np
 
+from megatron_rl.data.answers.think_answer import parse
 from megatron_rl.data.task import Sample
-from megatron_rl.data.think_answer import parse
 from megatron_rl.rewards.registry import Score
 
 GRAM = 16  # characters

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_rl.data import prompt_answer
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.task import Sample
+from megatron_rl.data.tasks import prompt_answer
 from megatron_rl.errors import InputError
 
 GSM8K = {"question": "Two and two?", "answer": "2+2 = <<2+2=4>>4\nand so on.\n#### 1,004"}

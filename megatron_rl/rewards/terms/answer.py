@@ -1,7 +1,7 @@
 """Whether the answer is right."""
 
+from megatron_rl.data.answers.think_answer import answer_matches, letter_matches, parse
 from megatron_rl.data.task import Sample
-from megatron_rl.data.think_answer import answer_matches, letter_matches, parse
 from megatron_rl.rewards.registry import Score
 
 

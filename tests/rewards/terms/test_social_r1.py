@@ -1,9 +1,9 @@
 import pytest
 
 from megatron_rl.data.task import Sample
-from megatron_rl.rewards.length import length_window, window_factor
-from megatron_rl.rewards.sip import sip_content, sip_structure
-from megatron_rl.rewards.social_r1 import adjusted, combine, social_r1, weights
+from megatron_rl.rewards.terms.length import length_window, window_factor
+from megatron_rl.rewards.terms.sip import sip_content, sip_structure
+from megatron_rl.rewards.terms.social_r1 import adjusted, combine, social_r1, weights
 
 STORY = "Sally puts the ball into the basket and leaves. Anne moves the ball to the box."
 THINK = (
