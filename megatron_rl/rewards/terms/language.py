@@ -1,0 +1,2 @@
+def language(sample):
+    return 0.0

@@ -1,0 +1,2 @@
+def repetition(sample):
+    return 0.0
