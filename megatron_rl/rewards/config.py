@@ -15,7 +15,7 @@ class RewardsConfig:
 
     terms: dict[str, float] = field(default_factory=dict)  # reward name or dotted path -> weight
     args: dict[str, dict[str, Any]] = field(default_factory=dict)  # reward name -> keyword arguments
-    schedules: dict[str, dict[str, Any]] = field(default_factory=dict)  # reward -> steps, start, end, kind: of its weight
+    schedules: dict[str, dict[str, Any]] = field(default_factory=dict)  # reward -> steps, start, end, kind
     workers: int = number(2, least=1, most=4096)  # worker processes
     batch_size: int = number(64, least=1)  # samples sent to a worker at once
     concurrency: int = number(32, least=1, most=4096)  # samples that a worker has under way, of asynchronous rewards

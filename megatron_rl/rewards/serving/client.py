@@ -18,11 +18,11 @@ CONNECT_SECONDS = 5.0  # to see whether anybody listens
 AGAIN = (408, 425, 429)  # refusals that pass
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """The server answers that this is no request for it."""
 
 
-class Unanswered(ConnectionError):
+class UnansweredError(ConnectionError):
     """No call got an answer. ``retries``: calls after the first."""
 
     def __init__(self, said: str, retries: int) -> None:
@@ -54,7 +54,8 @@ class Client:
         """Send JSON; the answer's JSON.
 
         Calls that get no answer in time, and answers of 408, 425, 429 and 500 or above, are followed by further ones;
-        then raises Unanswered. Raises Refused for any other status of 300 or above, ValueError for what is no JSON.
+        then raises UnansweredError. Raises RefusedError for any other status of 300 or above, ValueError for what is
+        no JSON.
         """
         session, began, said = await self._connected(), time.monotonic(), ""
         for attempt in range(self.retries + 1):
@@ -66,14 +67,14 @@ class Client:
                     return Answer(_parsed(text), attempt, time.monotonic() - began)
                 said = f"status {answer.status}: {text[:1000]}"
                 if answer.status < 500 and answer.status not in AGAIN:
-                    raise Refused(said)
+                    raise RefusedError(said)
                 asked_for = _seconds(answer.headers.get("Retry-After", ""))
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 said = str(error) or type(error).__name__
             if attempt < self.retries:
                 pause = PAUSE * 2**attempt * random.uniform(0.5, 1.5)
                 await asyncio.sleep(max(pause, min(asked_for, LONGEST_PAUSE)))
-        raise Unanswered(said, self.retries)
+        raise UnansweredError(said, self.retries)
 
     async def _connected(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()

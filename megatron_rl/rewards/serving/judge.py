@@ -14,7 +14,7 @@ import xxhash
 
 from megatron_rl.data.task import Sample
 from megatron_rl.errors import InputError
-from megatron_rl.rewards.serving.client import Client, Refused, Unanswered, call_violations
+from megatron_rl.rewards.serving.client import Client, RefusedError, UnansweredError, call_violations
 from megatron_rl.rewards.serving.rubric import read_rubric
 
 KEY = "MEGATRON_RL_JUDGE_KEY"  # environment variable
@@ -74,9 +74,11 @@ class Judge:
             )
             counts |= {"retries": float(answer.retries), "seconds": answer.seconds} | _tokens(answer.content)
             score = self._read(answer.content)
-        except Refused as error:
-            raise ValueError(f"the judge {self.model} at {self.url} refuses ({error}); its key is {self.key}'s") from error
-        except Unanswered as error:
+        except RefusedError as error:
+            raise ValueError(
+                f"the judge {self.model} at {self.url} refuses ({error}); its key is {self.key}'s"
+            ) from error
+        except UnansweredError as error:
             counts["retries"] = float(error.retries)
             return self._failed(f"gave no answer in {error.retries + 1} calls: {error}", counts, ConnectionError)
         except ValueError as error:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import isfinite
 from typing import Any
 
-from megatron_rl.rewards.serving.client import Client, Refused, Unanswered, call_violations
+from megatron_rl.rewards.serving.client import Client, RefusedError, UnansweredError, call_violations
 
 KEY = "MEGATRON_RL_REWARD_KEY"  # environment variable: the key that the server printed
 COUNTS = ("failed", "retries", "seconds")
@@ -38,9 +38,9 @@ class RewardModel:
         """
         try:
             answer = await self._client().post({"inputs": [{"prompt": prompt, "response": response}]})
-        except Refused as error:
+        except RefusedError as error:
             raise ValueError(f"the reward model at {self.url} refuses ({error}); its key is {KEY}'s") from error
-        except Unanswered as error:
+        except UnansweredError as error:
             said = f"gave no score in {error.retries + 1} calls: {error}"
             return self._failed(ConnectionError, said, error.retries)
         except ValueError as error:

@@ -31,7 +31,9 @@ class Rubric:
         def value(place: re.Match[str]) -> str:
             if place[1] not in values:
                 there = ", ".join(sorted(values))
-                raise InputError(f"The rubric {self.path} names {{{place[1]}}}, which a sample has not; it has {there}.")
+                raise InputError(
+                    f"The rubric {self.path} names {{{place[1]}}}, which a sample has not; it has {there}."
+                )
             return _text(values[place[1]])
 
         return _PLACE.sub(value, self.text)  # once: what is filled in is not looked at
@@ -45,7 +47,9 @@ def read_rubric(path: str) -> Rubric:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"rubric={path} cannot be read ({error}). Give a text file.") from error
     if not {"response", "reasoning"} & set(_PLACE.findall(text)):
-        raise InputError(f"rubric={path} names neither {{response}} nor {{reasoning}}, so it asks the same of everything.")
+        raise InputError(
+            f"rubric={path} names neither {{response}} nor {{reasoning}}, so it asks the same of everything."
+        )
     return Rubric(path, text, xxhash.xxh3_128_hexdigest(text.encode()))
 
 

@@ -67,9 +67,7 @@ def score_sample(terms: Sequence[Term], sample: Sample) -> tuple[float, dict[str
 
 async def score_concurrently(terms: Sequence[Term], sample: Sample) -> tuple[float, dict[str, float]]:
     """The same, with the asynchronous terms under way together; the others are called first, in their order."""
-    plain = {
-        term.name: _call(_named(term), term.reward, sample, "score") for term in terms if not term.asynchronous
-    }
+    plain = {term.name: _call(_named(term), term.reward, sample, "score") for term in terms if not term.asynchronous}
     awaited = [term for term in terms if term.asynchronous]
     scores = await asyncio.gather(*(_await(_named(term), term.reward, sample) for term in awaited))
     found = plain | {term.name: score for term, score in zip(awaited, scores, strict=True)}

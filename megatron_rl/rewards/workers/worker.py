@@ -78,9 +78,7 @@ def main(channel: socket.socket, results: int) -> None:
                 outgoing.write(BEGUN)
                 if rewarded and concurrent:
                     limits = (first, config.deadline)
-                    going = loop.run(
-                        score_batch(terms, report, samples, limits, config.concurrency, outgoing.write)
-                    )
+                    going = loop.run(score_batch(terms, report, samples, limits, config.concurrency, outgoing.write))
                 else:
                     going = _score_in_turn(terms if rewarded else [], report, samples, outgoing)
                 outgoing.look()
