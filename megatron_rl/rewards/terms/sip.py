@@ -13,7 +13,7 @@ from megatron_rl.data.task import Sample
 from megatron_rl.rewards.registry import Score
 
 STAGES = 4
-LONGEST = 1 << 17  # characters of a reasoning that are looked at, about 32,000 tokens
+LONGEST = 1 << 16  # characters of a reasoning that are looked at, about 16,000 tokens
 MIN_CHARACTERS = 20  # of content that make a heading a stage
 NAMES = ("cue encoding", "cue interpretation", "goal clarification", "response generation")
 CUES = (  # what a stage says when the text has no headings
