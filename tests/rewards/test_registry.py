@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,14 @@ import pytest
 
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.registry import BUILTIN, check_report, check_rewards, resolve
+from megatron_rl.rewards.registry import (
+    BUILTIN,
+    check_report,
+    check_rewards,
+    is_asynchronous,
+    resolve,
+    reward_facts,
+)
 from megatron_rl.rewards.terms.format import format
 
 
@@ -143,3 +151,38 @@ def test_a_report_must_be_importable_by_the_workers():
         (found,) = check_report(report)
         assert reason in found
         assert found.endswith("a function of the task's module, def report(sample: Sample) -> dict[str, float].")
+
+
+ASKING = """
+from functools import partial
+
+class Asked:
+    def __init__(self, url): self.url = url
+    def violations(self, deadline): return [f"{self.url} is far"] if deadline < 5 else []
+    def facts(self): return {"url": self.url}
+
+def perhaps(sample, url=""): ...
+def perhaps_services(url=""): return [Asked(url)] if url else []
+async def later(sample, x=1): ...
+one = partial(later, x=2)
+class Judge:
+    async def __call__(self, sample): ...
+judge = Judge()
+def plain(sample): ...
+"""
+
+
+def test_what_a_reward_asks_over_the_network(tmp_path, monkeypatch):
+    """It makes the reward asynchronous, is checked, and is named in the manifest."""
+    (tmp_path / "asking_rewards.py").write_text(ASKING)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = {name: is_asynchronous(resolve(f"asking_rewards.{name}"), {}) for name in ("later", "one", "judge")}
+    assert asked == {"later": True, "one": True, "judge": True}
+    perhaps = resolve("asking_rewards.perhaps")
+    assert not is_asynchronous(resolve("asking_rewards.plain"), {}) and not is_asynchronous(perhaps, {})
+    assert is_asynchronous(perhaps, {"url": "x"})
+    name = "asking_rewards.perhaps"
+    config = RewardsConfig(terms={name: 1.0}, args={name: {"url": "x"}}, deadline=4.0)
+    assert check_rewards(config) == [f"rewards.args.{name}: x is far"]
+    assert check_rewards(replace(config, deadline=5.0)) == check_rewards(replace(config, args={})) == []
+    assert reward_facts(config) == {name: [{"url": "x"}]} and reward_facts(replace(config, args={})) == {}

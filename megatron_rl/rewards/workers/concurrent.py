@@ -37,14 +37,16 @@ class _Batch:
             seconds = self.limits[self.warm]
             scoring = asyncio.ensure_future(score_concurrently(self.terms, sample))
             try:
-                done, _ = await asyncio.wait({scoring}, timeout=seconds)
+                await asyncio.wait({scoring}, timeout=seconds)
                 if self.failed:
                     return
-                if not done:
+                if not scoring.done():
                     write(Late(place, seconds), look=True)
                     continue
                 reward, components = scoring.result()
-                write(Done(place, reward, components, report_sample(self.report, sample) if self.report else None))
+                report = report_sample(self.report, sample) if self.report else None
+                done: Done = (place, reward, components, report)
+                write(done)
                 self.warm = True
             except InputError as error:
                 self.failed = True

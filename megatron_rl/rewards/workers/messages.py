@@ -5,13 +5,8 @@ from typing import NamedTuple
 READY, BEGUN = 0, 1  # it can take batches; it has read its batch
 
 
-class Done(NamedTuple):
-    """A sample is scored."""
-
-    place: int  # in its batch
-    reward: float
-    components: dict[str, float]
-    report: dict[str, float] | None
+Done = tuple[int, float, dict[str, float], dict[str, float] | None]
+"""A sample is scored: its place in the batch, reward, components and report. Plain, for there are many."""
 
 
 class Late(NamedTuple):

@@ -168,9 +168,9 @@ class RewardPool:
                 number = worker.take(message.place)
                 self._lose(number, f"ran past {worker.limit(message.seconds)}", timed_out=True)
             else:
-                number, first = worker.done(message.place)
-                scored = Scored(message.reward, message.components, message.report, step=self._samples[number].step)
-                self._scored[number] = scored
+                place, reward, components, report = message
+                number, first = worker.done(place)
+                self._scored[number] = Scored(reward, components, report, step=self._samples[number].step)
                 if first is not None:
                     self._longest[self._rewarded] = max(first, self._longest.get(self._rewarded, 0.0))
         return bool(messages)

@@ -93,7 +93,8 @@ def _score_in_turn(terms: Sequence[Term], report: Report | None, samples: Sequen
     for place, sample in enumerate(samples):
         try:
             reward, components = score_sample(terms, sample)
-            out.write(Done(place, reward, components, report_sample(report, sample) if report else None))
+            done: Done = (place, reward, components, report_sample(report, sample) if report else None)
+            out.write(done)
         except InputError as error:
             out.write(Failed(str(error), place))
             return False
