@@ -52,13 +52,13 @@ BUILTIN = {
     "exact_answer": "megatron_rl.rewards.terms.exact_answer.exact_answer",
     "judge": "megatron_rl.rewards.terms.judge.judge",
     "language": "megatron_rl.rewards.terms.language.language",
-    "length_window": "megatron_rl.rewards.terms.social.length.length_window",
+    "length_window": "megatron_rl.rewards.terms.length.length_window",
     "repetition": "megatron_rl.rewards.terms.repetition.repetition",
     "reward_model": "megatron_rl.rewards.terms.reward_model.reward_model",
-    "sip_structure": "megatron_rl.rewards.terms.social.sip.sip_structure",
-    "sip_content": "megatron_rl.rewards.terms.social.sip.sip_content",
-    "social_monitors": "megatron_rl.rewards.terms.social.social_monitors.social_monitors",
-    "social_r1": "megatron_rl.rewards.terms.social.social_r1.social_r1",
+    "sip_structure": "megatron_rl.rewards.terms.sip.sip_structure",
+    "sip_content": "megatron_rl.rewards.terms.sip.sip_content",
+    "social_monitors": "megatron_rl.rewards.terms.social_monitors.social_monitors",
+    "social_r1": "megatron_rl.rewards.terms.social_r1.social_r1",
 }
 
 

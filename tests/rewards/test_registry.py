@@ -41,10 +41,10 @@ def test_a_dotted_path_is_a_reward():
         ("zzz", ["is unknown", "dotted path"]),
         ("no_such_package.reward", ["is unknown", "There is no module no_such_package"]),
         (
-            "megatron_rl.rewards.terms.social.sip.sip_structre",
-            ["megatron_rl.rewards.terms.social.sip has no", "did you mean sip_structure?"],
+            "megatron_rl.rewards.terms.sip.sip_structre",
+            ["megatron_rl.rewards.terms.sip has no", "did you mean sip_structure?"],
         ),
-        ("megatron_rl.rewards.terms.social.sip.STAGES", ["int", "not a function"]),
+        ("megatron_rl.rewards.terms.sip.STAGES", ["int", "not a function"]),
         (
             "broken_reward_module.reward",
             ["importing broken_reward_module", "ZeroDivisionError: division by zero", "module.py, line 1)"],

@@ -1,1 +1,0 @@
-"""The terms of Social-R1 (arXiv 2603.09249)."""
