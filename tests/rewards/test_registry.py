@@ -109,7 +109,7 @@ judge = Judge()
 @pytest.mark.parametrize(
     ("name", "args", "reason"),
     [
-        ("later", {}, "which is asynchronous (async def); make it a plain function."),
+        ("later", {}, None),  # many run at a time
         ("verl", {}, "called as verl(sample), but: missing a required argument: 'solution_str'. A reward takes one"),
         ("verl", {"solution_str": "x"}, "called as verl(sample, solution_str='x'), but: missing a required argument"),
         ("nothing", {}, "called as nothing(sample), but: too many positional arguments."),

@@ -1,9 +1,19 @@
+import asyncio
+import inspect
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from megatron_rl.data.task import Sample
+from megatron_rl.rewards.config import RewardsConfig
+from megatron_rl.rewards.registry import check_rewards
+from megatron_rl.rewards.serving.judge import judge_of
 from megatron_rl.rewards.terms.length import length_window, window_factor
 from megatron_rl.rewards.terms.sip import sip_content, sip_structure
-from megatron_rl.rewards.terms.social_r1 import adjusted, combine, social_r1, weights
+from megatron_rl.rewards.terms.social_r1 import adjusted, combine, content_prompt, content_reply, social_r1, weights
+from tests.conftest import free_port
+from tests.rewards.serving import Server, said, serving
 
 STORY = "Sally puts the ball into the basket and leaves. Anne moves the ball to the box."
 THINK = (
@@ -89,3 +99,71 @@ def test_wrong_and_formless_answers():
     cut_off = social_r1(Sample("Q?", f"<think>{THINK}", "A", extra={"story": STORY}))
     assert (cut_off["score"], cut_off["fmt"], cut_off["structure"]) == (0, 0, 1)  # what it reasoned is still logged
     assert social_r1(Sample("Q?", RIGHT, "B", extra={"story": STORY}), variant="outcome")["score"] == 1
+
+
+def asked(server: Server | None, sample: Sample, tmp_path: Path, **args: Any) -> dict[str, float]:
+    (tmp_path / "rubric.txt").write_text("{reasoning}")
+    url = server.url if server else f"http://127.0.0.1:{free_port()}"
+    judge_of.cache_clear()
+    score = social_r1(
+        sample,
+        structure="judge",
+        content="reward_model",
+        judge={"url": url, "model": "gpt", "rubric": str(tmp_path / "rubric.txt"), "retries": 0},
+        reward_model={"url": url, "retries": 0},
+        **args,
+    )
+    assert inspect.isawaitable(score)
+
+    async def awaited() -> Any:
+        return await score
+
+    return asyncio.run(awaited())
+
+
+def test_a_judge_and_a_reward_model_are_asked(tmp_path: Path) -> None:
+    sample = Sample("Q?", RIGHT, "A", extra={"story": STORY, "question": "Where?"}, step=50)
+    by_rules = social_r1(sample)
+
+    def reply(body: Any) -> Any:
+        return (200, {"scores": [0.5]}) if "inputs" in body else (200, said("<Score>0.8</Score>"))
+
+    with serving(reply) as server:
+        found = asked(server, sample, tmp_path)
+        assert found["score"] == combine(1, 1, 0.8, 0.5, 50, by_rules["length"])
+        assert (found["structure"], found["content"], found["adj"]) == (0.8, 0.5, adjusted(0.5))
+        assert found["disagreement"] == pytest.approx(0.2)  # the rules give 1
+        assert (found["judge/calls"], found["judge/failures"], found["reward_model/failed"]) == (1, 0, 0)
+        (scored,) = [body["inputs"] for body in server.asked if "inputs" in body]
+        assert scored == [{"prompt": content_prompt(STORY, "Where?"), "response": content_reply(THINK)}]
+        alone = asked(server, sample, tmp_path, variant="structure")
+        assert alone["score"] == combine(1, 1, 0.8, 0.5, 50, by_rules["length"], "structure")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_whoever_does_not_answer_or_talks_nonsense_gives_0(there: bool, tmp_path: Path) -> None:
+    sample = Sample("Q?", RIGHT, "A", extra={"story": STORY})
+    with serving(lambda body: (200, b"nonsense")) as server:
+        found = asked(server if there else None, sample, tmp_path)
+    assert (found["structure"], found["content"], found["adj"]) == (0, 0, pytest.approx(2.297397))
+    assert (found["judge/failures"], found["reward_model/failed"]) == (1, 1)
+    assert found["score"] == combine(1, 1, 0, 0, 0, found["length"])
+
+
+def test_what_is_asked_is_checked() -> None:
+    def found(**args: Any) -> list[str]:
+        return check_rewards(RewardsConfig(terms={"social_r1": 1.0}, args={"social_r1": args}))
+
+    assert found() == found(variant="content") == []
+    for args, sentence in (
+        ({"structure": "judges"}, "rewards.args.social_r1.structure is 'judges'; it must be rules or judge."),
+        (
+            {"judge": {"url": "x"}},
+            "rewards.args.social_r1.judge does nothing without rewards.args.social_r1.structure=",
+        ),
+        ({"structure": "judge"}, "rewards.args.social_r1.judge: missing 3 required positional arguments: 'url'"),
+        ({"structure": "judge", "judge": {"modle": "x"}}, "got an unexpected keyword argument 'modle'; it takes the"),
+        ({"content": "reward_model"}, "rewards.args.social_r1.reward_model: missing 1 required positional argument"),
+    ):
+        (violation,) = found(**args)
+        assert sentence in violation
