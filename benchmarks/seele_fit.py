@@ -2,7 +2,7 @@
 
 python -m benchmarks.seele_fit [SEEDS]
 
-Problems have 3 to 8 steps and an accuracy by hint that follows a curve of their own, of which each round shows a sample.
+Problems have 3 to 8 steps and a curve of their own of accuracy by hint, of which each round shows a sample.
 """
 
 import sys

@@ -33,6 +33,7 @@ BUILTIN = {
     "multiple_choice": "megatron_rl.rewards.terms.answer.multiple_choice",
     "answer_in_format": "megatron_rl.rewards.terms.answer.answer_in_format",
     "exact_answer": "megatron_rl.rewards.terms.exact_answer.exact_answer",
+    "math_answer": "megatron_rl.rewards.terms.math_answer.math_answer",
     "length_window": "megatron_rl.rewards.terms.length.length_window",
     "reward_model": "megatron_rl.rewards.terms.reward_model.reward_model",
     "sip_structure": "megatron_rl.rewards.terms.sip.sip_structure",
