@@ -23,7 +23,7 @@ _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
 def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
-    """``correct``: the last box holds the right answer; ``boxed``: there is one. ``by_source``: as ``prompt_answer``."""
+    """``correct``: the last box holds the answer; ``boxed``: there is one. ``by_source``: as in ``prompt_answer``."""
     correct, answered = judge(sample.response, sample.answer)
     found = {"correct": float(correct), "boxed": float(answered)}
     if by_source:

@@ -2,7 +2,7 @@
 
 The targets of the warm start slip now and then on purpose: each addition comes out one too high with probability
 ``SLIP``, and what follows goes on from there. A policy that has learned them draws a solution of n steps right with
-probability (1 - SLIP)^n, below 12 % from five steps on, and (1 - SLIP)^(n - l) after the first l right steps.
+probability (1 - SLIP)^n, below 8 % from six steps on, and (1 - SLIP)^(n - l) after the first l right steps.
 """
 
 import random
@@ -15,7 +15,7 @@ from megatron_rl.data.task import UNBOUNDED, Example, Sample
 from megatron_rl.data.tasks.generated import Generated, GeneratedTask, choose
 from megatron_rl.data.tokenizer import write_word_tokenizer
 
-TERMS = (6, 7, 8)  # digits of a sum; one step fewer
+TERMS = (7, 8, 9)  # digits of a sum; one step fewer
 SLIP = 0.35
 HELDOUT = 256
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
