@@ -14,8 +14,10 @@ from megatron_rl.system import named
 
 TASKS = {
     "false_belief": "megatron_rl.data.tasks.false_belief.make_false_belief",
+    "math_problems": "megatron_rl.data.tasks.math_problems.make_math_problems",
     "multiple_choice": "megatron_rl.data.tasks.multiple_choice.make_multiple_choice",
     "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
+    "running_sum": "megatron_rl.data.tasks.running_sum.make_running_sum",
 }
 
 

@@ -52,6 +52,7 @@ BUILTIN = {
     "exact_answer": "megatron_rl.rewards.terms.exact_answer.exact_answer",
     "judge": "megatron_rl.rewards.terms.judge.judge",
     "language": "megatron_rl.rewards.terms.language.language",
+    "math_answer": "megatron_rl.rewards.terms.math_answer.math_answer",
     "length_window": "megatron_rl.rewards.terms.length.length_window",
     "repetition": "megatron_rl.rewards.terms.repetition.repetition",
     "reward_model": "megatron_rl.rewards.terms.reward_model.reward_model",
