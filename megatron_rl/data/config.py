@@ -52,7 +52,9 @@ class DataConfig:
     bad_rows: str = choice("error", "drop")  # prompt too long, or (prompt_answer) no answer; drop: left out and counted
     limit: int = number(0, least=0)  # use only the first rows; 0: all
     shuffle: bool = True  # a new order each epoch, from run.seed
-    repeat_to_batch: int = number(0, least=0)  # the first so many examples fill every batch, again and again; 0: off
+    repeat_to_batch: int = number(
+        0, least=0
+    )  # the first so many examples fill every batch of RL, again and again; 0: off
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     mixture: dict[str, Any] = field(default_factory=dict)  # tasks: name -> weight and options that differ

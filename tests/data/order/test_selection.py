@@ -67,7 +67,7 @@ def test_a_generator(history):
     with pytest.raises(InputError, match=r"bound the task with data.limit"):
         select(endless, SelectionConfig(rank_by_accuracy_std=history))
     assert select(false_belief(0, 4).train, SelectionConfig(rank_by_accuracy_std=history)).tolist() == [3, 1, 0, 2]
-    drawn = make_prompts(DataConfig(repeat_to_batch=2), false_belief(0), 0).take(4)
+    drawn = make_prompts(DataConfig(repeat_to_batch=2), false_belief(0), 0, steps=1).take(4)
     assert [e.id for e in drawn] == ["train/0", "train/1"] * 2
 
 
@@ -81,4 +81,4 @@ def test_bad_files(tmp_path):
     with pytest.raises(InputError, match=r"has the names x, …, and no example has one of them; theirs are 0, 1, 2"):
         select(ROWS, SelectionConfig(rank_by_accuracy_std=str(file)), 1)
     with pytest.raises(InputError, match=r"repeat_to_batch is 7, and there are 6 training examples"):
-        make_prompts(DataConfig(repeat_to_batch=7), rows_task(), 0)
+        make_prompts(DataConfig(repeat_to_batch=7), rows_task(), 0, steps=1)
