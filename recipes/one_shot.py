@@ -25,7 +25,7 @@ def tiny() -> Config:
     config.data = DataConfig(task="stepwise_sums", max_prompt_tokens=7, repeat_to_batch=1)
     config.rollout.prompts_per_step, config.rollout.max_new_tokens, config.rollout.temperature = 16, 24, 1.0
     config.actor.optimizer = OptimizerConfig(lr=5e-5, beta2=0.95, warmup_steps=5)
-    config.sft = SFTConfig(steps=600, batch_size=32)
+    config.sft = SFTConfig(steps=600, batch_size=64)
     config.sft_optimizer = OptimizerConfig(
         lr=3e-3, beta2=0.95, weight_decay=0.1, warmup_steps=20, decay="cosine", min_lr_ratio=0.1
     )

@@ -17,7 +17,7 @@ from megatron_rl.data.tokenizer import write_word_tokenizer
 
 TERMS = 3
 LARGEST = 9 * TERMS
-GUESSES = 0.7  # targets that guess
+GUESSES = 0.6  # targets that guess
 SPREAD = 5  # a guess lies at most so far from the sum
 HELDOUT = 512  # held-out questions
 LONGEST_PROMPT = 2 * TERMS + 1  # tokens
