@@ -46,19 +46,22 @@ class Service(Protocol):
 
 
 BUILTIN = {
-    "format": "megatron_rl.rewards.terms.format.format",
+    "format": "megatron_rl.rewards.terms.style.format.format",
     "multiple_choice": "megatron_rl.rewards.terms.answer.multiple_choice",
     "answer_in_format": "megatron_rl.rewards.terms.answer.answer_in_format",
     "exact_answer": "megatron_rl.rewards.terms.exact_answer.exact_answer",
     "judge": "megatron_rl.rewards.terms.judge.judge",
-    "language": "megatron_rl.rewards.terms.language.language",
-    "length_window": "megatron_rl.rewards.terms.length.length_window",
-    "repetition": "megatron_rl.rewards.terms.repetition.repetition",
+    "language": "megatron_rl.rewards.terms.style.language.language",
+    "math_answer": "megatron_rl.rewards.terms.math_answer.math_answer",
+    "deep_enlighten": "megatron_rl.rewards.terms.social.deep_enlighten.deep_enlighten",
+    "length_window": "megatron_rl.rewards.terms.style.length.length_window",
+    "repetition": "megatron_rl.rewards.terms.style.repetition.repetition",
     "reward_model": "megatron_rl.rewards.terms.reward_model.reward_model",
-    "sip_structure": "megatron_rl.rewards.terms.sip.sip_structure",
-    "sip_content": "megatron_rl.rewards.terms.sip.sip_content",
-    "social_monitors": "megatron_rl.rewards.terms.social_monitors.social_monitors",
-    "social_r1": "megatron_rl.rewards.terms.social_r1.social_r1",
+    "reasoning_style": "megatron_rl.rewards.terms.style.reasoning_style.reasoning_style",
+    "sip_structure": "megatron_rl.rewards.terms.social.sip.sip_structure",
+    "sip_content": "megatron_rl.rewards.terms.social.sip.sip_content",
+    "social_monitors": "megatron_rl.rewards.terms.social.social_monitors.social_monitors",
+    "social_r1": "megatron_rl.rewards.terms.social.social_r1.social_r1",
 }
 
 

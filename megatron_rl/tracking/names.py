@@ -36,6 +36,7 @@ REWARD = {
     "dropped_samples": Metric("count", "completions left out as their reward or a log-prob was not finite", "0"),
     "accuracy": Metric("fraction", "training completions whose answer is right (the task's `correct`)", "rises"),
     "accuracy/{source}": Metric("fraction", "the same of one data source, where a step has several", "rises"),
+    "pass_at_k": Metric("fraction", "prompts with a right answer among their rollout.group_size completions", "rises"),
     "equal_groups": Metric(
         "fraction", "prompts all of whose completions got the same reward: they teach nothing", "falls; 1 is a dead run"
     ),
@@ -43,6 +44,9 @@ REWARD = {
 ROLLOUT = {
     "length": Metric("tokens", "mean length of a completion", "steady; a sudden rise or fall is a warning"),
     "length_max": Metric("tokens", "length of the longest completion"),
+    "length_stopped": Metric("tokens", "mean length of the completions that ended themselves"),
+    "length_right": Metric("tokens", "mean length of those whose answer is right"),
+    "length_wrong": Metric("tokens", "mean length of those whose answer is not"),
     "truncated": Metric("fraction", "completions cut off at rollout.max_new_tokens", "near 0; else raise that"),
     "tokens": Metric("tokens", "generated in the step; in `sft` and `preference` rows learned from, with prompts"),
     "staleness": Metric("weight versions", "mean age of the weights that drew the step's tokens", "0 on-policy"),
@@ -62,6 +66,15 @@ DYNAMIC = {
     "drawn_reward": Metric("reward", "mean over all completions drawn; `reward` is that of the batch", "rises"),
     "drawn_accuracy": Metric("fraction", "right ones of all completions drawn; `accuracy` is of the batch", "rises"),
 }
+HINTS = {
+    "hint/rate": Metric("fraction", "of a solution's steps that hints were to tell, mean over problems and rounds"),
+    "hint/accuracy_{round}": Metric(
+        "fraction",
+        "completions of one round of each problem that are right, with their hints",
+        "near rollout.hints.target",
+    ),
+    "hint/in_target": Metric("fraction", "rounds of a problem in which 2 to n - 2 of n completions are right", "rises"),
+}
 LEARNING = {
     "loss": Metric(
         "nats",
@@ -70,6 +83,9 @@ LEARNING = {
         "falls in `sft` and `preference` rows; no guide in `rl` rows",
     ),
     "policy_loss": Metric("reward", "the clipped surrogate alone", "near 0"),
+    "hint_loss": Metric(
+        "nats", "algorithm.hint_coef x negative log-likelihood of hints, weighed as drawn tokens", "falls"
+    ),
     "ratio": Metric("", "mean probability of a token under the new policy over that under the old one", "near 1"),
     "clip_fraction": Metric("fraction", "tokens whose ratio the clip bounded", "small"),
     "teacher_kl": Metric("nats a token", "KL of the policy to the teacher (distillation), on what it drew", "falls"),
@@ -154,6 +170,7 @@ GROUPS = {
     "Rewards (`rl` rows)": REWARD,
     "Rollouts (`rl` rows)": ROLLOUT,
     "Dynamic sampling (`rl` rows, with rollout.dynamic.filter)": DYNAMIC,
+    "Hints (`rl` rows, with rollout.strategy=hinted)": HINTS,
     "Learning": LEARNING,
     "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
     "Pairs (`preference` and `reward_model` rows)": PAIRS,

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.actor.rows import IMITATE, TrainingRow
 from megatron_rl.algorithms.published import settled
 from megatron_rl.algorithms.terms.aggregation import SUMS, token_weights
 from megatron_rl.config import Config
@@ -21,6 +21,7 @@ class Rows:
         self.longest = self.options.aggregation_length or config.rollout.max_new_tokens
         self.rewarded = any(rollout.rewards is not None for rollout in rollouts)
         weighted = any(rollout.weights is not None for rollout in rollouts)
+        self.imitated = self.options.hint_coef > 0
         self.shared = weighted or self.options.aggregation in SUMS  # weights that do not add up to 1
 
     def made(self, first: int, last: int) -> list[TrainingRow]:
@@ -51,6 +52,11 @@ class Rows:
         columns = {"weight": weights.astype(np.float32), "rollout_logprobs": rollout.logprobs}
         if self.shared:
             columns["share"] = np.where(rollout.drawn, share, 0.0).astype(np.float32)
+        if self.imitated:
+            hinted = False if rollout.hinted is None else rollout.hinted
+            columns[IMITATE] = (np.where(rollout.drawn, 0.0, weight) * self.options.hint_coef * hinted).astype(
+                np.float32
+            )
         if self.rewarded:
             given = rollout.rewards
             columns["token_reward"] = np.zeros(len(rollout.tokens), np.float32) if given is None else given

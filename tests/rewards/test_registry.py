@@ -16,7 +16,7 @@ from megatron_rl.rewards.registry import (
     resolve,
     reward_facts,
 )
-from megatron_rl.rewards.terms.format import format
+from megatron_rl.rewards.terms.style.format import format
 
 
 def test_every_builtin_resolves_and_needs_no_torch():
@@ -31,7 +31,7 @@ def test_every_builtin_resolves_and_needs_no_torch():
 
 
 def test_a_dotted_path_is_a_reward():
-    assert resolve("megatron_rl.rewards.terms.format.format") is resolve("format") is format
+    assert resolve("megatron_rl.rewards.terms.style.format.format") is resolve("format") is format
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_a_dotted_path_is_a_reward():
         ("zzz", ["is unknown", "dotted path"]),
         ("no_such_package.reward", ["is unknown", "There is no module no_such_package"]),
         (
-            "megatron_rl.rewards.terms.sip.sip_structre",
-            ["megatron_rl.rewards.terms.sip has no", "did you mean sip_structure?"],
+            "megatron_rl.rewards.terms.social.sip.sip_structre",
+            ["megatron_rl.rewards.terms.social.sip has no", "did you mean sip_structure?"],
         ),
-        ("megatron_rl.rewards.terms.sip.STAGES", ["int", "not a function"]),
+        ("megatron_rl.rewards.terms.social.sip.STAGES", ["int", "not a function"]),
         (
             "broken_reward_module.reward",
             ["importing broken_reward_module", "ZeroDivisionError: division by zero", "module.py, line 1)"],

@@ -31,7 +31,7 @@ def test_factors(kind: str, factors: list[float]) -> None:
 
 
 def test_the_curriculum_of_social_r1_is_a_schedule() -> None:
-    from megatron_rl.rewards.terms.social_r1 import weights
+    from megatron_rl.rewards.terms.social.social_r1 import weights
 
     structure, content = Schedule(200, 2.0, 1.0), Schedule(200, 1.0, 3.0)
     for step in (0, 1, 50, 199, 200, 1000):

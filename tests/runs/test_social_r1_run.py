@@ -16,7 +16,7 @@ import pytest
 from megatron_rl.rewards.serving.judge import KEY as JUDGE_KEY
 from megatron_rl.rewards.serving.reward_model import KEY as MODEL_KEY
 from megatron_rl.rewards.serving.scorer import Scorer
-from megatron_rl.rewards.terms.social_r1 import combine, content_prompt, content_reply
+from megatron_rl.rewards.terms.social.social_r1 import combine, content_prompt, content_reply
 from megatron_rl.settings.load import load
 from megatron_rl.tracking.names import find
 from megatron_rl.tracking.run_folder import RunFolder

@@ -1,7 +1,7 @@
 import pytest
 
 from megatron_rl.data.task import Sample
-from megatron_rl.rewards.terms.social_monitors import social_monitors
+from megatron_rl.rewards.terms.social.social_monitors import social_monitors
 
 THINK = (
     "Cue Encoding: Sally puts the ball into the basket.\n"

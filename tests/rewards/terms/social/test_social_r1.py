@@ -9,9 +9,16 @@ from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rewards.serving.judge import judge_of
-from megatron_rl.rewards.terms.length import length_window, window_factor
-from megatron_rl.rewards.terms.sip import sip_content, sip_structure
-from megatron_rl.rewards.terms.social_r1 import adjusted, combine, content_prompt, content_reply, social_r1, weights
+from megatron_rl.rewards.terms.social.sip import sip_content, sip_structure
+from megatron_rl.rewards.terms.social.social_r1 import (
+    adjusted,
+    combine,
+    content_prompt,
+    content_reply,
+    social_r1,
+    weights,
+)
+from megatron_rl.rewards.terms.style.length import length_window, window_factor
 from tests.conftest import free_port
 from tests.rewards.serving import Server, said, serving
 

@@ -5,7 +5,7 @@ import re
 from megatron_rl.data.answers.think_answer import letter, parse
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.registry import Score
-from megatron_rl.rewards.terms.sip import LONGEST, find_stages, grounded, story_of, structure
+from megatron_rl.rewards.terms.social.sip import LONGEST, find_stages, grounded, story_of, structure
 
 _NAMED = re.compile(r"(?:nswer is|ption)[\s:*]*\(?([A-H])\b")  # "the answer is (B)", "Option B"
 

@@ -14,9 +14,9 @@ from megatron_rl.errors import InputError
 from megatron_rl.rewards.registry import Score, Service
 from megatron_rl.rewards.serving.judge import Judge, judge_of
 from megatron_rl.rewards.serving.reward_model import RewardModel, model_of
-from megatron_rl.rewards.terms.length import repetition_factor, window_factor
-from megatron_rl.rewards.terms.sip import find_stages, grounded, story_of
-from megatron_rl.rewards.terms.sip import structure as structure_of
+from megatron_rl.rewards.terms.social.sip import find_stages, grounded, story_of
+from megatron_rl.rewards.terms.social.sip import structure as structure_of
+from megatron_rl.rewards.terms.style.length import repetition_factor, window_factor
 
 CURRICULUM = 200  # steps over which the weights move
 FLOOR = 0.01  # the least reward of a completion in the right form

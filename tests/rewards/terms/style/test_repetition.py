@@ -4,8 +4,8 @@ import pytest
 
 from megatron_rl.data.answers.repetition import repeat_ratio, repeats
 from megatron_rl.data.task import Sample
-from megatron_rl.rewards.terms.length import repetition_factor
-from megatron_rl.rewards.terms.repetition import repetition
+from megatron_rl.rewards.terms.style.length import repetition_factor
+from megatron_rl.rewards.terms.style.repetition import repetition
 
 
 @pytest.mark.parametrize(

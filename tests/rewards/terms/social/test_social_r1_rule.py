@@ -9,7 +9,7 @@ import pytest
 
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.terms.social_r1 import VARIANTS, social_r1
+from megatron_rl.rewards.terms.social.social_r1 import VARIANTS, social_r1
 from megatron_rl.rewards.workers.pool import RewardPool
 
 PIECES = (

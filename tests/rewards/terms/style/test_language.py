@@ -4,7 +4,7 @@ from megatron_rl.data.answers.languages import SCRIPTS, mix, share_of_letters
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.registry import check_rewards
-from megatron_rl.rewards.terms.language import language
+from megatron_rl.rewards.terms.style.language import language
 
 
 @pytest.mark.parametrize(
