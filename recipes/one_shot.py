@@ -44,7 +44,9 @@ def _published(name: str, model: str) -> Config:
     return Config(
         run=RunConfig(name=name, steps=2000, save_every=100),
         model=ModelConfig(path=model),
-        data=DataConfig(task="prompt_answer", prompt="auto", max_prompt_tokens=1024, repeat_to_batch=1),
+        data=DataConfig(
+            task="prompt_answer", prompt="auto", max_prompt_tokens=1024, bad_rows="drop", repeat_to_batch=1
+        ),
         rollout=RolloutConfig(prompts_per_step=128, group_size=8, max_new_tokens=3072, temperature=0.6),
         rewards=RewardsConfig(terms={"exact_answer": 1.0}, args={"exact_answer": {"form": "boxed"}}, workers=4),
         algorithm=AlgorithmConfig(
