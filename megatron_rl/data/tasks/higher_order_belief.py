@@ -2,11 +2,11 @@
 arXiv 2310.16755), generated.
 
 Five agents are in a room; one after the other moves the object or does not, and leaves. Then some tell others a false
-place, in private or to all. Who was there decides who knows what; a claim is believed by those who left before the one
-who makes it, as the order of leaving is known to all, and does not change what the speaker believes. As in Hi-ToM's
-answers, only the speaker draws conclusions from it: what the hearer now believes; what third parties think about others
-stays, in public too. Held-out questions are a suite: as many of each order, and ``report`` says how many are right by
-order and where somebody lied.
+place, in private or to all. Who was there decides who knows what. A claim is believed by hearers who left before the
+speaker did, as the order of leaving is known to all, and does not change what the speaker believes. As in Hi-ToM's
+answers, only the speaker draws conclusions from it, and takes it to be believed by all who hear it; what third parties
+think about others stays, in public too. Held-out questions are a suite: as many of each order, and ``report`` says how
+many are right by order and where somebody lied.
 """
 
 import random
@@ -51,7 +51,7 @@ def believed(agents: Sequence[str], start: str, events: Sequence[Event], chain: 
     """Where the first of a chain thinks that the second thinks … that the object is; of an empty one: where it is.
 
     A move changes that where all of the chain see it. A claim changes what a hearer thinks who left before the speaker
-    did, and what the speaker thinks that this hearer thinks.
+    did, and what the speaker thinks that any hearer thinks.
     """
     left = [event.agent for event in events if event.kind == "leave"]
     left += [agent for agent in agents if agent not in left]  # those who stay leave last
@@ -61,8 +61,10 @@ def believed(agents: Sequence[str], start: str, events: Sequence[Event], chain: 
             present.discard(event.agent)
         elif event.kind == "move":
             place = event.place if set(chain) <= present else place
-        elif chain and chain[-1] in event.hearers and list(chain[:-1]) in ([], [event.agent]):
-            place = event.place if left.index(chain[-1]) < left.index(event.agent) else place
+        elif chain and chain[-1] in event.hearers:
+            trusted = left.index(chain[-1]) < left.index(event.agent)
+            if list(chain[:-1]) == [event.agent] or (len(chain) == 1 and trusted):
+                place = event.place
     return place
 
 

@@ -50,8 +50,9 @@ def simulated(text: str, depth: int = 4) -> Mind:
         elif verb in ("publicly", "privately"):
             hearers = set(names) - {speaker} if verb == "publicly" else {words[3]}
             for name in hearers:
+                world.of[speaker].of[name].place = words[-1]
                 if gone.index(name) < gone.index(speaker):
-                    world.of[name].place = world.of[speaker].of[name].place = words[-1]
+                    world.of[name].place = words[-1]
     return world
 
 
@@ -102,7 +103,8 @@ def test_rules():
     public = (Event("tell", "Bob", "tray", ("Ann", "Cid")),)
     assert [where(name, told=public) for name in agents] == ["tray", "bag", "jar"]  # Cid left after Bob
     assert where("Bob", "Ann", told=public) == "tray" and where("Cid", "Ann", told=public) == "box"
-    assert where("Bob", "Cid", told=public) == "bag" and where("Cid", "Bob", "Ann", told=public) == "box"
+    assert where("Bob", "Cid", told=public) == "tray"  # Bob does not know that Cid knows better
+    assert where("Ann", "Cid", told=public) == "box" and where("Cid", "Bob", "Ann", told=public) == "box"
     assert where(told=public) == "jar"
 
 
