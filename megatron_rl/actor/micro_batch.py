@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.actor.rows import IMITATE, TrainingRow
 
 
 @dataclass
@@ -59,13 +59,14 @@ class MicroBatch:
     inputs: torch.Tensor  # int64 [1, t]
     positions: torch.Tensor  # int64 [1, t]
     packed: PackedSequences
-    trained: torch.Tensor  # int64 [n]: which of the t positions predict a token of non-zero weight
-    targets: torch.Tensor  # int64 [n]: that token
+    trained: torch.Tensor  # int64 [n + h]: which of the t positions predict a token of non-zero weight, then h imitated
+    targets: torch.Tensor  # int64 [n + h]: that token
     columns: dict[str, torch.Tensor]  # float32 [n]: its numbers
     lengths: torch.Tensor  # int64 [s]: how many of the n are of each sequence, one after the other, on every rank alike
     samples: torch.Tensor  # int64 [s]: the number of each sequence's sample in the whole batch
     totals: torch.Tensor  # int64 [s]: how many trained tokens each sequence has on all ranks together
     places: torch.Tensor  # int64 [n]: which of its sequence's trained tokens each is
+    imitate: torch.Tensor | None = None  # float32 [h]: weights of tokens that are imitated besides; None: never any
     spread: dist.ProcessGroup | None = None  # the context-parallel ranks that hold parts of the sequences
 
     def sequence_sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -113,6 +114,7 @@ class MicroBatch:
         for name in ("inputs", "targets", "positions", "trained", "lengths", "samples", "totals", "places"):
             setattr(self, name, getattr(self, name).to(device))
         self.columns = {k: v.to(device) for k, v in self.columns.items()}
+        self.imitate = None if self.imitate is None else self.imitate.to(device)
         for name in ("cu_seqlens_q", "cu_seqlens_kv"):
             setattr(self.packed, name, getattr(self.packed, name).to(device))
         for block in self.packed.blocks:
@@ -149,10 +151,11 @@ def build(
 ) -> MicroBatch:
     """Pack sequences for one rank.
 
-    ``columns`` are carried along, ``weight`` among them. ``multiple`` divides the number of positions per
-    context-parallel rank; there are ``at_least`` that many. An empty list gives one padding sequence of weight 0: a
-    rank without work still takes part in the collectives. ``share_prompts``: a prompt that several sequences start
-    with is computed once, and their completions attend to it (without context parallelism).
+    ``columns`` are carried along, ``weight`` among them; ``IMITATE`` says which tokens are imitated besides.
+    ``multiple`` divides the number of positions per context-parallel rank; there are ``at_least`` that many. An empty
+    list gives one padding sequence of weight 0: a rank without work still takes part in the collectives.
+    ``share_prompts``: a prompt that several sequences start with is computed once, and their completions attend to it
+    (without context parallelism).
     """
     prompts, rows = _rows(sequences, share_prompts)
     unit = 2 * cp_size if cp_size > 1 else 1
@@ -164,11 +167,14 @@ def build(
         padded.append(rest)
     starts = np.concatenate([[0], np.cumsum(padded)])
     inputs, positions, trained, targets, experts = [], [], [], [], []
+    imitated: list[np.ndarray] = []
+    to_imitate: list[np.ndarray] = []
+    imitate: list[np.ndarray] = []
     samples: list[int] = []
     totals: list[int] = []
     places: list[np.ndarray] = []
     choices = max((s.experts.shape[1] for s in sequences if s.experts is not None), default=0)  # of a token
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in columns if name != IMITATE}
     for row, length, start in zip(rows, padded, starts[:-1] // cp_size, strict=True):
         own = _zigzag(length, cp_rank, cp_size)
         inputs.append(_padded(row.tokens, length)[own])
@@ -184,15 +190,22 @@ def build(
         if row.prompt >= 0:  # the first token is predicted by the prompt's last position
             predicted = np.concatenate([[row.first], predicted])
             at = np.concatenate([[starts[row.prompt + 1] - 1], at])
-        weighty = (predicted < len(tokens)) & (weights[np.minimum(predicted, len(tokens) - 1)] != 0)
+        inside = predicted < len(tokens)
+        weighty = inside & (weights[np.minimum(predicted, len(tokens) - 1)] != 0)
         trained.append(at[weighty])
         targets.append(tokens[predicted[weighty]])
         samples.append(row.sequence.sample)
         before = np.cumsum(weights[1:] != 0)  # trained tokens up to each prediction, this one included
         totals.append(int(before[-1]) if len(before) else 0)
         places.append(before[predicted[weighty] - 1] - 1)
-        for name in columns:
+        for name in kept:
             kept[name].append(row.sequence.columns[name][predicted[weighty]])
+        if IMITATE in columns:
+            wanted_of = row.sequence.columns[IMITATE][np.minimum(predicted, len(tokens) - 1)]
+            chosen = inside & (wanted_of != 0)
+            imitated.append(at[chosen])
+            to_imitate.append(tokens[predicted[chosen]])
+            imitate.append(wanted_of[chosen])
     cu_seqlens = torch.from_numpy(starts.astype(np.int32))
     packed = PackedSequences(
         qkv_format="thd",
@@ -205,15 +218,16 @@ def build(
     )
     return MicroBatch(
         inputs=_tensor(inputs, np.int64).view(1, -1),
-        targets=_tensor(targets, np.int64),
+        targets=_tensor([*targets, *to_imitate], np.int64),
         positions=_tensor(positions, np.int64).view(1, -1),
         packed=packed,
-        trained=_tensor(trained, np.int64),
+        trained=_tensor([*trained, *imitated], np.int64),
         columns={name: _tensor(parts, np.float32) for name, parts in kept.items()},
         lengths=torch.tensor([len(part) for part in targets], dtype=torch.int64),
         samples=torch.tensor(samples, dtype=torch.int64),
         totals=torch.tensor(totals, dtype=torch.int64),
         places=_tensor(places, np.int64),
+        imitate=_tensor(imitate, np.float32) if IMITATE in columns else None,
     )
 
 

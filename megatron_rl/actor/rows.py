@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+IMITATE = "imitate"
+"""A column of weights: such tokens are imitated, whatever else is learned from the row, and have no other columns."""
+
 
 @dataclass
 class TrainingRow:

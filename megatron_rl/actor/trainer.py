@@ -214,7 +214,7 @@ class Actor:
         """Write log-probs, or a scalar head's values, into ``column`` of each micro-batch (on the last stage)."""
 
         def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor, non_loss_data: bool) -> None:
-            batch.columns[column] = self._outputs(model, batch, hidden, temperature)[0]
+            batch.columns[column] = self._outputs(model, batch, hidden, temperature)[0][: len(batch.places)]
 
         self._run(batches, finish, forward_only=True)
 
@@ -252,11 +252,19 @@ class Actor:
     ) -> dict[str, float]:
         """One optimiser step on one mini-batch; returns the objective's metrics, the gradient norm and the rate.
 
+        Tokens that rows have ``IMITATE`` weights for add -weight x log-prob to the objective's loss (``hint_loss``).
         A gradient norm that is not finite leaves weights and optimiser as they are; the metric says so.
         """
 
         def finish(model: Any, batch: MicroBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
-            loss, metrics = objective(*self._outputs(model, batch, hidden, temperature), batch)
+            found, n = self._outputs(model, batch, hidden, temperature), len(batch.places)
+            loss, metrics = objective(*(part[:n] for part in found), batch)
+            if batch.imitate is not None and not self.arch.scalar:
+                told = -(batch.imitate * found[0][n:]).sum()
+                loss, metrics = (
+                    loss + told,
+                    metrics | {"loss": loss.detach() + told.detach(), "hint_loss": told.detach()},
+                )
             return loss, torch.zeros((), dtype=torch.int, device=loss.device), metrics
 
         for chunk in self.wrapped:

@@ -30,6 +30,7 @@ class AlgorithmConfig:
     kl_in: str = choice("auto", "loss", "reward")  # reward: subtracted, estimator k1, from each token's reward
     kl_estimator: str = choice("k1", "k2", "k3", "k3+", default="k3")  # in the loss; k3+: k3's value, k2's gradient
     entropy_coef: float = 0.0  # weight of the entropy bonus (added to the objective); of either sign
+    hint_coef: float = number(0.0, least=0)  # a hint's token is imitated with so much of the weight of a drawn one
     teacher: str = ""  # distillation: Hugging Face folder of a model with the policy's vocabulary, of any architecture
     minibatches: int = number(1, least=1)  # optimiser steps per pass over the rollout, each on its own prompts
     epochs: int = number(1, least=1)  # passes over the rollout

@@ -1,6 +1,6 @@
 """Violations of the rollout's options. Imports no torch."""
 
-from megatron_rl.rollout.config import DynamicConfig, RolloutConfig
+from megatron_rl.rollout.config import DynamicConfig, HintsConfig, RolloutConfig
 from megatron_rl.rollout.sglang.check import check_sglang
 
 
@@ -16,7 +16,31 @@ def check_rollout(config: RolloutConfig) -> list[str]:
             "rollout.sglang.routing_replay needs rollout.engine=sglang: the embedded engine does not say which experts "
             "it chose."
         )
-    return found + _dynamic(config)
+    return found + _hints(config) + _dynamic(config)
+
+
+def _hints(config: RolloutConfig) -> list[str]:
+    """What hinted rollouts need, and options that would do nothing without them."""
+    hints, found = config.hints, []
+    if config.strategy != "hinted":
+        default = HintsConfig()
+        return [
+            f"rollout.hints.{name}={value} does nothing without rollout.strategy=hinted: set that, or leave it at "
+            f"{getattr(default, name)}."
+            for name, value in vars(hints).items()
+            if value != getattr(default, name)
+        ]
+    if hints.rounds >= 1 and config.group_size % hints.rounds:
+        found.append(
+            f"rollout.group_size is {config.group_size}, which rollout.hints.rounds={hints.rounds} does not divide: "
+            f"every round has as many completions; take {hints.rounds * max(1, config.group_size // hints.rounds)}."
+        )
+    if config.staleness:
+        found.append(
+            "rollout.strategy=hinted needs rollout.staleness=0: the rates that a problem's hints begin with are those "
+            "that its last visit left."
+        )
+    return found
 
 
 def _dynamic(config: RolloutConfig) -> list[str]:

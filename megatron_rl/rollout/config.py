@@ -56,6 +56,14 @@ class DynamicConfig:
 
 
 @dataclass
+class HintsConfig:
+    """Hints that hold the accuracy (SEELE, arXiv 2509.06923): rollout.strategy=hinted."""
+
+    rounds: int = number(4, least=1)  # rounds of rollout.group_size / rounds completions; hints adapt between them
+    target: float = number(0.5, least=0.05, most=0.95)  # the accuracy that hints are to bring about
+
+
+@dataclass
 class RolloutConfig:
     """What the engines generate at each step."""
 
@@ -73,6 +81,8 @@ class RolloutConfig:
     in_flight: bool = False  # a swap interrupts completions, which go on with the new weights; else it waits for them
     max_running: int = number(256, least=1)  # sequences decoded at the same time by one engine
     threads: int = number(1, least=1, most=1024)  # CPU threads per engine
+    strategy: str = choice("single", "hinted")  # hinted: a completion goes on from the first steps of a solution
+    hints: HintsConfig = field(default_factory=HintsConfig)
     dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     sglang: SGLangConfig = field(default_factory=SGLangConfig)

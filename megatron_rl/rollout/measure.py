@@ -7,6 +7,7 @@ import numpy as np
 from megatron_rl.rollout.mean import summarise
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.sound import unsound
+from megatron_rl.rollout.strategies.hinted import measure_hints
 
 
 def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
@@ -45,6 +46,8 @@ def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
             f"accuracy/{source or 'unnamed'}": summarise([r for r in of if r is not None]).get("correct", 0.0)
             for source, of in reports.items()
         }
+    if any(r.hinted is not None for r in rollouts):
+        metrics |= measure_hints(groups)
     components = summarise([r.scored.components for group in sound for r in group])
     return metrics | {f"reward/{k}": v for k, v in components.items()}
 

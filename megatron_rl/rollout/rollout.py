@@ -39,6 +39,9 @@ class Rollout:
     experts: np.ndarray | None = None  # int16 [n - 1, layers x top_k]: the engine's choice for tokens[:-1]
     rewards: np.ndarray | None = None  # float32 [n]: of single tokens, beside that of the whole (a strategy's)
     weights: np.ndarray | None = None  # float32 [n]: how much each drawn token's loss counts (a strategy's); None: 1
+    hinted: np.ndarray | None = None  # bool [n]: told by a hint, which is imitated (algorithm.hint_coef); None: none is
+    round: int = 0  # of those that its group was made in, from 0
+    hint_rate: float = 0.0  # the share of a solution that its hint was to tell
     scored: Any = None  # Scored, once it has been
 
     @property

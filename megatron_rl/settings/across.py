@@ -127,6 +127,11 @@ def _sampling(config: Config) -> list[str]:
             f"rewards.overlong_buffer is {config.rewards.overlong_buffer}, more than rollout.max_new_tokens "
             f"({rollout.max_new_tokens}): it is the last part of that; lower it."
         )
+    if algorithm.hint_coef and rollout.strategy != "hinted":
+        found.append(
+            f"algorithm.hint_coef={algorithm.hint_coef} is for the tokens of hints, and there are none: set "
+            "rollout.strategy=hinted, or leave it at 0."
+        )
     if rollout.dynamic.filter and algorithm.name in PUBLISHED and not asked_of(algorithm).grouped:
         found.append(
             "rollout.dynamic.filter=true leaves out groups whose rewards are all equal, of which "

@@ -41,9 +41,10 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     from megatron_rl.data.order.mixture import parts
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.task import sample_of
-    from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer
+    from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer, make_encoder
     from megatron_rl.resharding.folders.check import transformers_config
     from megatron_rl.rewards.workers.trial import try_rewards
+    from megatron_rl.rollout.strategies.hinted import require_steps
 
     folder = config.model.path
     if not folder:  # a model with random weights takes the task's own tokenizer
@@ -76,6 +77,8 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
     if len(task.train):
         make_prompts(config.data, task, config.run.seed, config.run.steps)
+    if config.run.steps and config.rollout.strategy == "hinted":
+        require_steps(task.train, make_encoder(tokenizer), config.data.max_prompt_tokens)
     if config.run.steps and (unknown := _without_rows(config.algorithm.kl_coefs, task.train)):
         return [unknown], {}
     example = (task.train if len(task.train) else task.heldout)[0]
@@ -89,15 +92,14 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
 
 def _sets(config: Config, tokenizer: Any) -> dict[str, int]:
     """Read the rows that stages have of their own; raises InputError. How many were left out, and why."""
-    from megatron_rl.data.files import is_local
     from megatron_rl.data.sets.conversations import read_conversations
     from megatron_rl.data.sets.pairs import read_pairs
 
     notes: dict[str, int] = {}
-    if config.sft.steps and config.sft.data.path and is_local(config.sft.data.path):
+    if config.sft.steps and Path(config.sft.data.path).is_file():  # check has spoken of a file that is missing
         notes |= read_conversations(config.sft.data, config.data, tokenizer, "sft.data").notes
     for key, of in (("preference.data", config.preference), ("reward_model.data", config.reward_model)):
-        if of.steps and of.data.path and is_local(of.data.path):
+        if of.steps and Path(of.data.path).is_file():
             notes |= read_pairs(of.data, config.data, tokenizer, key).notes
     return notes
 

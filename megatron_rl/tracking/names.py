@@ -66,6 +66,15 @@ DYNAMIC = {
     "drawn_reward": Metric("reward", "mean over all completions drawn; `reward` is that of the batch", "rises"),
     "drawn_accuracy": Metric("fraction", "right ones of all completions drawn; `accuracy` is of the batch", "rises"),
 }
+HINTS = {
+    "hint/rate": Metric("fraction", "of a solution's steps that hints were to tell, mean over problems and rounds"),
+    "hint/accuracy_{round}": Metric(
+        "fraction",
+        "completions of one round of each problem that are right, with their hints",
+        "near rollout.hints.target",
+    ),
+    "hint/in_target": Metric("fraction", "rounds of a problem in which 2 to n - 2 of n completions are right", "rises"),
+}
 LEARNING = {
     "loss": Metric(
         "nats",
@@ -74,6 +83,9 @@ LEARNING = {
         "falls in `sft` and `preference` rows; no guide in `rl` rows",
     ),
     "policy_loss": Metric("reward", "the clipped surrogate alone", "near 0"),
+    "hint_loss": Metric(
+        "nats", "algorithm.hint_coef x negative log-likelihood of hints, weighed as drawn tokens", "falls"
+    ),
     "ratio": Metric("", "mean probability of a token under the new policy over that under the old one", "near 1"),
     "clip_fraction": Metric("fraction", "tokens whose ratio the clip bounded", "small"),
     "teacher_kl": Metric("nats a token", "KL of the policy to the teacher (distillation), on what it drew", "falls"),
@@ -158,6 +170,7 @@ GROUPS = {
     "Rewards (`rl` rows)": REWARD,
     "Rollouts (`rl` rows)": ROLLOUT,
     "Dynamic sampling (`rl` rows, with rollout.dynamic.filter)": DYNAMIC,
+    "Hints (`rl` rows, with rollout.strategy=hinted)": HINTS,
     "Learning": LEARNING,
     "The critic (`rl` rows with algorithm.name=ppo)": CRITIC,
     "Pairs (`preference` and `reward_model` rows)": PAIRS,

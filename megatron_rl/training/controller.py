@@ -15,6 +15,7 @@ import numpy as np
 from megatron_rl.config import Config
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.evaluation.held_out import HeldOut
+from megatron_rl.rewards.registry import reward_facts
 from megatron_rl.rewards.scoring import judge, score
 from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rollout.collect import collect
@@ -26,6 +27,8 @@ from megatron_rl.rollout.measure import staleness
 from megatron_rl.rollout.prefetch import Prefetch
 from megatron_rl.rollout.protocol import Completion, Engine, Sampling
 from megatron_rl.rollout.rollout import Rollout
+from megatron_rl.rollout.strategies import Strategy
+from megatron_rl.rollout.strategies.hinted import Hinted, require_steps
 from megatron_rl.rollout.strategies.single import Single
 from megatron_rl.system import stop
 from megatron_rl.system.channel import ENGINES, key_from_environment
@@ -54,7 +57,8 @@ class Controller:
         self.end_tokens = end_tokens(run.model_folder(), self.tokenizer)
         self.supply = Supply(config, self.tokenizer, at.stage, run.manifest())
         self.prompts = self.supply.prompts
-        self.strategy = Single(self.encode, self.decode)
+        self.single = Single(self.encode, self.decode)  # of evaluations
+        self.strategy = self._strategy()
         self.engine: Engine | None = None
         self.rewards: RewardPool | None = None
         if self.supply.task is not None and config.generates():
@@ -78,7 +82,9 @@ class Controller:
         if checkpoint is not None and (file := checkpoint / CARRIED).exists():
             self._carry_on(file.read_bytes())
         self.alarms.restore(at.alarms)
-        self.run.update_manifest(plan_hash=plan_hash, **self.supply.facts())
+        self.strategy.restore(at.strategy)
+        asked = reward_facts(self.config.rewards) if self.rewards is not None else {}
+        self.run.update_manifest(plan_hash=plan_hash, **self.supply.facts(), **({"rewards": asked} if asked else {}))
         for what, count in self.supply.notes.items():
             print(f"data: {count:,} {what}", flush=True)
         self.records = Metrics(self.run, self.config, at.records or None)
@@ -131,7 +137,7 @@ class Controller:
         rewards = self.rewards
         with self.clock.span("evaluate"), self._signs_of_life(f"evaluating {label}"):
             metrics, rows = self.held_out(
-                self.strategy,
+                self.single,
                 self.engine,
                 self.sampling,
                 self.config.rollout.temperature,
@@ -159,6 +165,7 @@ class Controller:
         at.records = self.records.position()
         at.seconds = self.clock.seconds
         at.alarms = self.alarms.state()
+        at.strategy = self.strategy.state()
         at.under_way = self.rollouts.under_way()
         at.observed = {stage: history for stage, prompts in self.prompts.items() if (history := prompts.history())}
         return {CARRIED: pack(self.batches.waiting)} if self.batches.waiting else {}
@@ -224,6 +231,14 @@ class Controller:
             over.set()
             thread.join()
 
+    def _strategy(self) -> Strategy:
+        """How groups come about; raises InputError for examples that it cannot be used with."""
+        if self.config.rollout.strategy == "single" or not self.config.run.steps:
+            return self.single
+        assert self.supply.task is not None
+        require_steps(self.supply.task.train, self.encode, self.config.data.max_prompt_tokens)
+        return Hinted(self.config.rollout.hints, self.encode, self.decode)
+
     def _draw(self, number: int, step: int) -> tuple[list[int], dict[str, int], int]:
         """The examples of a round, where the prompts stand behind them, and the step that it is meant for."""
         prompts = self.prompts["rl"]
@@ -254,6 +269,7 @@ class Controller:
             lambda groups: score(rewards, groups, step, rollout.max_new_tokens),
             f"{self.config.run.seed}/rl/{number}",
         )
+        self.strategy.observe(done.groups)
         return Round(indices, done.groups, cursor, done.seconds)
 
     def _rows(self, rollouts: list[Rollout], credit: list[float]) -> list[dict[str, Any]]:
@@ -272,6 +288,7 @@ class Controller:
                 "finish_reason": r.finish,
                 "weight_versions": r.versions,
             }
+            | ({"round": r.round, "hint_rate": r.hint_rate} if r.hinted is not None else {})
             for i in np.linspace(0, len(rollouts) - 1, count).round().astype(int)
         ]
 

@@ -34,6 +34,7 @@ class Progress:
     records: dict[str, int] = field(default_factory=dict)  # how far the metrics files reach
     cursors: dict[str, dict[str, int]] = field(default_factory=dict)  # of each stage's prompts; known to rank 0
     observed: dict[str, dict[str, float]] = field(default_factory=dict)  # of each stage's prompts, for a curriculum
+    strategy: dict[str, Any] = field(default_factory=dict)  # what the strategy has observed; known to rank 0
     under_way: list[Any] = field(default_factory=list)  # rounds of rollouts that are made ahead, as they were drawn
     alarms: dict[str, Any] = field(default_factory=dict)  # what they remember; known to rank 0
     reference: dict[str, str] = field(default_factory=dict)  # folder (relative to the run, or absolute) and hash

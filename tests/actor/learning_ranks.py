@@ -48,23 +48,30 @@ class Given:
     source: str
     truncated: bool
     token_rewards: np.ndarray | None = None  # of the completion's tokens
+    hint: int = 0  # so many tokens between prompt and completion were told
 
     @property
     def reward(self) -> float:
         return sum(TERMS[term] * score for term, score in self.scores.items())
 
+    @property
+    def start(self) -> int:
+        """Where the completion begins."""
+        return self.prompt + self.hint
+
     def rollout(self) -> Rollout:
-        fill = np.zeros(self.prompt, np.float32)
-        given = self.token_rewards
+        fill = np.zeros(self.start, np.float32)
+        given, place = self.token_rewards, np.arange(len(self.tokens))
         return Rollout(
             example=Example("one", "", "", data_source=self.source),
             tokens=self.tokens,
-            drawn=np.arange(len(self.tokens)) >= self.prompt,
+            drawn=place >= self.start,
             logprobs=np.concatenate([fill, self.engine]).astype(np.float32),
             prompt=self.prompt,
             text="",
             finish="length" if self.truncated else "stop",
-            versions=((0, len(self.tokens) - self.prompt),),
+            versions=((0, len(self.tokens) - self.start),),
+            hinted=(place >= self.prompt) & (place < self.start) if self.hint else None,
             rewards=None if given is None else np.concatenate([fill, given]).astype(np.float32),
             scored=Scored(self.reward, {f"{term}/score": score for term, score in self.scores.items()}),
         )

@@ -36,6 +36,7 @@ CORRECTED: dict[str, dict] = {
     "tis": dict(correction="truncated", minibatches=2, correction_high=1.1),
     "bypass": dict(bypass=True, minibatches=2),
 }
+HINTS = {9: 4, 1: 3, 12: 6, 6: 2}  # tokens that were told, by length of the completion
 NARROW = dict(clip_low=0.004, clip_high=0.006)
 SURROGATES: dict[str, dict] = {
     f"{surrogate} {aggregation}": dict(surrogate=surrogate, aggregation=aggregation, **NARROW)
@@ -55,10 +56,11 @@ ALGORITHMS: dict[str, dict] = {
     "dapo": dict(name="dapo", truncated="mask", epochs=2, dual_clip=1.001, **NARROW),
     "gspo": dict(name="gspo", minibatches=2, epochs=2, correction="truncated", correction_level="sequence"),
     "cispo": dict(name="cispo", clip_high=0.002, epochs=3, entropy_coef=0.01, truncated="mask"),
+    "hinted": dict(name="dr_grpo", hint_coef=0.2, kl_coef=0.1, minibatches=2, truncated="mask"),
 }
 CASES = CORRECTED | SURROGATES | ALGORITHMS
 # all where sequences are spread over ranks or micro-batches; one of a kind everywhere
-EVERYWHERE = ("seq-mis", "clip token-mean", "gspo seq-mean-token-mean", "reinforce_pp", "gdpo")
+EVERYWHERE = ("seq-mis", "clip token-mean", "gspo seq-mean-token-mean", "reinforce_pp", "gdpo", "hinted")
 JOBS = [
     (layout, name) for layout in LAYOUTS for name in (CASES if layout in ("cp2-small", "dp2-small") else EVERYWHERE)
 ]
@@ -67,9 +69,20 @@ JOBS += [("cp2", "seq-tis"), ("dp2", "bypass"), ("pp2", "rloo"), ("pp2", "dapo")
 
 def logprobs(model: torch.nn.Module, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the completion's tokens, and their distributions' entropies; float64."""
+    log_p, tokens = every_logprob(model, given)[given.start - 1 :], torch.from_numpy(given.tokens)[given.start :]
+    return log_p.gather(1, tokens[:, None]).squeeze(1), -(log_p.exp() * log_p).sum(-1)
+
+
+def every_logprob(model: torch.nn.Module, given: Given) -> torch.Tensor:
+    """[tokens - 1, vocabulary]: what is said before each token but the first."""
     tokens = torch.from_numpy(given.tokens)[None]
-    log_p = (model(tokens).logits[0, :-1] / TEMPERATURE).log_softmax(-1)[given.prompt - 1 :]
-    return log_p.gather(1, tokens[0, given.prompt :, None]).squeeze(1), -(log_p.exp() * log_p).sum(-1)
+    return (model(tokens).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
+
+
+def of_hint(model: torch.nn.Module, given: Given) -> torch.Tensor:
+    """Sum of the log-probs of what was told."""
+    told = torch.from_numpy(given.tokens)[given.prompt : given.start, None]
+    return every_logprob(model, given)[given.prompt - 1 : given.start - 1].gather(1, told).sum()
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +108,11 @@ def rollout(models: tuple[Path, Path]) -> list[list[Given]]:
     for number, (prompt, *lengths) in enumerate(((5, 9, 20), (3, 30, 14, 1), (7, 1, 12), (4, 25, 6, 8))):
         head, group = rng.integers(0, 99, prompt), []
         for length in lengths:
-            tokens = np.concatenate([head, rng.integers(0, 99, length)])
+            hint = HINTS.get(length, 0)
+            tokens = np.concatenate([head, rng.integers(0, 99, hint + length)])
             scores = {"right": float(rng.integers(0, 3)), "format": float(rng.normal())}
             given = Given(tokens, prompt, np.zeros(length), scores, ("social", "maths")[number % 2], length in (30, 6))
+            given.hint = hint
             with torch.no_grad():
                 given.engine = logprobs(policy, given)[0].numpy() + rng.normal(0, 0.12, length) + rng.normal(0, 0.03)
             given.engine = given.engine.astype(np.float32)
@@ -247,6 +262,7 @@ def reference(models: tuple[Path, Path], rollout: list[list[Given]], options: di
     rows: list[dict[str, float]] = []
     for batch in minibatches * config.epochs:
         row = dict.fromkeys(("loss", "policy_loss", "ratio", "entropy"), 0.0)
+        row |= {"hint_loss": 0.0} if config.hint_coef else {}
         loss = torch.zeros((), dtype=torch.float64)
         for g in batch:
             (weight, share), engine = weights(batch, config)[id(g)], torch.from_numpy(g.engine).double()
@@ -262,6 +278,9 @@ def reference(models: tuple[Path, Path], rollout: list[list[Given]], options: di
             if config.uses_reference and config.kl_in == "loss":
                 values = values + coefficient(g, config) * kl(new, ref[id(g)], config.kl_estimator)
             loss = loss + weight * (values - config.entropy_coef * entropy).sum()
+            if config.hint_coef:
+                told = -config.hint_coef * weight * of_hint(policy, g)
+                loss, row["hint_loss"] = loss + told, row["hint_loss"] + told.item()
         optimizer.zero_grad()
         loss.backward()
         row["loss"] = loss.item()
@@ -304,6 +323,7 @@ def test_equals_plain_torch(layout: str, name: str, results: Path, expected: dic
     for rank in range(2):
         measured = json.loads((results / f"{layout}-{name}-{rank}.json").read_text())
         assert "correction_square" not in measured
+        assert ("hint_loss" in measured) == (CASES[name].get("hint_coef", 0) > 0)
         assert ("correction_weight" in measured) == (CASES[name].get("correction", "none") != "none")
         for metric, value in expected[name].items():
             assert measured[metric] == pytest.approx(value, rel=2e-5, abs=2e-6), metric

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rl.actor.micro_batch import build
-from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.actor.rows import IMITATE, TrainingRow
 
 
 def sequence(length: int, first: int) -> TrainingRow:
@@ -93,3 +93,30 @@ def test_a_shared_prompt_is_there_once_and_seen_by_all(data: st.DataObject, mult
     assert len(got) == batch.inputs.shape[1]
     assert got[batch.trained].tolist() == batch.columns["seen"].tolist()
     assert sorted(batch.targets.tolist()) == sorted(t for s in sequences for t in s.tokens[max(s.prompt, 1) :])
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(4, 20), max_size=6), cp=st.sampled_from([1, 2]), shared=st.booleans())
+def test_imitated_tokens_stand_behind_the_trained_ones(lengths: list[int], cp: int, shared: bool) -> None:
+    """Two tokens of prompt, two that are told, the rest drawn; without their column no told token has a position."""
+    rows = []
+    for i, length in enumerate(lengths):
+        place = np.arange(length)
+        tokens = np.concatenate([[1, 2], np.arange(2, length) + 100 * (i + 1)])
+        told = np.where((place >= 2) & (place < 4), tokens, 0).astype(np.float32)
+        columns = {"weight": (place >= 4).astype(np.float32), "x": tokens.astype(np.float32), IMITATE: told}
+        rows.append(TrainingRow(tokens, columns, prompt=2))
+    both, alone = (
+        [build(rows, columns=names, cp_rank=r, cp_size=cp, share_prompts=shared and cp == 1) for r in range(cp)]
+        for names in (["weight", "x", IMITATE], ["weight", "x"])
+    )
+    for part, plain in zip(both, alone, strict=True):
+        n = len(plain.targets)
+        assert plain.imitate is None and part.imitate is not None and len(part.targets) == n + len(part.imitate)
+        assert (part.targets[:n] == plain.targets).all() and (part.trained[:n] == plain.trained).all()
+        assert (part.columns["x"] == plain.columns["x"]).all() and (part.totals == plain.totals).all()
+        assert part.targets[n:].tolist() == part.imitate.tolist() and IMITATE not in part.columns
+        before = part.inputs[0][part.trained[n:]]
+        assert all(b == t - 1 or b == 2 for b, t in zip(before.tolist(), part.targets[n:].tolist(), strict=True))
+    told = sorted(t for part in both for t in part.targets[len(part.columns["x"]) :].tolist())
+    assert told == sorted(int(t) for row in rows for t in row.tokens[2:4])

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from megatron_rl.actor.rows import IMITATE
+from megatron_rl.algorithms.algorithm import CreditBatch
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.algorithms.published import settled
+from megatron_rl.algorithms.terms.advantages import centred, in_groups
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.data.task import Example
 from megatron_rl.rewards.config import RewardsConfig
@@ -92,3 +95,29 @@ def test_columns_of_tokens(tmp_path: Path) -> None:
     assert second["kl_coef"].tolist() == pytest.approx([0.1] * 6)
     assert said == [] and first.keys() == second.keys()
     assert (step.terms["right"] + step.terms["format"]).tolist() == step.rewards.tolist()
+
+
+def test_hints_are_imitated_and_all_rounds_compared(tmp_path: Path) -> None:
+    """A hint's token weighs hint_coef x what a drawn token of its completion does; all rounds are one group."""
+    groups = [[rollout(6, float(reward), round=number) for number, reward in enumerate((1, 0, 0, 0))]]
+    for number, made_of in enumerate(groups[0][:3]):  # the last has none
+        made_of.drawn[2 : 2 + number] = False
+        made_of.hinted = (made_of.tokens >= 2) & ~made_of.drawn
+    step, _ = made(tmp_path, groups, name="dr_grpo", hint_coef=0.001)
+    [rows] = step.minibatches
+    for number, row in enumerate(rows):
+        told = number if number < 3 else 0
+        weight = 1 / (4 * 10)  # four completions, rollout.max_new_tokens
+        assert row.columns["weight"].tolist() == pytest.approx([0] * (2 + told) + [weight] * (6 - told))
+        assert row.columns[IMITATE].tolist() == pytest.approx([0, 0] + [0.001 * weight] * told + [0] * (6 - told))
+    assert step.groups.tolist() == [0, 0, 0, 0] and step.rewards.tolist() == [1, 0, 0, 0]
+    credit = CreditBatch([], step.rewards, step.groups)
+    assert in_groups(credit, step.rewards, centred).tolist() == [0.75, -0.25, -0.25, -0.25]
+
+
+def test_without_a_coefficient_a_hint_is_no_more_than_a_prompt(tmp_path: Path) -> None:
+    told = rollout(4, 1.0, hinted=np.array([False, False, True, True, False, False]))
+    told.drawn[:4] = False
+    step, _ = made(tmp_path, [[told, rollout(4, 0.0)]], name="dr_grpo")
+    assert IMITATE not in step.minibatches[0][0].columns
+    assert not step.minibatches[0][0].columns["weight"][:4].any()

@@ -4,8 +4,8 @@ A strategy asks for completions as often as it likes, and for scores of what it 
 side by side, and what they ask for at one time is answered together.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from megatron_rl.data.task import Example
 from megatron_rl.rollout.protocol import Completion
@@ -22,3 +22,12 @@ class Strategy(Protocol):
 
     async def group(self, example: Example, size: int, complete: Complete, score: Score) -> list[Rollout]:
         """``size`` scored rollouts of one example."""
+
+    def observe(self, groups: Sequence[Sequence[Rollout]]) -> None:
+        """All groups of a round of generation are done, in the order of their examples."""
+
+    def state(self) -> dict[str, Any]:
+        """What was observed and counts for groups to come, as JSON."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with a ``state``."""

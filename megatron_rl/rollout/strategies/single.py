@@ -1,7 +1,8 @@
 """One prompt, independent completions: the plain case."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_rl.data.task import Example
 from megatron_rl.rollout.protocol import Completion
@@ -22,3 +23,13 @@ class Single:
         rollouts = [from_completion(example, prompt, c, self.decode(c)) for c in await complete(prompt, size)]
         await score(rollouts)
         return rollouts
+
+    def observe(self, groups: Sequence[Sequence[Rollout]]) -> None:
+        """As ``Strategy.observe``."""
+
+    def state(self) -> dict[str, Any]:
+        """As ``Strategy.state``."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As ``Strategy.restore``."""

@@ -6,7 +6,7 @@ from megatron_rl.data.answers.repetition import repeats
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.registry import check_rewards
-from megatron_rl.rewards.terms.reasoning_style import reasoning_style
+from megatron_rl.rewards.terms.style.reasoning_style import reasoning_style
 
 
 def style(response: str, **args) -> dict[str, float]:

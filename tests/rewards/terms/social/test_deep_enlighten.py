@@ -7,7 +7,7 @@ import pytest
 
 from megatron_rl.data.task import Sample
 from megatron_rl.data.tasks.social_iqa import TEMPLATES
-from megatron_rl.rewards.terms.deep_enlighten import deep_enlighten
+from megatron_rl.rewards.terms.social.deep_enlighten import deep_enlighten
 
 CELLS = dict(context="Sam fell.", question="Why?", answerA="ran", answerB="slipped", answerC="slept")
 PROMPTS = {name: template.format(**CELLS) for name, template in TEMPLATES.items()}
