@@ -25,7 +25,11 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
     ),
     "recipes": ("recipes", "list the recipes"),
     "options": ("options", "list the options, their defaults and what they may be"),
-    "data": ("data.select", "make rows to imitate or to compare of what a run has drawn"),
+    "data": ("data.source", "show what a data file or a data set of the hub holds, check every row, write it again"),
+    "data select": (
+        "data.select",
+        "write the completions of a run that are good enough, as rows to imitate or to compare",
+    ),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
     "serve": ("serve", "serve a trained policy with SGLang (OpenAI's API), or a reward model"),
     "engine": (
@@ -79,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if (two := " ".join(arguments[:2])) in COMMANDS:  # a command of two words
+        arguments = [two, *arguments[2:]]
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
         _require_utf8(arguments)

@@ -23,6 +23,7 @@ def tiny() -> Config:
     config = on_cpu(_published("one_shot_tiny", ""))
     config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 40}, dtype="float32")
     config.data = DataConfig(task="stepwise_sums", max_prompt_tokens=7, repeat_to_batch=1)
+    config.rewards = RewardsConfig(terms={"exact_answer": 1.0}, args={"exact_answer": {"form": "boxed"}}, workers=1)
     config.rollout.prompts_per_step, config.rollout.max_new_tokens, config.rollout.temperature = 16, 24, 1.0
     config.actor.optimizer = OptimizerConfig(lr=5e-5, beta2=0.95, warmup_steps=5)
     config.sft = SFTConfig(steps=600, batch_size=64)
@@ -44,9 +45,11 @@ def _published(name: str, model: str) -> Config:
     return Config(
         run=RunConfig(name=name, steps=2000, save_every=100),
         model=ModelConfig(path=model),
-        data=DataConfig(task="prompt_answer", prompt="auto", max_prompt_tokens=1024, repeat_to_batch=1),
+        data=DataConfig(
+            task="prompt_answer", prompt="auto", max_prompt_tokens=1024, bad_rows="drop", repeat_to_batch=1
+        ),
         rollout=RolloutConfig(prompts_per_step=128, group_size=8, max_new_tokens=3072, temperature=0.6),
-        rewards=RewardsConfig(terms={"exact_answer": 1.0}, args={"exact_answer": {"form": "boxed"}}, workers=4),
+        rewards=RewardsConfig(terms={"math_answer": 1.0}, workers=4),
         algorithm=AlgorithmConfig(
             kl_coef=0.001,
             entropy_coef=0.001,

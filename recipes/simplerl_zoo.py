@@ -71,6 +71,8 @@ def _levels(name: str, model: str, prompt: dict[str, Any], least: float, most: f
     config.data.columns = dict(MATH)
     config.data.prompt, config.data.template = prompt["prompt"], prompt["template"]
     config.data.selection = SelectionConfig(column="level", least=least, most=most)
+    if prompt is CHAT:  # which asks for a box
+        config.rewards.terms = {"math_answer": 1.0, "reasoning_style": 0.0}
     return config
 
 

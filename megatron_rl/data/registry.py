@@ -19,6 +19,7 @@ TASKS = {
     "social_iqa": "megatron_rl.data.tasks.social_iqa.make_social_iqa",
     "social_situations": "megatron_rl.data.tasks.social_situations.make_social_situations",
     "stepwise_sums": "megatron_rl.data.tasks.stepwise_sums.make_stepwise_sums",
+    "higher_order_belief": "megatron_rl.data.tasks.higher_order_belief.make_higher_order_belief",
     "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
     "running_sum": "megatron_rl.data.tasks.running_sum.make_running_sum",
 }

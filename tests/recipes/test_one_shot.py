@@ -12,7 +12,7 @@ def test_the_papers_settings():
     assert (config.data.max_prompt_tokens, rollout.max_new_tokens, config.data.repeat_to_batch) == (1024, 3072, 1)
     assert (algorithm.name, algorithm.kl_coef, config.actor.optimizer.lr) == ("grpo", 0.001, 1e-6)
     assert algorithm.entropy_coef == 0.001  # a bonus: the paper's entropy loss has the weight -0.001
-    assert config.rewards.terms == {"exact_answer": 1.0}
+    assert config.rewards.terms == {"math_answer": 1.0}
     assert config.actor.sizes().world == 8 and violations(config) == {}
 
 

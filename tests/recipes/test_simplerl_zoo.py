@@ -22,6 +22,7 @@ def test_the_papers_settings(name):
         *("grpo", 1e-4, "k3"),
         0.001,
     )
+    reward = "math_answer" if config.data.prompt == "chat" else "exact_answer"
     assert config.actor.optimizer.lr == 5e-7 and config.run.steps == 100
-    assert {name: weight for name, weight in config.rewards.terms.items() if weight} == {"exact_answer": 1.0}
+    assert {name: weight for name, weight in config.rewards.terms.items() if weight} == {reward: 1.0}
     assert config.actor.sizes().world == config.rollout.engines == 8 and violations(config) == {}

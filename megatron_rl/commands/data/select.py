@@ -1,4 +1,4 @@
-"""``megatron-rl data``: rows to learn from, made of what a run has drawn."""
+"""``megatron-rl data select``: rows to learn from, made of what a run has drawn."""
 
 import argparse
 import json
@@ -23,15 +23,12 @@ The first two make rows for sft.data.path, the third rows for preference.data.pa
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    text = "write the completions of a run that are good enough, as rows to imitate or to compare"
-    chosen = commands.add_parser("select", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    chosen.add_argument("folder", metavar="RUN", help="the run's folder")
-    chosen.add_argument("--reward-at-least", type=float, required=True, metavar="X", help="what is good enough")
-    chosen.add_argument("--best-of", type=int, default=0, metavar="N", help="of each prompt the best N alone")
-    chosen.add_argument("--pairs", action="store_true", help="pairs of the best that is good enough with the worst")
-    chosen.add_argument("--out", required=True, metavar="FILE", help="the file to write, .jsonl")
-    chosen.set_defaults(run=run)
+    parser.add_argument("folder", metavar="RUN", help="the run's folder")
+    parser.add_argument("--reward-at-least", type=float, required=True, metavar="X", help="what is good enough")
+    parser.add_argument("--best-of", type=int, default=0, metavar="N", help="of each prompt the best N alone")
+    parser.add_argument("--pairs", action="store_true", help="pairs of the best that is good enough with the worst")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, .jsonl")
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -97,13 +97,17 @@ def texts(table: Table, column: str) -> list[str]:
     return found
 
 
+def benchmark(table: Table) -> str:
+    """The name of the benchmark whose authors ask that nobody trains on it, where a table is one; else empty."""
+    return next((n for n, marks in BENCHMARKS.items() if any(columns <= set(table.columns) for columns in marks)), "")
+
+
 def _refuse_benchmark(table: Table) -> None:
-    for name, marks in BENCHMARKS.items():
-        if any(columns <= set(table.columns) for columns in marks):
-            raise InputError(
-                f"{table.name} is {name}, which is for evaluation only: its authors ask that nobody trains on it. Give "
-                "it as data.eval_path and train on other questions; data.train_on_benchmarks=true does it all the same."
-            )
+    if name := benchmark(table):
+        raise InputError(
+            f"{table.name} is {name}, which is for evaluation only: its authors ask that nobody trains on it. Give "
+            "it as data.eval_path and train on other questions; data.train_on_benchmarks=true does it all the same."
+        )
 
 
 def _fitting(config: DataConfig, table: Table, part: Part, tokenizer: Any) -> Part:

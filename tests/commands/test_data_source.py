@@ -1,0 +1,133 @@
+"""``megatron-rl data SOURCE``: what it says of files of every form, what it refuses, what it writes."""
+
+import json
+
+import pytest
+
+from megatron_rl.cli import main
+from megatron_rl.data.files import read_table
+from megatron_rl.data.rows.kinds import recognise
+
+MESSAGES = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+TOMBENCH = {
+    "能力\nABILITY": "Belief",
+    "STORY": "S.",
+    "QUESTION": "Q?",
+    "OPTION-A": "a",
+    "OPTION-B": "b",
+    "答案\nANSWER": "A",
+}
+HITOM = {"question_order": 2, "deception": False, "story": "1 A is here.", "question": "Where?"}
+HITOM |= {"choices": "A. red_box, B. blue_box", "answer": "red_box"}
+VERL = {"prompt": MESSAGES[:1], "data_source": "x", "reward_model": {"style": "rule", "ground_truth": "4"}}
+SOCIAL = {"context": "C.", "question": "Q?", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"}
+KINDS = {  # name, use: a row
+    ("GSM8K", "prompt_answer"): {"question": "Two and two?", "answer": "2+2=4\n#### 4"},
+    ("MATH", "prompt_answer"): {"problem": "P?", "solution": r"\boxed{2}", "level": "Level 3"},
+    ("verl", "prompt_answer"): VERL,
+    ("prompts with an answer", "prompt_answer"): {"prompt": "Two?", "answer": 2},
+    ("pairs", "preference"): {"prompt": "Two?", "chosen": "2", "rejected": "3"},
+    ("conversations", "sft"): {"messages": MESSAGES},
+    ("prompts with what to imitate", "sft"): {"prompt": "Two?", "completion": "2"},
+    ("Hi-ToM", "multiple_choice"): HITOM,
+    ("ToMBench", "multiple_choice"): TOMBENCH,
+    ("ToM-RL", "multiple_choice"): {"story": "S.", "question": "Q?", "answer": "box", "data_source": "hi_tom"},
+    ("questions with options", "multiple_choice"): {
+        "story": "S.",
+        "question": "Q?",
+        "answer": "b",
+        "options": ["a", "b"],
+    },
+    ("Social IQa", "social_iqa"): SOCIAL,
+    ("SOTOPIA", ""): {"environment_id": "e", "agent_ids": ["a", "b"], "scenario": "They meet."},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(rows, name="rows.jsonl"):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "use"), KINDS)
+def test_forms_are_known_by_their_columns(write, name, use):
+    kind = recognise(read_table(write([KINDS[name, use]] * 2), ""))
+    assert (kind.name, kind.use) == (name, use)
+
+
+def test_other_columns_are_not_known(write):
+    assert recognise(read_table(write([{"a": 1}]), "")) is None
+
+
+def test_it_shows_columns_prompt_answer_and_lengths(write, capsys):
+    rows = [{"question": f"{'x' * i}?", "answer": f"so\n#### {i}", "hint": "h" if i == 1 else None} for i in (1, 5, 3)]
+    assert main(["data", write(rows)]) == 0
+    out = capsys.readouterr().out
+    for said in [
+        "rows.jsonl: 3 rows",
+        "column     question: text, such as 'x?'",
+        "column     hint: text, 2 empty, such as 'h'",
+        "known as   GSM8K: data.task=prompt_answer",
+        "  | x?\n  answer     '1'",
+        "prompts    2 to 6 characters, median 4",
+        "usable     3 rows",
+    ]:
+        assert said in out
+
+
+@pytest.mark.parametrize(("name", "use"), [key for key in KINDS if key[0] not in ("SOTOPIA", "ToMBench", "ToM-RL")])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_what_is_prepared_is_the_same_again(write, tmp_path, capsys, name, use, ending):
+    out = tmp_path / f"out.{ending}"
+    assert main(["data", write([KINDS[name, use]] * 2), "--out", str(out)]) == 0
+    first = capsys.readouterr().out
+    assert "written    2 rows" in first
+    assert main(["data", str(out)]) == 0
+    again = capsys.readouterr().out
+    for line in (line for line in first.splitlines() if line.startswith(("  |", "  answer", "  prompts", "  usable"))):
+        assert line in again
+
+
+def test_prepared_columns(write, tmp_path):
+    def rows(source, *more):
+        assert main(["data", write([source]), *more, "--out", str(tmp_path / "out.jsonl")]) == 0
+        return read_table(str(tmp_path / "out.jsonl"), "").cells
+
+    assert rows(HITOM)["answer"] == ["A"] and rows(HITOM)["options"] == [["red_box", "blue_box"]]
+    assert rows(KINDS["GSM8K", "prompt_answer"])["answer"] == ["4"]
+    assert rows({"q": "Two?", "n": "2"}, "data.columns.question=q", "data.columns.answer=n") == {
+        "prompt": ["Two?"],
+        "answer": ["2"],
+    }
+
+
+def test_what_cannot_be_used_is_said(write, tmp_path, capsys):
+    good = {"prompt": "Two?", "answer": "2"}
+    for rows, arguments, said in [
+        ([good, {"prompt": "Three?"}], [], "row 2, column 'answer': the answer is empty. 1 of 2 rows have none."),
+        ([{"a": 1}], [], "its columns, 'a', are of no form that is known"),
+        ([good], ["data.prompt=chat"], "has no chat template"),
+        ([good], ["data.columns.answer=no"], "has no column 'no'"),
+        ([good], ["run.steps=1"], "run.steps=1: only options of data are of use here."),
+        ([good], ["data.promt=raw"], "data.promt"),
+        ([good], ["--out", "rows.csv"], "--out rows.csv: the name must end in .jsonl or .parquet."),
+        ([{"story": "S.", "question": "Q?", "answer": "x"}], [], "has a column 'story', and the prompt would be"),
+        ([{"messages": MESSAGES}, {"messages": MESSAGES[:1]}], [], "row 2, column 'messages'"),
+        ([KINDS["SOTOPIA", ""]], ["--out", str(tmp_path / "o.jsonl")], "cannot be prepared: episodes of two agents"),
+        ([TOMBENCH], ["--out", str(tmp_path / "o.jsonl")], "is ToMBench, which is for evaluation only"),
+        ([SOCIAL | {"label": "0"}], [], "row 1: the right answer is '0'"),
+        ([KINDS["pairs", "preference"] | {"rejected": "2"}], [], "row 1: chosen and rejected are equal"),
+    ]:
+        assert main(["data", write(rows), *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "o.jsonl").exists()
+    assert main(["data", write([good, {"prompt": "Three?"}]), "data.bad_rows=drop"]) == 0
+    assert "usable     1 rows" in capsys.readouterr().out
+
+
+def test_select_is_a_command_of_two_words(tmp_path, capsys):
+    assert main(["data", "select", str(tmp_path), "--reward-at-least", "1", "--out", str(tmp_path / "x.jsonl")]) == 2
+    assert "completions.jsonl does not exist: give the folder of a run" in capsys.readouterr().err
