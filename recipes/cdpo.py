@@ -32,14 +32,16 @@ def llama3_8b() -> Config:
 def tiny_contrast() -> Config:
     """A model of right or of wrong solutions on a CPU; set model.path, sft.data.path and run.name, twice."""
     config = _on_cpu(_contrast("cdpo_tiny_contrast", ""))
-    config.sft.steps, config.sft.batch_size, config.sft_optimizer.lr = 20, 8, 1e-2
+    config.sft.steps, config.sft.batch_size = 20, 8
+    config.sft_optimizer = OptimizerConfig(lr=1e-2, warmup_steps=2)
     return config
 
 
 def tiny() -> Config:
     """cDPO on a CPU in seconds; set model.path, preference.data.path, preference.positive and preference.negative."""
     config = _on_cpu(_pairs("cdpo_tiny", ""))
-    config.preference.steps, config.preference.batch_size, config.preference_optimizer.lr = 20, 4, 3e-3
+    config.preference.steps, config.preference.batch_size = 20, 4
+    config.preference_optimizer = OptimizerConfig(lr=1e-2, warmup_steps=2)
     return config
 
 

@@ -25,8 +25,10 @@ def qwen2_5_math_7b() -> Config:
 def tiny() -> Config:
     """Both stages on a CPU; set model.path (tools/make_tiny_model.py), sft.data.path and preference.data.path."""
     config = on_cpu(_stages("infialign_tiny", ""), steps=0)
-    config.sft.steps, config.sft.batch_size, config.sft_optimizer.lr = 20, 8, 3e-3
-    config.preference.steps, config.preference.batch_size, config.preference_optimizer.lr = 20, 4, 3e-4
+    config.sft.steps, config.sft.batch_size = 20, 8
+    config.sft_optimizer = OptimizerConfig(lr=3e-3, warmup_steps=2)
+    config.preference.steps, config.preference.batch_size = 20, 4
+    config.preference_optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
     config.sft.data.max_tokens = config.preference.data.max_tokens = 2048
     return config
 

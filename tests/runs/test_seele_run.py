@@ -24,7 +24,7 @@ from tools.make_tiny_model import main as make_tiny_model
 QUIET = ["tracking.wandb=off", "tracking.tensorboard=false"]
 STEPS = 5
 SUMS = [
-    *("data.limit=6", "data.curriculum.by=none", "sft.steps=40", f"run.steps={STEPS}", "run.save_every=1"),
+    *("data.limit=6", "data.curriculum.start=1", "sft.steps=20", f"run.steps={STEPS}", "run.save_every=1"),
     *("run.keep=20", "evaluation.prompts=4", "rollout.prompts_per_step=4", "rollout.group_size=8"),
     *("algorithm.hint_coef=0.5", "rollout.hints.rounds=2", "tracking.completions=32", "actor.optimizer.lr=1e-3"),
 ]
