@@ -1,7 +1,7 @@
 """Mathematical problems: rows as those of ``prompt_answer``, judged as mathematics, with solutions in steps.
 
 The steps of a solution are the column ``steps``, a list of texts; else the lines of its solution (GSM8K's without what
-its calculator was told, ``<<48/2=24>>``). They lie in ``Example.extra["steps"]``, where hints are taken from
+its calculator was told, ``<<48/2=24>>``), the answer boxed at the end of the last. They lie in ``Example.extra["steps"]``, where hints are taken from
 (``rollout.strategy=hinted``). A row without a ``target`` has its steps and the boxed answer as one.
 """
 
@@ -68,6 +68,8 @@ def _with_steps(example: Example, path: str, column: str, config: DataConfig, to
         steps = lines(str(extra.get("solution", "")))
         if not steps:
             return example
+        if "\\boxed" not in steps[-1]:  # who is told all of it is told the answer
+            steps[-1] += f" \\boxed{{{example.answer}}}"
     else:
         read = _steps(example.extra[column])
         if read is None:

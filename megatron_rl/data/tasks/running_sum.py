@@ -19,9 +19,9 @@ TERMS = (7, 8, 9)  # digits of a sum; one step fewer
 SLIP = 0.35
 HELDOUT = 256
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
-VOCABULARY = (PAD, BOS, EOS, "<sep>", "+", "=", ".", "<Answer>", "</Answer>", *map(str, range(10)))
-LONGEST_PROMPT = 2 * max(TERMS) + 1  # tokens
-LONGEST_COMPLETION = 6 * (max(TERMS) - 1) + 4  # tokens
+LABELS = "abcdefghi"  # of the digits, by which a step says which one it adds
+VOCABULARY = (PAD, BOS, EOS, "<sep>", "+", "=", ".", "<Answer>", "</Answer>", *LABELS, *map(str, range(10)))
+LONGEST_PROMPT = 2 * max(TERMS) + 2  # tokens
 
 
 def make_example(rng: random.Random, split: str, name: str) -> Example:
@@ -34,20 +34,20 @@ def make_example(rng: random.Random, split: str, name: str) -> Example:
     slips = [int(split == "train" and rng.random() < SLIP) for _ in digits[1:]]
     return Example(
         id=name,
-        prompt=f"{BOS} {' + '.join(map(str, digits))} <sep>",
+        prompt=f"{BOS} {' '.join(f'{a} {b}' for a, b in zip(LABELS, digits, strict=False))} <sep>",
         answer=str(sum(digits) % 10),
         target=f"{' '.join(solution(digits, slips))} {EOS}",
         data_source="running_sum",
-        extra={"steps": steps},
+        extra={"steps": steps, "terms": len(digits)},
     )
 
 
 def solution(digits: list[int], slips: list[int]) -> list[str]:
     """The steps, of which each comes out too high by its slip; the last says the answer."""
     total, steps = digits[0], []
-    for digit, slip in zip(digits[1:], slips, strict=True):
+    for label, digit, slip in zip(LABELS[1:], digits[1:], slips, strict=False):
         before, total = total, (total + digit + slip) % 10
-        steps.append(f"{before} + {digit} = {total} .")
+        steps.append(f"{label} {before} + {digit} = {total} .")
     steps[-1] += f" <Answer> {total} </Answer>"
     return steps
 

@@ -30,8 +30,8 @@ def load(tmp_path: Path, chat_tokenizer: Any) -> Any:
 def test_steps_are_a_column_or_the_lines_of_a_solution(load: Any) -> None:
     assert load([SEELE]).train[0].extra["steps"] == ["one", "two", "so \\boxed{3}"]
     example = load([GSM8K]).train[0]
-    assert example.extra["steps"] == ["2+2 = 4", "and so on."] and example.answer == "1004"
-    assert example.target == "2+2 = 4\nand so on.\n\\boxed{1004}<|im_end|>"
+    assert example.extra["steps"] == ["2+2 = 4", "and so on. \\boxed{1004}"] and example.answer == "1004"
+    assert example.target == "2+2 = 4\nand so on. \\boxed{1004}<|im_end|>"
     example = load([MATH]).train[0]
     assert example.extra["steps"] == MATH["solution"].splitlines() and example.answer == r"\frac{x}{2}"
     assert example.target == f"{MATH['solution']}<|im_end|>"

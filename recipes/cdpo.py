@@ -1,0 +1,85 @@
+"""Critical tokens (arXiv 2411.19943): DPO token by token, where tokens that made a reply wrong count most.
+
+Three runs: two adapters imitate right and wrong solutions (``contrast``: rank 8, rate 3e-4), and by their difference
+the third knows a rejected reply's critical tokens (beta 0.1, rate 4e-5, rank 16, three passes). All as published;
+batches, lengths and the passes of the first two are ours.
+"""
+
+from megatron_rl.actor.config import ActorConfig, LoRAConfig, ModelConfig, OptimizerConfig
+from megatron_rl.algorithms.config import SFTConfig
+from megatron_rl.algorithms.pairs.config import PreferenceConfig
+from megatron_rl.config import Config, RunConfig
+from megatron_rl.data.config import DataConfig
+from megatron_rl.data.sets.config import SetConfig
+from megatron_rl.evaluation.config import EvaluationConfig
+from megatron_rl.rewards.config import RewardsConfig
+from recipes._machines import on_cpu, on_gpus
+
+MODEL = "meta-llama/Meta-Llama-3-8B"
+ROWS = 7473  # of GSM8K: a right and a wrong solution each
+
+
+def llama3_8b_contrast() -> Config:
+    """A model of right or of wrong solutions, Llama-3-8B, 8 GPUs; set model.path, sft.data.path and run.name, twice."""
+    return _on_gpus(_contrast("cdpo_llama3_8b_contrast", MODEL))
+
+
+def llama3_8b() -> Config:
+    """cDPO on Llama-3-8B, 8 GPUs; set model.path, preference.data.path, preference.positive and preference.negative."""
+    return _on_gpus(_pairs("cdpo_llama3_8b", MODEL))
+
+
+def tiny_contrast() -> Config:
+    """A model of right or of wrong solutions on a CPU; set model.path, sft.data.path and run.name, twice."""
+    config = _on_cpu(_contrast("cdpo_tiny_contrast", ""))
+    config.sft.steps, config.sft.batch_size = 20, 8
+    config.sft_optimizer = OptimizerConfig(lr=1e-2, warmup_steps=2)
+    return config
+
+
+def tiny() -> Config:
+    """cDPO on a CPU in seconds; set model.path, preference.data.path, preference.positive and preference.negative."""
+    config = _on_cpu(_pairs("cdpo_tiny", ""))
+    config.preference.steps, config.preference.batch_size = 20, 4
+    config.preference_optimizer = OptimizerConfig(lr=1e-2, warmup_steps=2)
+    return config
+
+
+def _contrast(name: str, model: str) -> Config:
+    config = _stage(name, model, rank=8)
+    config.sft = SFTConfig(steps=3 * ROWS // 64, batch_size=64, data=SetConfig(max_tokens=1024, bad_rows="drop"))
+    config.sft_optimizer = OptimizerConfig(lr=3e-4, warmup_steps=10, decay="cosine")
+    return config
+
+
+def _pairs(name: str, model: str) -> Config:
+    config = _stage(name, model, rank=16)
+    data = SetConfig(max_tokens=1024, bad_rows="drop")
+    config.preference = PreferenceConfig(steps=3 * ROWS // 64, batch_size=64, loss="cdpo", beta=0.1, data=data)
+    config.preference_optimizer = OptimizerConfig(lr=4e-5, warmup_steps=10, decay="cosine")
+    return config
+
+
+def _stage(name: str, model: str, rank: int) -> Config:
+    return Config(
+        run=RunConfig(name=name, steps=0, save_every=100),
+        model=ModelConfig(path=model),
+        data=DataConfig(task="math_problems", max_prompt_tokens=1024),
+        rewards=RewardsConfig(terms={"math_answer": 1.0}),
+        actor=ActorConfig(lora=LoRAConfig(rank=rank, alpha=2.0 * rank)),
+        evaluation=EvaluationConfig(prompts=512),
+    )
+
+
+def _on_gpus(config: Config) -> Config:
+    lora = config.actor.lora
+    on_gpus(config, tensor=4, data=2)
+    config.actor.lora = lora
+    return config
+
+
+def _on_cpu(config: Config) -> Config:
+    lora = config.actor.lora
+    on_cpu(config, steps=0)
+    config.actor.lora = lora
+    return config
