@@ -29,9 +29,7 @@ class SelectionConfig:
     rank_by_accuracy_std: str = ""  # JSON file, row -> accuracies in an earlier run: what varied most goes first
     key: str = ""  # the column with the names that the rows have in that file; empty: their numbers, from 0
     count: int = number(0, least=0)  # only the first so many, in that order; 0: all
-    column: str = (
-        ""  # keep the rows whose number here (one in a text counts: Level 3) lies in the next two; a.b: inside
-    )
+    column: str = ""  # keep rows by the number in this column (the 3 of Level 3); a.b: b inside a
     least: float | None = None  # the least number of column that is kept; null: any
     most: float | None = None  # the largest
 
