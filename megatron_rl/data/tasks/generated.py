@@ -36,7 +36,7 @@ class Generated(Sequence[Example]):
         return self.make(random.Random(f"{self.seed}/{self.split}/{index}"), self.split, f"{self.split}/{index}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class GeneratedTask:
     """A task of generated questions; as ``megatron_rl.data.task.Task``."""
 
