@@ -32,10 +32,23 @@ class SelectionConfig:
 
 
 @dataclass
+class PuzzlesConfig:
+    """The puzzles that data.task=temporal_clue makes: how many of each, a number or a range such as 2-4."""
+
+    suspects: str = "2-3"  # of 10
+    weapons: str = "2-3"  # of 8
+    rooms: str = "2-3"  # of 17
+    times: str = "1"  # at which they may move; at most 12
+    motives: str = "2-3"  # of 10; 0: nobody asks why
+    questions: int = number(8, least=1, most=26)  # about the murder, and bonus questions up to so many in all
+    style: str = choice("full", "short")  # short: few words, for a model that starts from random weights
+
+
+@dataclass
 class DataConfig:
     """A task yields examples for training and for evaluation."""
 
-    task: str = "multiple_choice"  # false_belief | multiple_choice | prompt_answer | dotted path of a task's function
+    task: str = "multiple_choice"  # docs/data.md lists them; or the dotted path of a function of yours
     path: str = ""  # training file (.parquet .jsonl .json .csv) or hub id
     eval_path: str = ""  # the same for evaluation; empty: none
     subset: str = ""  # which part of a hub data set that has several, such as main of openai/gsm8k
@@ -55,4 +68,5 @@ class DataConfig:
     repeat_to_batch: int = number(0, least=0)  # the first so many examples fill every batch, again and again; 0: off
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    puzzles: PuzzlesConfig = field(default_factory=PuzzlesConfig)
     mixture: dict[str, Any] = field(default_factory=dict)  # tasks: name -> weight and options that differ

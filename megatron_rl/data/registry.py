@@ -16,6 +16,7 @@ TASKS = {
     "false_belief": "megatron_rl.data.tasks.false_belief.make_false_belief",
     "multiple_choice": "megatron_rl.data.tasks.multiple_choice.make_multiple_choice",
     "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
+    "temporal_clue": "megatron_rl.data.tasks.temporal_clue.task.make_temporal_clue",
 }
 
 
@@ -76,9 +77,9 @@ def file_columns(config: DataConfig) -> tuple[str, ...]:
 
 
 def trains_on_files(config: DataConfig) -> bool:
-    """Whether the task is made from files."""
+    """Whether the training examples are rows of a file: always, or with data.path where the task can make them."""
     try:
-        return bool(file_columns(config))
+        return bool(file_columns(config)) and (bool(config.path) or _beside(config.task, "HELDOUT") is None)
     except InputError:  # there is no such task
         return False
 
@@ -91,7 +92,9 @@ def held_out(config: DataConfig) -> int | None:
             each = [held_out(part) for part in parts(config).values()]
             return None if None in each else sum(filter(None, each))
         kept = _beside(config.task, "HELDOUT")
-        return 0 if file_columns(config) and not config.eval_path else kept
+        if file_columns(config) and (config.path or config.eval_path or kept is None):
+            return None if config.eval_path else 0
+        return kept
     except InputError:  # there is no such task
         return None
 
