@@ -25,7 +25,7 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
     ),
     "recipes": ("recipes", "list the recipes"),
     "options": ("options", "list the options, their defaults and what they may be"),
-    "data": ("data.select", "make rows to imitate or to compare of what a run has drawn"),
+    "data": ("data.select", "make rows to learn from: of what a run has drawn, or generated"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
     "serve": ("serve", "serve a trained policy with SGLang (OpenAI's API), or a reward model"),
     "engine": (

@@ -41,6 +41,8 @@ class PuzzlesConfig:
     times: str = "1"  # at which they may move; at most 12
     motives: str = "2-3"  # of 10; 0: nobody asks why
     questions: int = number(8, least=1, most=26)  # about the murder, and bonus questions up to so many in all
+    clues: list[str] = field(default_factory=list)  # kinds beside whereabouts, motives and the murder; empty: all
+    names: int = number(0, least=0)  # only the first so many names of each kind are used; 0: all
     style: str = choice("full", "short")  # short: few words, for a model that starts from random weights
 
 

@@ -1,9 +1,10 @@
-"""``megatron-rl data``: rows to learn from, made of what a run has drawn."""
+"""``megatron-rl data``: rows to learn from, generated or made of what a run has drawn."""
 
 import argparse
 import json
 from pathlib import Path
 
+from megatron_rl.commands.data import generate
 from megatron_rl.data.sets.selection import select
 from megatron_rl.errors import InputError
 from megatron_rl.system.files import write_text
@@ -15,8 +16,9 @@ examples:
   megatron-rl data select runs/quickstart --reward-at-least 1 --out good.jsonl
   megatron-rl data select runs/quickstart --reward-at-least 1 --best-of 1 --out best.jsonl
   megatron-rl data select runs/quickstart --reward-at-least 1 --pairs --out pairs.jsonl
+  megatron-rl data generate temporal_clue puzzles.jsonl count=100 data.puzzles.rooms=2-4
 
-The first two make rows for sft.data.path, the third rows for preference.data.path.
+The first two make rows for sft.data.path, the third rows for preference.data.path, the last for data.path.
 """
 
 
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--pairs", action="store_true", help="pairs of the best that is good enough with the worst")
     chosen.add_argument("--out", required=True, metavar="FILE", help="the file to write, .jsonl")
     chosen.set_defaults(run=run)
+    generate.add_arguments(commands)
 
 
 def run(options: argparse.Namespace) -> int:

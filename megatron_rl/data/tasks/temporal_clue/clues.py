@@ -1,7 +1,7 @@
 """True statements about a story, as sentences and as what they say of it: what clues and questions are made of."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, permutations, product
@@ -16,13 +16,14 @@ FAMILIES = {  # how late a clue of a family is given up: what is given up late i
     "motive": 0.2,
     "move": 0.35,
     "carry": 0.35,
-    "same room": 0.4,
+    "same_room": 0.4,
     "beside": 0.4,
     "together": 0.4,
-    "one of two": 0.4,
-    "both or neither": 0.4,
+    "one_of_two": 0.4,
+    "both_or_neither": 0.4,
 }
 PER_PLACE = 1  # clues of a family, for each piece at each time, among which the needed ones are looked for
+ENOUGH = ("murder", "whereabouts", "motive")  # clues of these are always among those offered: they settle every story
 DIRECTIONS = ("north", "south", "east", "west")
 
 
@@ -51,8 +52,8 @@ class Subject:
         return self.options[0][0] is None
 
 
-def all_clues(story: Story, rng: random.Random) -> list[Clue]:
-    """The clues that a puzzle is made from. All whereabouts, motives and the murder are among them: they are enough."""
+def all_clues(story: Story, rng: random.Random, families: Collection[str] = ()) -> list[Clue]:
+    """The clues that a puzzle is made from: of some families beside ``ENOUGH``, or (none named) of all."""
     people, things, relative = _subjects(story)
     subjects, limit = [*people, *things, *relative], PER_PLACE * len(story.pieces) * len(story.times)
     times = range(len(story.times))
@@ -75,7 +76,8 @@ def all_clues(story: Story, rng: random.Random) -> list[Clue]:
         clues += sample(rng, [c for pair in named for c in _together(story, *pair)], limit)
     for _ in range(limit):
         clues += _compound(story, rng, subjects)
-    return list({clue.text: clue for clue in clues}.values())
+    wanted = {*ENOUGH, *families} if families else {*FAMILIES}
+    return list({clue.text: clue for clue in clues if clue.family in wanted}.values())
 
 
 def _subjects(story: Story) -> tuple[list[Subject], list[Subject], list[Subject]]:
@@ -181,7 +183,7 @@ def _same_room(story: Story, one: Subject, other: Subject, time: int) -> list[Cl
         return []
     text = f"{one.text} was in the same room as {other.text}{_at(story, time)}"
     pairs = [(room, room) for room in range(len(story.rooms))]
-    return [Clue("same room", _sentence(text), _related(one, other, time, pairs))]
+    return [Clue("same_room", _sentence(text), _related(one, other, time, pairs))]
 
 
 def _beside(story: Story, one: Subject, other: Subject, time: int) -> list[Clue]:
@@ -242,8 +244,8 @@ def _compound(story: Story, rng: random.Random, subjects: Sequence[Subject]) -> 
     first, second = (right, neither) if rng.random() < 0.5 else (wrong, too)
     a, b = (right, too) if rng.random() < 0.5 else (wrong, neither)
     return [
-        Clue("one of two", f"{first[0]} or {_inner(second[0])}, but not both", Alike(first[1], second[1], True)),
-        Clue("both or neither", f"{a[0]} if and only if {_inner(b[0])}", Alike(a[1], b[1])),
+        Clue("one_of_two", f"{first[0]} or {_inner(second[0])}, but not both", Alike(first[1], second[1], True)),
+        Clue("both_or_neither", f"{a[0]} if and only if {_inner(b[0])}", Alike(a[1], b[1])),
     ]
 
 

@@ -8,7 +8,8 @@ from string import ascii_uppercase
 
 from megatron_rl.data.tasks.temporal_clue.clues import DIRECTIONS
 from megatron_rl.data.tasks.temporal_clue.puzzle import Puzzle
-from megatron_rl.data.tasks.temporal_clue.story import MOTIVES, ROOMS, SUSPECTS, WEAPONS, Story, clock
+from megatron_rl.data.tasks.temporal_clue.story import WORDS as NAMES
+from megatron_rl.data.tasks.temporal_clue.story import Story, clock
 
 BOS, EOS, PAD, END = "<bos>", "<eos>", "<pad>", "<sep>"
 WORDS = (
@@ -81,10 +82,10 @@ def short_target(puzzle: Puzzle, answers: dict[str, str]) -> str:
 
 
 def _whereabouts(story: Story, comma: str) -> list[str]:
-    """A line for each time."""
-    found = []
+    """A line for each time: Mr. Boddy, the weapons, and then the suspects, of whom one was alone with him."""
+    order, found = [*range(story.boddy, len(story.pieces)), *range(story.boddy)], []
     for time, name in enumerate(story.times):
-        rooms = [f"{piece} {story.rooms[story.where[i][time]]}" for i, piece in enumerate(story.pieces)]
+        rooms = [f"{story.pieces[i]} {story.rooms[story.where[i][time]]}" for i in order]
         found.append((f"{name} " if len(story.times) > 1 else "") + comma.join(rooms))
     return found
 
@@ -130,7 +131,7 @@ def _spaced(text: str) -> str:
 
 
 def _vocabulary() -> tuple[str, ...]:
-    names = " ".join((*SUSPECTS, *WEAPONS, *ROOMS, *MOTIVES)).split()
+    names = (*NAMES.suspects, *NAMES.weapons, *NAMES.rooms, *NAMES.motives)
     times = [clock(minutes).split()[0] for minutes in range(0, 12 * 60, 15)]
     letters = [f"{letter}." for letter in ascii_uppercase]
     return tuple(dict.fromkeys([*WORDS, *names, *letters, *map(str, range(11)), *times]))

@@ -1,12 +1,13 @@
 """A puzzle: a story, the fewest clues that settle it, and questions that they answer."""
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from string import ascii_uppercase
 
 from megatron_rl.data.tasks.temporal_clue.clues import FAMILIES, Clue, all_clues
 from megatron_rl.data.tasks.temporal_clue.solver import Uniqueness
-from megatron_rl.data.tasks.temporal_clue.story import Size, Story, draw_story, shuffled
+from megatron_rl.data.tasks.temporal_clue.story import Names, Size, Story, draw_story, shuffled
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,20 @@ class Puzzle:
         return {letter: question.answer for letter, question in self.lettered.items()}
 
 
-def make_puzzle(rng: random.Random, size: Size, most_questions: int, heldout: bool = False) -> Puzzle:
-    """A puzzle of a size that is solvable, with bonus questions up to so many questions in all; ``heldout``: as in
-    ``draw_story``."""
-    story = draw_story(rng, size, heldout)
-    offered = all_clues(story, rng)
+def make_puzzle(
+    rng: random.Random,
+    size: Size,
+    names: Names,
+    most_questions: int,
+    families: Collection[str] = (),
+    heldout: bool = False,
+) -> Puzzle:
+    """A puzzle of a size that is solvable, with bonus questions up to so many questions in all.
+
+    ``families``: as in ``all_clues``; ``heldout``: as in ``draw_story``.
+    """
+    story = draw_story(rng, size, names, heldout)
+    offered = all_clues(story, rng, families)
     order = sorted(((FAMILIES[clue.family] + rng.random(), i) for i, clue in enumerate(offered)))
     clues = [offered[i] for _, i in order]
     kept = needed(Uniqueness(story, [clue.says for clue in clues]), len(clues))

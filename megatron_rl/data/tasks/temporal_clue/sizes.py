@@ -4,22 +4,15 @@ import random
 import re
 
 from megatron_rl.data.config import PuzzlesConfig
-from megatron_rl.data.tasks.temporal_clue.story import (
-    MOST_TIMES,
-    MOTIVES,
-    ROOMS,
-    SUSPECTS,
-    WEAPONS,
-    Size,
-    unsolvable,
-)
+from megatron_rl.data.tasks.temporal_clue.clues import FAMILIES
+from megatron_rl.data.tasks.temporal_clue.story import MOST_TIMES, NAMES, Size, unsolvable
 
 BOUNDS = {  # least and most of each
-    "suspects": (1, len(SUSPECTS)),
-    "weapons": (1, len(WEAPONS)),
-    "rooms": (1, len(ROOMS)),
+    "suspects": (1, len(NAMES.suspects)),
+    "weapons": (1, len(NAMES.weapons)),
+    "rooms": (1, len(NAMES.rooms)),
     "times": (1, MOST_TIMES),
-    "motives": (0, len(MOTIVES)),
+    "motives": (0, len(NAMES.motives)),
 }
 _RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
 
@@ -55,8 +48,13 @@ def problems(config: PuzzlesConfig) -> list[str]:
             found.append(f"{said} a range whose first number is the smaller one.")
         elif int(match[1]) < least or int(match[2] or match[1]) > most:
             found.append(f"{said} between {least} and {most}.")
+    if unknown := [name for name in config.clues if name not in FAMILIES]:
+        found.append(f"data.puzzles.clues names {', '.join(unknown)}; it can hold {', '.join(FAMILIES)}.")
     if not found:
         sizes = limits(config)
+        fewest = max(sizes[name][1] for name in ("suspects", "weapons", "rooms", "motives"))
+        if 0 < config.names < fewest:
+            found.append(f"data.puzzles.names is {config.names}; the puzzles need {fewest} or more, or 0 for all.")
         if why := unsolvable(Size(sizes["suspects"][1], 1, sizes["rooms"][0], 1, 0)):
             found.append(
                 f"data.puzzles.suspects={config.suspects} with data.puzzles.rooms={config.rooms} has no solution: {why}"

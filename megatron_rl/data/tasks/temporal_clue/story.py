@@ -10,26 +10,52 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, isqrt
 
+import xxhash
+
 from megatron_rl.data.tasks.generated import T, choose
 from megatron_rl.data.tasks.temporal_clue.facts import Fact
 
-SUSPECTS = (
-    *("Miss Scarlet", "Mr. Green", "Mrs. White", "Mrs. Peacock", "Colonel Mustard", "Professor Plum", "Miss Peach"),
-    *("Sgt. Gray", "Monsieur Brunette", "Madame Rose"),
-)
 BODDY = "Mr. Boddy"
-WEAPONS = ("Candlestick", "Knife", "Lead Pipe", "Revolver", "Rope", "Wrench", "Horseshoe", "Poison")
-ROOMS = (
-    *("Hall", "Lounge", "Dining Room", "Kitchen", "Ballroom", "Conservatory", "Billiard Room", "Library", "Study"),
-    *("Carriage House", "Cloak Room", "Trophy Room", "Drawing Room", "Gazebo", "Courtyard", "Fountain", "Studio"),
-)
-MOTIVES = ("Revenge", "Jealousy", "Greed", "Fear", "Power", "Betrayal", "Anger", "Ambition", "Hatred", "Pride")
 MINUTES = (15, 30, 60)  # between two times
 MOST_TIMES = 12
 MIDNIGHT = 24 * 60
 MOVE = 0.5  # of a character, at each time
 CARRY = 0.8  # of a weapon, when somebody leaves its room
 DISTINCT_MOTIVES = 0.5  # of puzzles; in the others several suspects may have the same one
+
+
+@dataclass(frozen=True)
+class Names:
+    """What things may be called."""
+
+    suspects: tuple[str, ...]
+    weapons: tuple[str, ...]
+    rooms: tuple[str, ...]
+    motives: tuple[str, ...]
+
+    def first(self, count: int) -> "Names":
+        """The first so many of each; 0: all."""
+        return Names(*(names[: count or None] for names in (self.suspects, self.weapons, self.rooms, self.motives)))
+
+
+NAMES = Names(
+    (
+        *("Miss Scarlet", "Mr. Green", "Mrs. White", "Mrs. Peacock", "Colonel Mustard", "Professor Plum", "Miss Peach"),
+        *("Sgt. Gray", "Monsieur Brunette", "Madame Rose"),
+    ),
+    ("Candlestick", "Knife", "Lead Pipe", "Revolver", "Rope", "Wrench", "Horseshoe", "Poison"),
+    (
+        *("Hall", "Lounge", "Dining Room", "Kitchen", "Ballroom", "Conservatory", "Billiard Room", "Library", "Study"),
+        *("Carriage House", "Cloak Room", "Trophy Room", "Drawing Room", "Gazebo", "Courtyard", "Fountain", "Studio"),
+    ),
+    ("Revenge", "Jealousy", "Greed", "Fear", "Power", "Betrayal", "Anger", "Ambition", "Hatred", "Pride"),
+)
+WORDS = Names(  # one for each: titles and kinds of rooms are left out
+    tuple(name.split()[-1] for name in NAMES.suspects),
+    tuple(name.split()[-1] for name in NAMES.weapons),
+    tuple(name.split()[0] for name in NAMES.rooms),
+    NAMES.motives,
+)
 
 
 @dataclass(frozen=True)
@@ -90,9 +116,19 @@ class Story:
         return dict.fromkeys(found, 1)
 
 
-def draw_story(rng: random.Random, size: Size, heldout: bool = False) -> Story:
-    """A story of a size that ``unsolvable`` finds nothing wrong with. Murderer, weapon and room decide whether it is
-    held out, so no solution of a held-out story is trained on."""
+def draw_story(rng: random.Random, size: Size, names: Names, heldout: bool = False) -> Story:
+    """A story of a size that ``unsolvable`` finds nothing wrong with; one that is held out is never trained on."""
+    while is_heldout(story := _draw(rng, size, names)) != heldout:
+        pass
+    return story
+
+
+def is_heldout(story: Story) -> bool:
+    """A fifth of all stories is kept for evaluation."""
+    return xxhash.xxh3_64_intdigest(repr(story).encode()) % 5 == 0
+
+
+def _draw(rng: random.Random, size: Size, names: Names) -> Story:
     low = isqrt(size.rooms)
     columns = low if rng.random() < 0.5 else ceil(size.rooms / low)
     near = neighbours(size.rooms, columns)
@@ -102,32 +138,21 @@ def draw_story(rng: random.Random, size: Size, heldout: bool = False) -> Story:
         occasions = [(s, t) for t in range(size.times) for s in range(size.suspects) if _alone(where, size, s, t)]
     murderer, time = choose(rng, occasions)
     room = where[murderer][time]
-    weapon = choose(rng, [w for w in range(size.weapons) if where[size.suspects + 1 + w][time] == room])
-    motives, motive = _draw_motives(rng, size)
-    while True:
-        suspects = sample(rng, SUSPECTS, size.suspects)
-        weapons, rooms = sample(rng, WEAPONS, size.weapons), sample(rng, ROOMS, size.rooms)
-        if is_heldout(suspects[murderer], weapons[weapon], rooms[room]) == heldout:
-            break
+    motives, motive = _draw_motives(rng, size, names.motives)
     return Story(
-        suspects=tuple(suspects),
-        weapons=tuple(weapons),
-        rooms=tuple(rooms),
+        suspects=tuple(sample(rng, names.suspects, size.suspects)),
+        weapons=tuple(sample(rng, names.weapons, size.weapons)),
+        rooms=tuple(sample(rng, names.rooms, size.rooms)),
         columns=columns,
         times=_draw_times(rng, size.times),
         motives=motives,
         motive=motive,
         where=tuple(map(tuple, where)),
         murderer=murderer,
-        weapon=weapon,
+        weapon=choose(rng, [w for w in range(size.weapons) if where[size.suspects + 1 + w][time] == room]),
         room=room,
         time=time,
     )
-
-
-def is_heldout(murderer: str, weapon: str, room: str) -> bool:
-    """A fifth of all (murderer, weapon, room) is kept for evaluation."""
-    return (SUSPECTS.index(murderer) * 3 + WEAPONS.index(weapon) * 2 + ROOMS.index(room)) % 5 == 0
 
 
 def neighbours(rooms: int, columns: int) -> list[list[int]]:
@@ -182,11 +207,11 @@ def _alone(where: list[list[int]], size: Size, suspect: int, time: int) -> bool:
     return where[size.suspects][time] == room and room not in others and room in weapons
 
 
-def _draw_motives(rng: random.Random, size: Size) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _draw_motives(rng: random.Random, size: Size, known: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The motives that somebody has, and which one each suspect has."""
     if not size.motives:
         return (), ()
-    names = sample(rng, MOTIVES, size.motives)
+    names = sample(rng, known, size.motives)
     if size.motives >= size.suspects and rng.random() < DISTINCT_MOTIVES:
         return tuple(names[: size.suspects]), tuple(shuffled(rng, list(range(size.suspects))))
     drawn = [choose(rng, names) for _ in range(size.suspects)]

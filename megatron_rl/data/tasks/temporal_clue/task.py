@@ -36,12 +36,13 @@ from megatron_rl.data.tasks.temporal_clue.prompt import (
 from megatron_rl.data.tasks.temporal_clue.puzzle import Puzzle, make_puzzle
 from megatron_rl.data.tasks.temporal_clue.sizes import draw_size, problems
 from megatron_rl.data.tasks.temporal_clue.solver import require_solver
+from megatron_rl.data.tasks.temporal_clue.story import NAMES, WORDS
 from megatron_rl.data.tokenizer import ended, write_word_tokenizer
 from megatron_rl.errors import InputError
 
 COLUMNS = ("prompt", "solution", "num_clues")
 HELDOUT = 256  # held-out puzzles, where none are read from a file
-ERROR = 0.75  # of the short training targets: another suspect than the murderer is named
+ERROR = 0.75  # of the short training targets take another suspect for the murderer
 TRIES = 100  # puzzles that may be too long before it is said that all are
 HASHED = 16  # generated puzzles of each kind that the fingerprint looks at: large ones take seconds
 
@@ -92,8 +93,9 @@ def make_temporal_clue(config: DataConfig, seed: int, tokenizer: Any) -> Rows | 
 
 
 def draw_puzzle(rng: random.Random, config: PuzzlesConfig, heldout: bool) -> Puzzle:
-    """A puzzle of the sizes that the options allow. A fifth of all triples of murderer, weapon and room is held out."""
-    return make_puzzle(rng, draw_size(rng, config), config.questions, heldout)
+    """A puzzle of the sizes that the options allow; no story of one that is held out is trained on."""
+    names = (NAMES if config.style == "full" else WORDS).first(config.names)
+    return make_puzzle(rng, draw_size(rng, config), names, config.questions, config.clues, heldout)
 
 
 def row(puzzle: Puzzle, config: PuzzlesConfig) -> dict[str, Any]:
@@ -162,10 +164,14 @@ def _form(config: DataConfig, tokenizer: Any) -> Callable[[str], str]:
 
 
 def _mistaken(puzzle: Puzzle, rng: random.Random) -> dict[str, str]:
-    """The solution but for the murderer, who is taken to be another suspect where there is one."""
-    names, murderer = puzzle.story.suspects, puzzle.story.suspects[puzzle.story.murderer]
-    others = [name for name in names if name != murderer] or [murderer]
-    return puzzle.solution | {"A": choose(rng, others)}
+    """The solution, but for another suspect than the murderer, and the room where that one was."""
+    story = puzzle.story
+    taken = choose(rng, [s for s in range(len(story.suspects)) if s != story.murderer] or [story.murderer])
+    wrong = {
+        "Who murdered Mr. Boddy?": story.suspects[taken],
+        "Where was the murder committed?": story.rooms[story.where[taken][story.time]],
+    }
+    return {letter: wrong.get(question.text, question.answer) for letter, question in puzzle.lettered.items()}
 
 
 def _read(table: Table, part: str, config: DataConfig, tokenizer: Any) -> Part:
