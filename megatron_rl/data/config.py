@@ -71,4 +71,5 @@ class DataConfig:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     puzzles: PuzzlesConfig = field(default_factory=PuzzlesConfig)
+    gym: dict[str, Any] = field(default_factory=dict)  # options of the generator of data.task=reasoning_gym:NAME
     mixture: dict[str, Any] = field(default_factory=dict)  # tasks: name -> weight and options that differ

@@ -16,6 +16,7 @@ TASKS = {
     "false_belief": "megatron_rl.data.tasks.false_belief.make_false_belief",
     "multiple_choice": "megatron_rl.data.tasks.multiple_choice.make_multiple_choice",
     "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
+    "reasoning_gym": "megatron_rl.data.tasks.reasoning_gym.make_reasoning_gym",
     "temporal_clue": "megatron_rl.data.tasks.temporal_clue.task.make_temporal_clue",
 }
 
@@ -29,7 +30,7 @@ def make_task(config: DataConfig, seed: int, tokenizer: Any) -> Task:
     if config.mixture:
         return mix(config, lambda part: make_task(part, seed, tokenizer))
     make = find_task(config.task)
-    if config.task in TASKS:
+    if config.task in TASKS or _generator(config.task):
         return make(config, seed, tokenizer)
     task = named.call(f"data.task={config.task!r}", make, config, seed, tokenizer)
     missing = [name for name in ("train", "heldout", "fingerprint", "report") if not hasattr(task, name)]
@@ -104,10 +105,15 @@ def _beside(task: str, name: str) -> Any:
     return getattr(importlib.import_module(find_task(task).__module__), name, None)
 
 
+def _generator(task: str) -> str:
+    """``reasoning_gym`` of ``reasoning_gym:NAME``; "" for the name of any other task."""
+    return "reasoning_gym" if task.partition(":")[0] == "reasoning_gym" else ""
+
+
 def find_task(name: str) -> Callable[[DataConfig, int, Any], Task]:
     """The function of a task: one of ``TASKS`` or a dotted path. Raises InputError when there is no such function."""
     said, form = f"data.task={name!r}", "(DataConfig, seed, tokenizer)"
-    function = named.find(name, TASKS, said, f"the dotted path of a function {form} -> Task")
+    function = named.find(_generator(name) or name, TASKS, said, f"the dotted path of a function {form} -> Task")
     try:
         inspect.signature(function).bind(None, 0, None)
     except (TypeError, ValueError) as error:

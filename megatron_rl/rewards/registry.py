@@ -37,6 +37,7 @@ BUILTIN = {
     "reward_model": "megatron_rl.rewards.terms.reward_model.reward_model",
     "sip_structure": "megatron_rl.rewards.terms.sip.sip_structure",
     "sip_content": "megatron_rl.rewards.terms.sip.sip_content",
+    "reasoning_gym": "megatron_rl.rewards.terms.reasoning_gym.reasoning_gym",
     "temporal_clue": "megatron_rl.rewards.terms.temporal_clue.temporal_clue",
     "social_r1": "megatron_rl.rewards.terms.social_r1.social_r1",
 }

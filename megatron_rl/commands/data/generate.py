@@ -39,19 +39,16 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.suffix != ".jsonl":
         raise InputError(f"{out}: the name must end in .jsonl.")
-    own = {item.partition("=")[0]: item.partition("=")[2] for item in options.settings if "." not in item.split("=")[0]}
-    count, seed, processes = (
-        _number(own, name, least) for name, least in (("count", 1), ("seed", 0), ("processes", 1))
-    )
+    overrides = [item for item in options.settings if "." in item.partition("=")[0]]
+    own = {item.partition("=")[0]: item.partition("=")[2] for item in options.settings if item not in overrides}
+    count, seed, processes = _number(own, "count", 1), _number(own, "seed", 0), _number(own, "processes", 1)
     split = own.pop("split", "train")
     if own or split not in SPLITS:
         raise InputError(
-            f"{next(iter(own), f'split={split}')!r} is none of count=N, seed=N, processes=N, split=train, split=heldout, "
-            "and no option, such as data.puzzles.rooms=2-4."
+            f"{next(iter(own), f'split={split}')!r} is none of count=N, seed=N, processes=N, split=train,"
+            " split=heldout, and no option, such as data.puzzles.rooms=2-4."
         )
-    config, problems = load(
-        PLAIN, [f"data.task={options.task}", *(s for s in options.settings if "." in s.split("=")[0])]
-    )
+    config, problems = load(PLAIN, [f"data.task={options.task}", *overrides])
     refuse([*problems, *violations(config.data, "data.").values(), *check_options(config.data)])
     make = partial(line, config.data.puzzles, seed, split)
     if processes == 1:
