@@ -60,13 +60,13 @@ def tiny() -> Config:
     config.run.resume = "never"
     config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 216}, dtype="float32")  # 213 words
     sizes = PuzzlesConfig(
-        suspects="2", weapons="2", rooms="2", motives="0", questions=3, clues=["whereabouts"], names=4, style="short"
+        suspects="2", weapons="2", rooms="2", motives="0", questions=3, clues=["whereabouts"], names=3, style="short"
     )
     config.data = DataConfig(task="temporal_clue", max_prompt_tokens=128, puzzles=sizes)
-    config.rollout.prompts_per_step, config.rollout.group_size, config.rollout.max_new_tokens = 16, 8, 48
+    config.rollout.prompts_per_step, config.rollout.group_size, config.rollout.max_new_tokens = 32, 8, 48
     config.algorithm.minibatches = 2
-    config.actor.optimizer = OptimizerConfig(lr=2e-4, beta2=0.99, weight_decay=0.1, warmup_steps=2)
-    config.sft = SFTConfig(steps=600, batch_size=32, prompt_weight=0.1)
+    config.actor.optimizer = OptimizerConfig(lr=4e-4, beta2=0.99, weight_decay=0.1, warmup_steps=2)
+    config.sft = SFTConfig(steps=1000, batch_size=16, prompt_weight=0.1)
     config.sft_optimizer = OptimizerConfig(lr=3e-3, beta2=0.95, weight_decay=0.1, warmup_steps=20, decay="cosine")
     config.evaluation = EvaluationConfig(every=0, prompts=256)
     return config

@@ -84,7 +84,7 @@ def report(sample: Sample) -> dict[str, float]:
 
 
 def judge(sample: Sample) -> tuple[float, bool]:
-    """The verifier's score of the answer in the last <answer> or \\boxed{} after the thinking, and whether one is there.
+    """The verifier's score of the answer in the last <answer> or \\boxed{} after the thinking; whether one is there.
 
     0 without an answer, and for one that the verifier cannot read, on which some of them raise.
     """

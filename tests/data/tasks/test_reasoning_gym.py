@@ -1,4 +1,4 @@
-"""Generators and verifiers of reasoning-gym: a stand-in of its interface always, the package itself where it is there."""
+"""Generators and verifiers of reasoning-gym: a stand-in with its interface, and the package where it is there."""
 
 import importlib.util
 import sys
