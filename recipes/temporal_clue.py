@@ -15,22 +15,22 @@ from recipes._machines import SMALL_QWEN3, on_cpu, on_gpus
 
 
 def qwen2_5_14b() -> Config:
-    """Temporal Clue on Qwen2.5-14B-Instruct, 4 x H100; set model.path and data.path (data generate writes it)."""
-    return on_gpus(_published("temporal_clue_14b", "Qwen/Qwen2.5-14B-Instruct"), tensor=4, data=1)
+    """Temporal Clue on Qwen2.5-14B-Instruct, 4 x H100; on two files that data generate writes."""
+    return _on_gpus(_published("temporal_clue_14b", "Qwen/Qwen2.5-14B-Instruct"), tensor=4, data=1)
 
 
 def qwen2_5_14b_node() -> Config:
-    """Temporal Clue on Qwen2.5-14B-Instruct, a node of 8 x H100; set model.path and data.path."""
-    return on_gpus(_published("temporal_clue_14b_node", "Qwen/Qwen2.5-14B-Instruct"), tensor=4, data=2)
+    """Temporal Clue on Qwen2.5-14B-Instruct, a node of 8 x H100; set model.path."""
+    return _on_gpus(_published("temporal_clue_14b_node", "Qwen/Qwen2.5-14B-Instruct"), tensor=4, data=2)
 
 
 def qwen2_5_32b() -> Config:
-    """Temporal Clue on Qwen2.5-32B-Instruct, a node of 8 x H100; set model.path and data.path."""
-    return on_gpus(_published("temporal_clue_32b", "Qwen/Qwen2.5-32B-Instruct"), tensor=8, data=1)
+    """Temporal Clue on Qwen2.5-32B-Instruct, a node of 8 x H100; set model.path."""
+    return _on_gpus(_published("temporal_clue_32b", "Qwen/Qwen2.5-32B-Instruct"), tensor=8, data=1)
 
 
 def strictly_on_policy() -> Config:
-    """The 14B job with one update per batch, made of many micro-batches: the ratio to the old policy is always 1."""
+    """The 14B job with one update per batch, of many micro-batches: the ratio to the old policy is 1."""
     config = qwen2_5_14b_node()
     config.run.name = "temporal_clue_on_policy"
     config.algorithm.minibatches, config.algorithm.bypass = 1, False
@@ -72,11 +72,20 @@ def tiny() -> Config:
     return config
 
 
+def _on_gpus(config: Config, tensor: int, data: int) -> Config:
+    """As ``on_gpus``, for models of which one GPU cannot hold all beside its part of the trainer: an engine spreads
+    over as many GPUs as a replica does, and activations of 16,384 tokens are computed anew."""
+    config = on_gpus(config, tensor, data)
+    config.rollout.engines, config.rollout.sglang.tensor_parallel = data, tensor
+    config.actor.recompute = "full"
+    return config
+
+
 def _published(name: str, model: str) -> Config:
     return Config(
         run=RunConfig(name=name, steps=100, save_every=10),
         model=ModelConfig(path=model),
-        data=DataConfig(task="temporal_clue", path="puzzles.jsonl", max_prompt_tokens=4096),
+        data=DataConfig(task="temporal_clue", path="puzzles.jsonl", eval_path="heldout.jsonl", max_prompt_tokens=4096),
         rollout=RolloutConfig(prompts_per_step=32, group_size=50, max_new_tokens=8192),
         rewards=RewardsConfig(terms={"temporal_clue": 1.0}, workers=4),
         algorithm=AlgorithmConfig(

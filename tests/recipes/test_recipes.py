@@ -141,6 +141,7 @@ def test_temporal_clue_follows_the_published_settings(name):
     assert (algorithm.aggregation, algorithm.bypass) == ("seq-mean-token-mean", True)
     assert config.actor.micro_batch_tokens == 16384
     actor = config.actor
+    assert config.rollout.engines * config.rollout.sglang.tensor_parallel == actor.tensor_parallel * actor.data_parallel
     assert actor.tensor_parallel * actor.data_parallel == (4 if name == "qwen2_5_14b" else 8)
     assert violations(config) == {}
 

@@ -48,7 +48,7 @@ def test_the_tiny_recipe(tmp_path: Path) -> None:
 
 def test_puzzles_for_the_large_recipes(tmp_path: Path) -> None:
     """The sizes that the page names are possible; a file of smaller ones is what a curriculum needs."""
-    [line] = [line for block in blocks(PAGE) for line in block.splitlines() if " data generate " in line]
+    line, _ = [line for block in blocks(PAGE) for line in block.splitlines() if " data generate " in line]
     words = shlex.split(line)[1:]
     sizes = [word.removeprefix("data.puzzles.").split("=") for word in words if word.startswith("data.puzzles.")]
     assert problems(PuzzlesConfig(**dict(sizes))) == []
