@@ -30,6 +30,7 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
         "data.select",
         "write the completions of a run that are good enough, as rows to imitate or to compare",
     ),
+    "data generate": ("data.generate", "write generated puzzles to a file, for data.path or sft.data.path"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
     "serve": ("serve", "serve a trained policy with SGLang (OpenAI's API), or a reward model"),
     "engine": (

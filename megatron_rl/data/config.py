@@ -35,6 +35,21 @@ class SelectionConfig:
 
 
 @dataclass
+class PuzzlesConfig:
+    """The puzzles that data.task=temporal_clue makes: how many of each, a number or a range such as 2-4."""
+
+    suspects: str = "2-3"  # of 10
+    weapons: str = "2-3"  # of 8
+    rooms: str = "2-3"  # of 17
+    times: str = "1"  # at which they may move; at most 12
+    motives: str = "2-3"  # of 10; 0: nobody asks why
+    questions: int = number(8, least=1, most=26)  # about the murder, and bonus questions up to so many in all
+    clues: list[str] = field(default_factory=list)  # kinds beside whereabouts, motives and the murder; empty: all
+    names: int = number(0, least=0)  # only the first so many names of each kind are used; 0: all
+    style: str = choice("full", "short")  # short: few words, for a model that starts from random weights
+
+
+@dataclass
 class DataConfig:
     """A task yields examples for training and for evaluation."""
 
@@ -58,4 +73,6 @@ class DataConfig:
     repeat_to_batch: int = number(0, least=0)  # the first so many examples fill every RL batch, in turn; 0: off
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    puzzles: PuzzlesConfig = field(default_factory=PuzzlesConfig)
+    gym: dict[str, Any] = field(default_factory=dict)  # options of the generator of data.task=reasoning_gym:NAME
     mixture: dict[str, Any] = field(default_factory=dict)  # tasks: name -> weight and options that differ

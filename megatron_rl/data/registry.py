@@ -22,6 +22,8 @@ TASKS = {
     "higher_order_belief": "megatron_rl.data.tasks.higher_order_belief.make_higher_order_belief",
     "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
     "running_sum": "megatron_rl.data.tasks.running_sum.make_running_sum",
+    "reasoning_gym": "megatron_rl.data.tasks.reasoning_gym.make_reasoning_gym",
+    "temporal_clue": "megatron_rl.data.tasks.temporal_clue.task.make_temporal_clue",
 }
 
 
@@ -34,7 +36,7 @@ def make_task(config: DataConfig, seed: int, tokenizer: Any) -> Task:
     if config.mixture:
         return mix(config, lambda part: make_task(part, seed, tokenizer))
     make = find_task(config.task)
-    if config.task in TASKS:
+    if config.task in TASKS or _generator(config.task):
         return make(config, seed, tokenizer)
     task = named.call(f"data.task={config.task!r}", make, config, seed, tokenizer)
     missing = [name for name in ("train", "heldout", "fingerprint", "report") if not hasattr(task, name)]
@@ -82,9 +84,9 @@ def file_columns(config: DataConfig) -> tuple[str, ...]:
 
 
 def trains_on_files(config: DataConfig) -> bool:
-    """Whether the task is made from files."""
+    """Whether the training examples are rows of a file: always, or with data.path where the task can make them."""
     try:
-        return bool(file_columns(config))
+        return bool(file_columns(config)) and (bool(config.path) or _beside(config.task, "HELDOUT") is None)
     except InputError:  # there is no such task
         return False
 
@@ -97,7 +99,9 @@ def held_out(config: DataConfig) -> int | None:
             each = [held_out(part) for part in parts(config).values()]
             return None if None in each else sum(filter(None, each))
         kept = _beside(config.task, "HELDOUT")
-        return 0 if file_columns(config) and not config.eval_path else kept
+        if file_columns(config) and (config.path or config.eval_path or kept is None):
+            return None if config.eval_path else 0
+        return kept
     except InputError:  # there is no such task
         return None
 
@@ -107,10 +111,15 @@ def _beside(task: str, name: str) -> Any:
     return getattr(importlib.import_module(find_task(task).__module__), name, None)
 
 
+def _generator(task: str) -> str:
+    """``reasoning_gym`` of ``reasoning_gym:NAME``; "" for the name of any other task."""
+    return "reasoning_gym" if task.partition(":")[0] == "reasoning_gym" else ""
+
+
 def find_task(name: str) -> Callable[[DataConfig, int, Any], Task]:
     """The function of a task: one of ``TASKS`` or a dotted path. Raises InputError when there is no such function."""
     said, form = f"data.task={name!r}", "(DataConfig, seed, tokenizer)"
-    function = named.find(name, TASKS, said, f"the dotted path of a function {form} -> Task")
+    function = named.find(_generator(name) or name, TASKS, said, f"the dotted path of a function {form} -> Task")
     try:
         inspect.signature(function).bind(None, 0, None)
     except (TypeError, ValueError) as error:

@@ -62,6 +62,11 @@ BUILTIN = {
     "sip_content": "megatron_rl.rewards.terms.social.sip.sip_content",
     "social_monitors": "megatron_rl.rewards.terms.social.social_monitors.social_monitors",
     "social_r1": "megatron_rl.rewards.terms.social.social_r1.social_r1",
+    "sip_structure": "megatron_rl.rewards.terms.sip.sip_structure",
+    "sip_content": "megatron_rl.rewards.terms.sip.sip_content",
+    "reasoning_gym": "megatron_rl.rewards.terms.reasoning_gym.reasoning_gym",
+    "temporal_clue": "megatron_rl.rewards.terms.temporal_clue.temporal_clue",
+    "social_r1": "megatron_rl.rewards.terms.social_r1.social_r1",
 }
 
 

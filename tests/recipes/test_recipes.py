@@ -131,6 +131,30 @@ def test_tiny_needs_only_the_two_paths(tmp_path):
     assert config.rewards.terms == {"social_r1": 1.0, "social_monitors": 0.0} and config.model.dtype == "float32"
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_14b", "qwen2_5_14b_node", "qwen2_5_32b"])
+def test_temporal_clue_follows_the_published_settings(name):
+    config = recipe(f"temporal_clue.{name}")
+    optimizer, algorithm = config.actor.optimizer, config.algorithm
+    assert (config.rollout.prompts_per_step, config.rollout.group_size, config.rollout.max_new_tokens) == (32, 50, 8192)
+    assert (optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (6e-6, 0.9, 0.99, 0.1)
+    assert (algorithm.std, algorithm.std_eps, algorithm.kl_coef, algorithm.entropy_coef) == ("population", 1e-6, 0, 0)
+    assert (algorithm.aggregation, algorithm.bypass) == ("seq-mean-token-mean", True)
+    assert config.actor.micro_batch_tokens == 16384
+    actor = config.actor
+    assert config.rollout.engines * config.rollout.sglang.tensor_parallel == actor.tensor_parallel * actor.data_parallel
+    assert actor.tensor_parallel * actor.data_parallel == (4 if name == "qwen2_5_14b" else 8)
+    assert violations(config) == {}
+
+
+def test_temporal_clue_variants():
+    strict, few = recipe("temporal_clue.strictly_on_policy"), recipe("temporal_clue.sixteen_puzzles")
+    assert strict.algorithm.minibatches * strict.algorithm.epochs == 1
+    assert (few.data.repeat_to_batch, few.rollout.prompts_per_step, few.data.shuffle) == (16, 16, False)
+    assert recipe("temporal_clue.easy_to_hard").data.curriculum.column == "num_clues"
+    tiny = recipe("temporal_clue.tiny")
+    assert check_data(tiny.data) == [] and tiny.data.path == "" and tiny.run.steps == 20
+
+
 def test_recipes_and_checks_import_no_torch():
     code = (
         "import sys, megatron_rl.settings.recipes as recipes, megatron_rl.data.check, megatron_rl.evaluation.check\n"
