@@ -14,15 +14,15 @@ from megatron_rl.system import named
 
 TASKS = {
     "false_belief": "megatron_rl.data.tasks.false_belief.make_false_belief",
+    "higher_order_belief": "megatron_rl.data.tasks.higher_order_belief.make_higher_order_belief",
     "math_problems": "megatron_rl.data.tasks.math_problems.make_math_problems",
     "multiple_choice": "megatron_rl.data.tasks.multiple_choice.make_multiple_choice",
+    "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
+    "reasoning_gym": "megatron_rl.data.tasks.reasoning_gym.make_reasoning_gym",
+    "running_sum": "megatron_rl.data.tasks.running_sum.make_running_sum",
     "social_iqa": "megatron_rl.data.tasks.social_iqa.make_social_iqa",
     "social_situations": "megatron_rl.data.tasks.social_situations.make_social_situations",
     "stepwise_sums": "megatron_rl.data.tasks.stepwise_sums.make_stepwise_sums",
-    "higher_order_belief": "megatron_rl.data.tasks.higher_order_belief.make_higher_order_belief",
-    "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
-    "running_sum": "megatron_rl.data.tasks.running_sum.make_running_sum",
-    "reasoning_gym": "megatron_rl.data.tasks.reasoning_gym.make_reasoning_gym",
     "temporal_clue": "megatron_rl.data.tasks.temporal_clue.task.make_temporal_clue",
 }
 

@@ -46,27 +46,24 @@ class Service(Protocol):
 
 
 BUILTIN = {
-    "format": "megatron_rl.rewards.terms.style.format.format",
-    "multiple_choice": "megatron_rl.rewards.terms.answer.multiple_choice",
     "answer_in_format": "megatron_rl.rewards.terms.answer.answer_in_format",
+    "deep_enlighten": "megatron_rl.rewards.terms.social.deep_enlighten.deep_enlighten",
     "exact_answer": "megatron_rl.rewards.terms.exact_answer.exact_answer",
+    "format": "megatron_rl.rewards.terms.style.format.format",
     "judge": "megatron_rl.rewards.terms.judge.judge",
     "language": "megatron_rl.rewards.terms.style.language.language",
-    "math_answer": "megatron_rl.rewards.terms.math_answer.math_answer",
-    "deep_enlighten": "megatron_rl.rewards.terms.social.deep_enlighten.deep_enlighten",
     "length_window": "megatron_rl.rewards.terms.style.length.length_window",
+    "math_answer": "megatron_rl.rewards.terms.math_answer.math_answer",
+    "multiple_choice": "megatron_rl.rewards.terms.answer.multiple_choice",
+    "reasoning_gym": "megatron_rl.rewards.terms.reasoning_gym.reasoning_gym",
+    "reasoning_style": "megatron_rl.rewards.terms.style.reasoning_style.reasoning_style",
     "repetition": "megatron_rl.rewards.terms.style.repetition.repetition",
     "reward_model": "megatron_rl.rewards.terms.reward_model.reward_model",
-    "reasoning_style": "megatron_rl.rewards.terms.style.reasoning_style.reasoning_style",
-    "sip_structure": "megatron_rl.rewards.terms.social.sip.sip_structure",
     "sip_content": "megatron_rl.rewards.terms.social.sip.sip_content",
+    "sip_structure": "megatron_rl.rewards.terms.social.sip.sip_structure",
     "social_monitors": "megatron_rl.rewards.terms.social.social_monitors.social_monitors",
     "social_r1": "megatron_rl.rewards.terms.social.social_r1.social_r1",
-    "sip_structure": "megatron_rl.rewards.terms.sip.sip_structure",
-    "sip_content": "megatron_rl.rewards.terms.sip.sip_content",
-    "reasoning_gym": "megatron_rl.rewards.terms.reasoning_gym.reasoning_gym",
     "temporal_clue": "megatron_rl.rewards.terms.temporal_clue.temporal_clue",
-    "social_r1": "megatron_rl.rewards.terms.social_r1.social_r1",
 }
 
 
