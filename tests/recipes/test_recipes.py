@@ -38,7 +38,7 @@ def test_each_gives_a_whole_new_configuration(name):
 def test_unknown_names():
     with pytest.raises(InputError, match=r"recipe 'social_r1.qwen_4b' is unknown; did you mean social_r1.qwen3_4b\?"):
         recipe("social_r1.qwen_4b")
-    with pytest.raises(InputError, match=r"It can be quickstart, social_r1.qwen3_4b"):
+    with pytest.raises(InputError, match=r"It can be .*quickstart, .*social_r1.qwen3_4b"):
         recipe("social_r1._card")
 
 
