@@ -3,7 +3,7 @@
 The steps of a solution are the column ``steps``, a list of texts; else the lines of its solution (GSM8K's without what
 its calculator was told, ``<<48/2=24>>``), the answer boxed at the end of the last. They lie in
 ``Example.extra["steps"]``, where hints are taken from (``rollout.strategy=hinted``). A row without a ``target`` has its
-steps and the boxed answer as one.
+steps, and the answer in a box, as one.
 """
 
 import json
