@@ -31,7 +31,7 @@ from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import Example, Sample
+from megatron_rl.data.task import Example, Report, Sample
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import RolloutConfig
@@ -55,7 +55,7 @@ SPECIAL = ("<pad>", "<eos>")
 WORDS = [f"w{i}" for i in range(QWEN3_853K["vocab_size"] - len(SPECIAL))]  # type: ignore[operator]
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = f"benchmarks.{Path(__file__).stem}"  # under this name our processes import the task and the reward
-PARTS = {"rollout.server": "engine", "megatron_rl.train": "rank", "rewards.worker": "reward worker"}
+PARTS = {"rollout.embedded": "engine", "megatron_rl.train": "rank", "rewards.workers": "reward worker"}
 
 
 @dataclass
@@ -79,9 +79,15 @@ class RandomWords:
         """The words come from a fixed seed."""
         return "random words"
 
-    def report(self, example: Example, response: str) -> dict[str, float]:
-        """No answer is right."""
-        return {"correct": 0.0}
+    @property
+    def report(self) -> Report:
+        """Called in the reward workers, which import it by name."""
+        return nothing_right
+
+
+def nothing_right(sample: Sample) -> dict[str, float]:
+    """No answer is right."""
+    return {"correct": 0.0}
 
 
 def make_random_words(config: DataConfig, seed: int, tokenizer: Any) -> RandomWords:

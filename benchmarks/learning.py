@@ -54,7 +54,8 @@ def drawn(values: list[float]) -> str:
 def main() -> int:
     """Make the runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", default=",".join(PUBLISHED), help="names, separated by commas")
+    of_rewards = ",".join(name for name, published in PUBLISHED.items() if "teacher" not in published.needs)
+    parser.add_argument("--algorithms", default=of_rewards, help="names, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
     parser.add_argument("--least", type=float, default=0.9, help="accuracy to be reached")

@@ -20,7 +20,7 @@ import psutil
 from megatron_rl.data.answers.think_answer import split
 from megatron_rl.data.task import Sample
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.terms.length import repetition_factor
+from megatron_rl.rewards.terms.style.length import repetition_factor
 from megatron_rl.rewards.workers.pool import RewardPool
 from megatron_rl.rewards.workers.terms import bind, score_sample
 

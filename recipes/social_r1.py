@@ -2,11 +2,13 @@
 
 Step count, learning rate, KL weight and group size are those of the SocialR1-4B model card; batch, mini-batch and
 lengths, which it does not give, those of the authors' run script. Where the two disagree the card is followed (the
-script has 300 steps, learning rate 1e-6 and a KL weight of 0.001).
+script has 300 steps, learning rate 1e-6 and a KL weight of 0.001). Structure and content are scored by rules unless
+``rewards.args.social_r1`` names a judge and a reward model. ``social_monitors`` has the weight 0: curves alone.
 """
 
 from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
-from megatron_rl.algorithms.config import AlgorithmConfig
+from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
+from megatron_rl.algorithms.pairs.config import RewardModelConfig
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
@@ -25,9 +27,35 @@ def qwen3_8b() -> Config:
     return on_gpus(_card("social_r1_qwen3_8b", "Qwen/Qwen3-8B"), tensor=4, data=2)
 
 
+def baseline_outcome() -> Config:
+    """Its baseline: the same GRPO on Qwen3-4B, only form and answer rewarded; set model.path and data.path."""
+    config = on_gpus(_card("social_r1_baseline_outcome", "Qwen/Qwen3-4B"), tensor=2, data=4)
+    config.rewards.args["social_r1"] = {"variant": "outcome"}
+    return config
+
+
+def baseline_sft() -> Config:
+    """Its baseline: imitation on Qwen3-4B; set model.path and data.path (questions with a column target)."""
+    config = on_gpus(_card("social_r1_baseline_sft", "Qwen/Qwen3-4B"), tensor=2, data=4)
+    config.run.steps = 0
+    config.sft = SFTConfig(steps=33, batch_size=64)  # three epochs of 700 questions
+    config.sft_optimizer = OptimizerConfig(lr=1e-5, warmup_steps=3, decay="cosine")
+    return config
+
+
+def reward_model() -> Config:
+    """The reward model of the content, from Qwen3-4B; set model.path and reward_model.data.path (pairs)."""
+    return _pairs(on_gpus(_card("social_r1_reward_model", "Qwen/Qwen3-4B"), tensor=2, data=4), steps=312, lr=1e-5)
+
+
+def tiny_reward_model() -> Config:
+    """The same on a CPU; set model.path (tools/make_tiny_model.py) and reward_model.data.path (pairs)."""
+    return _pairs(on_cpu(_card("social_r1_tiny_reward_model", "")), steps=60, lr=1e-3)
+
+
 def tiny() -> Config:
     """The Social-R1 job on a CPU in minutes; set model.path (tools/make_tiny_model.py) and data.path."""
-    config = on_cpu(_card("social_r1_tiny", ""), steps=10)
+    config = on_cpu(_card("social_r1_tiny", ""))
     config.rollout.prompts_per_step, config.rollout.max_new_tokens = 8, 64
     config.algorithm.minibatches = 2
     return config
@@ -43,7 +71,7 @@ def _card(name: str, model: str) -> Config:
             group_size=5,
             max_new_tokens=3072,
         ),
-        rewards=RewardsConfig(terms={"social_r1": 1.0}, workers=4),
+        rewards=RewardsConfig(terms={"social_r1": 1.0, "social_monitors": 0.0}, workers=4),
         algorithm=AlgorithmConfig(
             kl_coef=0.04,
             minibatches=4,  # of 16 prompts
@@ -52,3 +80,11 @@ def _card(name: str, model: str) -> Config:
         actor=ActorConfig(optimizer=OptimizerConfig(lr=5e-7)),
         evaluation=EvaluationConfig(prompts=512),
     )
+
+
+def _pairs(config: Config, steps: int, lr: float) -> Config:
+    """The run of a reward model alone: one epoch of 20,000 pairs is 312 steps."""
+    config.run.steps = 0
+    config.reward_model = RewardModelConfig(steps=steps, batch_size=64 if config.rollout.engine == "sglang" else 16)
+    config.reward_model_optimizer = OptimizerConfig(lr=lr, warmup_steps=steps // 10, decay="cosine")
+    return config

@@ -15,7 +15,7 @@ from megatron_rl.commands.foreground import address, check_address, run_server, 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.table import scalar_head
 from megatron_rl.resharding.folders.hf import read_hf_config
-from megatron_rl.rewards.terms.reward_model import KEY as REWARD_KEY
+from megatron_rl.rewards.serving.reward_model import KEY as REWARD_KEY
 from megatron_rl.rollout.sglang.servers.process import ALIASES, environment, on_this_machine
 from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.settings.written import read_value

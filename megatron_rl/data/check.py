@@ -44,7 +44,14 @@ def _check_order(data: DataConfig) -> list[str]:
             read_history(selection.rank_by_accuracy_std)
         except InputError as error:
             found.append(str(error))
-    elif selection.key:
+    if not selection.column and (selection.least, selection.most) != (None, None):
+        found.append(
+            "data.selection.least and data.selection.most are used with data.selection.column only; set that, the "
+            "column that they bound, or leave them."
+        )
+    if selection.column and (selection.least, selection.most) == (None, None):
+        found.append(f"data.selection.column={selection.column} needs data.selection.least or data.selection.most.")
+    if selection.key and not selection.rank_by_accuracy_std:
         found.append("data.selection.key is used with data.selection.rank_by_accuracy_std only; set that, or leave it.")
     if data.repeat_to_batch and curriculum.by != "none":
         found.append(

@@ -29,13 +29,18 @@ class SelectionConfig:
     rank_by_accuracy_std: str = ""  # JSON file, row -> accuracies in an earlier run: what varied most goes first
     key: str = ""  # the column with the names that the rows have in that file; empty: their numbers, from 0
     count: int = number(0, least=0)  # only the first so many, in that order; 0: all
+    column: str = (
+        ""  # keep the rows whose number here (one in a text counts: Level 3) lies in the next two; a.b: inside
+    )
+    least: float | None = None  # the least number of column that is kept; null: any
+    most: float | None = None  # the largest
 
 
 @dataclass
 class DataConfig:
     """A task yields examples for training and for evaluation."""
 
-    task: str = "multiple_choice"  # false_belief | multiple_choice | prompt_answer | dotted path of a task's function
+    task: str = "multiple_choice"  # of docs/data.md, or the dotted path of a function of yours
     path: str = ""  # training file (.parquet .jsonl .json .csv) or hub id
     eval_path: str = ""  # the same for evaluation; empty: none
     subset: str = ""  # which part of a hub data set that has several, such as main of openai/gsm8k
@@ -45,14 +50,14 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)  # rename: our column -> the file's (a.b: b inside a)
     derive_options: str = choice("auto", "always", "never")  # give rows without options those of others; auto: ToM-RL's
     prompt: str = choice("auto", "chat", "plain", "raw")  # auto: chat where the tokenizer has a template; raw: as it is
-    template: str = ""  # prompt_answer: the user's message, with {column} in it; empty: the row's prompt or question
+    template: str = ""  # the prompt with {column} in it, or a .txt file with it; empty: the row's (social_iqa: base)
     system_prompt: str = ""  # a system message before the user's; empty: none
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as enable_thinking: false
     max_prompt_tokens: int = number(1024, least=1)  # the longest prompt
     bad_rows: str = choice("error", "drop")  # prompt too long, or (prompt_answer) no answer; drop: left out and counted
     limit: int = number(0, least=0)  # use only the first rows; 0: all
     shuffle: bool = True  # a new order each epoch, from run.seed
-    repeat_to_batch: int = number(0, least=0)  # the first so many examples fill every batch, again and again; 0: off
+    repeat_to_batch: int = number(0, least=0)  # the first so many examples fill every RL batch, in turn; 0: off
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     mixture: dict[str, Any] = field(default_factory=dict)  # tasks: name -> weight and options that differ

@@ -16,6 +16,9 @@ TASKS = {
     "false_belief": "megatron_rl.data.tasks.false_belief.make_false_belief",
     "math_problems": "megatron_rl.data.tasks.math_problems.make_math_problems",
     "multiple_choice": "megatron_rl.data.tasks.multiple_choice.make_multiple_choice",
+    "social_iqa": "megatron_rl.data.tasks.social_iqa.make_social_iqa",
+    "social_situations": "megatron_rl.data.tasks.social_situations.make_social_situations",
+    "stepwise_sums": "megatron_rl.data.tasks.stepwise_sums.make_stepwise_sums",
     "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
     "running_sum": "megatron_rl.data.tasks.running_sum.make_running_sum",
 }

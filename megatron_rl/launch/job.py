@@ -126,6 +126,7 @@ def processes(folder: RunFolder, config: Config, sockets: Path, listener: socket
         common["NCCL_CUMEM_ENABLE"] = os.environ.get("NCCL_CUMEM_ENABLE", "0")
     else:
         common["TORCHDYNAMO_DISABLE"] = "1"  # megatron-core compiles small fusions at import: worth it on a GPU only
+        common |= {name: os.environ.get(name, str(size)) for name, size in machine.KEPT.items()}
     job = common | engine_environment(config.rollout, key)
     job |= {
         ENGINES: ",".join(addresses),

@@ -2,43 +2,66 @@
 
 import inspect
 import pickle
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from math import isfinite
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from megatron_rl.data.task import Report
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
+from megatron_rl.rewards.schedule import check_schedule
 from megatron_rl.system.named import find
 
 Score = dict[str, float]
 """Named components; the key ``score`` is the term's value and is required."""
-Reward = Callable[..., Score | float]
-"""``reward(sample, **args)``: a plain function, called in a worker process for every completion with its ``Sample`` and
-the arguments of ``rewards.args``.
+Reward = Callable[..., Any]
+"""``reward(sample, **args)``: a function, called in a worker process for every completion with its ``Sample`` and the
+arguments of ``rewards.args``; ``async def`` where it waits for others: then ``rewards.concurrency`` samples are under
+way at once.
 
 It returns a number, or numbers by name with the key ``score``: the score is weighed by ``rewards.terms`` and added to
 the completion's reward, and the mean of every number is a metric, ``reward/NAME/KEY``. Numbers are finite; booleans and
 scalars of NumPy and torch are numbers. Anything else, and whatever it raises, ends the run. One call takes at most
 ``rewards.deadline`` seconds, a worker's first at most ``rewards.first_deadline``: the worker is killed then, and the
-completion's reward is ``rewards.deadline_score``.
+completion's reward is ``rewards.deadline_score``. An asynchronous call is cancelled instead.
+
+Beside it may stand ``NAME_services(**args) -> Sequence[Service]``: what it asks over the network with these arguments,
+which is checked before a run and named in its manifest. A function that has services is asynchronous with them.
 
 The same sample must always get the same score: no state that one call leaves to the next but what it has loaded.
 """
 
+
+class Service(Protocol):
+    """Something that a reward asks over the network."""
+
+    def violations(self, deadline: float) -> list[str]:
+        """What is wrong with how it is to be asked, or that nobody answers; ``deadline``: seconds of a sample."""
+
+    def facts(self) -> dict[str, Any]:
+        """What it is, for the manifest: no secrets."""
+
+
 BUILTIN = {
-    "format": "megatron_rl.rewards.terms.format.format",
+    "format": "megatron_rl.rewards.terms.style.format.format",
     "multiple_choice": "megatron_rl.rewards.terms.answer.multiple_choice",
     "answer_in_format": "megatron_rl.rewards.terms.answer.answer_in_format",
     "exact_answer": "megatron_rl.rewards.terms.exact_answer.exact_answer",
+    "judge": "megatron_rl.rewards.terms.judge.judge",
+    "language": "megatron_rl.rewards.terms.style.language.language",
     "math_answer": "megatron_rl.rewards.terms.math_answer.math_answer",
-    "length_window": "megatron_rl.rewards.terms.length.length_window",
+    "deep_enlighten": "megatron_rl.rewards.terms.social.deep_enlighten.deep_enlighten",
+    "length_window": "megatron_rl.rewards.terms.style.length.length_window",
+    "repetition": "megatron_rl.rewards.terms.style.repetition.repetition",
     "reward_model": "megatron_rl.rewards.terms.reward_model.reward_model",
-    "sip_structure": "megatron_rl.rewards.terms.sip.sip_structure",
-    "sip_content": "megatron_rl.rewards.terms.sip.sip_content",
-    "social_r1": "megatron_rl.rewards.terms.social_r1.social_r1",
+    "reasoning_style": "megatron_rl.rewards.terms.style.reasoning_style.reasoning_style",
+    "sip_structure": "megatron_rl.rewards.terms.social.sip.sip_structure",
+    "sip_content": "megatron_rl.rewards.terms.social.sip.sip_content",
+    "social_monitors": "megatron_rl.rewards.terms.social.social_monitors.social_monitors",
+    "social_r1": "megatron_rl.rewards.terms.social.social_r1.social_r1",
 }
 
 
@@ -46,6 +69,27 @@ def resolve(name: str) -> Reward:
     """The function behind a built-in name or a dotted path; ``InputError`` when there is none."""
     otherwise = "the dotted path of a function of your own, such as my_package.my_module.my_reward"
     return find(name, BUILTIN, f"rewards.terms: {name!r}", otherwise)
+
+
+def services(function: Reward, args: Mapping[str, Any]) -> Sequence[Service]:
+    """What a reward asks over the network with these arguments."""
+    name, module = getattr(function, "__name__", ""), sys.modules.get(getattr(function, "__module__", ""))
+    of = getattr(module, f"{name}_services", None)
+    found: Sequence[Service] = of(**args) if of is not None else ()
+    return found
+
+
+def is_asynchronous(function: Reward, args: Mapping[str, Any]) -> bool:
+    """Whether what a reward returns has to be awaited."""
+    plain = inspect.unwrap(function)
+    called = vars(type(plain)).get("__call__")
+    return any(map(inspect.iscoroutinefunction, (plain, called))) or bool(services(function, args))
+
+
+def reward_facts(config: RewardsConfig) -> dict[str, Any]:
+    """For the manifest: what every reward asks over the network, reward -> its services' facts."""
+    asked = {name: services(resolve(name), config.args.get(name, {})) for name in config.terms}
+    return {name: [service.facts() for service in some] for name, some in asked.items() if some}
 
 
 def check_rewards(config: RewardsConfig) -> list[str]:
@@ -59,7 +103,11 @@ def check_rewards(config: RewardsConfig) -> list[str]:
         if not isfinite(weight):
             found.append(f"rewards.terms.{name} is {weight}; a weight is a finite number.")
         try:
-            found += _reward_violations(name, resolve(name), config.args.get(name, {}))
+            function, args = resolve(name), config.args.get(name, {})
+            about = _reward_violations(name, function, args)
+            for service in () if about else services(function, args):
+                about += [f"rewards.args.{name}: {said}" for said in service.violations(config.deadline)]
+            found += about
         except InputError as error:
             found.append(str(error))
     if config.overlong_factor != RewardsConfig().overlong_factor and not config.overlong_buffer:
@@ -67,11 +115,15 @@ def check_rewards(config: RewardsConfig) -> list[str]:
             f"rewards.overlong_factor={config.overlong_factor} does nothing without rewards.overlong_buffer: set that "
             "to the number of tokens below rollout.max_new_tokens over which the reward falls."
         )
-    for name in config.args:
-        if name not in config.terms:
-            near = get_close_matches(name, config.terms, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; add it there or take its arguments away."
-            found.append(f"rewards.args names {name!r}, which is not in rewards.terms{hint}")
+    for name, schedule in config.schedules.items():
+        found += check_schedule(f"rewards.schedules.{name}", schedule)
+    for key, names in (("rewards.args", config.args), ("rewards.schedules", config.schedules)):
+        for name in names:
+            if name not in config.terms:
+                near = get_close_matches(name, config.terms, n=1)
+                what = "its arguments" if key == "rewards.args" else "its schedule"
+                hint = f"; did you mean {near[0]}?" if near else f"; add it there or take {what} away."
+                found.append(f"{key} names {name!r}, which is not in rewards.terms{hint}")
     return found
 
 
@@ -96,9 +148,7 @@ def check_report(report: Report) -> list[str]:
 
 
 def _reward_violations(name: str, function: Reward, args: Mapping[str, Any]) -> list[str]:
-    """What ``function(sample, **args)`` would not accept, and a function that no plain call runs."""
-    if inspect.iscoroutinefunction(inspect.unwrap(function)):
-        return [f"rewards.terms names {name!r}, which is asynchronous (async def); make it a plain function."]
+    """What ``function(sample, **args)`` would not accept."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions in C do not tell

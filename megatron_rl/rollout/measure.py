@@ -13,7 +13,8 @@ from megatron_rl.rollout.strategies.hinted import measure_hints
 def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
     """Rewards, lengths (tokens drawn) and what went wrong in scoring, over all rollouts of scored groups.
 
-    Rollouts that are not sound have no rewards to speak of; where none is, their mean is not among the numbers.
+    Rollouts that are not sound have no rewards to speak of; where none is, their mean is not among the numbers. Nor is
+    a mean length over completions of which there are none.
     """
     rollouts = [rollout for group in groups for rollout in group]
     sound = [[rollout for rollout in group if not unsound(rollout)] for group in groups]
@@ -27,10 +28,17 @@ def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         "length": float(lengths.mean()),
         "length_max": float(lengths.max()),
         "truncated": float(np.mean([r.finish == "length" for r in rollouts])),
+        "pass_at_k": float(np.mean([any(_right(r) for r in group) for group in groups])),
         "tokens": float(lengths.sum()),  # generated
         "reward_timeouts": float(sum(r.scored.timed_out for r in rollouts)),
         "reward_crashes": float(sum(r.scored.crashed for r in rollouts)),
     }
+    by_fate = {
+        "length_stopped": [r.length for r in rollouts if r.finish == "stop"],
+        "length_right": [r.length for r in rollouts if _right(r)],
+        "length_wrong": [r.length for r in rollouts if r.scored.report is not None and not _right(r)],
+    }
+    metrics |= {name: float(np.mean(of)) for name, of in by_fate.items() if of}
     sources = {r.example.data_source for r in rollouts}
     if len(sources) > 1:
         reports = {s: [r.scored.report for r in rollouts if r.example.data_source == s] for s in sorted(sources)}
@@ -42,6 +50,10 @@ def measure(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         metrics |= measure_hints(groups)
     components = summarise([r.scored.components for group in sound for r in group])
     return metrics | {f"reward/{k}": v for k, v in components.items()}
+
+
+def _right(rollout: Rollout) -> bool:
+    return rollout.scored.report is not None and rollout.scored.report.get("correct", 0.0) > 0.5
 
 
 def staleness(groups: Sequence[Sequence[Rollout]], version: int) -> dict[str, float]:

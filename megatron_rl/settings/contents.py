@@ -92,15 +92,14 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
 
 def _sets(config: Config, tokenizer: Any) -> dict[str, int]:
     """Read the rows that stages have of their own; raises InputError. How many were left out, and why."""
-    from megatron_rl.data.files import is_local
     from megatron_rl.data.sets.conversations import read_conversations
     from megatron_rl.data.sets.pairs import read_pairs
 
     notes: dict[str, int] = {}
-    if config.sft.steps and config.sft.data.path and is_local(config.sft.data.path):
+    if config.sft.steps and Path(config.sft.data.path).is_file():  # check has spoken of a file that is missing
         notes |= read_conversations(config.sft.data, config.data, tokenizer, "sft.data").notes
     for key, of in (("preference.data", config.preference), ("reward_model.data", config.reward_model)):
-        if of.steps and of.data.path and is_local(of.data.path):
+        if of.steps and Path(of.data.path).is_file():
             notes |= read_pairs(of.data, config.data, tokenizer, key).notes
     return notes
 

@@ -22,6 +22,9 @@ SUPPORTED = {"torch": ">=2.11,<2.14", "megatron-core": ">=0.16.1,<0.17", "transf
 RECORDED = (*SUPPORTED, "omegaconf", "datasets", "safetensors", "numpy", "xxhash", "transformer-engine", "sglang")
 DRIVER = Path("/dev/nvidiactl")  # there where NVIDIA's driver is
 SHARED = Path("/dev/shm")  # where memory has a name by which processes can share it
+# For processes that compute on the CPU: the C library keeps what is freed, or else a step's activations are faulted in
+# again page by page, a tenth of a small step's time. 32 MiB is the most that it takes for the first.
+KEPT = {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 40}
 _ASK_TORCH = """
 import torch
 print(*(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())))

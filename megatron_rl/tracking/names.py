@@ -36,6 +36,7 @@ REWARD = {
     "dropped_samples": Metric("count", "completions left out as their reward or a log-prob was not finite", "0"),
     "accuracy": Metric("fraction", "training completions whose answer is right (the task's `correct`)", "rises"),
     "accuracy/{source}": Metric("fraction", "the same of one data source, where a step has several", "rises"),
+    "pass_at_k": Metric("fraction", "prompts with a right answer among their rollout.group_size completions", "rises"),
     "equal_groups": Metric(
         "fraction", "prompts all of whose completions got the same reward: they teach nothing", "falls; 1 is a dead run"
     ),
@@ -43,6 +44,9 @@ REWARD = {
 ROLLOUT = {
     "length": Metric("tokens", "mean length of a completion", "steady; a sudden rise or fall is a warning"),
     "length_max": Metric("tokens", "length of the longest completion"),
+    "length_stopped": Metric("tokens", "mean length of the completions that ended themselves"),
+    "length_right": Metric("tokens", "mean length of those whose answer is right"),
+    "length_wrong": Metric("tokens", "mean length of those whose answer is not"),
     "truncated": Metric("fraction", "completions cut off at rollout.max_new_tokens", "near 0; else raise that"),
     "tokens": Metric("tokens", "generated in the step; in `sft` and `preference` rows learned from, with prompts"),
     "staleness": Metric("weight versions", "mean age of the weights that drew the step's tokens", "0 on-policy"),

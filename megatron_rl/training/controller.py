@@ -15,6 +15,7 @@ import numpy as np
 from megatron_rl.config import Config
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
 from megatron_rl.evaluation.held_out import HeldOut
+from megatron_rl.rewards.registry import reward_facts
 from megatron_rl.rewards.scoring import judge, score
 from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rollout.collect import collect
@@ -82,7 +83,8 @@ class Controller:
             self._carry_on(file.read_bytes())
         self.alarms.restore(at.alarms)
         self.strategy.restore(at.strategy)
-        self.run.update_manifest(plan_hash=plan_hash, **self.supply.facts())
+        asked = reward_facts(self.config.rewards) if self.rewards is not None else {}
+        self.run.update_manifest(plan_hash=plan_hash, **self.supply.facts(), **({"rewards": asked} if asked else {}))
         for what, count in self.supply.notes.items():
             print(f"data: {count:,} {what}", flush=True)
         self.records = Metrics(self.run, self.config, at.records or None)

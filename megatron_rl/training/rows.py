@@ -67,19 +67,22 @@ class Rows:
 
 
 def credited(
-    rollouts: Sequence[Rollout], terms: Mapping[str, float], dropped: Container[int] = ()
+    rollouts: Sequence[Rollout], terms_at: Callable[[int], Mapping[str, float]], dropped: Container[int] = ()
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Every sample's reward, float64 [samples], and the parts that add up to it: term -> weight x score, the same.
 
-    A completion that could not be scored has its reward in equal parts; one that is ``dropped`` has 0.
+    ``terms_at``: the weights at an RL step; those of a rollout are of the step for which it was scored. A completion
+    that could not be scored has its reward in equal parts; one that is ``dropped`` has 0.
     """
+    weights = {step: terms_at(step) for step in {rollout.scored.step for rollout in rollouts}}
 
     def column(of: Callable[[Rollout], float]) -> np.ndarray:
         return np.array([0.0 if number in dropped else of(r) for number, r in enumerate(rollouts)], dtype=np.float64)
 
-    def part(rollout: Rollout, term: str, weight: float) -> float:
+    def part(rollout: Rollout, term: str) -> float:
+        of = weights[rollout.scored.step]
         score = rollout.scored.components.get(f"{term}/score")
-        return float(rollout.scored.reward / len(terms) if score is None else weight * score)
+        return float(rollout.scored.reward / len(of) if score is None else of[term] * score)
 
-    parts = {term: column(partial(part, term=term, weight=weight)) for term, weight in terms.items()}
+    parts = {term: column(partial(part, term=term)) for term in terms_at(0)}
     return column(lambda rollout: rollout.scored.reward), parts

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.data.check import check_data
-from megatron_rl.data.config import DataConfig
+from megatron_rl.data.config import DataConfig, SelectionConfig
 from megatron_rl.settings.rules import violations
 
 
@@ -48,6 +48,12 @@ def test_nothing_to_say(tmp_path):
         ({"path": "a/b", "bad_rows": "skip"}, "data.bad_rows is 'skip'; it must be error or drop."),
         ({"path": "a/b", "prompt": "raw"}, "data.prompt=raw feeds a prompt of the file as it is"),
         ({"path": "a/b", "template": "{question}"}, "data.template is for data.task=prompt_answer"),
+        ({"path": "a/b", "selection": SelectionConfig(least=2.0)}, "are used with data.selection.column only"),
+        ({"path": "a/b", "selection": SelectionConfig(column="level")}, "data.selection.column=level needs data.selec"),
+        (
+            {"path": "a/b", "task": "prompt_answer", "template": "no.txt"},
+            "the file no.txt cannot be read: No such file",
+        ),
         ({"path": "a/b", "task": "prompt_answer", "template": "Think."}, "it must have a {column} in it"),
         ({"path": "a/b", "task": "prompt_answer", "prompt": "raw", "system_prompt": "x"}, "data.prompt=raw feeds"),
         ({"path": str(Path(__file__).parent)}, "is a folder. Name one file in it"),

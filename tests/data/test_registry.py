@@ -76,7 +76,7 @@ def test_a_dotted_path(own_task, tmp_path):
     [
         (
             "false_beleif",
-            "'false_beleif' is unknown; did you mean false_belief. It can be false_belief, multiple_choice, prompt",
+            "'false_beleif' is unknown; did you mean false_belief. It can be false_belief, multiple_choice, social_iqa",
         ),
         ("xyz", "'xyz' is unknown. It can be"),
         ("no_such_module.make", "There is no module no_such_module to import from here"),

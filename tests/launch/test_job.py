@@ -54,6 +54,7 @@ def test_processes(tmp_path: Path, listener: socket.socket) -> None:
         assert process.env["MEGATRON_RL_ENGINES"] == ",".join(addresses)
         assert process.env["OMP_NUM_THREADS"] == "3"
         assert (process.env.get("TORCHDYNAMO_DISABLE") == "1") == (not machine.gpus())
+        assert (process.env.get("MALLOC_TRIM_THRESHOLD_") == str(1 << 40)) == (not machine.gpus())
     for engine, address in zip(engines, addresses, strict=True):
         assert f"--address={address}" in engine.command
         assert f"--model={folder.initial_model}" in engine.command

@@ -101,7 +101,7 @@ def test_quickstart():
     assert config.rollout.max_new_tokens >= 44
 
 
-@pytest.mark.parametrize("name", ["social_r1.qwen3_4b", "social_r1.qwen3_8b"])
+@pytest.mark.parametrize("name", ["social_r1.qwen3_4b", "social_r1.qwen3_8b", "social_r1.baseline_outcome"])
 def test_social_r1_follows_the_model_card(name):
     config = recipe(name)
     assert config.run.steps == 600
@@ -113,7 +113,7 @@ def test_social_r1_follows_the_model_card(name):
     assert config.rollout.prompts_per_step == 64
     assert config.rollout.prompts_per_step // config.algorithm.minibatches == 16
     assert (config.data.max_prompt_tokens, config.rollout.max_new_tokens) == (1024, 3072)
-    assert config.rewards.terms == {"social_r1": 1.0}
+    assert config.rewards.terms == {"social_r1": 1.0, "social_monitors": 0.0}
     actor = config.actor
     world = actor.tensor_parallel * actor.pipeline_parallel * actor.context_parallel * actor.data_parallel
     assert world == 8
@@ -128,7 +128,7 @@ def test_tiny_needs_only_the_two_paths(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
     config.data.path = str(tmp_path / "rows.jsonl")
     assert check_data(config.data) == check_evaluation(config.evaluation, held_out(config.data)) == []
-    assert config.rewards.terms == {"social_r1": 1.0} and config.model.dtype == "float32"
+    assert config.rewards.terms == {"social_r1": 1.0, "social_monitors": 0.0} and config.model.dtype == "float32"
 
 
 def test_recipes_and_checks_import_no_torch():

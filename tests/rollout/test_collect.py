@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
 from megatron_rl.data.task import Example
 from megatron_rl.rollout.batches import Batches
@@ -131,3 +132,21 @@ def test_numbers_that_are_none_spoil_no_others() -> None:
     alone = measure(groups[:1])
     assert alone["equal_groups"] == 1 and alone["reward_std"] == 0
     assert not any(name == "reward" or name.startswith("reward/") for name in alone)
+
+
+def test_lengths_by_what_became_of_completions() -> None:
+    groups = gather(Echo(), PLAIN)
+    flat = [r for group in groups for r in group]
+    for number, rollout in enumerate(flat):
+        rollout.drawn, rollout.logprobs = np.ones(number + 1, dtype=bool), np.zeros(number + 1, dtype=np.float32)
+        rollout.scored.report = {"correct": float(number in (1, 2, 9))}
+        rollout.finish = "stop" if number < 4 else "length"
+    flat[11].scored.report = None  # its worker died: neither right nor wrong
+    found = measure(groups)
+    assert found["length_stopped"] == 2.5 and found["length_right"] == pytest.approx((2 + 3 + 10) / 3)
+    assert found["length_wrong"] == pytest.approx((sum(range(1, 13)) - 15 - 12) / 8)
+    assert found["pass_at_k"] == pytest.approx(2 / 3) and found["truncated"] == pytest.approx(8 / 12)
+    for rollout in flat:
+        rollout.finish, rollout.scored.report = "length", {"correct": 0.0}
+    none = measure(groups)
+    assert none["pass_at_k"] == 0 and not {"length_stopped", "length_right"} & set(none)

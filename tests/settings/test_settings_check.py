@@ -328,6 +328,11 @@ def test_every_reward_is_called_once_on_a_row_of_the_data(tmp_path: Path, monkey
     assert f"(listed in {tmp_path}/checked_rewards.py, line 1) returned [1.0] (list); it must return a number" in found
 
 
+def test_rows_that_are_missing_are_said_once(tmp_path: Path) -> None:
+    found = check(quickstart(tmp_path, "preference.steps=1", f"preference.data.path={tmp_path}/pairs.jsonl"))
+    assert found.problems == [f"preference.data.path: the file {tmp_path}/pairs.jsonl does not exist."]
+
+
 def test_to_evaluate_needs_no_training_file(tmp_path: Path) -> None:
     config, problems = load("social_r1.tiny", [f"model.path={tmp_path}", "data.eval_path=q.jsonl", "run.steps=0"])
     assert not problems

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 THINK, THINK_END, ANSWER, ANSWER_END = "<think>", "</think>", "<Answer>", "</Answer>"
-_LETTER = re.compile(r"<Answer>\s*([A-Z])[\s\S]*?</Answer>")
+_OPENED = re.compile(r"<Answer>\s*([A-Z])")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -67,10 +67,13 @@ def normalise(text: str) -> str:
 
 
 def letter(text: str) -> str:
-    """The first capital letter that opens an ``<Answer>`` in a completion; "" when there is none."""
-    start = text.find(ANSWER)
-    match = _LETTER.search(text, start) if start >= 0 else None
-    return match[1] if match else ""
+    """The first capital letter that opens an ``<Answer>`` in a completion; "" when there is none.
+
+    Group 1 of ``<Answer>\\s*([A-Z])[\\s\\S]*?</Answer>``: the last closing tag is all that there has to be behind it.
+    """
+    start, end = text.find(ANSWER), text.rfind(ANSWER_END)
+    match = _OPENED.search(text, start) if start >= 0 else None
+    return match[1] if match and match.end() <= end else ""
 
 
 def letter_matches(text: str, answer: str) -> bool:

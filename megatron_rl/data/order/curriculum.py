@@ -139,15 +139,15 @@ def cell(example: Example, column: str) -> Any:
     return value
 
 
-def difficulty(example: Example, column: str) -> float:
-    """The number in a column. Raises InputError where there is none."""
+def difficulty(example: Example, column: str, option: str = "data.curriculum.column") -> float:
+    """The number in a column that an option names. Raises InputError where there is none."""
     value = cell(example, column)
     if isinstance(value, str) and (numbers := _NUMBER.findall(value)) and len(numbers) == 1:
         value = float(numbers[0])
     if not isinstance(value, int | float) or not np.isfinite(value):
         there = ", ".join(sorted(map(str, example.extra))) or "none"
         raise InputError(
-            f"data.curriculum.column={column}: the training example {example.id} has {value!r} there, and it must be a "
+            f"{option}={column}: the training example {example.id} has {value!r} there, and it must be a "
             f"number, or a text with one number in it. Its columns: {there}."
         )
     return float(value)

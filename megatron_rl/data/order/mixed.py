@@ -75,7 +75,8 @@ class MixedPrompts:
 
 
 def make_prompts(config: DataConfig, task: Task, seed: int, steps: int = 0) -> Cursor:
-    """The cursor over a task's training examples. ``steps``: of RL, over which a curriculum goes; 0: without one.
+    """The cursor over a task's training examples. ``steps``: of RL, over which a curriculum goes and in which examples
+    are repeated to the batch; 0: of another stage, without either.
 
     Raises InputError where the options do not fit the examples.
     """
@@ -94,7 +95,7 @@ def make_prompts(config: DataConfig, task: Task, seed: int, steps: int = 0) -> C
 def _prompts(config: DataConfig, examples: Sequence[Example], seed: int, steps: int) -> Prompts:
     rows = select(examples, config.selection, first_number=int(trains_on_files(config)))
     curriculum = make_curriculum(config.curriculum, examples, rows, seed, steps) if steps else None
-    if not (repeated := config.repeat_to_batch):
+    if not (repeated := config.repeat_to_batch if steps else 0):
         return Prompts(examples, seed, config.shuffle, rows, curriculum)
     if rows is None:
         rows = np.arange(min(repeated, len(examples)))

@@ -79,9 +79,13 @@ def _changed(config: Any, options: Mapping[str, Any], prefix: str, found: list[s
                 continue
             value = _changed(present, value, f"{prefix}{name}.", found)
         else:
-            wanted = typing.get_origin(hints[name]) or hints[name]
+            hint, inner = hints[name], typing.get_args(hints[name])
+            if type(None) in inner:  # float | None
+                hint = next(kind for kind in inner if kind is not type(None))
+            wanted = typing.get_origin(hint) or hint
             number = wanted is float and isinstance(value, int) and not isinstance(value, bool)
-            if not number and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
+            null = value is None and type(None) in inner
+            if not number and not null and (not isinstance(value, wanted) or (wanted is int and type(value) is bool)):
                 found.append(f"{prefix}{name} is {value!r}, and must be of the type {wanted.__name__}.")
                 continue
             if not (rule := allowed(fields[name])).holds(value):

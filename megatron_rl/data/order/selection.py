@@ -1,4 +1,4 @@
-"""Which of a task's training examples are trained on: the first ones, or those whose accuracy varied most.
+"""Which of a task's training examples are trained on: the first ones, those whose accuracy varied most, or a tier.
 
 1-shot RLVR (Wang et al. 2025, arXiv 2504.20571) ranks examples by the standard deviation of the accuracies that each
 had over the epochs of an earlier run, and trains on the first.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rl.data.config import SelectionConfig
-from megatron_rl.data.order.curriculum import cell
+from megatron_rl.data.order.curriculum import cell, difficulty
 from megatron_rl.data.task import UNBOUNDED, Example
 from megatron_rl.errors import InputError
 
@@ -35,10 +35,11 @@ def select(examples: Sequence[Example], config: SelectionConfig, first_number: i
     is none, or of other examples.
     """
     if len(examples) == UNBOUNDED:
-        if config.rank_by_accuracy_std:
-            raise InputError(f"{_OPTION} needs examples that can be counted: bound the task with data.limit.")
+        if config.rank_by_accuracy_std or config.column:
+            option = _OPTION if config.rank_by_accuracy_std else "data.selection.column"
+            raise InputError(f"{option} needs examples that can be counted: bound the task with data.limit.")
         return np.arange(config.count) if config.count else None
-    order = np.arange(len(examples))
+    order = _tier(examples, config)
     if config.rank_by_accuracy_std:
         history = read_history(config.rank_by_accuracy_std)
         place = {name: rank for rank, name in enumerate(rank_by_accuracy_std(history))}
@@ -50,9 +51,25 @@ def select(examples: Sequence[Example], config: SelectionConfig, first_number: i
                 "column holds them."
             )
         order = np.array(sorted(order, key=lambda i: place.get(names[i], len(place))))  # without a history: last
-    elif not config.count:
+    elif not config.count and not config.column:
         return None
     return order[: config.count] if config.count else order
+
+
+def _tier(examples: Sequence[Example], config: SelectionConfig) -> np.ndarray:
+    """The indices of the examples whose number in a column lies between two; of all where none is named."""
+    if not config.column:
+        return np.arange(len(examples))
+    low = -np.inf if config.least is None else config.least
+    high = np.inf if config.most is None else config.most
+    values = np.array([difficulty(example, config.column, "data.selection.column") for example in examples])
+    kept = np.flatnonzero((values >= low) & (values <= high))
+    if not len(kept):
+        raise InputError(
+            f"data.selection.column={config.column}: no training example has a number from {low:g} to {high:g} there; "
+            f"theirs go from {values.min():g} to {values.max():g}. Change data.selection.least or data.selection.most."
+        )
+    return kept
 
 
 def read_history(path: str) -> dict[str, list[float]]:

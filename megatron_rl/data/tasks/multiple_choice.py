@@ -87,6 +87,7 @@ def check_options(config: DataConfig) -> list[str]:
 def _beside(table: Table, config: DataConfig) -> list[dict[str, Any]]:
     """Of every row, the cells that its order depends on."""
     wanted = {"curriculum.column": config.curriculum.column, "selection.key": config.selection.key}
+    wanted |= {"selection.column": config.selection.column}
     columns = {
         name: table.column(name if name in table.cells else table.require(name, {}, f" (data.{option})"))
         for option, name in wanted.items()

@@ -8,8 +8,6 @@ GSM8K's (an ``answer`` that ends in ``#### n``: n is the answer) and MATH's (``p
 ``data_source`` are optional. The rewards find every other column, and the solution, in ``sample.extra``.
 """
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from megatron_rl.data.answers.exact_answer import judge
@@ -17,6 +15,7 @@ from megatron_rl.data.answers.think_answer import parse
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.answers import Answers, read_answers
+from megatron_rl.data.rows.fill import filled, read_template, template_problems
 from megatron_rl.data.rows.messages import PROMPT_COLUMNS, as_messages, chat_marks, render, short
 from megatron_rl.data.rows.parts import Part, Rows, load_parts, texts
 from megatron_rl.data.rows.template import Message, make_template
@@ -26,7 +25,6 @@ from megatron_rl.errors import InputError
 
 BESIDE = ("story", "context", "passage", "options", "choices")  # a question rarely makes sense without them
 COLUMNS = (*PROMPT_COLUMNS, "answer", "solution", "data_source", "target")
-_FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 
 
 def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
@@ -81,15 +79,14 @@ def check_options(config: DataConfig) -> list[str]:
         found.append(
             "data.prompt=raw feeds a prompt as it is: leave data.system_prompt and data.chat_template_kwargs empty."
         )
-    if config.template and not _FIELD.search(config.template):
-        found.append(f"data.template is {config.template!r}; it must have a {{column}} in it, such as {{question}}.")
-    return found
+    return found + (template_problems(config.template) if config.template else [])
 
 
 def _messages(table: Table, config: DataConfig) -> tuple[list[list[Message]], list[str]]:
     """The messages of every row, and the columns that they were made from (those that nothing else needs)."""
     if config.template:
-        return _filled(table, config), []
+        texts = filled(table, read_template(config.template), config)
+        return [[{"role": "user", "content": text}] for text in texts], []
     names = sorted(PROMPT_COLUMNS, key=lambda name: name not in config.columns)  # what is asked for goes first
     column = next((c for name in names if (c := table.find(name, config.columns))), None)
     column = column or table.require("question", config.columns)
@@ -109,20 +106,6 @@ def _messages(table: Table, config: DataConfig) -> tuple[list[list[Message]], li
             )
         found.append(messages)
     return found, [column]
-
-
-def _filled(table: Table, config: DataConfig) -> list[list[Message]]:
-    """data.template with the cells of every row; what a cell says in braces stays as it is."""
-    names = dict.fromkeys(name for name in _FIELD.findall(config.template) if name)
-    cells = {name: texts(table, table.require(name, config.columns, " (data.template)")) for name in names}
-    return [
-        [{"role": "user", "content": _fill(config.template, dict(zip(cells, row, strict=True)))}]
-        for row in zip(*cells.values(), strict=True)
-    ]
-
-
-def _fill(template: str, cells: Mapping[str, str]) -> str:
-    return _FIELD.sub(lambda match: cells[match[1]] if match[1] else match[0][0], template)  # {{ is {
 
 
 def _require_answers(table: Table, answers: Answers, config: DataConfig) -> None:

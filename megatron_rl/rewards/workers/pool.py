@@ -13,9 +13,9 @@ from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.registry import check_report, check_rewards
+from megatron_rl.rewards.workers.messages import BEGUN, READY, Failed, Late
 from megatron_rl.rewards.workers.process import WorkerProcess
-from megatron_rl.rewards.workers.terms import RewardError
-from megatron_rl.rewards.workers.worker import BEGUN, READY
+from megatron_rl.rewards.workers.terms import RewardError, bind
 
 LOOKS = 20  # at what the workers have written, per deadline: a sample is killed at most 5 % late
 FRUITLESS_ENDS = 3  # workers that may end in a row before they have begun a batch
@@ -34,12 +34,14 @@ class Scored:
     timed_out: bool = False  # it ran past its deadline
     crashed: bool = False  # its worker ended while it ran
     failure: str = ""  # why it has no score
+    step: int = field(default=0, compare=False)  # of RL, for which it was scored: what its weights were
 
 
 class RewardPool:
     """Worker processes that are started once and replaced when they end or have to be killed.
 
     Every sample is scored once; only the one that hung or crashed goes without a score, which is said on the console.
+    Where a worker ends that had several under way, of asynchronous rewards, each of those is tried again by itself.
     A reward that raises, or returns something else than finite numbers, ends the run with a ``RewardError``, and so
     does a call in which no sample gets a score; after an exception the pool is closed.
 
@@ -53,6 +55,7 @@ class RewardPool:
         self._lock = threading.Lock()
         self._error: BaseException | None = None  # what closed it
         self._fruitless = 0
+        self._concurrent = any(term.asynchronous for term in bind(config))
         self._queue: deque[list[int]] = deque()  # sample numbers
         self._samples: Sequence[Sample] = ()
         self._rewarded = True
@@ -128,7 +131,8 @@ class RewardPool:
             if self._queue and worker.ready and not worker.waiting and not worker.ended:
                 numbers = self._queue.popleft()
                 batch = [self._samples[number] for number in numbers]
-                worker.give(numbers, batch, self._rewarded, self._first_deadline())
+                concurrency = self.config.concurrency if self._rewarded and self._concurrent else 0
+                worker.give(numbers, batch, self._rewarded, self._first_deadline(), concurrency)
 
     def _first_deadline(self) -> float:
         """Seconds for the first sample of a worker: once one is known, those that replace hanging ones need no more."""
@@ -157,11 +161,16 @@ class RewardPool:
                 worker.ready = True
             elif message == BEGUN:
                 worker.begun, self._fruitless = True, 0
-            elif isinstance(message, str):
-                raise RewardError(message, self._sample(worker.waiting[0]) if worker.begun and worker.waiting else "")
+            elif isinstance(message, Failed):
+                about = None if message.place is None else worker.numbers[message.place]
+                raise RewardError(message.said, "" if about is None else self._sample(about))
+            elif isinstance(message, Late):
+                number = worker.take(message.place)
+                self._lose(number, f"ran past {worker.limit(message.seconds)}", timed_out=True)
             else:
-                number, first = worker.done()
-                self._scored[number] = Scored(*message)
+                number, first = worker.done(message.place)
+                scored = Scored(message.reward, message.components, message.report, step=self._samples[number].step)
+                self._scored[number] = scored
                 if first is not None:
                     self._longest[self._rewarded] = max(first, self._longest.get(self._rewarded, 0.0))
         return bool(messages)
@@ -172,14 +181,13 @@ class RewardPool:
         self._workers.remove(worker)
         _, limit = worker.deadline()
         worker.end()
-        if lost and worker.begun and worker.waiting:
-            self._scored[worker.waiting.pop(0)] = Scored(
-                self.config.deadline_score,
-                timed_out=timed_out,
-                crashed=not timed_out,
-                failure=f"ran past {limit}" if timed_out else f"ended the worker ({_end(worker)})",
-            )
-            self._refuse_hopeless()
+        how = f"ran past {limit}" if timed_out else f"ended the worker ({_end(worker)})"
+        suspects = worker.under_way() if lost else []
+        if len(suspects) > 1:  # any of them may have done it
+            worker.waiting = worker.waiting[len(suspects) :]
+            self._queue.extend([number] for number in suspects)
+        elif suspects:
+            self._lose(worker.waiting.pop(0), how, timed_out)
         elif not worker.ready or (worker.waiting and not worker.begun):
             self._fruitless += 1
             if self._fruitless == FRUITLESS_ENDS:
@@ -192,9 +200,25 @@ class RewardPool:
         self._enqueue(worker.waiting)
         self._start()
 
+    def _lose(self, number: int, how: str, timed_out: bool) -> None:
+        """A sample goes without a score."""
+        self._scored[number] = Scored(
+            self.config.deadline_score,
+            timed_out=timed_out,
+            crashed=not timed_out,
+            failure=how,
+            step=self._samples[number].step,
+        )
+        self._refuse_hopeless()
+
     def _enqueue(self, numbers: Sequence[int]) -> None:
-        """Cut samples into batches, at least one for every worker where there are enough."""
-        size = max(1, min(self.config.batch_size, -(-len(numbers) // self.config.workers)))
+        """Cut samples into batches, at least one for every worker where there are enough.
+
+        Where many are under way at once, no more than that: the last of a batch leaves lanes empty.
+        """
+        size = max(1, -(-len(numbers) // self.config.workers))
+        if not (self._rewarded and self._concurrent):
+            size = min(size, self.config.batch_size)
         self._queue.extend(list(numbers[i : i + size]) for i in range(0, len(numbers), size))
 
     def _refuse_hopeless(self) -> None:

@@ -26,9 +26,9 @@ STDERR = 2
 class WorkerProcess:
     """A process that scores one batch at a time; a group of its own, so that what a reward starts dies with it.
 
-    It also dies with the thread that makes this object. ``waiting`` holds the sample numbers of its batch that are
-    not done yet, the running one first. ``since`` is when the pool last saw it advance or gave it work
-    (``time.monotonic``).
+    It also dies with the thread that makes this object. ``numbers`` are those of its batch's samples, ``waiting`` those
+    that are not done yet, in their order, those that are under way first. ``since`` is when the pool last saw it
+    advance or gave it work (``time.monotonic``).
     """
 
     def __init__(self, config: RewardsConfig, report: Report | None) -> None:
@@ -56,7 +56,9 @@ class WorkerProcess:
         self.first = config.first_deadline  # seconds that its first sample may take
         self.begun = False  # it has read its batch
         self.ended = False
+        self.numbers: list[int] = []
         self.waiting: list[int] = []
+        self.concurrency = 0  # samples under way at once, whose deadlines it keeps itself; 0: one, whose the pool keeps
         self.since = time.monotonic()
         self.took = 0.0  # seconds from then to what was received last
         self._received = b""  # the beginning of a message
@@ -66,14 +68,22 @@ class WorkerProcess:
         """For ``select``: readable when there is something to receive, or the worker has ended."""
         return self.channel.fileno()
 
-    def give(self, numbers: list[int], samples: Sequence[Sample], rewarded: bool, first: float) -> None:
+    def give(
+        self, numbers: list[int], samples: Sequence[Sample], rewarded: bool, first: float, concurrency: int = 0
+    ) -> None:
         """Start on a batch; ``numbers`` says which of the pool's samples these are, ``rewarded`` what is wanted.
 
-        ``first``: seconds that the worker may take for its first sample.
+        ``first``: seconds that the worker may take for its first sample. ``concurrency``: samples that it has under
+        way at once and gives up at their deadlines; 0: one after the other.
         """
-        self.waiting, self.rewarded, self.first = numbers, rewarded, first
+        self.numbers, self.waiting, self.rewarded, self.first = numbers, list(numbers), rewarded, first
+        self.concurrency = concurrency
         self.begun, self.since = False, time.monotonic()
-        self._send((rewarded, samples))
+        self._send((rewarded, samples, self._seconds()))
+
+    def under_way(self) -> list[int]:
+        """The samples that it has begun and not done; it begins them in their order."""
+        return self.waiting[: max(1, self.concurrency)] if self.begun else []
 
     def receive(self) -> list[Any]:
         """The messages that have come in, without waiting; sets ``ended`` after the last."""
@@ -97,22 +107,38 @@ class WorkerProcess:
             self.took, self.since = now - self.since, now
         return messages
 
-    def done(self) -> tuple[int, float | None]:
-        """The running sample is done; returns its number and, if it was the worker's first, the seconds it took."""
+    def take(self, place: int) -> int:
+        """The sample at a place of its batch waits no longer; returns its number."""
+        number = self.numbers[place]
+        self.waiting.remove(number)
+        return number
+
+    def done(self, place: int) -> tuple[int, float | None]:
+        """The same of a sample that is done; also, if it was the worker's first, the seconds it took."""
         cold = self.rewarded not in self.warm
         self.warm |= {self.rewarded, False}
-        return self.waiting.pop(0), self.took if cold else None
+        return self.take(place), self.took if cold else None
 
     def deadline(self) -> tuple[float, str]:
-        """How many seconds it may take for what it does now, and where this limit comes from."""
+        """How many seconds it may take until something comes of it, and where this limit comes from.
+
+        One that keeps the deadlines itself has twice as long: it is stuck when it does not even say that one is late.
+        """
         if not self.ready:
             return START_SECONDS, f"the {START_SECONDS:g} s that it has to start"
-        later = self.config.deadline
-        seconds = later if self.rewarded in self.warm else max(self.first, later)
-        named = f"rewards.deadline={later:g} s"
-        if seconds > later and seconds == self.config.first_deadline:
+        seconds = self._seconds()
+        return seconds * (2 if self.concurrency else 1), self.limit(seconds)
+
+    def limit(self, seconds: float) -> str:
+        """Which option says how many seconds a sample may take."""
+        named = f"rewards.deadline={self.config.deadline:g} s"
+        if seconds > self.config.deadline and seconds == self.config.first_deadline:
             named = f"rewards.first_deadline={seconds:g} s"
-        return seconds, named
+        return named
+
+    def _seconds(self) -> float:
+        later = self.config.deadline
+        return later if self.rewarded in self.warm else max(self.first, later)
 
     def allowance(self) -> float:
         """Seconds until the worker is overdue; infinite while it has nothing to do."""

@@ -1,5 +1,6 @@
 """One sample, every reward term and the task's report: what a worker does, and what can be called in-process."""
 
+import asyncio
 import inspect
 import reprlib
 import traceback
@@ -12,7 +13,8 @@ from typing import Any
 from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.registry import Reward, resolve
+from megatron_rl.rewards.registry import Reward, is_asynchronous, resolve
+from megatron_rl.rewards.schedule import Schedule
 
 COMPONENTS = 256  # most that a reward may return: each becomes a metric of the run
 TRACEBACK_HEAD, TRACEBACK_TAIL = 1000, 3000  # characters of a long one that are kept
@@ -36,13 +38,22 @@ class Term:
     name: str
     weight: float
     reward: Reward
+    asynchronous: bool = False  # it returns what is awaited
+    schedule: Schedule | None = None  # of the weight
+
+    def weight_at(self, step: int) -> float:
+        """The weight at an RL step."""
+        return self.weight * self.schedule.factor(step) if self.schedule else self.weight
 
 
 def bind(config: RewardsConfig) -> list[Term]:
     """The terms of a configuration; ``InputError`` for a name without a function."""
-    return [
-        Term(name, weight, partial(resolve(name), **config.args.get(name, {}))) for name, weight in config.terms.items()
-    ]
+    terms = []
+    for name, weight in config.terms.items():
+        function, args = resolve(name), config.args.get(name, {})
+        schedule = Schedule(**config.schedules[name]) if name in config.schedules else None
+        terms.append(Term(name, weight, partial(function, **args), is_asynchronous(function, args), schedule))
+    return terms
 
 
 def score_sample(terms: Sequence[Term], sample: Sample) -> tuple[float, dict[str, float]]:
@@ -51,14 +62,30 @@ def score_sample(terms: Sequence[Term], sample: Sample) -> tuple[float, dict[str
     ``RewardError`` names a term that raises or returns something else than a number or numbers with the key
     ``score``, and where its function is. They may be infinite or no numbers: then so is the sum.
     """
+    return _sum(terms, [_call(_named(term), term.reward, sample, "score") for term in terms], sample.step)
+
+
+async def score_concurrently(terms: Sequence[Term], sample: Sample) -> tuple[float, dict[str, float]]:
+    """The same, with the asynchronous terms under way together; the others are called first, in their order."""
+    plain = {term.name: _call(_named(term), term.reward, sample, "score") for term in terms if not term.asynchronous}
+    awaited = [term for term in terms if term.asynchronous]
+    scores = await asyncio.gather(*(_await(_named(term), term.reward, sample) for term in awaited))
+    found = plain | {term.name: score for term, score in zip(awaited, scores, strict=True)}
+    return _sum(terms, [found[term.name] for term in terms], sample.step)
+
+
+def _sum(terms: Sequence[Term], scores: Sequence[dict[str, float]], step: int) -> tuple[float, dict[str, float]]:
     total = 0.0
     components: dict[str, float] = {}
-    for term in terms:
-        score = _call(f"reward {term.name!r}", term.reward, sample, "score")
-        total += term.weight * score["score"]  # 0 x inf is a nan, too
+    for term, score in zip(terms, scores, strict=True):
+        total += term.weight_at(step) * score["score"]  # 0 x inf is a nan, too
         for key, value in score.items():
             components[f"{term.name}/{key}"] = value
     return total, components
+
+
+def _named(term: Term) -> str:
+    return f"reward {term.name!r}"
 
 
 def report_sample(report: Report, sample: Sample) -> dict[str, float]:
@@ -71,11 +98,29 @@ def _call(what: str, function: Callable[[Sample], Any], sample: Sample, required
     try:
         returned = function(sample)
     except BaseException as error:  # anyone's code: SystemExit would end the worker without a word
-        raised = "".join(traceback.format_exception_only(error)).strip()
-        trace = traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
-        raise RewardError(
-            f"The {what} ({located(function)}) raised {_shortened(raised)}\n{_shortened(''.join(trace))}"
-        ) from error
+        raise _raised(what, function, error) from error
+    return _checked(what, function, returned, required)
+
+
+async def _await(what: str, function: Callable[[Sample], Any], sample: Sample) -> dict[str, float]:
+    """The same of a function whose result is awaited."""
+    try:
+        returned = await function(sample)
+    except asyncio.CancelledError:  # at the deadline
+        raise
+    except BaseException as error:
+        raise _raised(what, function, error) from error
+    return _checked(what, function, returned, "score")
+
+
+def _raised(what: str, function: Callable[..., Any], error: BaseException) -> RewardError:
+    """The error with the trace from the function on."""
+    raised = "".join(traceback.format_exception_only(error)).strip()
+    trace = traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
+    return RewardError(f"The {what} ({located(function)}) raised {_shortened(raised)}\n{_shortened(''.join(trace))}")
+
+
+def _checked(what: str, function: Callable[..., Any], returned: Any, required: str) -> dict[str, float]:
     try:
         return _numbers(returned, required)
     except ValueError as error:

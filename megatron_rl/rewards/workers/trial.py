@@ -41,4 +41,5 @@ def _try(config: RewardsConfig, sample: Sample, report: Report | None) -> list[s
 
 
 def _alone(config: RewardsConfig, name: str) -> RewardsConfig:
-    return replace(config, terms={name: 1.0}, args={key: args for key, args in config.args.items() if key == name})
+    args = {key: args for key, args in config.args.items() if key == name}
+    return replace(config, terms={name: 1.0}, args=args, schedules={})

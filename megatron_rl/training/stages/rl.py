@@ -75,7 +75,7 @@ class RL:
         cuts = [(ends[i], ends[i + size]) for i in range(0, len(groups), size)]
         rows = Rows(self.config, rollouts, dropped)
         minibatch_rows = [rows.made(first, last) for first, last in cuts]
-        rewards, terms = credited(rollouts, self.config.rewards.parts, dropped)
+        rewards, terms = credited(rollouts, self.config.rewards.parts_at, dropped)
         metrics = drawn.metrics | {"dropped_samples": float(len(dropped))}
         step = Step(minibatch_rows, metrics, drawn.cursor, rollouts, rewards, numbers, terms)
         self._say(source, at, step, dropped)

@@ -67,8 +67,30 @@ def test_a_generator(history):
     with pytest.raises(InputError, match=r"bound the task with data.limit"):
         select(endless, SelectionConfig(rank_by_accuracy_std=history))
     assert select(false_belief(0, 4).train, SelectionConfig(rank_by_accuracy_std=history)).tolist() == [3, 1, 0, 2]
-    drawn = make_prompts(DataConfig(repeat_to_batch=2), false_belief(0), 0).take(4)
+    drawn = make_prompts(DataConfig(repeat_to_batch=2), false_belief(0), 0, steps=1).take(4)
     assert [e.id for e in drawn] == ["train/0", "train/1"] * 2
+
+
+def test_a_tier_is_what_lies_between_two_numbers_of_a_column(history):
+    rows = [Example(f"train/{i + 1}", "", "", extra={"level": f"Level {1 + i % 5}"}) for i in range(10)]
+    assert select(rows, SelectionConfig(column="level", least=3)).tolist() == [2, 3, 4, 7, 8, 9]
+    assert select(rows, SelectionConfig(column="level", least=1, most=1)).tolist() == [0, 5]
+    assert select(rows, SelectionConfig(column="level", most=4, count=3)).tolist() == [0, 1, 2]
+    ranked = SelectionConfig(rank_by_accuracy_std=history, column="level", least=2, most=4)
+    assert select(rows, ranked, 1).tolist() == [3, 1, 2, 6, 7, 8]
+    assert select(ROWS, SelectionConfig(column="info.index", least=3)).tolist() == [1, 3]
+    with pytest.raises(
+        InputError, match=r"no training example has a number from 6 to inf there; theirs go from 1 to 5"
+    ):
+        select(rows, SelectionConfig(column="level", least=6))
+    with pytest.raises(InputError, match=r"data.selection.column=x: the training example train/1 has None there"):
+        select(rows, SelectionConfig(column="x", least=6))
+    with pytest.raises(InputError, match=r"data.selection.column needs examples that can be counted"):
+        select(false_belief(0).train, SelectionConfig(column="x", least=6))
+
+
+def test_the_warm_start_sees_all_examples():
+    assert len({e.id for e in make_prompts(DataConfig(repeat_to_batch=1), rows_task(), 0).take(6)}) == 6
 
 
 def test_bad_files(tmp_path):
@@ -81,4 +103,4 @@ def test_bad_files(tmp_path):
     with pytest.raises(InputError, match=r"has the names x, …, and no example has one of them; theirs are 0, 1, 2"):
         select(ROWS, SelectionConfig(rank_by_accuracy_std=str(file)), 1)
     with pytest.raises(InputError, match=r"repeat_to_batch is 7, and there are 6 training examples"):
-        make_prompts(DataConfig(repeat_to_batch=7), rows_task(), 0)
+        make_prompts(DataConfig(repeat_to_batch=7), rows_task(), 0, steps=1)

@@ -1,16 +1,15 @@
 """A reward model that `megatron-rl serve` serves, and the reward that asks it."""
 
+import asyncio
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,21 @@ from megatron_rl.data.task import Sample
 from megatron_rl.data.tasks.false_belief import write_tokenizer
 from megatron_rl.data.tokenizer import load_tokenizer
 from megatron_rl.rewards.registry import resolve
-from megatron_rl.rewards.terms.reward_model import KEY, reward_model
+from megatron_rl.rewards.serving.reward_model import KEY, model_of
+from megatron_rl.rewards.terms.reward_model import reward_model
 from tests.actor.models import SIZES
 from tests.conftest import PATIENCE, ROOT, free_port
+from tests.rewards.serving import serving
+
+SCORE = ("score", "failed", "retries")
+
+
+def ask(sample: Sample, url: str, **args: Any) -> tuple[float, ...]:
+    """Score, whether it failed, and calls after the first."""
+    model_of.cache_clear()  # the key is read once in a worker
+    score = asyncio.run(reward_model(sample, url, **args))
+    assert isinstance(score, dict) and score.keys() == {*SCORE, "seconds"}
+    return tuple(score[name] for name in SCORE)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +93,7 @@ def test_scores_are_those_of_transformers(
     assert len(set(expected)) == 3
     monkeypatch.setenv(KEY, key)
     assert resolve("reward_model") is reward_model
-    found = reward_model(Sample(prompt, response, None), url)
-    assert found == {"score": pytest.approx(expected[2], abs=1e-5), "failed": 0.0}
+    assert ask(Sample(prompt, response, None), url) == (pytest.approx(expected[2], abs=1e-5), 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -107,33 +117,24 @@ def test_what_is_no_request(served: tuple[str, str], content: Any, said: str) ->
 def test_another_key_is_refused(served: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "other")
     with pytest.raises(ValueError, match="refuses .status 401.*" + KEY):
-        reward_model(Sample("a", "b", None), served[0], default=0.0)
+        ask(Sample("a", "b", None), served[0], default=0.0)
 
 
 def test_a_server_that_is_not_well_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two failures and a score; more failures than retries; nobody there."""
-    monkeypatch.setattr("megatron_rl.rewards.terms.reward_model._PAUSE", 0.001)
+    """Two failures and a score; more failures than retries; nonsense; nobody there."""
+    monkeypatch.setattr("megatron_rl.rewards.serving.client.PAUSE", 0.001)
     answers: list[int] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(answers.pop(0))
-            self.end_headers()
-            self.wfile.write(b'{"scores": [2.5]}')
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url, sample = f"http://127.0.0.1:{server.server_port}", Sample("a", "b", None)
-    answers[:] = [503, 500, 200]
-    assert reward_model(sample, url, retries=2) == {"score": 2.5, "failed": 0.0}
-    answers[:] = [503, 500, 200]
-    assert reward_model(sample, url, retries=1, default=-1.0) == {"score": -1.0, "failed": 1.0}
-    assert answers == [200]
-    server.shutdown()
-    server.server_close()
+    sample, content = Sample("a", "b", None), {"scores": [2.5]}
+    with serving(lambda body: (answers.pop(0), content)) as server:
+        answers[:] = [503, 500, 200]
+        assert ask(sample, server.url, retries=2) == (2.5, 0, 2)
+        answers[:] = [503, 500, 200]
+        assert ask(sample, server.url, retries=1, default=-1.0) == (-1.0, 1, 1)
+        assert answers == [200]
+        for nonsense in ({}, {"scores": ["x"]}, {"scores": [float("nan")]}, []):
+            answers[:], content = [200, 200], nonsense  # type: ignore[assignment]
+            assert ask(sample, server.url, default=0.0) == (0, 1, 0)
+            with pytest.raises(ValueError, match=f"the reward model at {server.url} gave"):
+                ask(sample, server.url)
     with pytest.raises(ConnectionError, match="gave no score in 2 calls"):
-        reward_model(sample, url, retries=1)
+        ask(sample, server.url, retries=1)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_rl.data.task import Sample
-from megatron_rl.rewards.terms import sip
-from megatron_rl.rewards.terms.sip import find_stages, grounded, sip_content, sip_structure, structure
-from megatron_rl.rewards.terms.social_r1 import adjusted
+from megatron_rl.rewards.terms.social import sip
+from megatron_rl.rewards.terms.social.sip import find_stages, grounded, sip_content, sip_structure, structure
+from megatron_rl.rewards.terms.social.social_r1 import adjusted
 
 CONTENT = "Sally leaves the room and Anne moves it."
 HEADINGS = ["Cue Encoding", "Cue Interpretation", "Goal Clarification", "Response Generation"]

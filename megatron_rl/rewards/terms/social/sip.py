@@ -13,6 +13,7 @@ from megatron_rl.data.task import Sample
 from megatron_rl.rewards.registry import Score
 
 STAGES = 4
+LONGEST = 1 << 16  # characters of a reasoning that are looked at, about 16,000 tokens
 MIN_CHARACTERS = 20  # of content that make a heading a stage
 NAMES = ("cue encoding", "cue interpretation", "goal clarification", "response generation")
 CUES = (  # what a stage says when the text has no headings
@@ -54,7 +55,7 @@ def find_stages(text: str, min_characters: int = MIN_CHARACTERS) -> list[Stage |
     Headings by name or tag (``Cue Encoding``, ``<encode>``) come first; without any, numbered lines
     (``1.``) when there are two or more; without these, the phrases of ``CUES``.
     """
-    lower = _lower(text)
+    lower = _lower(text[:LONGEST])
     found = _named(lower)
     if not found:
         found = _numbered(lower)
@@ -82,7 +83,7 @@ def structure(text: str, stages: list[Stage | None]) -> Score:
     coverage = (STAGES - starts.count(-1)) / STAGES
     order = ((0 <= first < second) + (0 <= second < third) + (0 <= third < fourth)) / (STAGES - 1)
     later = [start for start in starts[1:] if start >= 0]
-    answer_first = _commits(text, later[0] if later else len(text))
+    answer_first = _commits(text, later[0] if later else min(len(text), LONGEST))
     score = (coverage + order) / 2
     return {
         "score": score / 2 if answer_first else score,

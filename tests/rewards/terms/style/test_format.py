@@ -5,8 +5,8 @@ from transformers import PreTrainedTokenizerFast
 from megatron_rl.data.task import Sample
 from megatron_rl.data.tokenizer import decode
 from megatron_rl.rewards.terms.answer import answer_in_format
-from megatron_rl.rewards.terms.format import format
-from megatron_rl.rewards.terms.social_r1 import social_r1
+from megatron_rl.rewards.terms.social.social_r1 import social_r1
+from megatron_rl.rewards.terms.style.format import format
 
 GOOD = "<think> reasons </think>\n<Answer> B </Answer>"
 

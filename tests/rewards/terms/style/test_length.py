@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_rl.data.task import Sample
-from megatron_rl.rewards.terms.length import _distinct_at_least, length_window, repetition_factor, window_factor
+from megatron_rl.rewards.terms.style.length import _distinct_at_least, length_window, repetition_factor, window_factor
 
 BLOCKS = st.text(max_size=40)
 TEXTS = st.one_of(
