@@ -7,34 +7,15 @@ the held-out stories, in percent, sampled / greedy.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
+
+from benchmarks.recipes import before_and_after, run
 
 LABELS = ("correct", "false_belief_correct", "faithful")
 TARGET = 0.9  # held-out accuracy, sampled
 GAP = 1e-5  # nats, fp32
-
-
-def run(seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """One quick start: its metrics by stage, and its wall time in seconds."""
-    started = time.perf_counter()
-    name = f"seed{seed}"
-    command = [sys.executable, "-m", "megatron_rl.cli", "train", "quickstart"]
-    done = subprocess.run(
-        [*command, f"run.folder={folder}", f"run.name={name}", f"run.seed={seed}", "tracking.wandb=off", *overrides],
-        capture_output=True,
-        encoding="utf-8",
-    )
-    if done.returncode:
-        raise SystemExit(f"seed {seed} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    stages = {stage: [row for row in rows if row["stage"] == stage] for stage in ("eval", "sft", "rl")}
-    return stages | {"wall": time.perf_counter() - started}
 
 
 def accuracies(row: dict[str, float]) -> str:
@@ -53,11 +34,12 @@ def main() -> None:
     reached, gaps = 0, []
     with tempfile.TemporaryDirectory(prefix="quickstart-") as folder:
         for seed in range(options.seeds):
-            result = run(seed, options.overrides, Path(folder))
-            gaps += [row["max_logprob_gap"] for row in result["rl"]]
-            reached += result["eval"][-1]["sampled/correct"] >= TARGET
-            print(f"{seed:>4}  after SFT {accuracies(result['eval'][1])}")
-            print(f"{'':>4}  after RL  {accuracies(result['eval'][-1])}   {result['wall']:.0f} s", flush=True)
+            rows, wall = run("quickstart", seed, options.overrides, Path(folder))
+            gaps += [row["max_logprob_gap"] for row in rows if row["stage"] == "rl"]
+            before, after = before_and_after(rows)
+            reached += after["sampled/correct"] >= TARGET
+            print(f"{seed:>4}  after SFT {accuracies(before)}")
+            print(f"{'':>4}  after RL  {accuracies(after)}   {wall:.0f} s", flush=True)
     gaps.sort()
     print(f"{reached} of {options.seeds} seeds reach {100 * TARGET:.0f} % sampled")
     print(

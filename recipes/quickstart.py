@@ -8,20 +8,11 @@ from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import EmbeddedConfig, RolloutConfig
 from megatron_rl.system import machine
+from recipes._machines import SMALL_QWEN3
 
-QWEN3_454K = {  # 453,696 parameters
-    "model_type": "qwen3",
+QWEN3_454K = SMALL_QWEN3 | {  # 453,696 parameters
     "vocab_size": 80,  # 77 words, rounded up
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
     "max_position_embeddings": 128,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.08,
 }
 
 

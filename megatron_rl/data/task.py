@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 UNBOUNDED = 2**62  # length of the training sequence of a generator
 
@@ -17,6 +17,26 @@ class Example:
     target: str = ""  # a completion to imitate (SFT); empty: none
     data_source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)  # handed to the rewards
+
+
+class Examples(Sequence[Example]):
+    """A sequence that makes its examples when they are asked for: ``example(index)``, of an index from 0."""
+
+    def example(self, index: int) -> Example:
+        """The example at an index, 0 <= index < len(self)."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        count = len(self)
+        if isinstance(index, slice):
+            return [self.example(i) for i in range(*index.indices(count))]
+        if not -count <= index < count:
+            raise IndexError(f"example {index} of {count}")
+        return self.example(index % count)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from difflib import get_close_matches
 from functools import partial
 from itertools import accumulate
 from math import isfinite
-from typing import Any, overload
+from typing import Any
 
 import xxhash
 
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import UNBOUNDED, Example, Report, Sample, Task
+from megatron_rl.data.task import UNBOUNDED, Example, Examples, Report, Sample, Task
 from megatron_rl.errors import InputError, refuse
 from megatron_rl.option import allowed
 
@@ -95,7 +95,7 @@ def _changed(config: Any, options: Mapping[str, Any], prefix: str, found: list[s
     return dataclasses.replace(config, **values)
 
 
-class Chained(Sequence[Example]):
+class Chained(Examples):
     """The examples of several tasks, one task after the other; an example's id begins with its task's name.
 
     A generator counts as that many examples that all together do not exceed ``UNBOUNDED``.
@@ -110,13 +110,8 @@ class Chained(Sequence[Example]):
     def __len__(self) -> int:
         return UNBOUNDED if self.unbounded else self.ends[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
+        """As ``Examples.example``."""
         name, own = self.of(index)
         example = self.sequences[name][own]
         return dataclasses.replace(

@@ -14,8 +14,8 @@ from typing import Any
 
 from megatron_rl.data.answers.think_answer import answer_matches, parse
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import UNBOUNDED, Example, Sample
-from megatron_rl.data.tasks.generated import Generated, GeneratedTask, choose, weighted
+from megatron_rl.data.task import Example, Sample
+from megatron_rl.data.tasks.generated import GeneratedTask, check_prompts, choose, generate, weighted
 from megatron_rl.data.tokenizer import write_word_tokenizer
 
 NAMES = ("Sally", "Anne", "Tom", "Mia", "Leo", "Zoe", "Max", "Ivy", "Ben", "Eva", "Sam", "Amy")
@@ -179,8 +179,7 @@ def report(sample: Sample) -> dict[str, float]:
 
 def false_belief(seed: int, limit: int = 0) -> GeneratedTask:
     """Stories without end for training (or the first ``limit``), ``HELDOUT`` for evaluation."""
-    train = Generated(make_example, seed, "train", limit or UNBOUNDED)
-    return GeneratedTask(train, Generated(make_example, seed, "heldout", HELDOUT), report)
+    return generate(make_example, seed, limit, HELDOUT, report)
 
 
 def make_false_belief(config: DataConfig, seed: int, tokenizer: Any) -> GeneratedTask:
@@ -190,10 +189,7 @@ def make_false_belief(config: DataConfig, seed: int, tokenizer: Any) -> Generate
 
 def check_options(config: DataConfig) -> list[str]:
     """What is wrong with the options that this task has beside those of every task."""
-    if 0 < config.max_prompt_tokens < LONGEST_PROMPT:
-        most = config.max_prompt_tokens
-        return [f"data.max_prompt_tokens is {most}; data.task=false_belief needs {LONGEST_PROMPT} or more."]
-    return []
+    return check_prompts(config, LONGEST_PROMPT)
 
 
 def write_tokenizer(folder: str | Path) -> None:

@@ -3,36 +3,30 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar, overload
+from typing import TypeVar
 
 import xxhash
 
-from megatron_rl.data.task import Example, Report
+from megatron_rl.data.config import DataConfig
+from megatron_rl.data.task import UNBOUNDED, Example, Examples, Report
 
 T = TypeVar("T")
+Make = Callable[[random.Random, str, str], Example]  # (random numbers, split, id)
 
 HASHED = 512  # training examples that the fingerprint looks at
 
 
-class Generated(Sequence[Example]):
+class Generated(Examples):
     """Example i is ``make(rng, split, id)`` with random numbers of (seed, split, i) alone."""
 
-    def __init__(self, make: Callable[[random.Random, str, str], Example], seed: int, split: str, length: int) -> None:
+    def __init__(self, make: Make, seed: int, split: str, length: int) -> None:
         self.make, self.seed, self.split, self.length = make, seed, split, length
 
     def __len__(self) -> int:
         return self.length
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.length))]
-        if not -self.length <= index < self.length:
-            raise IndexError(f"example {index} of {self.length}")
-        index %= self.length
+    def example(self, index: int) -> Example:
+        """As ``Examples.example``."""
         return self.make(random.Random(f"{self.seed}/{self.split}/{index}"), self.split, f"{self.split}/{index}")
 
 
@@ -51,6 +45,20 @@ class GeneratedTask:
         for example in (*self.train[:HASHED], *self.heldout):
             digest.update(f"{example.id}\n{example.prompt}\n{example.target}\n{example.answer}\n".encode())
         return digest.hexdigest()
+
+
+def generate(make: Make, seed: int, limit: int, heldout: int, report: Report) -> GeneratedTask:
+    """Questions without end for training (or the first ``limit``), and so many held out."""
+    train = Generated(make, seed, "train", limit or UNBOUNDED)
+    return GeneratedTask(train, Generated(make, seed, "heldout", heldout), report)
+
+
+def check_prompts(config: DataConfig, longest: int) -> list[str]:
+    """What is wrong with the room for prompts, of which the task's longest has so many tokens."""
+    if 0 < config.max_prompt_tokens < longest:
+        most = config.max_prompt_tokens
+        return [f"data.max_prompt_tokens is {most}; data.task={config.task} needs {longest} or more."]
+    return []
 
 
 def choose(rng: random.Random, items: Sequence[T]) -> T:

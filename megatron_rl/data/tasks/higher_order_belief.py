@@ -17,9 +17,9 @@ from typing import Any
 
 from megatron_rl.data.answers.think_answer import answer_matches, parse
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import UNBOUNDED, Example, Sample
+from megatron_rl.data.task import Example, Sample
 from megatron_rl.data.tasks.false_belief import BOS, EOS, NAMES, OBJECTS, PAD, PLACES
-from megatron_rl.data.tasks.generated import Generated, GeneratedTask, choose
+from megatron_rl.data.tasks.generated import GeneratedTask, check_prompts, choose, generate
 from megatron_rl.data.tokenizer import write_word_tokenizer
 
 ORDERS = 5  # questions are of order 0 to 4
@@ -174,8 +174,7 @@ def report(sample: Sample) -> dict[str, float]:
 
 def higher_order_belief(seed: int, limit: int = 0) -> GeneratedTask:
     """Stories without end for training (or the first ``limit``), ``HELDOUT`` for evaluation."""
-    train = Generated(make_example, seed, "train", limit or UNBOUNDED)
-    return GeneratedTask(train, Generated(make_example, seed, "heldout", HELDOUT), report)
+    return generate(make_example, seed, limit, HELDOUT, report)
 
 
 def make_higher_order_belief(config: DataConfig, seed: int, tokenizer: Any) -> GeneratedTask:
@@ -185,10 +184,7 @@ def make_higher_order_belief(config: DataConfig, seed: int, tokenizer: Any) -> G
 
 def check_options(config: DataConfig) -> list[str]:
     """What is wrong with the options that this task has beside those of every task."""
-    if 0 < config.max_prompt_tokens < LONGEST_PROMPT:
-        most = config.max_prompt_tokens
-        return [f"data.max_prompt_tokens is {most}; data.task=higher_order_belief needs {LONGEST_PROMPT} or more."]
-    return []
+    return check_prompts(config, LONGEST_PROMPT)
 
 
 def write_tokenizer(folder: str | Path) -> None:

@@ -4,16 +4,16 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, overload
+from typing import Any
 
 from megatron_rl.data.answers.exact_answer import given
 from megatron_rl.data.answers.think_answer import parse
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.rows.template import make_template
-from megatron_rl.data.task import UNBOUNDED, Example, Sample
+from megatron_rl.data.task import UNBOUNDED, Example, Examples, Sample
 from megatron_rl.data.tasks.generated import GeneratedTask
 from megatron_rl.errors import InputError
 from megatron_rl.system.named import told
@@ -23,7 +23,7 @@ HELDOUT = 256  # the first questions of a generator; those behind them are train
 LAST = 2**31  # generators add a question's number to the seed, and some take seeds below 2^32 only
 
 
-class Questions(Sequence[Example]):
+class Questions(Examples):
     """Questions of a generator, from one number on, and over again after ``LAST``."""
 
     def __init__(self, dataset: Any, form: Any, config: DataConfig, split: str, first: int, length: int) -> None:
@@ -36,16 +36,8 @@ class Questions(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(self.length))
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.length))]
-        if not -self.length <= index < self.length:
-            raise IndexError(f"example {index} of {self.length}")
-        index %= self.length
+    def example(self, index: int) -> Example:
+        """As ``Examples.example``."""
         entry = self.dataset[self.first + index % (LAST - self.first)]
         return Example(
             id=f"{self.split}/{index}",

@@ -11,8 +11,8 @@ from typing import Any
 
 from megatron_rl.data.answers.exact_answer import judge
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import UNBOUNDED, Example, Sample
-from megatron_rl.data.tasks.generated import Generated, GeneratedTask, choose
+from megatron_rl.data.task import Example, Sample
+from megatron_rl.data.tasks.generated import GeneratedTask, check_prompts, choose, generate
 from megatron_rl.data.tokenizer import write_word_tokenizer
 
 TERMS = (7, 8, 9)  # digits of a sum; one step fewer
@@ -60,16 +60,12 @@ def report(sample: Sample) -> dict[str, float]:
 
 def make_running_sum(config: DataConfig, seed: int, tokenizer: Any) -> GeneratedTask:
     """Sums without end for training (or the first data.limit), ``HELDOUT`` for evaluation."""
-    train = Generated(make_example, seed, "train", config.limit or UNBOUNDED)
-    return GeneratedTask(train, Generated(make_example, seed, "heldout", HELDOUT), report)
+    return generate(make_example, seed, config.limit, HELDOUT, report)
 
 
 def check_options(config: DataConfig) -> list[str]:
     """What is wrong with the options that this task has beside those of every task."""
-    if 0 < config.max_prompt_tokens < LONGEST_PROMPT:
-        most = config.max_prompt_tokens
-        return [f"data.max_prompt_tokens is {most}; data.task=running_sum needs {LONGEST_PROMPT} or more."]
-    return []
+    return check_prompts(config, LONGEST_PROMPT)
 
 
 def write_tokenizer(folder: str | Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from megatron_rl.data.answers.reasoned_choice import LETTERS
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import UNBOUNDED, Example
-from megatron_rl.data.tasks.generated import Generated, GeneratedTask, choose
+from megatron_rl.data.task import Example
+from megatron_rl.data.tasks.generated import GeneratedTask, check_prompts, choose, generate
 from megatron_rl.data.tasks.social_iqa import PARTS, report
 from megatron_rl.data.tokenizer import write_word_tokenizer
 
@@ -88,8 +88,7 @@ def make_example(rng: random.Random, split: str, name: str) -> Example:
 
 def social_situations(seed: int, limit: int = 0) -> GeneratedTask:
     """Situations without end for training (or the first ``limit``), ``HELDOUT`` for evaluation."""
-    train = Generated(make_example, seed, "train", limit or UNBOUNDED)
-    return GeneratedTask(train, Generated(make_example, seed, "heldout", HELDOUT), report)
+    return generate(make_example, seed, limit, HELDOUT, report)
 
 
 def make_social_situations(config: DataConfig, seed: int, tokenizer: Any) -> GeneratedTask:
@@ -99,10 +98,7 @@ def make_social_situations(config: DataConfig, seed: int, tokenizer: Any) -> Gen
 
 def check_options(config: DataConfig) -> list[str]:
     """What is wrong with the options that this task has beside those of every task."""
-    if 0 < config.max_prompt_tokens < LONGEST_PROMPT:
-        most = config.max_prompt_tokens
-        return [f"data.max_prompt_tokens is {most}; data.task=social_situations needs {LONGEST_PROMPT} or more."]
-    return []
+    return check_prompts(config, LONGEST_PROMPT)
 
 
 def write_tokenizer(folder: str | Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.data.config import DataConfig
-from megatron_rl.data.task import UNBOUNDED, Example, Sample
+from megatron_rl.data.task import Example, Sample
 from megatron_rl.data.tasks import prompt_answer
-from megatron_rl.data.tasks.generated import Generated, GeneratedTask, choose, weighted
+from megatron_rl.data.tasks.generated import GeneratedTask, check_prompts, choose, generate, weighted
 from megatron_rl.data.tokenizer import write_word_tokenizer
 
 TERMS = 3
@@ -70,8 +70,7 @@ def report(sample: Sample) -> dict[str, float]:
 
 def stepwise_sums(seed: int, limit: int = 0) -> GeneratedTask:
     """Sums without end for training (or the first ``limit``), ``HELDOUT`` for evaluation."""
-    train = Generated(make_example, seed, "train", limit or UNBOUNDED)
-    return GeneratedTask(train, Generated(make_example, seed, "heldout", HELDOUT), report)
+    return generate(make_example, seed, limit, HELDOUT, report)
 
 
 def make_stepwise_sums(config: DataConfig, seed: int, tokenizer: Any) -> GeneratedTask:
@@ -81,10 +80,7 @@ def make_stepwise_sums(config: DataConfig, seed: int, tokenizer: Any) -> Generat
 
 def check_options(config: DataConfig) -> list[str]:
     """What is wrong with the options that this task has beside those of every task."""
-    if 0 < config.max_prompt_tokens < LONGEST_PROMPT:
-        most = config.max_prompt_tokens
-        return [f"data.max_prompt_tokens is {most}; data.task=stepwise_sums needs {LONGEST_PROMPT} or more."]
-    return []
+    return check_prompts(config, LONGEST_PROMPT)
 
 
 def write_tokenizer(folder: str | Path) -> None:
