@@ -60,7 +60,7 @@ def tiny() -> Config:
     config.run.resume = "never"
     config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 216}, dtype="float32")  # 213 words
     sizes = PuzzlesConfig(
-        suspects="2", weapons="2", rooms="2", motives="0", questions=3, clues=["whereabouts"], names=3, style="short"
+        suspects="2", weapons="2", rooms="2", motives="0", questions=3, clues=["whereabouts"], names=2, style="short"
     )
     config.data = DataConfig(task="temporal_clue", max_prompt_tokens=128, puzzles=sizes)
     config.rollout.prompts_per_step, config.rollout.group_size, config.rollout.max_new_tokens = 32, 8, 48
