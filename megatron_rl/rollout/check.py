@@ -33,7 +33,7 @@ def _hints(config: RolloutConfig) -> list[str]:
     if hints.rounds >= 1 and config.group_size % hints.rounds:
         found.append(
             f"rollout.group_size is {config.group_size}, which rollout.hints.rounds={hints.rounds} does not divide: "
-            f"every round has as many completions; take {hints.rounds * max(1, config.group_size // hints.rounds)}."
+            f"every round has as many completions; take {-(-config.group_size // hints.rounds) * hints.rounds}."
         )
     if config.staleness:
         found.append(

@@ -156,7 +156,8 @@ def _prompts(config: Config) -> list[str]:
     for name, data in tasks.items():
         if not data.path and trains_on_files(data) and (config.run.steps or targets):
             key = f"data.mixture.{name}.path" if name else "data.path"
-            found.append(f"{key} is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id.")
+            other = "" if config.run.steps else ", or sft.data.path to one with completions to imitate"
+            found.append(f"{key} is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id{other}.")
     if rollout.group_size == 1 and asked_of(algorithm).grouped:
         ungrouped = " or ".join(name for name, other in PUBLISHED.items() if not other.grouped)
         found.append(

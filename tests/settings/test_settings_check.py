@@ -259,7 +259,7 @@ def test_a_critic_that_does_not_fit_the_policy(tmp_path: Path) -> None:
     [
         (
             ["data.curriculum.by=column", "data.curriculum.column=hardness", "data.limit=30"],
-            "data.curriculum.column=hardness: the training example train/0 has None there",
+            "data.curriculum.column=hardness: the training example train/0 has no such column",
         ),
         (
             ["data.mixture={a: {}, b: {curriculum: {by: accuracy}}}"],

@@ -15,9 +15,8 @@ examples:
   megatron-rl data select runs/quickstart --reward-at-least 1 --out good.jsonl
   megatron-rl data select runs/quickstart --reward-at-least 1 --best-of 1 --out best.jsonl
   megatron-rl data select runs/quickstart --reward-at-least 1 --pairs --out pairs.jsonl
-  megatron-rl data generate temporal_clue puzzles.jsonl count=100 data.puzzles.rooms=2-4
 
-The first two make rows for sft.data.path, the third rows for preference.data.path, the last for data.path.
+The first two make rows for sft.data.path, the third rows for preference.data.path.
 """
 
 

@@ -146,8 +146,9 @@ def difficulty(example: Example, column: str, option: str = "data.curriculum.col
         value = float(numbers[0])
     if not isinstance(value, int | float) or not np.isfinite(value):
         there = ", ".join(sorted(map(str, example.extra))) or "none"
+        held = "has no such column" if value is None else f"has {value!r} there"
         raise InputError(
-            f"{option}={column}: the training example {example.id} has {value!r} there, and it must be a "
-            f"number, or a text with one number in it. Its columns: {there}."
+            f"{option}={column}: the training example {example.id} {held}, and it must be a number, or a text with one "
+            f"number in it. Its columns: {there}."
         )
     return float(value)

@@ -83,7 +83,7 @@ def test_a_tier_is_what_lies_between_two_numbers_of_a_column(history):
         InputError, match=r"no training example has a number from 6 to inf there; theirs go from 1 to 5"
     ):
         select(rows, SelectionConfig(column="level", least=6))
-    with pytest.raises(InputError, match=r"data.selection.column=x: the training example train/1 has None there"):
+    with pytest.raises(InputError, match=r"data.selection.column=x: the training example train/1 has no such column"):
         select(rows, SelectionConfig(column="x", least=6))
     with pytest.raises(InputError, match=r"data.selection.column needs examples that can be counted"):
         select(false_belief(0).train, SelectionConfig(column="x", least=6))
