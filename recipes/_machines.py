@@ -1,6 +1,6 @@
 """What recipes share: the machine that one runs on."""
 
-from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.config import Config
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rollout.config import SGLangConfig
@@ -44,4 +44,15 @@ def on_cpu(config: Config, steps: int = 20) -> Config:
     config.model.dtype = "float32"
     config.rewards.workers = 1
     config.evaluation = EvaluationConfig(every=0, prompts=32)
+    return config
+
+
+def imitating_then_preferring_on_cpu(config: Config) -> Config:
+    """``on_cpu`` for the stages sft and preference alone, 20 small steps each; returns ``config``."""
+    on_cpu(config, steps=0)
+    config.sft.steps, config.sft.batch_size = 20, 8
+    config.sft_optimizer = OptimizerConfig(lr=3e-3, warmup_steps=2)
+    config.preference.steps, config.preference.batch_size = 20, 4
+    config.preference_optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
+    config.sft.data.max_tokens = config.preference.data.max_tokens = 2048
     return config

@@ -12,7 +12,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.sets.config import SetConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
-from recipes._machines import on_cpu, on_gpus
+from recipes._machines import imitating_then_preferring_on_cpu, on_gpus
 
 ROWS = 92_000  # to imitate
 
@@ -24,13 +24,7 @@ def qwen2_5_math_7b() -> Config:
 
 def tiny() -> Config:
     """Both stages on a CPU; set model.path (tools/make_tiny_model.py), sft.data.path and preference.data.path."""
-    config = on_cpu(_stages("infialign_tiny", ""), steps=0)
-    config.sft.steps, config.sft.batch_size = 20, 8
-    config.sft_optimizer = OptimizerConfig(lr=3e-3, warmup_steps=2)
-    config.preference.steps, config.preference.batch_size = 20, 4
-    config.preference_optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
-    config.sft.data.max_tokens = config.preference.data.max_tokens = 2048
-    return config
+    return imitating_then_preferring_on_cpu(_stages("infialign_tiny", ""))
 
 
 def _stages(name: str, model: str) -> Config:

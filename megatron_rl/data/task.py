@@ -1,5 +1,6 @@
 """Where questions come from: the interface between a task and the loop."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, overload
@@ -22,9 +23,9 @@ class Example:
 class Examples(Sequence[Example]):
     """A sequence that makes its examples when they are asked for: ``example(index)``, of an index from 0."""
 
+    @abstractmethod
     def example(self, index: int) -> Example:
         """The example at an index, 0 <= index < len(self)."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
