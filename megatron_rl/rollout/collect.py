@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import xxhash
 
 from megatron_rl.data.task import Example
-from megatron_rl.rollout.protocol import Completion, Engine, Request, Sampling
+from megatron_rl.rollout.protocol import Completer, Completion, Request, Sampling
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.strategies import Strategy
 from megatron_rl.system.batched import Batched
@@ -30,7 +30,7 @@ def collect(
     examples: Sequence[Example],
     size: int,
     strategy: Strategy,
-    engine: Engine,
+    engine: Completer,
     sampling: Sampling,
     score: Callable[[Sequence[Sequence[Rollout]]], Sequence[None]],
     seed: str,

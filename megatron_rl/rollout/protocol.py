@@ -54,7 +54,27 @@ class Completion:
         return self.versions[0][0]
 
 
-class Engine(Protocol):
+class Completer(Protocol):
+    """What answers requests: an engine, whoever fills it."""
+
+    async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
+        """One request's completions, in the order of its seeds; awaited in any thread's event loop.
+
+        Many are awaited at the same time: an engine that decodes a batch at a time makes one of the calls of one tick
+        of a loop, in their order, whose completions are those of one ``generate`` to the last bit.
+        """
+
+    def progress(self) -> tuple[int, int]:
+        """Completions that are done, and those that were asked for, since nothing was under way; (0, 0) then.
+
+        To be called in any thread, at any time: it does not wait.
+        """
+
+    def stop(self) -> None:
+        """End the engine's process."""
+
+
+class Engine(Completer, Protocol):
     """A rollout engine, as rank 0 sees it."""
 
     def reach(self, places: Sequence[str]) -> Reach:
@@ -79,19 +99,6 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests and of their seeds."""
 
-    async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
-        """One request's completions, in the order of its seeds; awaited in any thread's event loop.
-
-        Many are awaited at the same time: an engine that decodes a batch at a time makes one of the calls of one tick
-        of a loop, in their order, whose completions are those of one ``generate`` to the last bit.
-        """
-
-    def progress(self) -> tuple[int, int]:
-        """Completions that are done, and those that were asked for, since nothing was under way; (0, 0) then.
-
-        To be called in any thread, at any time: it does not wait.
-        """
-
     def release(self) -> None:
         """The trainer goes on: its weights change until the next swap, and on a shared GPU it needs the memory."""
 
@@ -100,6 +107,3 @@ class Engine(Protocol):
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version, resident memory in bytes."""
-
-    def stop(self) -> None:
-        """End the engine's process."""

@@ -13,10 +13,13 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from megatron_rl.errors import InputError, SwapError
+from megatron_rl.resharding.execute import flat, pull
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.check import transformers_config
 from megatron_rl.resharding.folders.hf import read_hf_config
-from megatron_rl.resharding.layouts.transformers import transformers_layout
+from megatron_rl.resharding.folders.load import open_hf_folder
+from megatron_rl.resharding.layouts.transformers import files_layout, transformers_layout
+from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.swap import Receiver, SwapSource
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.rollout.embedded.attention import ATTENTION
@@ -30,7 +33,7 @@ class TransformersEngine:
     """What a ``protocol.Engine`` has in its process: transformers' modules, built from a folder's config.json.
 
     Its weights are undefined, and it is poisoned (it raises ``SwapError`` instead of generating), until a swap has been
-    verified, and after one that began until it has. ``say`` is told how many completions are done, and of how many.
+    verified or a folder's weights were loaded, and after a swap that began until it has been. ``say`` is told how many completions are done, and of how many.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, max_running: int, true_on_policy: bool = False) -> None:
@@ -48,6 +51,16 @@ class TransformersEngine:
         self.copier = ThreadPoolExecutor(1)
         self.version = -1  # of the weights; negative: poisoned
         self.poisoned = "no complete swap yet"
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of a folder, as version 0: there is no trainer. Raises InputError as ``open_hf_folder``."""
+        hf_config = read_hf_config(folder)
+        tensors = open_hf_folder(folder, hf_config)
+        plan = make_plan(files_layout(hf_config), self.layout)
+        sources = {(0, name): tensor for name, tensor in tensors.items()}
+        with torch.no_grad():
+            pull(plan.copies, sources, {name: flat(p) for name, p in self.model.named_parameters()})
+        self.version = 0
 
     def reach(self, places: Sequence[str]) -> Reach:
         """The ranks' shared memory."""

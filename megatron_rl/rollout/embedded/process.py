@@ -2,8 +2,9 @@
 
     MEGATRON_RL_KEY=HEX python -m megatron_rl.rollout.embedded.process --model FOLDER --address HOST:PORT|SOCKET
 
-It serves one client and then listens no more. The weights are not loaded from the folder: until a swap has been
-verified, and after one that failed until the next that succeeds, the engine is poisoned and refuses to generate.
+It serves one client and then listens no more. The weights are not loaded from the folder, unless ``--load`` asks for
+it: until a swap has been verified, and after one that failed until the next that succeeds, the engine is poisoned and
+refuses to generate.
 """
 
 import argparse
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--max-running", type=int, default=256, help="sequences decoded at the same time")
     parser.add_argument("--true-on-policy", action="store_true", help="sums in float64, as the actor will have them")
+    parser.add_argument("--load", action="store_true", help="serve the folder's own weights: there is no trainer")
     options = parser.parse_args()
     with listen(options.address, key_from_environment()) as listener:
         # Importing torch and transformers takes seconds: first be tied to the parent and have the address.
@@ -98,6 +100,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         dtype = getattr(torch, options.dtype)
         engine = TransformersEngine(options.model, dtype, options.max_running, options.true_on_policy)
+        if options.load:
+            engine.load(options.model)
         client = accept(listener)
     with client:
         stopped = serve(engine, client)

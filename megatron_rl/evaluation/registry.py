@@ -1,0 +1,100 @@
+"""Suites by name. Imports no torch."""
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from megatron_rl.data.task import Report, Sample
+from megatron_rl.errors import InputError
+from megatron_rl.evaluation.config import SuiteConfig
+from megatron_rl.evaluation.suite import Card, Suite, missing
+from megatron_rl.option import allowed
+
+SUITES = {  # the module of megatron_rl.evaluation.suites
+    "tombench": "tombench",
+    "hi_tom": "hi_tom",
+    "tomi": "tomi",
+    "social_iqa": "social_iqa",
+    "emobench": "emobench",
+    "simpletom": "simpletom",
+    "fantom": "fantom",
+    "false_belief": "beliefs",
+    "higher_order_belief": "beliefs",
+    "gsm8k": "mathematics",
+    "math500": "mathematics",
+    "aime24": "mathematics",
+    "amc23": "mathematics",
+    "temporal_clue": "temporal_clue",
+    "file": "file",
+}
+COMMON = ("path", "subset", "split", "limit", "prompt", "chat_template_kwargs")
+COMMON += ("samples", "temperature", "top_p", "top_k", "max_new_tokens")
+
+
+def card(name: str) -> Card:
+    """What is to be known of a suite. Raises InputError with the nearest names for an unknown one."""
+    if name not in SUITES:
+        near = get_close_matches(name, SUITES, n=3)
+        said = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(SUITES)}."
+        raise InputError(f"There is no suite {name!r}; {said}")
+    found: Card = _module(name).CARDS[name]
+    return found
+
+
+def make_suite(name: str, config: SuiteConfig, tokenizer: Any, seed: int = 0) -> Suite:
+    """A suite's questions, for a model's tokenizer. Raises InputError for what cannot be read."""
+    card(name)
+    suite: Suite = _module(name).make(name, config, tokenizer, seed)
+    items = suite.items[: config.limit] if config.limit else suite.items
+    if not items:
+        raise InputError(f"{name} has no questions in language={config.language}.")
+    return replace(suite, items=items)
+
+
+def suite_config(name: str, options: Any) -> tuple[SuiteConfig, list[str]]:
+    """A suite's options, and what is wrong with them or with where its data are, a sentence each."""
+    try:
+        known = card(name)
+    except InputError as error:
+        return SuiteConfig(), [str(error)]
+    if not isinstance(options, Mapping | None):
+        return SuiteConfig(), [f"{name} is {options!r}; it must hold options, such as {{limit: 100}}."]
+    config, found = SuiteConfig(), []
+    hints, declared = typing.get_type_hints(SuiteConfig), {f.name: f for f in dataclasses.fields(SuiteConfig)}
+    takes = [*COMMON, *known.takes]
+    for key, value in (options or {}).items():
+        if key not in takes:
+            near = get_close_matches(str(key), takes, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(takes)}."
+            found.append(f"{name}.{key}: {name} has no such option; {hint}")
+            continue
+        wanted = typing.get_origin(hints[key]) or hints[key]
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if not isinstance(value, wanted) or (wanted is int and type(value) is bool):
+            found.append(f"{name}.{key} is {value!r}, and must be of the type {wanted.__name__}.")
+        elif not (rule := allowed(declared[key])).holds(value):
+            found.append(f"{name}.{key} is {value!r}; it {rule.violation(value)}.")
+        else:
+            config = replace(config, **{key: value})
+    if not found and (said := missing(known, name, config)):
+        found.append(said)
+    return config, found
+
+
+def report_of(suites: Mapping[str, Suite]) -> Report:
+    """One report for the completions of several suites, to be called in the reward workers."""
+    return partial(_report, reports={name: suite.report for name, suite in suites.items()})
+
+
+def _report(sample: Sample, reports: Mapping[str, Report]) -> dict[str, float]:
+    return reports[sample.data_source](sample)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"megatron_rl.evaluation.suites.{SUITES[name]}")
