@@ -32,6 +32,10 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
     ),
     "data generate": ("data.generate", "write generated puzzles to a file, for data.path or sft.data.path"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
+    "evaluate": (
+        "evaluation.evaluate",
+        "ask a model the questions of suites: accuracy with intervals, every completion",
+    ),
     "serve": ("serve", "serve a trained policy with SGLang (OpenAI's API), or a reward model"),
     "engine": (
         "engine",
@@ -86,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     if (two := " ".join(arguments[:2])) in COMMANDS:  # a command of two words
         arguments = [two, *arguments[2:]]
-    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
+    options = _parsed(arguments)
     try:
         _require_utf8(arguments)
         return int(options.run(options))
@@ -96,6 +100,17 @@ def _run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"Interrupted. {interrupt}".rstrip(), file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options. Further names behind an option, which argparse leaves over, go to where a command takes them."""
+    parser = _parser(arguments[0] if arguments else "")
+    options, left = parser.parse_known_args(arguments)
+    if left and (any(text.startswith("-") for text in left) or not hasattr(options, "names")):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        options.names += left
+    return options
 
 
 def _require_utf8(arguments: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ def model_folder(checkpoint: Path) -> Path:
         )
     if (checkpoint / "metadata.json").is_file():
         raise InputError(
-            f"{checkpoint} is a Megatron checkpoint; SGLang serves Hugging Face folders: "
+            f"{checkpoint} is a Megatron checkpoint, and a Hugging Face folder is needed: "
             f"{program()} convert megatron-to-hf {shlex.quote(str(checkpoint))} FOLDER."
         )
     if not (checkpoint / "config.json").is_file():

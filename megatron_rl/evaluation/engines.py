@@ -49,7 +49,7 @@ class Served:
 
 @contextmanager
 def serving(served: Served) -> Iterator[Completer]:
-    """The engine while the work inside goes on. Raises InputError or RunError with its last words if it cannot start."""
+    """The engine, while what is inside goes on. Raises InputError or RunError with its last words where none starts."""
     with scratch.made() as folder, (_sglang if served.engine == "sglang" else _embedded)(served, folder) as engine:
         yield engine
 
@@ -111,7 +111,7 @@ def _sglang(served: Served, folder: Path) -> Iterator[Completer]:
         "log_level_http": "warning",
         "max_running_requests": served.running,
     }
-    chosen |= on_this_machine((served.longest + 8) * served.running) | served.args
+    chosen |= on_this_machine((served.longest + 8) * served.running) | dict(served.args)
     chosen |= {
         "model_path": str(served.folder),
         "host": "127.0.0.1",

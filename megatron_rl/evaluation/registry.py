@@ -32,8 +32,8 @@ SUITES = {  # the module of megatron_rl.evaluation.suites
     "temporal_clue": "temporal_clue",
     "file": "file",
 }
-COMMON = ("path", "subset", "split", "limit", "prompt", "chat_template_kwargs")
-COMMON += ("samples", "temperature", "top_p", "top_k", "max_new_tokens")
+_READ = ("path", "subset", "split", "limit", "prompt", "chat_template_kwargs")
+COMMON = (*_READ, "samples", "temperature", "top_p", "top_k", "max_new_tokens")
 
 
 def card(name: str) -> Card:
@@ -82,6 +82,8 @@ def suite_config(name: str, options: Any) -> tuple[SuiteConfig, list[str]]:
             found.append(f"{name}.{key} is {value!r}; it {rule.violation(value)}.")
         else:
             config = replace(config, **{key: value})
+    if config.samples > 1 and not config.temperature:
+        found.append(f"{name}.samples={config.samples} draws the same completion each time: set {name}.temperature.")
     if not found and (said := missing(known, name, config)):
         found.append(said)
     return config, found

@@ -1,6 +1,6 @@
 """What a suite is: questions, how an answer is read and judged, and what its scores are put together to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,19 @@ class Suite:
     measures: Measures = no_measures
 
     def fingerprint(self) -> str:
-        """xxh3-128 (hex) of the prompts and right answers."""
-        digest = xxhash.xxh3_128()
-        for item in self.items:
-            for form in item.forms:
-                digest.update(f"{item.id}\n{form.id}\n{form.prompt}\n{form.answer!r}\n".encode())
-        return digest.hexdigest()
+        """xxh3-128 (hex) of the prompts, which a model's chat template decides too, and of the right answers."""
+        return _hash(f"{form.id}\n{form.prompt}\n{form.answer!r}\n" for item in self.items for form in item.forms)
+
+    def questions(self) -> str:
+        """The same of which questions there are and their right answers, whoever is asked."""
+        return _hash(f"{item.id}\n{form.id}\n{form.answer!r}\n" for item in self.items for form in item.forms)
+
+
+def _hash(texts: Iterable[str]) -> str:
+    digest = xxhash.xxh3_128()
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 class Asking:
@@ -94,7 +101,9 @@ class Asking:
         try:
             return self._template([*messages, {"role": "user", "content": user}])
         except ValueError as error:
-            raise InputError(f"{self.name}: its prompts cannot be made: {error}. Try {self.name}.prompt=plain.") from error
+            raise InputError(
+                f"{self.name}: its prompts cannot be made: {error}. Try {self.name}.prompt=plain."
+            ) from error
 
 
 def read_rows(name: str, card: Card, config: SuiteConfig, limit: int = 0) -> Table:

@@ -34,12 +34,13 @@ def collect(
     sampling: Sampling,
     score: Callable[[Sequence[Sequence[Rollout]]], Sequence[None]],
     seed: str,
+    first: int = 0,
 ) -> Collected:
     """``size`` rollouts of each example, in the examples' order.
 
     ``score`` blocks, and fills ``scored`` of every rollout of the groups that it is given. The seed of a completion
-    depends on ``seed``, on the place of its example and on its place in the group alone. For any thread, several at a
-    time.
+    depends on ``seed``, on the place of its example, counted from ``first``, and on its place in the group alone. For
+    any thread, several at a time.
     """
 
     async def run() -> Collected:
@@ -59,7 +60,7 @@ def collect(
 
             return await strategy.group(example, size, complete, scored)
 
-        groups = await asyncio.gather(*(group(place, example) for place, example in enumerate(examples)))
+        groups = await asyncio.gather(*(group(place, example) for place, example in enumerate(examples, start=first)))
         seconds = {"generate": generated - started, "reward": time.perf_counter() - generated}
         return Collected(groups, seconds)
 

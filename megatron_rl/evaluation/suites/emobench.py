@@ -18,7 +18,7 @@ from megatron_rl.evaluation.suite import Asking, Card, Item, Suite, read_files
 CARDS = {
     "emobench": Card(
         title="EmoBench",
-        source="Sabour et al. 2024, arXiv 2402.12071, github.com/Sahandfer/EmoBench: EU and EA, 200 questions a language",
+        source="Sabour et al. 2024, arXiv 2402.12071, github.com/Sahandfer/EmoBench: 200 questions each of EU and EA",
         licence="MIT",
         protocol="the authors' scripts: answers as JSON; EU counts where emotion and cause are both right; accuracy by "
         "task and by category; greedy",
@@ -30,11 +30,14 @@ CARDS = {
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SYSTEM = {
     "en": (
-        "# Instructions\n\nYou get a scenario, a question and several choices. Look at the scenario closely and take the "
-        "perspective of the person in it. Then select the choice that reflects that perspective, or what the person "
-        "feels, best.\n\n# Output\n"
+        "# Instructions\n\nYou get a scenario, a question and several choices. Look at the scenario closely and take "
+        "the perspective of the person in it. Then select the choice that reflects that perspective, or what the "
+        "person feels, best.\n\n# Output\n"
     ),
-    "zh": "# 说明\n\n你会看到一个场景、一个问题和几个选项。仔细分析场景，站在当事人的角度思考，然后选择最能反映其观点或情绪的选项。\n\n# 输出\n",
+    "zh": (
+        "# 说明\n\n你会看到一个场景、一个问题和几个选项。仔细分析场景，站在当事人的角度思考，"
+        "然后选择最能反映其观点或情绪的选项。\n\n# 输出\n"
+    ),
 }
 _OUTPUT = {
     ("en", False): "Give only one correct answer, and no other information or explanation, in this JSON form:",
@@ -43,7 +46,10 @@ _OUTPUT = {
         "Reason step by step: what each choice could mean for the people in question, given their emotions and what "
         "they have been through. Then select the best answer. Reply in this JSON form:"
     ),
-    ("zh", True): "逐步推理：结合相关人员的情绪和经历，考虑每个选项可能带来的影响，然后选择最合适的答案。回复采用以下JSON格式：",
+    (
+        "zh",
+        True,
+    ): "逐步推理：结合相关人员的情绪和经历，考虑每个选项可能带来的影响，然后选择最合适的答案。回复采用以下JSON格式：",
 }
 _LETTER = {"en": "<letter of the choice>", "zh": "<选项的字母>"}
 _REASONING = {"en": "<step-by-step reasoning>", "zh": "<逐步推理>"}
@@ -121,7 +127,9 @@ def _item(table: Table, number: int, task: str, row: dict[str, Any], cot: bool, 
             answer += _letter(row["cause_choices"], row["cause_label"])
             category = row["coarse_category"]
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{table.name}, row {number} is no question of {task} ({error!r}): fetch the file again.") from error
+        raise InputError(
+            f"{table.name}, row {number} is no question of {task} ({error!r}): fetch the file again."
+        ) from error
     fields = [f'"{key}": "{_LETTER[language]}"' for key in _KEYS[task]]
     fields = [f'"reasoning": "{_REASONING[language]}"', *fields] if cot else fields
     form = "{\n" + ",\n".join(f"    {line}" for line in fields) + "\n}"

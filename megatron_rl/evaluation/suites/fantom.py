@@ -22,11 +22,11 @@ CARDS = {
         title="FANToM",
         source="Kim et al. 2023, arXiv 2310.15421, github.com/skywalker023/fantom",
         licence="MIT (the code); the data are for research and evaluation",
-        protocol="the authors' script, short conversations: accuracy by kind of question, and set scores: all questions "
-        "about a piece of information right; All* and free belief questions, which need a sentence model, are left out",
+        protocol="the authors' script, short conversations: accuracy by kind of question, and set scores: all "
+        "questions about a piece of information right; All*, which needs a sentence model, is left out",
         training="forbidden: for evaluation only",
-        where="Fetch https://storage.googleapis.com/ai2-mosaic-public/projects/fantom/fantom.tar.gz (sha256 1d08dfa0…253a4)"
-        " and set fantom.path to its fantom_v1.json.",
+        where="Fetch https://storage.googleapis.com/ai2-mosaic-public/projects/fantom/fantom.tar.gz (sha256 "
+        "1d08dfa0…253a4) and set fantom.path to its fantom_v1.json.",
     )
 }
 FACT, CHOICE = "fact", "belief:choice"
@@ -108,7 +108,9 @@ def make(name: str, config: SuiteConfig, tokenizer: Any, seed: int) -> Suite:
                 groups = {"question": kind if kind == FACT else f"{scenario} {kind}"}
                 items.append(Item(form.id, (form,), groups))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{table.name}, row {number + 1} is no set of questions ({error!r}): fetch it again.") from error
+            raise InputError(
+                f"{table.name}, row {number + 1} is no set of questions ({error!r}): fetch it again."
+            ) from error
     return Suite(name, tuple(items), report, extract, set_scores)
 
 

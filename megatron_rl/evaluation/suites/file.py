@@ -60,8 +60,8 @@ def _task(table: Table, config: SuiteConfig) -> str:
     if config.template or "answer" in config.columns:
         return "prompt_answer"
     raise InputError(
-        f"file: the columns of {table.name}, {', '.join(table.columns)}, are of no form that has questions with answers. "
-        "Name the task with file.task, or columns with file.columns (docs/data.md)."
+        f"file: the columns of {table.name}, {', '.join(table.columns)}, are of no form that has questions with "
+        "answers. Name the task with file.task, or columns with file.columns (docs/data.md)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Hi-ToM (He et al. 2023, arXiv 2310.16755): where is it, where does A think that it is, where does A think that B thinks …
+"""Hi-ToM (He et al. 2023, arXiv 2310.16755): where is it, where does A think it is, where does A think B thinks it is …
 
 Prompts are those of the authors' prompt files (github.com/ying-hui-he/Hi-ToM_dataset): answer alone (VP), or answer
 first and then an explanation (CoTP). Accuracy is given by order, and *jointly*: a question of order n counts where all
@@ -20,7 +20,7 @@ from megatron_rl.evaluation.suite import Asking, Card, Item, Outcome, Suite, Val
 CARDS = {
     "hi_tom": Card(
         title="Hi-ToM",
-        source="He et al. 2023, arXiv 2310.16755, github.com/ying-hui-he/Hi-ToM_dataset: 600 questions, asked in 2 ways",
+        source="He et al. 2023, arXiv 2310.16755, github.com/ying-hui-he/Hi-ToM_dataset: 600 questions, in 2 ways",
         licence="Apache-2.0",
         protocol="the authors' prompts; accuracy by order (0 to 4) and deception, and joint accuracy: all lower orders "
         "about the story right, too; greedy",
@@ -36,8 +36,8 @@ _ASKED = {
     "and explain it then.",
 }
 _NOTE = (
-    "Note: assume the following. (1) An agent witnesses everything and every movement before leaving a location. (2) An "
-    "agent A can infer what an agent B thinks only if A and B have been in the same location, or have interacted in "
+    "Note: assume the following. (1) An agent witnesses everything and every movement before leaving a location. (2) "
+    "An agent A can infer what an agent B thinks only if A and B have been in the same location, or have interacted in "
     "private or in public. (3) Every agent tends to lie. What a character tells others does not affect what he himself "
     "believes. An agent tends to trust an agent who left the room later than himself. All agents know the order of "
     "leaving. (4) Agents in private communication know that others do not hear them, but that anyone can hear any "
@@ -77,7 +77,7 @@ def make(name: str, config: SuiteConfig, tokenizer: Any, seed: int) -> Suite:
                 f"{table.name}, row {number}: the answer {answer!r} must be one of its choices {options}, and its "
                 f"question_order ({order!r}) and sample_id ({sample!r}) whole numbers. Fetch the file again."
             )
-        user = f"{_ASKED[config.cot]}\nStory:\n{story}\nQuestion: {question}\nChoices: {listing}\n\n{_NOTE}"
+        user = f"{_ASKED[config.cot]}\nStory:\n{_told(story)}\nQuestion: {question}\nChoices: {listing}\n\n{_NOTE}"
         told = "yes" if deception.casefold() == "true" else "no"
         groups = {"order": order, "deception": told, "length": length}
         set_of = f"{told}/{length}/{int(sample) % STORIES}"
@@ -86,6 +86,12 @@ def make(name: str, config: SuiteConfig, tokenizer: Any, seed: int) -> Suite:
     if not items:
         raise InputError(f"{table.name} has no rows of prompting_type {known[0]}: set {name}.cot otherwise.")
     return Suite(name, tuple(items), report, extract, joint)
+
+
+def _told(story: str) -> str:
+    """The story alone: in the authors' file those of VP begin with the instruction."""
+    lines = story.splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("Read the following story", "Story:"))).strip()
 
 
 def joint(outcomes: Sequence[Outcome]) -> dict[str, Values]:

@@ -17,8 +17,7 @@ CARDS = {
         protocol="accuracy: all answers of a puzzle are right; partial: the share of its answers (OpenPipe's score); "
         "greedy",
         training="the test file is for evaluation; generate puzzles to train on",
-        where="temporal_clue.path takes a file of puzzles, such as test.json of OpenPipe; without it puzzles are generated.",
-        takes=(),
+        where="temporal_clue.path takes a file of puzzles, as OpenPipe's test.json; without it they are generated.",
     )
 }
 

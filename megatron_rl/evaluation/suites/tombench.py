@@ -39,7 +39,10 @@ _COLUMNS = {
 _ABILITY, _ANSWER = "能力\nABILITY", "答案\nANSWER"
 _PARTS = {"zh": ("故事", "问题", "答案选项"), "en": ("Story", "Question", "Candidate Answers")}
 _TASK = {
-    "zh": "下面是一段故事、一个问题和几个答案选项。请根据故事内容和问题，按常理推断最可能的答案选项，并输出它的序号。\n注意：\n",
+    "zh": (
+        "下面是一段故事、一个问题和几个答案选项。请根据故事内容和问题，按常理推断最可能的答案选项，"
+        "并输出它的序号。\n注意：\n"
+    ),
     "en": (
         "You get a story, a question about it and several answer options. Infer from the story and the question which "
         "option is most likely the answer, and output its index.\nNote:\n"
@@ -51,8 +54,9 @@ _RULES = {
         "（3）只根据所给信息输出最可能的答案序号，不要输出其他内容。"
     ),
     ("zh", True): (
-        "（1）先一步步思考并分析问题的答案，最后输出最可能的答案序号，格式为：[[答案序号]]。例如最可能的选项是“A. 手提包”时，"
-        "输出“[[A]]”；\n{choose}\n（3）再次强调：必须先给出一步步的推理，最后才输出答案序号，不要直接输出答案。"
+        "（1）先一步步思考并分析问题的答案，最后输出最可能的答案序号，格式为：[[答案序号]]。例如最可能的选项是"
+        "“A. 手提包”时，输出“[[A]]”；\n{choose}\n（3）再次强调：必须先给出一步步的推理，最后才输出答案序号，"
+        "不要直接输出答案。"
     ),
     ("en", False): (
         "(1) Output only the index of the most likely answer, in the form [[Answer Index]]: where the most likely "

@@ -12,7 +12,7 @@ from megatron_rl.evaluation.suites.tasks import make_suite, options_of
 CARDS = {
     "tomi": Card(
         title="ToMi",
-        source="Le et al. 2019, github.com/facebookresearch/ToMi; as cleaned by ToM-RL (arXiv 2504.01698): 5,994 questions",
+        source="Le et al. 2019, github.com/facebookresearch/ToMi; cleaned by ToM-RL (arXiv 2504.01698): 5,994 rows",
         licence="CC BY-NC 4.0 (ToMi), MIT (ToM-RL's file)",
         protocol="zero-shot, the answer as one word in <answer> tags, compared as a text; accuracy by question_type",
         training="not forbidden by its authors; ToM-RL keeps it for evaluation",
@@ -20,8 +20,8 @@ CARDS = {
     )
 }
 _ASKED = (
-    "Read the story and answer the question. Think first, and give only the place that is asked for, as the story calls "
-    "it, between <answer> and </answer>.\n\nStory: {story}\n\nQuestion: {question}"
+    "Read the story and answer the question. Think first, and give only the place that is asked for, as the story "
+    "calls it, between <answer> and </answer>.\n\nStory: {story}\n\nQuestion: {question}"
 )
 
 

@@ -49,7 +49,8 @@ class RewardPool:
     """
 
     def __init__(self, config: RewardsConfig, report: Report | None = None) -> None:
-        if violations := check_rewards(config) + (check_report(report) if report else []):
+        rewards = check_rewards(config) if config.terms or report is None else []  # none: it judges only
+        if violations := rewards + (check_report(report) if report else []):
             raise InputError(" ".join(violations))
         self.config, self.report = config, report
         self._lock = threading.Lock()

@@ -33,7 +33,8 @@ class TransformersEngine:
     """What a ``protocol.Engine`` has in its process: transformers' modules, built from a folder's config.json.
 
     Its weights are undefined, and it is poisoned (it raises ``SwapError`` instead of generating), until a swap has been
-    verified or a folder's weights were loaded, and after a swap that began until it has been. ``say`` is told how many completions are done, and of how many.
+    verified or a folder's weights were loaded, and after a swap that began until it has been. ``say`` is told how many
+    completions are done, and of how many.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, max_running: int, true_on_policy: bool = False) -> None:
