@@ -11,7 +11,7 @@ from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
 from megatron_rl.algorithms.pairs.config import PreferenceConfig, RewardModelConfig
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import held_out
-from megatron_rl.evaluation.config import EvaluationConfig
+from megatron_rl.evaluation.config import EvaluationConfig, SuiteConfig
 from megatron_rl.option import choice, number
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import RolloutConfig, Served
@@ -71,12 +71,16 @@ class Config:
 
     def generates(self) -> bool:
         """Whether anything is drawn from the policy, to learn from it or to evaluate it; else the run has no engine."""
+        return self.scores() or (bool(self.evaluation.suites) and not self.reward_model.steps)
+
+    def scores(self) -> bool:
+        """Whether completions of the task's questions are drawn: for RL, or of those held out."""
         evaluates = self.evaluation.prompts > 0 and held_out(self.data) != 0
         return self.run.steps > 0 or (evaluates and not self.reward_model.steps)
 
     def asks(self) -> bool:
-        """Whether the run needs its task: to generate, or for targets."""
-        return self.generates() or (self.sft.steps > 0 and not self.sft.data.path)
+        """Whether the run needs its task: for its questions, or for targets."""
+        return self.scores() or (self.sft.steps > 0 and not self.sft.data.path)
 
     def served(self) -> Served:
         """What SGLang's servers have to know."""
@@ -84,7 +88,15 @@ class Config:
             rollout=self.rollout,
             dtype=self.model.dtype,
             seed=self.run.seed,
-            longest=self.data.max_prompt_tokens + self.rollout.max_new_tokens,
+            longest=self.data.max_prompt_tokens + self._longest_completion(),
             trainers=self.actor.sizes().world,
             folder=Path(self.run.folder) / self.run.name,
+        )
+
+    def _longest_completion(self) -> int:
+        """In tokens, of the rollout or of a suite."""
+        given = [suite.get("max_new_tokens") for suite in self.evaluation.suites.values() if isinstance(suite, dict)]
+        of_suites = [most for most in given if isinstance(most, int)]
+        return max(
+            [self.rollout.max_new_tokens, *of_suites, *([SuiteConfig().max_new_tokens] if None in given else [])]
         )

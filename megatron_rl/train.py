@@ -55,7 +55,7 @@ def train(run: RunFolder, config: Config) -> None:
     controller.begin(at, swap.plan_hash, newest)
     swap(at.version)
     if "before" not in at.evaluations:
-        evaluate(controller, at, "before")
+        evaluate(controller, at, "before", True, True)
 
     stop.install()  # before, there is nothing to save
     for stage in remaining:
@@ -79,8 +79,13 @@ def train(run: RunFolder, config: Config) -> None:
             if stage.samples:
                 require_agreement(metrics, controller, at, config.algorithm)
                 require_calm(controller, at, config.alarms.action)
-            if last or (stage.samples and due(config.evaluation.every, at)):
-                evaluate(controller, at, label(stage, at))
+            suites = due(config.evaluation.suites_every, at)
+            if suites and not (stage.samples or last):  # the engines have older weights
+                at.version += 1
+                swap(at.version)
+            held_out = last or (stage.samples and due(config.evaluation.every, at))
+            if held_out or suites:
+                evaluate(controller, at, label(stage, at), held_out, last or suites)
             stopping = not last and groups.share(controller.stopping())
             if stopping or (last and stage is remaining[-1]) or due(config.run.save_every, at):
                 save(run, models, at, controller, config.run.keep)
@@ -98,10 +103,10 @@ def end(controller: Controller | Elsewhere, swap: Swap | Alone, at: Progress) ->
     groups.shutdown()
 
 
-def evaluate(controller: Controller | Elsewhere, at: Progress, label: str) -> None:
-    """Held-out metrics of the weights in the engine; the other ranks wait for them."""
+def evaluate(controller: Controller | Elsewhere, at: Progress, label: str, held_out: bool, suites: bool) -> None:
+    """Metrics of the weights in the engine, on what is held out and on suites; the other ranks wait for them."""
     activity(f"evaluating {label}")
-    at.evaluations[label] = groups.share(controller.evaluate(at, label))
+    at.evaluations[label] = groups.share(controller.evaluate(at, label, held_out, suites))
 
 
 def save(run: RunFolder, models: Models, at: Progress, controller: Controller | Elsewhere, keep: int) -> None:
@@ -114,7 +119,10 @@ def save(run: RunFolder, models: Models, at: Progress, controller: Controller | 
 
 def label(stage: Stage, at: Progress) -> str:
     """What an evaluation after the present step is called."""
-    return f"after {TITLES.get(stage.name, stage.name)}" if at.step == stage.steps else f"step {at.step}"
+    title = TITLES.get(stage.name, stage.name)
+    if at.step == stage.steps:
+        return f"after {title}"
+    return f"step {at.step}" if stage.samples else f"{title} step {at.step}"
 
 
 def due(every: int, at: Progress) -> bool:

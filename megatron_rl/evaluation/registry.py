@@ -53,6 +53,13 @@ def make_suite(name: str, config: SuiteConfig, tokenizer: Any, seed: int = 0) ->
     items = suite.items[: config.limit] if config.limit else suite.items
     if not items:
         raise InputError(f"{name} has no questions in language={config.language}.")
+    try:
+        tokenizer.encode(items[0].forms[0].prompt, add_special_tokens=False)
+    except Exception as error:  # of tokenizers, which have no class of their own for it
+        raise InputError(
+            f"The tokenizer {tokenizer.name_or_path} cannot encode the prompts of {name} ({error}): ask a model whose "
+            "tokenizer knows any text."
+        ) from error
     return replace(suite, items=items)
 
 

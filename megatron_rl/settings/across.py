@@ -7,7 +7,7 @@ from megatron_rl.config import Config
 from megatron_rl.data.order.mixture import parts, problems
 from megatron_rl.data.registry import held_out, trains_on_files
 from megatron_rl.data.sets.check import CONVERSATIONS, check_set
-from megatron_rl.evaluation.check import check_evaluation
+from megatron_rl.evaluation.check import check_evaluation, check_suites
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.settings.model import check_model_folder
@@ -17,6 +17,7 @@ from megatron_rl.system import machine
 def check_across(config: Config) -> list[str]:
     """Every violation, a sentence or two each; empty when there is none."""
     evaluation = check_evaluation(config.evaluation, held_out(config.data)) if config.evaluation.prompts else []
+    evaluation += check_suites(config.evaluation, config.reward_model.steps > 0)
     return _actor(config) + _prompts(config) + _sampling(config) + _sets(config) + _reward_model(config) + evaluation
 
 

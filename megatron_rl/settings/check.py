@@ -37,7 +37,7 @@ def check(config: Config, contents: bool = True) -> Findings:
     broken, packages = violations(config), machine.package_problems()
     found = packages + list(broken.values())
     if config.generates():
-        found += check_rewards(config.rewards) + check_rollout(config.rollout)
+        found += check_rollout(config.rollout) + (check_rewards(config.rewards) if config.scores() else [])
     found += check_preference(config.preference) + check_reward_model(config.reward_model)
     sets = ("data.", "sft.data.", "preference.data.", "reward_model.data.")
     about_data = check_data(config.data) if config.asks() else []

@@ -63,7 +63,7 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
                 f"algorithm.teacher={config.algorithm.teacher} has another tokenizer than the model that is trained, "
                 "and its log-probs are of other tokens: give a teacher with the same vocabulary."
             )
-    notes = _sets(config, tokenizer)
+    notes = _sets(config, tokenizer) | _suites(config, tokenizer)
     if not config.asks():
         return [], notes
     paths = [path for data in parts(config.data).values() for path in (data.path, data.eval_path)]
@@ -84,7 +84,7 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     example = (task.train if len(task.train) else task.heldout)[0]
     response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
     notes |= getattr(task, "notes", {})
-    if not config.generates():
+    if not config.scores():
         return [], notes
     broken = try_rewards(config.rewards, sample_of(example, response), task.report)
     return broken, notes
@@ -101,6 +101,20 @@ def _sets(config: Config, tokenizer: Any) -> dict[str, int]:
     for key, of in (("preference.data", config.preference), ("reward_model.data", config.reward_model)):
         if of.steps and Path(of.data.path).is_file():
             notes |= read_pairs(of.data, config.data, tokenizer, key).notes
+    return notes
+
+
+def _suites(config: Config, tokenizer: Any) -> dict[str, int]:
+    """Make the suites whose data are here; raises InputError. How many questions each has."""
+    from megatron_rl.data.files import is_local
+    from megatron_rl.evaluation.registry import card, make_suite, suite_config
+
+    notes: dict[str, int] = {}
+    for name, options in config.evaluation.suites.items():
+        suite, wrong = suite_config(name, options)
+        path = suite.path or ("" if wrong else card(name).hub)
+        if not wrong and (not path or is_local(path)):  # of others check has spoken, or the hub is to be asked
+            notes[f"questions of the suite {name}"] = len(make_suite(name, suite, tokenizer, config.run.seed).items)
     return notes
 
 

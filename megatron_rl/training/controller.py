@@ -14,6 +14,8 @@ import numpy as np
 
 from megatron_rl.config import Config
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
+from megatron_rl.evaluation.answering import Speech
+from megatron_rl.evaluation.during import Suites
 from megatron_rl.evaluation.held_out import HeldOut
 from megatron_rl.rewards.registry import reward_facts
 from megatron_rl.rewards.scoring import judge, score
@@ -61,14 +63,17 @@ class Controller:
         self.strategy = self._strategy()
         self.engine: Engine | None = None
         self.rewards: RewardPool | None = None
-        if self.supply.task is not None and config.generates():
+        if self.supply.task is not None and config.scores():
             self.rewards = RewardPool(config.rewards, self.supply.task.report)
+        if config.generates():
             self.engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
         parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
         self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
         self.alarms = Alarms(config.alarms)
         self.held_out = HeldOut(self.supply.held_out(), config.evaluation)
+        suites = config.evaluation.suites if config.generates() else {}
+        self.suites = Suites(suites, Speech(self.tokenizer, self.end_tokens), config.rewards, config.run.seed)
 
     def begin(self, at: Progress, plan_hash: str, checkpoint: Path | None) -> None:
         """Open the records, and set the prompts and what waits for its step, where the run continues."""
@@ -130,27 +135,41 @@ class Controller:
         """What the step that was recorded last raised alarms of."""
         return self._alarmed
 
-    def evaluate(self, at: Progress, label: str) -> dict[str, float]:
-        """Held-out metrics of the weights in the engine; none without one."""
-        if self.engine is None or self.rewards is None:
+    def evaluate(self, at: Progress, label: str, held_out: bool, suites: bool) -> dict[str, float]:
+        """Metrics of the weights in the engine on held-out questions, on suites, or on both; none without an engine.
+
+        Returned are those of the held-out questions, and the accuracy of each suite.
+        """
+        if self.engine is None:
             return {}
-        rewards = self.rewards
+        metrics: dict[str, float] = {}
         with self.clock.span("evaluate"), self._signs_of_life(f"evaluating {label}"):
-            metrics, rows = self.held_out(
-                self.single,
-                self.engine,
-                self.sampling,
-                self.config.rollout.temperature,
-                lambda groups: judge(rewards, groups, at.step),
-                f"{self.config.run.seed}/heldout",
-            )
+            if held_out and self.rewards is not None:
+                metrics, rows = self._held_out(at, self.engine, self.rewards)
+                self.records.completions(at.step, rows, label)
+            if suites:
+                of_suites, rows = self.suites(self.engine)
+                metrics |= of_suites
+                self.records.completions(at.step, rows, label)
         if metrics:
             recorded = metrics | {"weight_version": float(at.version)} | self.clock.spans("evaluate")
             self.records.log(at.step, recorded, "eval")
-            self.records.completions(at.step, rows, label)
-            shown = ", ".join(f"{k.replace('/', ' ')} {v:.3f}" for k, v in metrics.items() if k.endswith("/correct"))
+            told = {k: v for k, v in metrics.items() if k.endswith(("/correct", "/accuracy"))}
+            shown = ", ".join(f"{k.removeprefix('evaluation/').replace('/', ' ')} {v:.3f}" for k, v in told.items())
             print(f"held-out, {label}: {shown}", flush=True)
-        return metrics
+        return {k: v for k, v in metrics.items() if not k.startswith("evaluation/") or k.endswith("/accuracy")}
+
+    def _held_out(
+        self, at: Progress, engine: Engine, rewards: RewardPool
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        return self.held_out(
+            self.single,
+            engine,
+            self.sampling,
+            self.config.rollout.temperature,
+            lambda groups: judge(rewards, groups, at.step),
+            f"{self.config.run.seed}/heldout",
+        )
 
     def warn(self, text: str) -> None:
         """Tell the user what does not stop the run."""
@@ -187,6 +206,7 @@ class Controller:
         self.records.close()
         if self.rewards is not None:
             self.rewards.close()
+        self.suites.close()
         if self.engine is not None:
             self.engine.stop()
 
@@ -305,7 +325,7 @@ class Elsewhere:
     def batch(self, stage: Stage, at: Progress) -> None: ...
     def before_swap(self) -> None: ...
     def record(self, at: Progress, metrics: dict[str, float], credit: list[float]) -> None: ...
-    def evaluate(self, at: Progress, label: str) -> None: ...
+    def evaluate(self, at: Progress, label: str, held_out: bool, suites: bool) -> None: ...
     def warn(self, text: str) -> None: ...
     def keep_batch(self, at: Progress) -> None: ...
     def settle(self, at: Progress) -> None: ...
