@@ -164,6 +164,24 @@ EVALUATION = {
     "sampled/length": Metric("tokens", "mean length of those completions"),
     "greedy/{measure}": Metric("fraction", "the same of the most probable completion (evaluation.greedy)", "rises"),
     "greedy/length": Metric("tokens", "mean length of those completions"),
+    "evaluation/{suite}/accuracy": Metric(
+        "fraction", "of a suite of evaluation.suites ([evaluation.md](evaluation.md))", "rises"
+    ),
+    "evaluation/{suite}/accuracy_low": Metric("fraction", "lower end of its 95 % bootstrap interval over questions"),
+    "evaluation/{suite}/accuracy_high": Metric("fraction", "upper end"),
+    "evaluation/{suite}/pass_at_{k}": Metric("fraction", "with several samples: a right one among k", "rises"),
+    "evaluation/{suite}/majority_at_{k}": Metric(
+        "fraction", "the answer that most of k samples give is right", "rises"
+    ),
+    "evaluation/{suite}/unreadable": Metric("fraction", "completions without an answer that can be read", "0"),
+    "evaluation/{suite}/truncated": Metric("fraction", "completions that were cut off", "near 0"),
+    "evaluation/{suite}/tokens": Metric("tokens", "mean length of a completion"),
+    "evaluation/{suite}/{group}/{name}": Metric(
+        "fraction", "accuracy of a task, an ability, an order, a language …", "rises"
+    ),
+    "evaluation/{suite}/{measure}": Metric(
+        "fraction", "a measure of the suite's own, such as `joint_order_2`", "rises"
+    ),
 }
 GROUPS = {
     "Every row": ROW,

@@ -26,6 +26,7 @@ from megatron_rl.evaluation.summary import summarise
 from megatron_rl.resharding.families.table import scalar_head
 from megatron_rl.resharding.folders.check import folder_problems
 from megatron_rl.resharding.folders.fingerprint import fingerprint
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.scoring import judge
 from megatron_rl.rewards.workers.pool import RewardPool
@@ -168,10 +169,9 @@ def _evaluate(
 ) -> tuple[Path, Evaluated]:
     """All suites with one model: where it was written, and what."""
     folder = model_folder(model)
-    hf_config, problems = folder_problems(folder)
-    refuse(problems)
-    if hf_config is not None and scalar_head(hf_config):
+    if scalar_head(read_hf_config(folder)):
         raise InputError(f"{folder} is a reward model, which answers nothing: evaluate a language model.")
+    refuse(folder_problems(folder)[1])
     spoken = speech(folder)
     asked = {
         name: Asked(make_suite(name, config, spoken.tokenizer, options.seed), config)

@@ -1,0 +1,59 @@
+"""Records of an evaluation that was broken off, and of another one."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_rl.errors import InputError
+from megatron_rl.evaluation.records import Records, read_records
+
+IDENTITY = {"suite": "x", "weights": "w", "sampling": {"samples": 2}}
+
+
+def rows(first: int, count: int) -> list[dict]:
+    return [{"item": str(i), "completion": "é\n\u2028\x00<b>"} for i in range(first, first + count)]
+
+
+def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.jsonl"
+    with Records(path, IDENTITY, 2) as records:
+        records.append(rows(0, 4))
+        created = records.created
+    with Records(path, IDENTITY, 2) as again:
+        assert again.rows == rows(0, 4) and again.created == created
+        again.append(rows(4, 2))
+    assert read_records(path) == (IDENTITY, rows(0, 6))
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_line_cut_short_and_a_prompt_without_all_its_samples_are_done_again(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "x.jsonl"
+    with Records(path, IDENTITY, 2) as records:
+        records.append(rows(0, 4))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    with Records(path, IDENTITY, 2) as again:
+        assert again.rows == rows(0, 2)
+        again.append(rows(2, 2))
+    assert path.read_bytes() == whole
+
+
+def test_another_evaluation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    Records(path, IDENTITY, 2).close()
+    with pytest.raises(InputError, match=r"weights was 'w' and is 'v'\): name another place with --out"):
+        Records(path, IDENTITY | {"weights": "v"}, 2)
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(InputError, match="holds no evaluation"):
+        Records(path, IDENTITY, 2)
+    with pytest.raises(InputError, match="holds no records of an evaluation"):
+        read_records(tmp_path / "none.jsonl")
+
+
+def test_an_empty_or_broken_file_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    for content in (b"", b'{"identity": {"su'):
+        path.write_bytes(content)
+        with Records(path, IDENTITY, 2) as records:
+            assert records.rows == []
+        assert read_records(path) == (IDENTITY, [])
