@@ -55,6 +55,7 @@ examples:
   megatron-rl options rollout                         what can be set, with defaults
   megatron-rl train runs/quickstart/config.yaml       the same run again
   megatron-rl train quickstart rollout.engine=sglang  the same with a real SGLang server (make sglang)
+  megatron-rl evaluate runs/quickstart false_belief   how good it is on questions that it has not seen
   megatron-rl serve runs/quickstart                   what it trained, behind OpenAI's API
 
 A run keeps everything in runs/NAME: metrics, completions with their rewards, checkpoints, the final policy.
