@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from megatron_rl.cli import main
 from megatron_rl.data.tasks.false_belief import VOCABULARY, write_tokenizer
 from megatron_rl.launch.initial_model import write_random_model
+from megatron_rl.rewards.serving.scorer import Scorer
 
 ARCHITECTURE = {
     "model_type": "qwen3",
@@ -113,6 +114,50 @@ def test_two_models_are_compared_on_the_same_questions(models, tmp_path: Path, c
     assert "is not complete (5 of 6 completions)" in capsys.readouterr().err
 
 
+def test_scores_choose_among_completions(models, tmp_path: Path, capsys) -> None:
+    folder, out = models(0), tmp_path / "out"
+    command = ["evaluate", str(folder), "false_belief", *SHORT, "--samples", "2", "--temperature", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    kept = (out / "false_belief.jsonl").read_text().splitlines()
+    changed = [json.loads(line) | {"correct": float(i % 2), "extracted": str(i)} for i, line in enumerate(kept[1:])]
+    (out / "false_belief.jsonl").write_text("\n".join([kept[0], *map(json.dumps, changed), ""]))  # the second is right
+    scores = [{"item": r["item"], "sample": r["sample"], "scores": [0.2, 0.5 + r["sample"]]} for r in changed]
+    file = tmp_path / "scores.jsonl"
+    file.write_text("\n".join(map(json.dumps, scores)))
+    capsys.readouterr()
+    assert main([*command, "--out", str(out), "--scores", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "prm last best of n" in said
+    found = {
+        rule: value["mean"] for rule, value in json.loads((out / "false_belief.json").read_text())["selected"].items()
+    }
+    assert found["prm_min_best_of_n"] == 0 and found["prm_last_best_of_n"] == found["prm_average_weighted_vote"] == 1
+    file.write_text("\n".join(map(json.dumps, scores[:-1])))
+    assert main([*command, "--out", str(out), "--scores", str(file)]) == 2
+    assert f"has none for item {changed[-1]['item']}, form 0, sample 1" in capsys.readouterr().err
+    file.write_text('{"item": 3}')
+    assert main([*command, "--out", str(out), "--scores", str(file)]) == 2
+    assert "scores.jsonl, line 1: it must be" in capsys.readouterr().err
+
+
+def test_a_reward_model_gives_scores(models, tmp_path: Path, capsys) -> None:
+    folder, reward = models(0), tmp_path / "reward"
+    config = AutoConfig.from_pretrained(folder, num_labels=1)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(reward)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(reward)
+    command = ["evaluate", str(folder), "false_belief", *SHORT, "--samples", "2", "--temperature", "1"]
+    command += ["--out", str(tmp_path / "out"), "--reward-model", str(reward)]
+    assert main(command) == 0
+    assert "weighted vote" in capsys.readouterr().out
+    given = [json.loads(line) for line in (tmp_path / "out/false_belief.scores.jsonl").read_text().splitlines()]
+    assert len(given) == 12 and all(len(row["scores"]) == 1 for row in given)
+    asked = rows(tmp_path / "out")[3]
+    assert Scorer(reward)([(asked["prompt"], asked["completion"])]) == pytest.approx(given[3]["scores"], abs=1e-5)
+    assert main([*command, "--by-step"]) == 0
+    assert "best of n" in capsys.readouterr().out
+
+
 def test_suites_and_their_options_in_any_order(models, tmp_path: Path, capsys) -> None:
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompt": "<bos> Anne leaves .", "answer": "box"}\n')
@@ -140,6 +185,8 @@ def test_bad_input(models, tmp_path: Path, capsys) -> None:
         ([folder, "gsm8k", "tomi", "--data", "x"], "--data is for one suite, and there are 2: write gsm8k.path=x."),
         ([folder, "false_belief", "gsm8k.limit=3"], "write SUITE.key=value with a suite that is named"),
         ([folder, "false_belief", "--threads", "0"], "--threads 0 must be above 0."),
+        ([folder, "false_belief", "--scores", "x"], "Scores choose among several completions"),
+        ([folder, "false_belief", "--by-step"], "--by-step says how --reward-model scores; name one."),
         ([folder, "false_belief", "--samples", "2"], "draws the same completion each time"),
         ([str(reward), "false_belief"], "is a reward model, which answers nothing"),
         (["nowhere", "false_belief"], "is neither a run's folder nor a Hugging Face model"),

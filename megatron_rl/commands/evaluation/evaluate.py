@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from megatron_rl.commands.evaluation.scores import Scores, read_scores, score
 from megatron_rl.commands.evaluation.tables import cards, table
 from megatron_rl.commands.serve import model_folder
 from megatron_rl.commands.waiting import working
@@ -87,6 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--running", type=int, default=256, help="completions decoded at a time (default 256)")
     parser.add_argument("--workers", type=int, default=2, help="processes that judge (default 2)")
     parser.add_argument("--start-seconds", type=float, default=900.0, help="the engine is ready by then (default 900)")
+    parser.add_argument("--scores", metavar="FILE", help="scores of the completions of the one suite, JSON lines")
+    parser.add_argument("--reward-model", metavar="FOLDER", help="a reward model that scores the completions")
+    parser.add_argument("--by-step", action="store_true", help="it scores after every step, which end in a blank line")
     parser.add_argument("--out", metavar="FOLDER", help="where all is written (default: evaluations/, a run's in it)")
     parser.add_argument("--against", metavar="FOLDER", help="a model, a run, or what another evaluation wrote")
     parser.set_defaults(run=run)
@@ -130,6 +134,7 @@ def _configs(options: argparse.Namespace) -> dict[str, SuiteConfig]:
         name: {key: getattr(options, key) for key in FOR_ALL if getattr(options, key) is not None} for name in names
     }
     problems = []
+    problems += _about_scores(options, len(names))
     if options.data and len(names) > 1:
         problems.append(f"--data is for one suite, and there are {len(names)}: write {names[0]}.path={options.data}.")
     elif options.data:
@@ -153,6 +158,19 @@ def _configs(options: argparse.Namespace) -> dict[str, SuiteConfig]:
             problems.append(f"--{key.replace('_', '-')} {getattr(options, key)} must be above 0.")
     refuse(problems)
     return configs
+
+
+def _about_scores(options: argparse.Namespace, suites: int) -> list[str]:
+    if not (options.scores or options.reward_model):
+        return ["--by-step says how --reward-model scores; name one."] if options.by_step else []
+    found = []
+    if options.scores and options.reward_model:
+        found.append("--scores and --reward-model both give scores: leave one away.")
+    if options.scores and suites > 1:
+        found.append(f"--scores is for one suite, and there are {suites}.")
+    if (options.samples or 1) == 1:
+        found.append("Scores choose among several completions: set --samples and --temperature.")
+    return found
 
 
 def _value(option: str, text: str) -> Any:
@@ -199,7 +217,7 @@ def _evaluate(
                 pool = stack.enter_context(RewardPool(RewardsConfig(workers=options.workers), reports))
             if done_before < forms:
                 _answer(options, one, spoken, engine, pool, records, done_before, forms)
-            summary = _write(out, name, one, records, model)
+            summary = _write(out, name, one, records, model, _scores(options, out, name, records.rows))
             done[name] = one, summary, records.rows
             print(f"\n{table(name, card(name), summary)}", flush=True)
     print(f"\nWritten to {out}; `inspect view --log-dir {out}` opens the logs.", flush=True)
@@ -270,7 +288,16 @@ def _identity(options: argparse.Namespace, model: Path, weights: str, asked: Ask
     }
 
 
-def _write(out: Path, name: str, asked: Asked, records: Records, model: Path) -> dict[str, Any]:
+def _scores(options: argparse.Namespace, out: Path, name: str, rows: list[dict[str, Any]]) -> Scores | None:
+    if options.scores:
+        return read_scores(Path(options.scores), rows)
+    if not options.reward_model:
+        return None
+    folder = model_folder(Path(options.reward_model))
+    return score(folder, rows, options.by_step, options.threads, out / f"{name}.scores.jsonl")
+
+
+def _write(out: Path, name: str, asked: Asked, records: Records, model: Path, scores: Scores | None) -> dict[str, Any]:
     summary = {
         "suite": name,
         "model": str(model),
@@ -278,7 +305,7 @@ def _write(out: Path, name: str, asked: Asked, records: Records, model: Path) ->
         "card": asdict(card(name)),
         "options": asdict(replace(asked.config)),
         "identity": records.identity,
-    } | summarise(asked.suite, records.rows, asked.config.samples)
+    } | summarise(asked.suite, records.rows, asked.config.samples, scores)
     write_text(out / f"{name}.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     told = asked.config
     write_inspect_log(out, name, card(name), told, model.name, records.created, summary, records.rows)

@@ -16,6 +16,7 @@ def table(name: str, known: Card, summary: Mapping[str, Any]) -> str:
     rows = {"accuracy" if samples == 1 else f"avg@{samples}": _cells(summary["accuracy"])}
     rows |= {f"pass@{k}": _cells(value) for k, value in summary.get("pass_at", {}).items() if k != "1"}
     rows |= {f"majority@{k}": _cells(value) for k, value in summary.get("majority_at", {}).items()}
+    rows |= {rule.replace("_", " "): _cells(value) for rule, value in summary.get("selected", {}).items()}
     rows |= {measure.replace("_", " "): _cells(value) for measure, value in summary["measures"].items()}
     for kind, names in summary["by"].items():
         if len(names) > 1:

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_rl.evaluation.estimates.intervals import bootstrap, compare, mcnemar
 from megatron_rl.evaluation.estimates.sampling import avg_at_k, pass_at_k
+from megatron_rl.evaluation.estimates.selection import select
 from megatron_rl.evaluation.estimates.votes import EMPTY, best_of_n, majority, reduce_steps, weighted
 
 
@@ -108,3 +109,25 @@ def test_two_models_on_the_same_questions():
     assert same.difference == (0, 0, 0) and same.p_value == 1
     with pytest.raises(ValueError):
         compare([1], [1, 0])
+
+
+def test_what_scores_select():
+    """Against the rules written out: of several answers and steps."""
+    rng = random.Random(5)
+    for _ in range(300):
+        n = rng.randint(1, 6)
+        answers = [rng.choice("AB") for _ in range(n)]
+        correct = [float(answer == "A") for answer in answers]
+        scores = [[rng.choice([0.1, 0.4, 0.9]) for _ in range(rng.randint(0, 3))] for _ in range(n)]
+        found = select(answers, correct, scores, steps=True)
+        for how, reduce in (("min", min), ("last", lambda s: s[-1]), ("average", lambda s: sum(s) / len(s))):
+            single = [reduce(s) if s else -1.0 for s in scores]
+            best = next(i for i in range(n) if single[i] == max(single))
+            sums = {a: sum(s for b, s in zip(answers, single, strict=True) if a == b) for a in dict.fromkeys(answers)}
+            voted = max(sums, key=lambda a: sums[a])
+            assert found[f"prm_{how}_best_of_n"] == correct[best]
+            assert found[f"prm_{how}_weighted_vote"] == float(voted == "A")
+    assert select(["A", "B", "B"], [1, 0, 0], [[0.9], [0.5], [0.6]], steps=False) == {
+        "best_of_n": 1,
+        "weighted_vote": 0,
+    }
