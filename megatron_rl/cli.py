@@ -30,6 +30,7 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
         "data.select",
         "write the completions of a run that are good enough, as rows to imitate or to compare",
     ),
+    "data overlap": ("data.overlap", "say how many questions of a suite stand in data that are trained on"),
     "data generate": ("data.generate", "write generated puzzles to a file, for data.path or sft.data.path"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
     "evaluate": (
