@@ -185,6 +185,7 @@ def test_bad_input(models, tmp_path: Path, capsys) -> None:
         ([folder, "gsm8k", "tomi", "--data", "x"], "--data is for one suite, and there are 2: write gsm8k.path=x."),
         ([folder, "false_belief", "gsm8k.limit=3"], "write SUITE.key=value with a suite that is named"),
         ([folder, "false_belief", "--threads", "0"], "--threads 0 must be above 0."),
+        ([folder, "false_belief", "--max-new-tokens", "250"], "knows 256 positions: lower --max-new-tokens"),
         ([folder, "false_belief", "--scores", "x"], "Scores choose among several completions"),
         ([folder, "false_belief", "--by-step"], "--by-step says how --reward-model scores; name one."),
         ([folder, "false_belief", "--samples", "2"], "draws the same completion each time"),

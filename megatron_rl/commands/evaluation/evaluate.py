@@ -261,6 +261,12 @@ def _served(options: argparse.Namespace, folder: Path, spoken: Speech, asked: Ma
     longest = max(prompts, key=len)
     tokens = len(spoken.tokenizer(longest, add_special_tokens=False).input_ids)
     new = max(each.config.max_new_tokens for each in asked.values())
+    positions = read_hf_config(folder).get("max_position_embeddings")
+    if isinstance(positions, int) and tokens + new > positions:
+        raise InputError(
+            f"A prompt has {tokens} tokens and a completion up to {new}, and {folder} knows {positions} positions: lower "
+            "--max-new-tokens, or ask a model for longer texts."
+        )
     return Served(
         folder=folder,
         engine=options.engine,
