@@ -86,7 +86,9 @@ def of_actor(folder: Path, dtype: str, rows: list[np.ndarray], **options: Any) -
         loss = -(batch.columns["weight"] * logprobs).sum()
         return loss, {"loss": loss.detach()}
 
-    name = next(n for n, _ in actor.chunks[0].named_parameters() if n.endswith("layers.0.self_attention.linear_qkv.weight"))
+    name = next(
+        n for n, _ in actor.chunks[0].named_parameters() if n.endswith("layers.0.self_attention.linear_qkv.weight")
+    )
     parameter = dict(actor.chunks[0].named_parameters())[name]
     prepare = actor.optimizer.prepare_grads
 

@@ -264,8 +264,8 @@ def _served(options: argparse.Namespace, folder: Path, spoken: Speech, asked: Ma
     positions = read_hf_config(folder).get("max_position_embeddings")
     if isinstance(positions, int) and tokens + new > positions:
         raise InputError(
-            f"A prompt has {tokens} tokens and a completion up to {new}, and {folder} knows {positions} positions: lower "
-            "--max-new-tokens, or ask a model for longer texts."
+            f"A prompt has {tokens} tokens and a completion up to {new}, and {folder} knows {positions} positions: "
+            "lower --max-new-tokens, or ask a model for longer texts."
         )
     return Served(
         folder=folder,

@@ -2,16 +2,18 @@
 
 The questions and their judgment are those of the authors' script (github.com/skywalker023/fantom, ``eval_fantom.py``)
 with short conversations, for sets where somebody missed something (``inaccessible``) and the others as a control.
-Belief questions are asked as choices. The script asks them freely, too, and compares the answers by embeddings of a
-sentence model; that, and the set score that needs it (All*), is not computed here: ``all`` is its All.
+Belief questions are asked as choices and, with ``embedder``, freely, too: such an answer is right where a sentence
+model finds it nearer to the right one than to the wrong one. ``all`` is the script's All, ``all_star`` its All*.
 """
 
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from megatron_rl.data.answers.chosen_option import after_thinking
+from megatron_rl.data.answers.sentences import nearer
 from megatron_rl.data.task import Example, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.config import SuiteConfig
@@ -23,13 +25,15 @@ CARDS = {
         source="Kim et al. 2023, arXiv 2310.15421, github.com/skywalker023/fantom",
         licence="MIT (the code); the data are for research and evaluation",
         protocol="the authors' script, short conversations: accuracy by kind of question, and set scores: all "
-        "questions about a piece of information right; All*, which needs a sentence model, is left out",
+        "questions about a piece of information right (All); All* and free belief questions with a sentence model",
         training="forbidden: for evaluation only",
         where="Fetch https://storage.googleapis.com/ai2-mosaic-public/projects/fantom/fantom.tar.gz (sha256 "
-        "1d08dfa0…253a4) and set fantom.path to its fantom_v1.json.",
+        "1d08dfa0…253a4) and set fantom.path to its fantom_v1.json. All* needs fantom.embedder, the folder of "
+        "sentence-transformers/all-roberta-large-v1.",
+        takes=("embedder",),
     )
 }
-FACT, CHOICE = "fact", "belief:choice"
+FACT, CHOICE, FREE = "fact", "belief:choice", "belief:free"
 LISTS, BINARIES = ("answerability:list", "access:list"), ("answerability:binary", "access:binary")
 _YES = (" yes,", " yes ", " yes.", " knows ")
 _NO = (" no,", " no ", " no.", " does not know ", " doesn't know ")
@@ -51,6 +55,8 @@ def report(sample: Sample) -> dict[str, float]:
         found = word_f1(right.lower(), said.lower())
     elif kind == CHOICE:
         found = float(chooses(said, right))
+    elif kind == FREE:
+        found = float(nearer(said, right["right"], right["wrong"], sample.extra["embedder"]))
     elif kind in LISTS:
         found = float(lists(said, right["in"], right["out"]))
     else:
@@ -96,14 +102,17 @@ def weighted_f1(said: Sequence[int], right: Sequence[int]) -> float:
 
 def make(name: str, config: SuiteConfig, tokenizer: Any, seed: int) -> Suite:
     """Reads every set. Raises InputError naming file and row of one that is none."""
+    if config.embedder and not Path(config.embedder, "config.json").is_file():
+        raise InputError(f"{name}.embedder={config.embedder} is no folder of a model: it has no config.json.")
     ask = Asking(name, config, tokenizer)
     table = read_rows(name, CARDS[name], config)
     items: list[Item] = []
     for number in range(table.length):
         row = {column: table.cells[column][number] for column in table.columns}
         try:
-            for place, (kind, scenario, text, answer) in enumerate(_questions(row, seed)):
+            for place, (kind, scenario, text, answer) in enumerate(_questions(row, seed, bool(config.embedder))):
                 extra = {"kind": kind, "set": str(row["set_id"]), "scenario": scenario}
+                extra |= {"embedder": config.embedder} if kind == FREE else {}
                 form = Example(f"{row['set_id']}/{place}", ask(text), answer, "", name, extra)
                 groups = {"question": kind if kind == FACT else f"{scenario} {kind}"}
                 items.append(Item(form.id, (form,), groups))
@@ -114,13 +123,16 @@ def make(name: str, config: SuiteConfig, tokenizer: Any, seed: int) -> Suite:
     return Suite(name, tuple(items), report, extract, set_scores)
 
 
-def _questions(row: Mapping[str, Any], seed: int) -> Iterator[tuple[str, str, str, Any]]:
+def _questions(row: Mapping[str, Any], seed: int, free: bool) -> Iterator[tuple[str, str, str, Any]]:
     """Kind, scenario, prompt and right answer of each question of a set."""
     context, fact = row["short_context"].strip(), row["factQA"]
     asked, told = fact["question"], f"{fact['question']} {fact['correct_answer']}"
     yield FACT, "", f"{context}\n\nQuestion: {asked}\nAnswer:", fact["correct_answer"]
     for place, qa in enumerate(row["beliefQAs"]):
         options = [qa["wrong_answer"], qa["correct_answer"]]
+        if free:
+            text = f"{context}\n\nQuestion: {qa['question']}\nAnswer:"
+            yield FREE, qa["missed_info_accessibility"], text, dict(zip(("wrong", "right"), options, strict=True))
         if random.Random(f"{seed}/{row['set_id']}/{place}").random() < 0.5:
             options.reverse()
         listing = "\n".join(f"({letter}) {option}" for letter, option in zip("ab", options, strict=True))
@@ -142,18 +154,25 @@ def _questions(row: Mapping[str, Any], seed: int) -> Iterator[tuple[str, str, st
 
 
 def set_scores(outcomes: Sequence[Outcome]) -> dict[str, Values]:
-    """``SCENARIO_all`` and the same of the two questions of each kind; ``SCENARIO_KIND_binary_f1``."""
+    """``SCENARIO_all``, with free answers ``SCENARIO_all_star`` and the words that right ones share with the right one;
+    the set scores of the two questions of each kind; ``SCENARIO_KIND_binary_f1``."""
     found: dict[str, Values] = {}
     for scenario in ("inaccessible", "accessible"):
         of = [o for o in outcomes if (e := o.item.forms[0].extra)["scenario"] == scenario and e["kind"] != FACT]
-        for name, kinds in (("all", ""), ("answerability_all", "answerability"), ("access_all", "access")):
+        free = [o for o in of if o.item.forms[0].extra["kind"] == FREE]
+        kinds = {"answerability_all": ("answerability",), "access_all": ("access",)}
+        kinds |= {"all": (CHOICE, "answerability", "access")} | ({"all_star": ("",)} if free else {})
+        for name, heads in kinds.items():
             sets: dict[str, list[float]] = defaultdict(list)
             for outcome in of:
                 extra = outcome.item.forms[0].extra
-                if extra["kind"].startswith(kinds):
+                if extra["kind"].startswith(heads):
                     sets[extra["set"]].append(min(outcome.scores))
             if sets:
                 found[f"{scenario}_{name}"] = [min(scores) for scores in sets.values()]
+        if right := [o for o in free if o.scores[0]]:
+            words = [word_f1(o.item.forms[0].answer["right"], o.records[0]["extracted"]) for o in right]
+            found[f"{scenario}_belief_word_f1"] = words
         for kind in BINARIES:
             asked = [o for o in of if o.item.forms[0].extra["kind"] == kind]
             if asked:

@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel
 
+from megatron_rl.data.answers.sentences import nearer
+from megatron_rl.data.tokenizer import write_word_tokenizer
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.suites.fantom import chooses, lists, weighted_f1, word_f1, yes_or_no
 from megatron_rl.evaluation.summary import summarise
@@ -71,6 +75,55 @@ def test_a_set_counts_where_all_of_it_is_right(file: str) -> None:
     assert found["inaccessible_access_all"]["mean"] == found["accessible_all"]["mean"] == 1
     # said yes yes yes no, right yes no yes no: F1 of yes 0.8, of no 2/3, as many of each
     assert found["inaccessible_answerability_binary_f1"]["mean"] == pytest.approx((0.8 + 2 / 3) / 2)
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny encoder with random weights, and a word a token."""
+    folder = tmp_path_factory.mktemp("embedder")
+    words = ["<pad>", "<s>", "</s>", "Ann", "has", "a", "dog", "Bob", "does", "not", "know", "Yes", "."]
+    write_word_tokenizer(folder, words, "<s>", "</s>", "<pad>")
+    config = BertConfig(
+        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_free_answers_are_compared_by_a_sentence_model(file: str, embedder: str) -> None:
+    suite = suite_of("fantom", path=file, embedder=embedder)
+    assert len(suite.items) == 3 * 9
+
+    def say(form) -> str:
+        if form.extra["kind"] != "belief:free":
+            return right(form)
+        return form.answer["right" if form.extra["set"] == "0-0-1" else "wrong"]
+
+    found = summarise(suite, records_of(suite, say), 1)
+    assert found["by"]["question"]["inaccessible belief:free"]["mean"] == 0.5
+    measures = {name: value["mean"] for name, value in found["measures"].items()}
+    assert (measures["inaccessible_all"], measures["inaccessible_all_star"]) == (1, 0.5)
+    assert (measures["accessible_all"], measures["accessible_all_star"]) == (1, 0)
+    assert measures["inaccessible_belief_word_f1"] == 1 and "accessible_belief_word_f1" not in measures
+    with pytest.raises(InputError, match=r"fantom.embedder=nowhere is no folder of a model"):
+        suite_of("fantom", path=file, embedder="nowhere")
+
+
+def test_embeddings_are_means_over_a_texts_own_tokens(embedder: str) -> None:
+    """Padding changes nothing, and the nearer text is that of the larger cosine."""
+    model, tokenizer = BertModel.from_pretrained(embedder).eval(), AutoTokenizer.from_pretrained(embedder)
+
+    def alone(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+
+    texts = ["Ann has", "Bob does not know a dog", "Yes ."]
+    said, one, other = map(alone, texts)
+    cosine = torch.nn.functional.cosine_similarity
+    assert nearer(*texts, embedder) == bool(cosine(said, one, dim=0) > cosine(said, other, dim=0))
+    assert nearer(texts[0], texts[2], texts[1], embedder) != nearer(*texts, embedder)
+    assert not nearer("Ann", "Bob", "Bob", embedder)  # equal is not nearer
 
 
 def test_parts() -> None:
