@@ -160,7 +160,7 @@ def set_scores(outcomes: Sequence[Outcome]) -> dict[str, Values]:
     for scenario in ("inaccessible", "accessible"):
         of = [o for o in outcomes if (e := o.item.forms[0].extra)["scenario"] == scenario and e["kind"] != FACT]
         free = [o for o in of if o.item.forms[0].extra["kind"] == FREE]
-        kinds = {"answerability_all": ("answerability",), "access_all": ("access",)}
+        kinds: dict[str, tuple[str, ...]] = {"answerability_all": ("answerability",), "access_all": ("access",)}
         kinds |= {"all": (CHOICE, "answerability", "access")} | ({"all_star": ("",)} if free else {})
         for name, heads in kinds.items():
             sets: dict[str, list[float]] = defaultdict(list)
@@ -170,8 +170,8 @@ def set_scores(outcomes: Sequence[Outcome]) -> dict[str, Values]:
                     sets[extra["set"]].append(min(outcome.scores))
             if sets:
                 found[f"{scenario}_{name}"] = [min(scores) for scores in sets.values()]
-        if right := [o for o in free if o.scores[0]]:
-            words = [word_f1(o.item.forms[0].answer["right"], o.records[0]["extracted"]) for o in right]
+        if hits := [o for o in free if o.scores[0]]:
+            words = [word_f1(o.item.forms[0].answer["right"], o.records[0]["extracted"]) for o in hits]
             found[f"{scenario}_belief_word_f1"] = words
         for kind in BINARIES:
             asked = [o for o in of if o.item.forms[0].extra["kind"] == kind]
