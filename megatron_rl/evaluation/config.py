@@ -34,7 +34,7 @@ class SuiteConfig:
     temperature: float = number(0.0, least=0)  # 0: greedy
     top_p: float = number(1.0, above=0, most=1)
     top_k: int = number(0, least=0)
-    max_new_tokens: int = number(1024, least=1)
+    max_new_tokens: int = number(1024, least=1)  # fewer by default in suites of short words
     embedder: str = ""  # fantom: folder of a sentence model (all-roberta-large-v1), for free belief questions and All*
     task: str = ""  # file: the task of its rows (docs/data.md); empty: as its columns tell
     columns: dict[str, str] = field(default_factory=dict)  # file: other names of columns, ours -> the file's

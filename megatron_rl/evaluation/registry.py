@@ -71,7 +71,7 @@ def suite_config(name: str, options: Any) -> tuple[SuiteConfig, list[str]]:
         return SuiteConfig(), [str(error)]
     if not isinstance(options, Mapping | None):
         return SuiteConfig(), [f"{name} is {options!r}; it must hold options, such as {{limit: 100}}."]
-    config, found = SuiteConfig(), []
+    config, found = SuiteConfig(max_new_tokens=known.max_new_tokens), []
     hints, declared = typing.get_type_hints(SuiteConfig), {f.name: f for f in dataclasses.fields(SuiteConfig)}
     takes = [*COMMON, *known.takes]
     for key, value in (options or {}).items():

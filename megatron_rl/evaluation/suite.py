@@ -31,6 +31,7 @@ class Card:
     subset: str = ""
     split: str = "test"
     takes: tuple[str, ...] = ()  # options beside those of every suite
+    max_new_tokens: int = 1024  # of a completion, where nobody says otherwise
 
 
 @dataclass(frozen=True)

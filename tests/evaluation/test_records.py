@@ -40,7 +40,9 @@ def test_a_line_cut_short_and_a_prompt_without_all_its_samples_are_done_again(tm
 
 def test_another_evaluation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    Records(path, IDENTITY, 2).close()
+    Records(path, IDENTITY | {"weights": "u"}, 2).close()  # one without answers is none
+    with Records(path, IDENTITY, 2) as records:
+        records.append(rows(0, 2))
     with pytest.raises(InputError, match=r"weights was 'w' and is 'v'\): name another place with --out"):
         Records(path, IDENTITY | {"weights": "v"}, 2)
     path.write_text('{"a": 1}\n')

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="(default 0: greedy)")
     parser.add_argument("--top-p", type=float, metavar="P", help="(default 1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="(default 0: all tokens)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="(default 1024)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="(default 1024, of generated stories 64)")
     parser.add_argument("--seed", type=int, default=0, help="of samples, orders of options, generated questions")
     parser.add_argument("--engine", choices=("embedded", "sglang"), default="embedded", help="(default embedded)")
     parser.add_argument("--engines", type=int, default=1, help="processes of the embedded engine (default 1)")

@@ -18,6 +18,7 @@ CARDS = {
         protocol="short words of the task's own tokenizer, fed raw; by whether the belief is false; greedy",
         training=_TRAINING,
         where="",
+        max_new_tokens=64,
     ),
     "higher_order_belief": Card(
         title="Higher-order belief",
@@ -26,6 +27,7 @@ CARDS = {
         protocol="short words of the task's own tokenizer, fed raw; accuracy by order (0 to 4) and deception; greedy",
         training=_TRAINING,
         where="",
+        max_new_tokens=64,
     ),
 }
 
