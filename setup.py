@@ -69,7 +69,7 @@ setup(
     ],
     extras_require={
         "dev": pinned("pytest", "hypothesis", "ruff", "mypy", "mbridge", "einops", "peft", "accelerate")
-        + pinned("math-verify", "ortools"),
+        + pinned("math-verify", "ortools", "triton"),
         "math": pinned("math-verify"),
         "puzzles": pinned("ortools"),
         "gym": pinned("reasoning-gym"),
