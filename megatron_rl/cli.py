@@ -31,6 +31,7 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
         "write the completions of a run that are good enough, as rows to imitate or to compare",
     ),
     "data generate": ("data.generate", "write generated puzzles to a file, for data.path or sft.data.path"),
+    "report": ("runs.report", "write one HTML page about one run or several: curves, rewards, behaviour, samples"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
     "serve": ("serve", "serve a trained policy with SGLang (OpenAI's API), or a reward model"),
     "engine": (
