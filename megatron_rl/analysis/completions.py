@@ -10,7 +10,7 @@ from megatron_rl.analysis.recorded import Recorded, said
 from megatron_rl.data.answers.languages import mix
 from megatron_rl.data.answers.think_answer import parse
 from megatron_rl.data.task import Sample
-from megatron_rl.rewards.terms.social.sip import find_stages
+from megatron_rl.rewards.terms.social.sip import find_stages, structure
 from megatron_rl.rewards.terms.social.social_monitors import social_monitors
 
 AHA = (  # DeepEnlighten's words (analysis/*.py); the last two as whole words
@@ -72,10 +72,11 @@ def seen(offset: int, row: Mapping[str, Any]) -> Seen:
     facts = dict(row.get("extra") or {})
     if source := row.get("data_source"):
         facts["data_source"] = source
-    monitors = social_monitors(Sample(prompt, response, row.get("answer"), extra=facts))
+    stages = find_stages(think, 1)  # whatever is said under a heading
     faithful = report.get("faithful", parts.get("social_monitors/score"))
-    if faithful is None and monitors["named"]:
-        faithful = monitors["score"]
+    if faithful is None:
+        monitors = social_monitors(Sample(prompt, response, row.get("answer"), extra=facts))
+        faithful = monitors["score"] if monitors["named"] else None
     right = None if report.get("correct") is None else report["correct"] >= 1
     score = next((value for name, value in parts.items() if name.endswith("/answer")), None)
     lower = think.lower()
@@ -93,8 +94,8 @@ def seen(offset: int, row: Mapping[str, Any]) -> Seen:
         think=len(think),
         think_mix=mix(think),
         answer_mix=mix(answer),
-        stages=tuple(stage is not None for stage in find_stages(think)),
-        order=monitors["order"],
+        stages=tuple(stage is not None for stage in stages),
+        order=structure(think, stages)["order"],
         faithful=faithful,
         aha={word: match.start() for word, pattern in _AHA.items() if (match := pattern.search(lower))},
         facts=facts,

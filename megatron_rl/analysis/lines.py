@@ -1,7 +1,7 @@
 """Files of JSON lines as a run leaves them: still growing, cut off in their last line, damaged between."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,11 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def at(path: Path, offsets: list[int]) -> Iterator[dict[str, Any]]:
-    """The rows whose lines begin at these bytes, in the order given."""
+def at(path: Path, offsets: Sequence[int]) -> Iterator[dict[str, Any] | None]:
+    """The rows whose lines begin at these bytes, in the order given; None for one that a continued run has cut off."""
+    if not offsets:
+        return
     with path.open("rb") as file:
         for offset in offsets:
             file.seek(offset)
-            if (row := parsed(file.readline())) is not None:
-                yield row
+            yield parsed(file.readline())

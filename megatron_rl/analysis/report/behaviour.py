@@ -10,6 +10,8 @@ from megatron_rl.rewards.terms.social.sip import NAMES
 
 SEEN = Mapping[str, Sequence[Seen]]  # of each run, by its name
 COVERED = 0.25  # mean share of the stages, from which on the stages are drawn
+COUNTED = ("english", "chinese", "mixed", "neither")
+WHOLE = {"all": "all four stages", "order": "neighbours in order", "faithful": "answer faithful to the reasoning"}
 SIGN = {True: "yes", False: "no", None: "cannot be told"}
 
 
@@ -19,12 +21,12 @@ def behaviour(runs: Sequence[Recorded], seen: SEEN) -> Block:
     several = len(runs) > 1
     for run in runs:
         own = list(seen[run.name])
-        title = f"{run.name}: " if several else ""
+        of = f" of {run.name}" if several else ""
         found = [*_lengths(own), *_difficulty(own), *_languages(own), *_stages(own), _aha(own)]
         if own:
-            blocks += [heading(f"{title}what the completions are like"), *found]
+            blocks += [heading(f"Completions{of}"), *found]
         rows = [[sign.name, SIGN[sign.found], sign.text] for sign in hacking.signs(run)]
-        blocks.append(table(["sign", "found", "numbers"], rows, f"{title}signs of reward hacking", left=3))
+        blocks.append(table(["sign", "found", "numbers"], rows, f"Signs of reward hacking{of}", left=3))
     return section("behaviour", "Behaviour", blocks)
 
 
@@ -59,8 +61,9 @@ def _against_score(seen: list[Seen], of: lengths.Of) -> Block | None:
     if len(full) < 2:
         return None
     text = [f"{one['low']:.0f} to {one['high']:.0f}: {one['count']:,.0f} completions" for one in full]
-    series = [bars("mean of a bin", [(one["low"] + one["high"]) / 2 for one in full], [one["mean"] for one in full], 0, text)]
-    fit, caption = result["line"], "Ten bins of equal width."
+    middles = [(one["low"] + one["high"]) / 2 for one in full]
+    series = [bars("mean of a bin", middles, [one["mean"] for one in full], 0, text)]
+    fit, caption = result["line"], "Ten bins of equal width, over all that was judged."
     if fit:
         ends = [full[0]["low"], full[-1]["high"]]
         series.append(line("least squares", ends, [fit["intercept"] + fit["slope"] * x for x in ends], 1))
@@ -84,7 +87,7 @@ def _difficulty(seen: list[Seen]) -> list[Block | None]:
 def _languages(seen: list[Seen]) -> list[Block | None]:
     counted = languages.mixing(seen)
     rows = [
-        [name, *(f"{of[c]:,.0f}" for c in ("english", "chinese", "mixed", "neither")), f"{100 * of['mixed_share']:.2f} %"]
+        [name, *(f"{of[one]:,.0f}" for one in COUNTED), f"{100 * of['mixed_share']:.2f} %"]
         for name, of in counted.items()
     ]
     head = ["text", "English", "Chinese", "mixed", "neither", "mixed, of all"]
@@ -104,10 +107,10 @@ def _stages(seen: list[Seen]) -> list[Block | None]:
     if not covered or sum(covered) / len(NAMES) < COVERED:
         return []
     shares = [line(name, moved["steps"], moved[name], i) for i, name in enumerate(NAMES)]
-    others = [line(name, moved["steps"], moved[name], i) for i, name in enumerate(("all", "order", "faithful")) if name in moved]
-    names = {"all": "all four stages", "order": "neighbours in order", "faithful": "answer faithful to the reasoning"}
-    others = [one | {"name": names[one["name"]]} for one in others]
-    caption = "Share of the completions of training whose reasoning has the stage."
+    others = [
+        line(said, moved["steps"], moved[name], i) for i, (name, said) in enumerate(WHOLE.items()) if name in moved
+    ]
+    caption = "Share of the completions of training that say something under the stage's heading."
     return [
         chart("Stages of social information processing", shares, caption, y="share", percent=True),
         chart("Stages: complete, in order, faithful", others, "Of training.", y="share", percent=True),
@@ -115,6 +118,9 @@ def _stages(seen: list[Seen]) -> list[Block | None]:
 
 
 def _aha(seen: list[Seen]) -> Block | None:
-    rows = [[w["word"], f"{w['count']:,.0f}", f"{100 * float(w['share']):.2f} %", f"{w['first']:.0f}"] for w in aha.words(seen)]
+    rows = [
+        [one["word"], f"{one['count']:,.0f}", f"{100 * float(one['share']):.2f} %", f"{one['first']:.0f}"]
+        for one in aha.words(seen)
+    ]
     head = ["word", "completions", "share", "mean first character"]
     return table(head, rows, "Words of second thoughts", "In the reasoning, of every completion of the file.")

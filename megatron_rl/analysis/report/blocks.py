@@ -28,13 +28,17 @@ def chart(
     form: Literal["lines", "bars", "stack"] = "lines",
     percent: bool = False,
     wide: bool = False,
+    legend: bool = True,
 ) -> Block | None:
-    """A chart; None when no series has a point. ``stack``: areas on each other; ``wide``: over the page's width."""
-    drawn = [one for one in series if one and one["x"]]
+    """A chart; None when no series has a point.
+
+    ``stack``: areas on each other; ``wide``: over the page's width; without ``legend`` that of the page serves.
+    """
+    drawn = [one for one in series if one and any(value is not None for value in one["y"])]
     if not drawn:
         return None
     block = {"kind": "chart", "title": title, "series": drawn, "caption": caption, "x": x, "y": y, "form": form}
-    return block | {"percent": percent, "wide": wide}
+    return block | {"percent": percent, "wide": wide, "legend": legend}
 
 
 def line(
@@ -62,9 +66,11 @@ def table(
 ) -> Block | None:
     """A table; its first ``left`` columns are texts. None without rows."""
     cells = [["" if cell is None else cell for cell in row] for row in rows]
-    return {"kind": "table", "title": title, "head": list(head), "rows": cells, "caption": caption, "left": left} if (
-        cells
-    ) else None
+    return (
+        {"kind": "table", "title": title, "head": list(head), "rows": cells, "caption": caption, "left": left}
+        if (cells)
+        else None
+    )
 
 
 def notes(said: Sequence[tuple[str, str]], title: str = "") -> Block | None:

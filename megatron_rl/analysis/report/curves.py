@@ -15,11 +15,11 @@ TITLES = {"rl": "RL", "sft": "SFT", "preference": "Preference", "reward_model": 
 CODE = re.compile(r"`([^`]*)`")
 
 
-def overview(runs: Sequence[Recorded], experiments: Sequence[Experiment], kept: Sequence[str]) -> Block:
+def overview(runs: Sequence[Recorded], experiments: Sequence[Experiment]) -> Block:
     """What a reader wants first: how the runs stand, what was learnt, and what to know of the records."""
     stage = runs[0].main
     charts = [held_out(experiments)] + [metric(experiments, stage, name) for name in FIRST]
-    said = [(run.name, note) for run in runs for note in run.notes] + [("", text) for text in kept]
+    said = [(run.name if len(runs) > 1 else "", note) for run in runs for note in run.notes]
     shown = [block for block in charts if block][:6]
     return section("overview", "Overview", [summary(runs), notes(said), heading("What was learnt"), *shown])
 
@@ -54,31 +54,41 @@ def held_out(experiments: Sequence[Experiment]) -> Block | None:
             label = f"{experiment.label}, {mode}" if len(experiments) > 1 else mode
             drawn = averaged(experiment, found, label, marks=True)
             series.append(drawn and drawn | {"dash": mode == "greedy"})
-    return chart("Held-out accuracy", series, "Questions that it was not trained on.", y="fraction", percent=True)
+    caption = "Of questions that it was not trained on, over the steps of RL. Dashed: greedy."
+    return chart("held-out accuracy", series, caption, y="fraction", percent=True, legend=False)
 
 
-def metric(experiments: Sequence[Experiment], stage: str, name: str) -> Block | None:
-    """A number over a stage's steps."""
+def metric(experiments: Sequence[Experiment], stage: str, name: str, said: bool = True) -> Block | None:
+    """A number over a stage's steps; ``said``: with what it means."""
     known = find(name)
     unit, text = (known.unit, plain(known.meaning)) if known else ("", "")
     good = f" Good: {plain(known.good)}." if known and known.good else ""
-    caption = f"{text[:1].upper()}{text[1:]}.{good}" if text else "A number of the task's or the reward's own."
+    caption = f"{text[:1].upper()}{text[1:]}.{good}" if text and said else ""
     series = [curve(experiment, stage, number(name)) for experiment in experiments]
-    return chart(name, series, caption, y=unit, percent=unit == "fraction")
+    return chart(name, series, caption, y=unit, percent=unit == "fraction", legend=False)
 
 
 def curves(experiments: Sequence[Experiment]) -> Block:
     """Every number of every stage, in the groups of docs/metrics.md."""
     blocks: list[Block | None] = []
-    stages = [s for s in ("rl", "preference", "reward_model", "sft") if any(s in run.rows for e in experiments for run in e.runs)]
-    for stage in stages:
-        names = _names([row for e in experiments for run in e.runs for row in _ends(run.rows.get(stage, []))])
-        for title, group in _grouped(names).items():
-            charts = [found for name in group if (found := metric(experiments, stage, name))]
-            if charts:
+    runs = [run for experiment in experiments for run in experiment.runs]
+    for stage in ("rl", "preference", "reward_model", "sft"):
+        rows = [row for run in runs for row in run.rows.get(stage, [])]
+        still = {}  # numbers that never change need no chart
+        for title, group in _grouped(_names(rows)).items():
+            values = {name: {row[name] for row in rows if name in row} for name in group}
+            still |= {name: found for name, found in values.items() if len(found) == 1 and len(rows) > 1}
+            charts = [metric(experiments, stage, name) for name in group if name not in still]
+            if any(charts):
                 blocks += [heading(f"{TITLES[stage]}: {title}"), *charts]
-    intro = "Runs that differ in the seed alone are one line, their mean, with a band from the lowest to the highest."
-    return section("curves", "Curves", blocks, intro)
+        unmoved = [[name, f"{value:g}", _meaning(name)] for name, (value,) in still.items()]
+        blocks.append(table(["number", "value", "meaning"], unmoved, f"{TITLES[stage]}: never changed", left=3))
+    return section("curves", "Curves", blocks)
+
+
+def _meaning(name: str) -> str:
+    known = find(name)
+    return plain(known.meaning) if known else ""
 
 
 def plain(text: str) -> str:
@@ -102,15 +112,11 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ROW]
 
 
-def _ends(rows: Sequence[Row]) -> list[Row]:
-    """Rows enough to know which numbers there are: a rare one may be in few."""
-    return [*rows[:20], *rows[20::10], *rows[-1:]]
-
-
 def _evaluated(run: Recorded, key: str) -> dict[float, float]:
     before = [row for row in run.evaluations if row["after"] != "rl" and key in row]
     points = {0.0: float(before[-1][key])} if before else {}
-    return points | {float(row["step"]): float(row[key]) for row in run.evaluations if row["after"] == "rl" and key in row}
+    during = [row for row in run.evaluations if row["after"] == "rl" and key in row]
+    return points | {float(row["step"]): float(row[key]) for row in during}
 
 
 def _last(run: Recorded, after: str, key: str) -> float | None:

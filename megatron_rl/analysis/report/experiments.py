@@ -8,12 +8,10 @@ from typing import Any
 from megatron_rl.analysis.recorded import Recorded, Row
 from megatron_rl.analysis.report.blocks import Block, line
 
-SHORT = 3  # options that differ, up to which they name an experiment
-
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs with the same options, but for the seed; ``label`` says what tells them from the others."""
+    """Runs with the same options, but for the seed; ``label`` names them."""
 
     label: str
     runs: tuple[Recorded, ...]
@@ -25,11 +23,7 @@ def experiments(runs: Sequence[Recorded]) -> list[Experiment]:
     together: dict[str, list[Recorded]] = {}
     for run in runs:
         together.setdefault(repr(sorted(run.experiment.items())), []).append(run)
-    differ = {key for key, _ in differences(runs)}
-    labels = [_label(some, differ, len(together)) for some in together.values()]
-    if len(set(labels)) < len(labels):
-        labels = [f"{label} ({some[0].name})" for label, some in zip(labels, together.values(), strict=True)]
-    return [Experiment(label, tuple(some), i) for i, (label, some) in enumerate(zip(labels, together.values()))]
+    return [Experiment(_label(some), tuple(some), i) for i, some in enumerate(together.values())]
 
 
 def differences(runs: Sequence[Recorded], every: bool = False) -> list[tuple[str, list[Any]]]:
@@ -49,7 +43,9 @@ def curve(experiment: Experiment, stage: str, value: Callable[[Row], float | Non
     return averaged(experiment, [points for points in found if points], name)
 
 
-def averaged(experiment: Experiment, found: list[dict[float, float]], name: str = "", marks: bool = False) -> Block | None:
+def averaged(
+    experiment: Experiment, found: list[dict[float, float]], name: str = "", marks: bool = False
+) -> Block | None:
     """The line of several runs' points, x -> y each."""
     if not found:
         return None
@@ -74,9 +70,9 @@ def _points(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[f
     return {float(row["step"]): found for row in rows if (found := value(row)) is not None}
 
 
-def _label(runs: Sequence[Recorded], differ: set[str], count: int) -> str:
-    own = {key: value for key, value in runs[0].experiment.items() if key in differ}
-    if count > 1 and 0 < len(own) <= SHORT:
-        return ", ".join(f"{key}={value}" for key, value in own.items())
-    seeds = f" and {len(runs) - 1} other seed{'s' if len(runs) > 2 else ''}" if len(runs) > 1 else ""
-    return f"{runs[0].name}{seeds}"
+def _label(runs: Sequence[Recorded]) -> str:
+    names = [run.name for run in runs]
+    if len(names) == 1:
+        return names[0]
+    said = " and ".join(names) if len(names) == 2 else f"{names[0]} and {len(names) - 1} more"
+    return f"{said}: mean and range of {len(names)} seeds"

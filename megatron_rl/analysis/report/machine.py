@@ -83,10 +83,11 @@ def _swaps(runs: Sequence[Recorded]) -> Block | None:
         rows.append([run.name, f"{moved / 1e6:,.2f} MB", f"{1000 * took:,.1f} ms", rate, share, proof, plan])
     head = ["run", "bytes", "time", "rate", "share of the limit", "proved", "plan"]
     caption = (
-        f"Medians. The limit: each engine worker's bytes at {CPU.rates[0] / 1e9:.0f} GB/s, as `megatron-rl plan` has it for "
-        "CPUs; of GPUs the fabric is not recorded: compare with the plan's table. A swap that is not proved ends the run."
+        f"Medians. The limit: each engine worker's bytes at {CPU.rates[0] / 1e9:.0f} GB/s, as megatron-rl plan has it "
+        "for CPUs; of GPUs the fabric is not recorded: compare with the plan's table. A swap that is not proved ends "
+        "the run."
     )
-    return table(head, rows, caption=caption.replace("`", ""))
+    return table(head, rows, caption=caption)
 
 
 def on_cpu(run: Recorded) -> bool:

@@ -40,18 +40,19 @@ def make_page(paths: Sequence[str]) -> str:
     together = experiments(runs)
     stage_charts = rewards(together)
     sections = [
-        overview(runs, together, kept),
+        overview(runs, together),
         curves(together),
         stage_charts,
         behaviour(runs, seen),
-        {"name": "samples", "title": "Samples", "intro": "", "blocks": []} if samples["samples"] else None,
+        {"name": "samples", "title": "Samples", "intro": " ".join(kept), "blocks": []} if samples["samples"] else None,
         machine(runs, together),
         provenance(runs),
     ]
     content = {
         "title": ", ".join(names) if len(names) < 4 else f"{len(names)} runs",
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, megatron_rl {__version__}",
-        "sections": [section for section in sections if section and (section["blocks"] or section["name"] == "samples")],
+        "experiments": [{"name": one.label, "colour": one.colour} for one in together],
+        "sections": [one for one in sections if one and (one["blocks"] or one["name"] == "samples")],
     }
     return filled(
         {

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from megatron_rl.analysis.recorded import Recorded, Row
 from megatron_rl.analysis.report.blocks import Block, chart, heading, line, section
-from megatron_rl.analysis.report.experiments import Experiment
 from megatron_rl.analysis.report.curves import metric
+from megatron_rl.analysis.report.experiments import Experiment
 from megatron_rl.rewards.config import RewardsConfig
 
 WEIGHTS = ("/w_structure", "/w_content", "/tau")  # components that are weights rather than scores
@@ -30,8 +30,8 @@ def rewards(experiments: Sequence[Experiment]) -> Block | None:
             *charts,
             *([heading("The curriculum", "Weights over the steps.")] if any(weights) else []),
             *weights,
-            heading("Components", "Before their weights."),
-            *(metric(experiments, "rl", name) for name in scores),
+            heading("Components", "What each term says of a completion, mean over the step, before its weight."),
+            *(metric(experiments, "rl", name, said=False) for name in scores),
         ],
     )
 

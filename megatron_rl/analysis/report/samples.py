@@ -11,11 +11,12 @@ from megatron_rl.rewards.terms.social.sip import find_stages
 
 MOST = 6000  # completions of a page, all its runs together
 CHARACTERS = 12_000_000  # of their texts
+LEAST = 20  # completions of a run
 OF_EVALUATIONS = 0.4  # of the share of a run
 LONGEST = 20_000  # characters of a prompt or completion that are shown
 RULE = (
-    "of the first and the last evaluation the same questions, and of training the best, the worst and evenly "
-    "spread ones of every step, or of evenly spread steps"
+    "Of a run with many completions the page has the same questions of the first and of the last evaluation, and of "
+    "training the best, the worst and evenly spread ones of every step, or of evenly spread steps."
 )
 
 
@@ -26,7 +27,7 @@ def choose(seen: Sequence[Seen], count: int) -> list[Seen]:
     names = list(dict.fromkeys(one.evaluation for one in seen if one.evaluation))
     ends = {name: [one for one in seen if one.evaluation == name] for name in dict.fromkeys((*names[:1], *names[-1:]))}
     room = int(count * OF_EVALUATIONS) // max(1, len(ends))
-    chosen = [one for some in ends.values() for one in some[:room]]  # alike in both: they ask the same in the same order
+    chosen = [one for some in ends.values() for one in some[:room]]  # both ask the same in the same order
     drawn: dict[int, list[Seen]] = {}
     for one in seen:
         if not one.evaluation:
@@ -65,18 +66,21 @@ def packed(runs: Sequence[Recorded], seen: dict[str, list[Seen]]) -> tuple[dict[
         own = seen[run.name]
         count = MOST // len(runs)
         if own:
-            mean = sum(one.characters for one in own[:: max(1, len(own) // 1000)]) / len(own[:: max(1, len(own) // 1000)])
-            count = max(20, min(count, int(CHARACTERS / len(runs) / max(1.0, mean))))
+            mean = sum(min(one.characters, LONGEST) for one in own) / len(own)
+            count = max(LEAST, min(count, int(CHARACTERS / len(runs) / max(1.0, mean))))
         chosen = choose(own, count)
         if len(chosen) < len(own):
-            kept.append(f"{run.name}: the page has {len(chosen):,} of {len(own):,} completions: {RULE}.")
+            kept.append(f"{run.name}: {len(chosen):,} of {len(own):,} completions.")
         samples += _samples(number, run, chosen, prompts)
-    return {"runs": [run.name for run in runs], "prompts": list(prompts), "samples": samples}, kept
+    content = {"runs": [run.name for run in runs], "prompts": list(prompts), "samples": samples}
+    return content, [RULE, *kept] if kept else []
 
 
 def _samples(number: int, run: Recorded, chosen: Sequence[Seen], prompts: dict[str, int]) -> Iterator[dict[str, Any]]:
     rows = at(run.folder.completions_file, [one.offset for one in chosen])
     for one, row in zip(chosen, rows, strict=True):
+        if row is None or not isinstance(row.get("response"), str):
+            continue
         prompt = prompts.setdefault(row["prompt"][:LONGEST], len(prompts))
         yield _sample(number, one, row, prompt)
 
@@ -102,8 +106,7 @@ def _sample(run: int, one: Seen, row: dict[str, Any], prompt: int) -> dict[str, 
         "finish": row.get("finish_reason", ""),
         "facts": one.facts,
     }
-    return {key: value for key, value in found.items() if value not in (None, "", {}, 0) or key in ("run", "prompt", "step")
-            or (key in ("reward", "advantage") and value is not None) or value is False}
+    return {key: value for key, value in found.items() if value not in (None, "", {})}
 
 
 def pieces(prompt: str, response: str) -> list[tuple[int, str]]:
@@ -113,7 +116,7 @@ def pieces(prompt: str, response: str) -> list[tuple[int, str]]:
     start = text.find("<think>") + len("<think>") - added if think else 0
     cuts = [
         (start + stage[0], start + stage[2], number)
-        for number, stage in enumerate(find_stages(think), 1)
+        for number, stage in enumerate(find_stages(think, 1), 1)
         if stage is not None and think
     ]
     if parts and parts.answer:

@@ -90,7 +90,8 @@ def distribution(groups: dict[str, Sequence[int]], bins: int = 30) -> dict[str, 
     every = [value for values in groups.values() for value in values]
     if not every:
         return {"edges": [], "shares": {}}
-    edges = np.linspace(0, max(every) + 1, min(bins, max(every) + 1) + 1)
+    low, high = min(every), max(every) + 1
+    edges = np.linspace(low, high, min(bins, high - low) + 1)
     shares = {}
     for name, values in groups.items():
         counts = np.histogram(np.asarray(values, float), edges)[0]

@@ -1,4 +1,4 @@
-"""Which of the four stages of social information processing the reasoning goes through, and whether the answer follows."""
+"""Which stages of social information processing the reasoning goes through, and whether the answer follows."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -47,7 +47,7 @@ const BLOCKS = {
   },
   chart: (block) => {
     const plot = make("div", { class: "plot", role: "img", "aria-label": described(block) });
-    const several = block.series.length > 1;
+    const several = block.legend && block.series.length > 1;
     const legend = several ? make("ul", { class: "legend" }, ...block.series.map((one) =>
       make("li", { class: one.dash ? "dash" : null, style: `--own: var(--c${one.colour % 8})` }, one.name))) : null;
     const card = make("figure", { class: block.wide ? "card wide" : "card" },

@@ -77,8 +77,16 @@ function layout(block) {
       ...(categories ? { type: "category" } : {}) },
     yaxis: { ...axis, rangemode: block.form === "lines" ? "normal" : "tozero",
       tickformat: block.percent ? ".0%" : wide && wide < 1e-3 ? ".1e" : wide >= 1e4 ? "~s" : "~g",
+      ...still(values),
+      ...(block.form === "bars" ? { range: shares(block.series.filter((one) => one.bars).flatMap((one) => one.y)) } : {}),
       ...(block.percent ? { range: shares(values) } : { title: { text: escaped(block.y), font: { size: 11 }, standoff: 6 } }) },
   };
+}
+
+// A number that never changes is drawn on an axis that begins at 0.
+function still(values) {
+  const [value] = values;
+  return values.some((other) => other !== value) ? {} : { range: value ? [Math.min(0, 1.2 * value), Math.max(0, 1.2 * value)] : [0, 1] };
 }
 
 // Shares are drawn from 0, so that heights can be compared, and a little above the highest.

@@ -41,7 +41,16 @@ function fill(part, section) {
   part.filled = true;
   if (section.intro) part.append(make("p", { class: "intro" }, section.intro));
   if (section.name === "samples") { samplesPart(part); return; }
+  if (CONTENT.experiments.length > 1 || section.name === "curves") {
+    if (section.blocks.some((block) => block.legend === false)) part.append(whose());
+  }
   part.append(make("div", { class: "blocks" }, ...section.blocks.flatMap((block) => BLOCKS[block.kind](block))));
+}
+
+// Which colour is whose, once for all charts of a part.
+function whose() {
+  return make("ul", { class: "legend page" }, ...CONTENT.experiments.map((one) =>
+    make("li", { style: `--own: var(--c${one.colour % 8})` }, one.name)));
 }
 
 function step(event) {
@@ -62,7 +71,7 @@ function theme() {
   const set = () => {
     const dark = (chosen || (asked.matches ? "dark" : "light")) === "dark";
     document.documentElement.dataset.theme = dark ? "dark" : "light";
-    button.setAttribute("aria-pressed", String(dark));
+    button.textContent = dark ? "Light" : "Dark";
     drawAgain();
   };
   button.addEventListener("click", () => {

@@ -40,7 +40,7 @@ function filters(data, changed) {
   const [runLabel, run] = select("run", [["", "all"], ...data.runs.map((name, i) => [i, name])], data.runs.length < 2);
   const [setLabel, set] = select("of", [["", "all"], ...sets.map((name) => [name || "\u0000", name ? `evaluation: ${name}` : "training"])], sets.length < 2);
   const [verdictLabel, verdict] = select("answer", [["", "any"], ["right", "right"], ["wrong", "wrong"], ["cut", "cut off"]]);
-  const [orderLabel, order] = select("order", [["last", "latest step first"], ["first", "earliest step first"], ["best", "best first"],
+  const [orderLabel, order] = select("order", [["last", "latest first"], ["first", "earliest first"], ["best", "best first"],
     ["worst", "worst first"], ["longest", "longest first"], ["changed", "changed from first to last"]]);
   const element = make("form", { class: "filters", role: "search" }, make("label", { class: "grow" }, "search", input), orderLabel, verdictLabel, setLabel, runLabel);
   element.addEventListener("submit", (event) => event.preventDefault());
@@ -65,7 +65,7 @@ function worth(one) {
 
 function sorted(found, order) {
   const by = {
-    last: (a, b) => b.step - a.step || a.at - b.at, first: (a, b) => a.step - b.step || a.at - b.at,
+    last: (a, b) => b.at - a.at, first: (a, b) => a.at - b.at,
     best: (a, b) => worth(b) - worth(a) || (b.advantage ?? 0) - (a.advantage ?? 0),
     worst: (a, b) => worth(a) - worth(b) || (a.advantage ?? 0) - (b.advantage ?? 0),
     longest: (a, b) => (b.tokens ?? b.text.length) - (a.tokens ?? a.text.length),
