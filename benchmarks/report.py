@@ -3,8 +3,8 @@
     python -m benchmarks.report [--steps 1000] [--samples 64] [--words 120] [--folder FOLDER]
 
 A run's folder is made up: so many RL steps with the numbers of a quick start, an evaluation every hundred, and so many
-completions a step of about so many words in four stages. Then `megatron-rl report` in a process of its own, and the page
-in headless Chromium, opened from the disk: its first paint, and its charts. `make test-report` installs both.
+completions a step of about so many words in four stages. Then `megatron-rl report` in a process of its own, and the
+page in headless Chromium, opened from the disk: its first paint, and its charts. `make test-report` installs both.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_rl.settings.load import load, to_yaml
 
-WORDS = "she he saw the box basket because believes wants left room then looked story says implies goal answer".split()
+WORDS = ("she", "saw", "the box", "basket", "because", "believes", "wants", "left", "then", "looked", "says", "goal")
 STAGES = ("Cue Encoding", "Cue Interpretation", "Goal Clarification", "Response Generation")
 NUMBERS = ("reward", "reward_std", "accuracy", "length", "truncated", "kl", "entropy", "grad_norm", "loss", "ratio")
 NUMBERS += ("clip_fraction", "policy_loss", "logprob_gap", "engine_kl_k3", "pass_at_k", "equal_groups", "length_max")

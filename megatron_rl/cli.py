@@ -32,6 +32,7 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
     ),
     "data generate": ("data.generate", "write generated puzzles to a file, for data.path or sft.data.path"),
     "report": ("runs.report", "write one HTML page about one run or several: curves, rewards, behaviour, samples"),
+    "analyze": ("runs.analyze", "what a run's completions say: languages, lengths, stages, signs of reward hacking"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
     "serve": ("serve", "serve a trained policy with SGLang (OpenAI's API), or a reward model"),
     "engine": (

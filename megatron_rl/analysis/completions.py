@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from megatron_rl.analysis.lines import Lines
@@ -17,7 +17,8 @@ AHA = (  # DeepEnlighten's words (analysis/*.py); the last two as whole words
     *("rethink", "re-think", "think again", "retry", "re-try", "try again", "recheck", "re-check", "check again"),
     *("reevaluate", "re-evaluate", "double check", "double-check", "verify", "summarize", "summary", "aha", "wait"),
 )
-_AHA = {word: re.compile(rf"\b{word}\b") if word in ("aha", "wait") else re.compile(re.escape(word)) for word in AHA}
+_WHOLE = {word: re.compile(rf"\b{word}\b") for word in ("aha", "wait")}
+_OPTION = re.compile("nswer is|ption")  # without these no option is named
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 
 
@@ -34,7 +35,7 @@ class Seen(NamedTuple):
     score: float | None  # of the answer: a component "…/answer", else 0 or 1
     tokens: int | None
     characters: int
-    think: int  # characters of the reasoning
+    think: int  # length of the reasoning, in what it was measured
     think_mix: str  # as ``mix`` says
     answer_mix: str
     stages: tuple[bool, ...]  # which of the four are there
@@ -45,13 +46,16 @@ class Seen(NamedTuple):
     cut_off: bool
 
 
-def read_completions(run: Recorded) -> list[Seen]:
-    """All of the file, in its order; what is missing or damaged is added to the run's notes."""
+def read_completions(run: Recorded, measure: Callable[[str], int] = len) -> list[Seen]:
+    """All of the file, in its order; what is missing or damaged is added to the run's notes.
+
+    ``measure``: how long a reasoning is, in characters unless it says otherwise.
+    """
     lines = Lines(run.folder.completions_file)
     found, wrong = [], Counter[str]()
     for offset, row in lines:
         if isinstance(row.get("response"), str) and isinstance(row.get("prompt"), str):
-            found.append(seen(offset, row))
+            found.append(seen(offset, row, measure))
         else:
             wrong["rows"] += 1
     if not found:
@@ -63,7 +67,7 @@ def read_completions(run: Recorded) -> list[Seen]:
     return found
 
 
-def seen(offset: int, row: Mapping[str, Any]) -> Seen:
+def seen(offset: int, row: Mapping[str, Any], measure: Callable[[str], int] = len) -> Seen:
     """What is known of the completion in a row."""
     prompt, response = row["prompt"], row["response"]
     parts = row.get("components") or {}
@@ -74,7 +78,7 @@ def seen(offset: int, row: Mapping[str, Any]) -> Seen:
         facts["data_source"] = source
     stages = find_stages(think, 1)  # whatever is said under a heading
     faithful = report.get("faithful", parts.get("social_monitors/score"))
-    if faithful is None:
+    if faithful is None and _OPTION.search(think):
         monitors = social_monitors(Sample(prompt, response, row.get("answer"), extra=facts))
         faithful = monitors["score"] if monitors["named"] else None
     right = None if report.get("correct") is None else report["correct"] >= 1
@@ -91,16 +95,25 @@ def seen(offset: int, row: Mapping[str, Any]) -> Seen:
         score=score if score is not None or right is None else float(right),
         tokens=row.get("tokens"),
         characters=len(response),
-        think=len(think),
+        think=measure(think),
         think_mix=mix(think),
         answer_mix=mix(answer),
         stages=tuple(stage is not None for stage in stages),
         order=structure(think, stages)["order"],
         faithful=faithful,
-        aha={word: match.start() for word, pattern in _AHA.items() if (match := pattern.search(lower))},
+        aha={word: place for word in AHA if (place := _first(word, lower)) >= 0},
         facts=facts,
         cut_off=row.get("finish_reason") == "length",
     )
+
+
+def _first(word: str, lower: str) -> int:
+    """The character at which a word of ``AHA`` stands first; -1 where it does not."""
+    place = lower.find(word)
+    if place >= 0 and word in _WHOLE:
+        match = _WHOLE[word].search(lower)
+        return match.start() if match else -1
+    return place
 
 
 def texts(prompt: str, response: str) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from megatron_rl.rewards.terms.social.sip import NAMES
 
 SEEN = Mapping[str, Sequence[Seen]]  # of each run, by its name
 COVERED = 0.25  # mean share of the stages, from which on the stages are drawn
-COUNTED = ("english", "chinese", "mixed", "neither")
 WHOLE = {"all": "all four stages", "order": "neighbours in order", "faithful": "answer faithful to the reasoning"}
 SIGN = {True: "yes", False: "no", None: "cannot be told"}
 
@@ -56,14 +55,14 @@ def _lengths(seen: list[Seen]) -> list[Block | None]:
 
 def _against_score(seen: list[Seen], of: lengths.Of) -> Block | None:
     """DeepEnlighten's picture: ten bins of equal width, and the regression over all completions."""
-    result = lengths.against_score([one for one in seen if one.think] or seen, of)
+    result = lengths.against_score(seen, of)
     full = [one for one in result["bins"] if "mean" in one]
     if len(full) < 2:
         return None
     text = [f"{one['low']:.0f} to {one['high']:.0f}: {one['count']:,.0f} completions" for one in full]
     middles = [(one["low"] + one["high"]) / 2 for one in full]
     series = [bars("mean of a bin", middles, [one["mean"] for one in full], 0, text)]
-    fit, caption = result["line"], "Ten bins of equal width, over all that was judged."
+    fit, caption = result["line"], "Ten bins of equal width."
     if fit:
         ends = [full[0]["low"], full[-1]["high"]]
         series.append(line("least squares", ends, [fit["intercept"] + fit["slope"] * x for x in ends], 1))
@@ -87,7 +86,7 @@ def _difficulty(seen: list[Seen]) -> list[Block | None]:
 def _languages(seen: list[Seen]) -> list[Block | None]:
     counted = languages.mixing(seen)
     rows = [
-        [name, *(f"{of[one]:,.0f}" for one in COUNTED), f"{100 * of['mixed_share']:.2f} %"]
+        [name, *(f"{of[one]:,.0f}" for one in languages.NAMES), f"{100 * of['mixed_share']:.2f} %"]
         for name, of in counted.items()
     ]
     head = ["text", "English", "Chinese", "mixed", "neither", "mixed, of all"]

@@ -7,6 +7,7 @@ from typing import Any
 from megatron_rl.analysis.completions import Seen, spans
 
 CLASSES = ("english", "chinese", "mixed", "")  # as ``languages.mix`` says; "": neither
+NAMES = tuple(name or "neither" for name in CLASSES)
 
 
 def mixing(completions: Sequence[Seen]) -> dict[str, dict[str, float]]:
@@ -31,5 +32,5 @@ def over_time(completions: Sequence[Seen]) -> dict[str, Any]:
     for step, some in spans(list(completions)):
         at.append(step)
         found = counts(one.think_mix for one in some)
-        shares.append([found[name or "neither"] / found["total"] for name in CLASSES])
-    return {"steps": at, "classes": [name or "neither" for name in CLASSES], "shares": shares}
+        shares.append([found[name] / found["total"] for name in NAMES])
+    return {"steps": at, "classes": list(NAMES), "shares": shares}

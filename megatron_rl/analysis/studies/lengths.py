@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from megatron_rl.analysis.completions import Seen, spans
+from megatron_rl.analysis.completions import Seen, drawn_in_training, spans
 
 BINS = 10
 COLLAPSED = 0.5  # of the longest mean of the run: below it the length is said to have collapsed
@@ -23,8 +23,10 @@ def length(one: Seen, of: Of) -> int:
 
 
 def against_score(completions: Sequence[Seen], of: Of) -> dict[str, Any]:
-    """Length against the answer's score: ``bins`` and ``line``, of the completions that have a score."""
+    """Length against the answer's score: ``bins`` and ``line``, of the completions that have a score: of training where
+    some have, else of evaluations."""
     scored = [one for one in completions if one.score is not None]
+    scored = drawn_in_training(scored) or scored
     x = [float(length(one, of)) for one in scored]
     y = [float(one.score or 0.0) for one in scored]
     return {"count": len(scored), "bins": binned(x, y), "line": regression(x, y)}

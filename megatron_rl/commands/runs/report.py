@@ -30,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out or Path(options.folders[0]) / "report.html")
     if out.suffix != ".html":
         raise InputError(f"--out {out}: the name must end in .html.")
+    if not out.resolve().parent.is_dir():
+        raise InputError(f"--out {out}: its folder does not exist.")
     started = time.monotonic()
     page = make_page(options.folders)
     write_text(out, page)
