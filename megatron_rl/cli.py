@@ -31,6 +31,7 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
         "write the completions of a run that are good enough, as rows to imitate or to compare",
     ),
     "data generate": ("data.generate", "write generated puzzles to a file, for data.path or sft.data.path"),
+    "watch": ("runs.watch", "follow a run from another shell, by its files alone, until it ends"),
     "report": ("runs.report", "write one HTML page about one run or several: curves, rewards, behaviour, samples"),
     "analyze": ("runs.analyze", "what a run's completions say: languages, lengths, stages, signs of reward hacking"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),

@@ -72,16 +72,30 @@ class Recorded:
 
     @property
     def state(self) -> str:
-        """``complete``, ``ended`` (stopped or failed, as its last attempt has noted), or ``open``."""
-        if self.manifest.get("completed") and self.steps[0] >= self.steps[1]:
-            return "complete"
-        return "ended" if self.ended else "open"
+        """As ``state_of`` says."""
+        return state_of(self.manifest, self.options)
 
     @property
     def ended(self) -> Mapping[str, Any]:
-        """How its last attempt ended, as the launcher noted: ``code``, ``message``, ``at``; empty while it goes on."""
-        attempts = self.manifest.get("attempts") or [{}]
-        return attempts[-1].get("ended") or {}
+        """As ``ended`` says."""
+        return ended(self.manifest)
+
+
+def state_of(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """``complete``, ``ended`` (stopped or failed, as its last attempt has noted), or ``open``: it goes on, or was
+    killed before it could note anything."""
+    completed = manifest.get("completed") or {}
+    stage = completed.get("stage", "rl")
+    asked = options.get("run.steps" if stage == "rl" else f"{stage}.steps") or 0
+    if completed and completed.get("step", -1) >= asked:
+        return "complete"
+    return "ended" if ended(manifest) else "open"
+
+
+def ended(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How a run's last attempt ended, as the launcher noted: ``code``, ``message``, ``at``; empty while it goes on."""
+    attempts = manifest.get("attempts") or [{}]
+    return attempts[-1].get("ended") or {}
 
 
 def read_run(path: str) -> Recorded:

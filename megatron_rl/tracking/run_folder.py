@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ class RunFolder:
     def mark_complete(self, stage: str, step: int) -> None:
         """Note that the run has done all there was to do up to a step of its last stage; its very last act."""
         self.update_manifest(completed={"stage": stage, "step": step})
+
+    def mark_ended(self, code: int, message: str) -> None:
+        """Note how the present attempt has ended: the command's exit code, and what it said."""
+        *earlier, last = self.manifest().get("attempts") or [{}]
+        ended = {"code": code, "message": message, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.update_manifest(attempts=[*earlier, last | {"ended": ended}])
 
     def completed(self, config: Config) -> tuple[str, int] | None:
         """The stage and its step at which the run was complete, if nothing is left to do for ``config``; else None."""

@@ -19,7 +19,13 @@ def test_analyze_prints_tables_and_writes_json(tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "found.json"
     assert main(["analyze", str(made(tmp_path / "run")), "--json", str(out)]) == 0
     said = capsys.readouterr().out
-    for title in ("Languages", "Mean length over training", "Accuracy by num_clues", "Stages of social", "Signs of reward hacking"):
+    for title in (
+        "Languages",
+        "Mean length over training",
+        "Accuracy by num_clues",
+        "Stages of social",
+        "Signs of reward hacking",
+    ):
         assert title in said
     found = json.loads(out.read_text())
     assert found["languages"]["think"]["english"] == 41 and found["completions"] == 41

@@ -74,7 +74,7 @@ def curves(experiments: Sequence[Experiment]) -> Block:
     runs = [run for experiment in experiments for run in experiment.runs]
     for stage in ("rl", "preference", "reward_model", "sft"):
         rows = [row for run in runs for row in run.rows.get(stage, [])]
-        still = {}  # numbers that never change need no chart
+        still: dict[str, set[float]] = {}  # numbers that never change need no chart
         for title, group in _grouped(_names(rows)).items():
             values = {name: {row[name] for row in rows if name in row} for name in group}
             still |= {name: found for name, found in values.items() if len(found) == 1 and len(rows) > 1}
