@@ -77,6 +77,8 @@ setup(
         "puzzles": pinned("ortools"),
         "gym": pinned("reasoning-gym"),
         "report": pinned("plotly"),
+        "trackio": pinned("trackio"),
+        "mlflow": pinned("mlflow-skinny"),
         "browser": pinned("playwright"),
         "sglang": pinned("sglang", "sglang-router"),
         "sglang-cpu": pinned(*SERVED),  # `make sglang` adds SGLang itself, without its CUDA packages

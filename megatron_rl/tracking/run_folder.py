@@ -178,7 +178,7 @@ def open_run(config: Config) -> RunFolder:
 
 def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Full key -> (old, new) of every option that differs."""
-    before, after = _flat(old), _flat(new)
+    before, after = flat_options(old), flat_options(new)
     keys = dict.fromkeys([*before, *after])
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
@@ -240,7 +240,8 @@ def _json(file: Path, advice: str) -> dict[str, Any]:
     return content
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat_options(config: Config) -> dict[str, Any]:
+    """Full key -> value of every option."""
     from megatron_rl.settings.load import options
 
     flat: dict[str, Any] = {}
