@@ -7,7 +7,7 @@ from typing import Any
 from megatron_rl.config import Config
 from megatron_rl.tracking.run_folder import RunFolder, flat_options
 
-_NOT_A_NAME = re.compile(r"[^\w\-. /:]")  # of a metric
+_NOT_A_NAME = re.compile(r"[^\w\-. :]")  # of a metric, but for the slashes, which a store of files makes folders of
 LONGEST = 6000  # characters of a parameter
 
 
@@ -27,8 +27,8 @@ class MLflow:
             mlflow.set_tags(dict.fromkeys(config.tracking.tags, ""))
 
     def log(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
-        """The numbers of a step of a stage, as ``{stage}/{name}``; characters that MLflow has not become _."""
-        named = {_NOT_A_NAME.sub("_", f"{stage}/{key}"): value for key, value in numbers.items()}
+        """The numbers of a step of a stage, as ``{stage}/{name}``: slashes in names become dots, other marks _."""
+        named = {f"{stage}/{_NOT_A_NAME.sub('_', key.replace('/', '.'))}": value for key, value in numbers.items()}
         self._mlflow.log_metrics(named, step=step)
 
     def finish(self) -> None:

@@ -70,7 +70,7 @@ def test_mlflow_gets_every_number_and_the_options_once(tmp_path: Path, monkeypat
     [((parameters,), _)] = module.of("log_params")
     assert parameters["run.steps"] == str(Config().run.steps)
     assert module.of("set_tags") == [(({"a": ""},), {})]
-    assert module.of("log_metrics") == [(({"rl/reward/my.term_x_/score": 0.5},), {"step": 3})] * 2
+    assert module.of("log_metrics") == [(({"rl/reward.my.term_x_.score": 0.5},), {"step": 3})] * 2
     assert len(module.of("end_run")) == 2
 
 
@@ -79,6 +79,12 @@ def test_a_tracker_that_is_not_there_is_found_before(monkeypatch: pytest.MonkeyP
     said = check_tracking(TrackingConfig(wandb="off", trackio=True, mlflow=True))
     assert [message.rpartition(": ")[2] for message in said] == ["pip install trackio.", "pip install mlflow-skinny."]
     assert check_tracking(TrackingConfig(wandb="off")) == []
+    monkeypatch.setattr("megatron_rl.tracking.check.find_spec", lambda name: None if name == "sqlalchemy" else True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    [said_of_address] = check_tracking(TrackingConfig(wandb="off", mlflow=True))
+    assert "MLFLOW_TRACKING_URI" in said_of_address
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert check_tracking(TrackingConfig(wandb="off", mlflow=True)) == []
 
 
 def test_a_tracker_that_cannot_be_imported_never_stops_a_run(
