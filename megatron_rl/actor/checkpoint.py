@@ -171,6 +171,9 @@ def _trained(actor: Actor, loading: bool) -> dict[str, Any]:
     """Weights and optimiser of one model, and its reference if that moves."""
     for optimizer in _torch_optimizers(actor):
         _complete(optimizer)
+    for optimizer in actor.optimizer.chained_optimizers:  # Transformer Engine's makes its moments at its first step
+        if optimizer.init_state_fn is not None:
+            optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
     metadata: dict[str, Any] = {
         "distrib_optim_sharding_type": "fully_reshardable",  # the type that loads at any sharding
         "chained_optim_avoid_prefix": True,

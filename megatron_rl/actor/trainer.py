@@ -60,7 +60,7 @@ class Actor:
         self.arch = read_architecture(hf_config)
         self.device = accelerator.device()
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
-        self.fused = transformer_engine()
+        self.fused = transformer_engine(self.dtype)
         self.adapters = restrict(self.chunks, hf_config, config, seed, self.fused)
         self.wrapped: list[Any] = wrap(self.chunks) if trained else list(self.chunks)
         self.model_folder = Path(model_folder)

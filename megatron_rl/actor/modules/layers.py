@@ -171,13 +171,14 @@ class PackedAttention(torch.nn.Module):
         if self.cp_group.size() > 1:
             key, value = (gather_from_sequence_parallel_region(x, group=self.cp_group) for x in (key, value))
         repeat = query.shape[1] // key.shape[1]
-        if repeat > 1:  # the CPU's fused kernel wants as many key heads as query heads
+        grouped = repeat > 1 and accelerator.on_gpu()
+        if repeat > 1 and not grouped:  # the CPU's fused kernel wants as many key heads as query heads
             key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
         outputs = []
         for block in packed_seq_params.blocks:
             q, k, v = (block.rows(x, i) for x, i in ((query, block.queries), (key, block.keys), (value, block.keys)))
             out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=block.mask, is_causal=block.mask is None, scale=self.scale
+                q, k, v, attn_mask=block.mask, is_causal=block.mask is None, scale=self.scale, enable_gqa=grouped
             )
             outputs.append(block.flat(out))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -25,7 +25,7 @@ from megatron_rl.errors import SwapError
 from megatron_rl.resharding.execute import box, flat
 from megatron_rl.resharding.layout import merged
 from megatron_rl.resharding.plan import Copy, Plan
-from megatron_rl.resharding.transports.device_hash import device_hashes, hash_keys, hash_on_device
+from megatron_rl.resharding.transports.device_hash import device_hashes, device_kernels, hash_keys, hash_on_device
 from megatron_rl.resharding.transports.shared_memory import Place
 from megatron_rl.resharding.transports.transport import Dtypes, Owned
 
@@ -144,6 +144,19 @@ def make_batches(
     return list(found.values())
 
 
+def split_runs(batches: Sequence[Batch]) -> tuple[list[Batch], list[tuple[int, int, int]]]:
+    """What is left to torch, and the copies within one GPU that are one run on both sides: their addresses and bytes."""
+    left, runs = [], []
+    for batch in batches:
+        source, place = batch.sources[0], batch.destinations[0]  # alike in all of a batch
+        if source.device == place.device and source.dtype == place.dtype and source.is_contiguous():
+            if place.is_contiguous():
+                runs += [(s.data_ptr(), d.data_ptr(), s.nbytes) for s, d in zip(*batch, strict=True)]
+                continue
+        left.append(batch)
+    return left, runs
+
+
 class Batched:
     """The ``Inbound`` end over tensors that this process can address, on any device: few calls for all copies.
 
@@ -160,8 +173,12 @@ class Batched:
         destinations: Mapping[str, torch.Tensor],
         timeout: float = 300.0,
     ) -> None:
-        self.timeout = timeout
+        self.timeout, self._closed = timeout, False
         self._batches = make_batches(copies, sources, destinations)
+        self._runs: Any = None
+        if kernels := device_kernels(next(iter(destinations.values())).device):
+            self._batches, runs = split_runs(self._batches)
+            self._runs = kernels.Runs(runs, next(iter(destinations.values())).device)
         self._landed = []
         for c in copies:
             shape, (steps,) = merged(c.shape, c.destination_strides)
@@ -170,12 +187,10 @@ class Batched:
 
     def pull(self, version: int) -> np.ndarray:
         """Copy, wait, and hash what landed (``device_hash``)."""
-        if not self._batches:
+        if self._closed:
             raise SwapError(f"Version {version} cannot be read: this end was closed.")
         try:
-            with torch.no_grad():
-                for batch in self._batches:
-                    torch._foreach_copy_(batch.destinations, batch.sources, non_blocking=True)
+            self.copy()
             self._wait(version)
             return device_hashes(self._landed, [place.dtype for place in self._landed], self._keys)
         except SwapError:
@@ -183,13 +198,21 @@ class Batched:
         except RuntimeError as error:
             raise SwapError(f"Version {version} was not copied: {str(error).splitlines()[0]}.") from error
 
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Begin all copies on the current stream."""
+        if self._runs is not None:
+            self._runs.copy()
+        for batch in self._batches:
+            torch._foreach_copy_(batch.destinations, batch.sources, non_blocking=True)
+
     def digest(self, tensor: torch.Tensor) -> int:
         """The hash of one tensor on the device of the destinations."""
         return int(device_hashes([tensor], [tensor.dtype], self._keys)[0])
 
     def close(self) -> None:
         """Let go of the sources."""
-        self._batches.clear()
+        self._batches, self._runs, self._closed = [], None, True
 
     def _wait(self, version: int) -> None:
         if self._keys.device.type != "cuda":

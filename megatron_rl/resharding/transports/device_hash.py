@@ -1,4 +1,4 @@
-"""A hash of tensors that is computed where they lie, by torch alone, and is equal on every device.
+"""A hash of tensors that is computed where they lie, by torch or on a GPU by a kernel, and is equal on every device.
 
 xxh3 would have to bring every byte of a GPU's weights to the host. This one is linear: element i, as an integer, times
 key i, summed modulo 2**64 over every 2**18 elements; xxh3 of those sums is the hash. Keys are odd and differ with the
@@ -9,6 +9,7 @@ Lemire and Kaser, "Strongly universal string hashing is fast", 2014). How a tens
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import xxhash
 from megatron_rl.resharding.execute import bands, box
 from megatron_rl.resharding.layout import merged
 from megatron_rl.resharding.plan import Copy
+from megatron_rl.system import machine
 
 PERIOD = 1 << 18  # elements that share one sum
 LIMIT = 4 << 20  # bytes looked at together; their products need up to eight times as many
@@ -34,13 +36,34 @@ def device_hashes(boxes: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype], 
 
     ``boxes``: views of any strides, on the device of ``keys``, which is waited for once.
     """
-    counts = [-(-box.numel() // PERIOD) for box in boxes]
-    sums = torch.zeros(sum(counts), dtype=torch.int64, device=keys.device)
+    whole = [i for i, (box, dtype) in enumerate(zip(boxes, dtypes, strict=True)) if as_it_lies(box, dtype)]
+    sums: dict[int, torch.Tensor] = {}
+    if whole and (kernels := device_kernels(keys.device)):
+        sums = dict(zip(whole, kernels.period_sums([boxes[i] for i in whole], keys), strict=True))
     with torch.no_grad():
-        for box, dtype, into in zip(boxes, dtypes, sums.split(counts), strict=True):
-            _add(box, dtype, keys, into)
-    found = np.split(sums.cpu().numpy(), np.cumsum(counts, dtype=np.int64))[:-1]  # the rest is empty
+        for i, (box, dtype) in enumerate(zip(boxes, dtypes, strict=True)):
+            if i not in sums:
+                sums[i] = torch.zeros(-(-box.numel() // PERIOD), dtype=torch.int64, device=keys.device)
+                _add(box, dtype, keys, sums[i])
+    ordered = [sums[i] for i in range(len(boxes))]
+    ends = np.cumsum([len(part) for part in ordered], dtype=np.int64)
+    found = np.split(torch.cat(ordered).cpu().numpy(), ends)[:-1] if ordered else []  # the rest is empty
     return np.array([xxhash.xxh3_64_intdigest(one.tobytes()) for one in found], dtype=np.uint64)
+
+
+def as_it_lies(box: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a box is one run of elements of ``dtype``."""
+    return box.dtype == dtype and box.is_contiguous()
+
+
+@cache
+def device_kernels(device: torch.device) -> ModuleType | None:
+    """The kernels for a GPU, where Triton is there (CUDA builds of torch bring it); None: torch does the work."""
+    if device.type != "cuda" or machine.installed("triton") is None:
+        return None
+    from megatron_rl.resharding.transports import device_kernels as kernels
+
+    return kernels
 
 
 def hash_on_device(

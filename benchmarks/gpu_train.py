@@ -1,0 +1,178 @@
+"""Update steps of the actor at a real shape on one GPU: tokens a second, model FLOPs and peak memory.
+
+    python -m benchmarks.gpu_train [--shape qwen3-4b] [--layers N] [--length 4096] [--tokens 16384] [--micro-batches 2]
+                                   [--steps 3] [key=value of actor ...]
+
+Random weights; every row is one sequence of --length tokens, of which all but the first are trained (log-probs, entropy
+and the clipped objective), packed to --tokens a micro-batch. Figures are of the fastest and the median step after one
+that is not counted. MFU is model FLOPs (Megatron's count: products and causal attention, three times for forward and
+backward, nothing for what is computed again) over 989 TFLOP/s, the H100's and H200's dense bfloat16 peak, whatever the
+precision. The head's share is its forward and backward pass measured alone.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from megatron_rl.actor import accelerator, groups
+from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.micro_batch import MicroBatch
+from megatron_rl.actor.modules.logprobs import token_logprobs
+from megatron_rl.actor.rows import TrainingRow
+from megatron_rl.actor.trainer import Actor
+
+PEAK = 989e12  # FLOP/s
+COMMON: dict[str, Any] = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "num_key_value_heads": 8,
+    "num_attention_heads": 32,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "num_hidden_layers": 36,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "max_position_embeddings": 40960,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-4b": COMMON | {"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
+    "qwen3-8b": COMMON | {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False},
+    "tiny": COMMON
+    | {
+        **{"hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": True, "vocab_size": 512},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2},
+    },
+}
+
+
+class RandomActor(Actor):
+    """Weights stay as they are drawn here: no folder is read."""
+
+    def load(self, folder: str) -> None:
+        with torch.no_grad():
+            for parameter in self.parameters().values():
+                parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
+
+
+def flops_per_token(shape: dict[str, Any], length: int) -> float:
+    """Model FLOPs of one trained token of a sequence of ``length``, forward and backward."""
+    hidden, layers, dim = shape["hidden_size"], shape["num_hidden_layers"], shape["head_dim"]
+    queries, keys = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
+    matrices = hidden * (2 * queries + 2 * keys) + 3 * hidden * shape["intermediate_size"]
+    attention = 2 * 2 * queries * length / 2  # scores and their product with the values, half of them masked
+    return 3.0 * (layers * (2 * matrices + attention) + 2 * hidden * shape["vocab_size"])
+
+
+def join(config: ActorConfig) -> None:
+    """A job of this process alone."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.setdefault("MASTER_PORT", "29555")
+    groups.initialize(config, 0)
+
+
+def objective(logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Any:
+    old, advantage, weight = (batch.columns[name] for name in ("old", "advantage", "weight"))
+    ratio = (logprobs - old).exp()
+    gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+    loss = -(gain * weight).sum()
+    return loss, {"loss": loss.detach(), "entropy": (entropy.detach() * weight).sum()}
+
+
+def head_seconds(actor: Actor, tokens: int) -> float:
+    """The output layer, log-probs and entropies of so many tokens, forward and backward."""
+    weight = actor.chunks[0].output_matrix().detach().requires_grad_()
+    hidden = torch.randn(tokens, weight.shape[1], device=weight.device, dtype=weight.dtype).requires_grad_()
+    targets = torch.randint(0, actor.arch.vocab, (tokens,), device=weight.device)
+    best = float("inf")
+    for _ in range(3):
+        accelerator.synchronize()
+        started = time.perf_counter()
+        logprobs, entropy = token_logprobs(
+            hidden, weight, targets, vocab_size=actor.arch.vocab, chunk=actor.config.logprob_chunk
+        )
+        (logprobs.sum() + 0.01 * entropy.sum()).backward()
+        accelerator.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def rows(count: int, length: int, vocab: int) -> list[TrainingRow]:
+    random = np.random.default_rng(0)
+    made = []
+    for i in range(count):
+        columns = {
+            "weight": np.full(length, 1.0 / (count * length), np.float32),
+            "old": np.full(length, -np.log(vocab), np.float32),
+            "advantage": np.full(length, random.normal(), np.float32),
+        }
+        made.append(TrainingRow(random.integers(0, vocab, length), columns, prompt=1, sample=i))
+    return made
+
+
+def main() -> None:
+    """Print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="qwen3-4b")
+    parser.add_argument("--layers", type=int, help="instead of the shape's")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--micro-batches", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", help="key=value of actor")
+    options = parser.parse_args()
+    shape = SHAPES[options.shape] | ({"num_hidden_layers": options.layers} if options.layers else {})
+    chosen = OmegaConf.merge(OmegaConf.structured(ActorConfig), OmegaConf.from_dotlist(options.overrides))
+    config: Any = OmegaConf.to_object(chosen)
+    config.micro_batch_tokens = options.tokens
+    join(config)
+    actor = RandomActor(shape, config, options.dtype, "")
+    actor.new_optimizer(config.optimizer)
+    count = options.tokens * options.micro_batches // options.length
+    batch = rows(count, options.length, shape["vocab_size"])
+    times = []
+    for _ in range(options.steps + 1):
+        accelerator.synchronize()
+        started = time.perf_counter()
+        metrics = actor.update(actor.pack(batch), objective, lr=1e-6)
+        accelerator.synchronize()
+        times.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if accelerator.on_gpu() else 0.0
+    head = head_seconds(actor, options.tokens) * options.micro_batches
+    trained, each = count * (options.length - 1), flops_per_token(shape, options.length)
+    best, middle = min(times[1:]), statistics.median(times[1:])
+    found = {
+        "benchmark": "gpu_train",
+        "device": torch.cuda.get_device_name() if accelerator.on_gpu() else "CPU",
+        "shape": options.shape,
+        "layers": shape["num_hidden_layers"],
+        "dtype": options.dtype,
+        "length": options.length,
+        "tokens": options.tokens,
+        "micro_batches": options.micro_batches,
+        "options": options.overrides,
+        "transformer_engine": actor.fused,
+        "tokens_per_second": round(trained / middle),
+        "tokens_per_second_best": round(trained / best),
+        "mfu": round(trained * each / middle / PEAK, 4),
+        "gflop_per_token": round(each / 1e9, 2),
+        "step_seconds": [round(t, 4) for t in times],
+        "peak_gib": round(peak, 2),
+        "head_share": round(head / middle, 4),
+        "loss": metrics["loss"],
+        "grad_norm": metrics["grad_norm"],
+    }
+    print(json.dumps(found), flush=True)
+    groups.shutdown()
+
+
+if __name__ == "__main__":
+    main()
