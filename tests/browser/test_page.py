@@ -15,6 +15,7 @@ from tests.conftest import PATIENCE
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt=1'><b>bold</b>"
 HIDDEN = "bell\x07 escape\x1b[31m turned\u202eround zero\u200bwidth"
 PHONE = {"width": 390, "height": 844}
+expect.set_options(timeout=1000 * PATIENCE)
 SECTIONS = ("overview", "curves", "rewards", "behaviour", "samples", "machine", "provenance")
 
 
@@ -32,7 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of two seeds, with hostile texts in every place that a text can come to."""
     folder = tmp_path_factory.mktemp("runs")
     rows = [{"stage": "eval", "step": 0, "greedy/correct": 0.1}]
-    rows += [numbers(step) | {f"reward/{HOSTILE}/score": step / 10} for step in range(1, 11)]
+    rows += [numbers(step) | {f"reward/{HOSTILE}/score": step / 10} for step in range(1, 13)]
     texts = [evaluated("before", 0, i, right=i == 2) for i in range(4)]
     texts += [completion(step, i) for step in range(1, 11) for i in range(8)]
     texts += [
@@ -87,6 +88,21 @@ def test_every_part_opens_and_charts_are_drawn(opened: Page) -> None:
     assert opened.url.endswith("#overview")
 
 
+def test_lines_are_smoothed_when_asked_for(opened: Page) -> None:
+    part = open_part(opened, "overview")
+    plot = part.locator("figure", has=opened.locator("h3", has_text="reward")).locator(".plot").first
+    plot.locator("svg.main-svg").first.wait_for()
+    assert plot.evaluate("plot => plot.data.length") == 3  # the two edges of a band, and the mean
+    assert plot.evaluate("plot => plot.data[2].y[11]") == 1.2
+    opened.locator("#smooth").click()
+    assert plot.evaluate("plot => plot.data.length") == 4  # the mean itself too, faint
+    weights = [0.85 ** (12 - step) for step in range(1, 13)]
+    expected = sum(weight * step / 10 for step, weight in enumerate(weights, 1)) / sum(weights)
+    assert plot.evaluate("plot => plot.data[3].y[11]") == pytest.approx(expected, abs=1e-9)
+    opened.locator("#smooth").click()
+    assert plot.evaluate("plot => plot.data[2].y[11]") == 1.2
+
+
 def test_the_keyboard_is_enough(opened: Page) -> None:
     opened.locator("#tab-overview").focus()
     opened.keyboard.press("ArrowRight")
@@ -122,7 +138,7 @@ def test_search_filters_and_orders_samples(opened: Page) -> None:
     expect(count).to_have_text("4 questions answered otherwise")
     part.locator(".sample summary").first.click()
     assert "worse" in part.locator(".sample").first.inner_text()
-    assert part.locator(".sample").first.locator(".pair .texts").count() == 2
+    expect(part.locator(".sample").first.locator(".pair .texts")).to_have_count(2)
 
 
 def test_stages_are_coloured_and_parts_of_the_reward_are_said(opened: Page) -> None:
@@ -131,7 +147,8 @@ def test_stages_are_coloured_and_parts_of_the_reward_are_said(opened: Page) -> N
     part.locator("input[type=search]").fill("story 3?")
     part.locator(".sample summary").first.click()
     body = part.locator(".sample .body").first
-    assert [body.locator(f".s{i}").count() for i in range(1, 6)] == [1] * 5
+    for stage in range(1, 6):
+        expect(body.locator(f".s{stage}")).to_have_count(1)
     assert body.locator(".s1").inner_text().startswith("Cue Encoding")
     assert body.locator("mark").first.inner_text() == "story"
     said = body.locator("dl").inner_text()
@@ -143,11 +160,12 @@ def test_hostile_and_hidden_characters_are_shown(opened: Page) -> None:
     part.locator("input[type=search]").fill("needle")
     part.locator(".sample summary").first.click()
     text = part.locator(".sample .body .text").nth(1)
+    expect(text).to_be_visible()
     assert text.inner_text() == f"{HOSTILE} needle"
     part.locator("input[type=search]").fill("escape")
     part.locator(".sample summary").first.click()
-    controls = part.locator(".sample .body").first.locator(".text .control").all_inner_texts()
-    assert controls == ["␇", "␛", "U+202E", "U+200B"]
+    controls = part.locator(".sample .body").first.locator(".text .control")
+    expect(controls).to_have_text(["␇", "␛", "U+202E", "U+200B"])
     for name in SECTIONS:
         open_part(opened, name)
 

@@ -12,6 +12,7 @@ from megatron_rl.tracking.names import GROUPS, ROW, find
 
 FIRST = ("reward", "accuracy", "length", "kl", "entropy", "loss", "pair_accuracy")  # of the overview
 TITLES = {"rl": "RL", "sft": "SFT", "preference": "Preference", "reward_model": "Reward model"}
+STATES = {"open": "not complete"}  # in other words
 CODE = re.compile(r"`([^`]*)`")
 
 
@@ -40,7 +41,7 @@ def summary(runs: Sequence[Recorded]) -> Block | None:
         done, asked = run.steps
         cells = [_percent(_last(run, after, measure)) for measure, _, after in shown]
         took = duration(run.seconds) if run.seconds else ""
-        rows.append([run.name, run.state, f"{done:,} / {asked:,}", run.seed, *cells, took])
+        rows.append([run.name, STATES.get(run.state, run.state), f"{done:,} / {asked:,}", run.seed, *cells, took])
     caption = "Held-out accuracy, the last evaluation of each stage." if shown else ""
     return table(head, rows, "Runs", caption, left=2)
 
@@ -54,7 +55,9 @@ def held_out(experiments: Sequence[Experiment]) -> Block | None:
             label = f"{experiment.label}, {mode}" if len(experiments) > 1 else mode
             drawn = averaged(experiment, found, label, marks=True)
             series.append(drawn and drawn | {"dash": mode == "greedy"})
-    caption = "Of questions that it was not trained on, over the steps of RL. Dashed: greedy."
+    caption = "Of questions that it was not trained on, over the steps of RL."
+    if any(one and one["dash"] for one in series):
+        caption += " Dashed: greedy."
     return chart("held-out accuracy", series, caption, y="fraction", percent=True, legend=False)
 
 

@@ -1,6 +1,8 @@
 // Charts are drawn by Plotly, which is unpacked after the page has been painted; each when it comes into view.
 
 const drawn = new Set();
+const WEIGHT = 0.85;  // of the past in a smoothed line
+let smooth = false;
 let library = null;
 
 const seen = new IntersectionObserver((entries) => {
@@ -48,13 +50,28 @@ function traces(block) {
       const edge = { x: one.x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
       found.push({ ...edge, y: one.low }, { ...edge, y: one.high, fill: "tonexty", fillcolor: faded(own, 0.16) });
     }
-    const trace = { type: "scatter", name, x: one.x, y: one.y, mode: one.marks || one.x.length === 1 ? "lines+markers" : "lines",
+    const soft = smooth && block.form === "lines" && one.x.length > 10 && !one.marks;
+    if (soft) {
+      found.push({ type: "scatter", x: one.x, y: one.y, mode: "lines", line: { color: faded(own, 0.25), width: 1 }, hoverinfo: "skip" });
+    }
+    const trace = { type: "scatter", name, x: one.x, y: soft ? smoothed(one.y) : one.y, mode: one.marks || one.x.length === 1 ? "lines+markers" : "lines",
       line: { color: own, width: 1.8, dash: one.dash ? "4px,3px" : "solid" }, marker: { size: 6, color: own },
       hovertemplate: hover + `<extra>${name}</extra>` };
     if (block.form === "stack") Object.assign(trace, { stackgroup: "all", fillcolor: faded(own, 0.55), line: { color: own, width: 0.6 } });
     found.push(trace);
   }
   return found;
+}
+
+// The exponential moving mean, without the bias to its beginning that it has at first.
+function smoothed(values) {
+  let sum = 0, weight = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    sum = WEIGHT * sum + (1 - WEIGHT) * value;
+    weight = WEIGHT * weight + (1 - WEIGHT);
+    return sum / weight;
+  });
 }
 
 // Plotly reads a little markup in its texts.

@@ -17,6 +17,12 @@ function begin() {
   window.addEventListener("hashchange", openAddressed);
   openAddressed();
   theme();
+  const button = document.getElementById("smooth");
+  button.addEventListener("click", () => {
+    smooth = !smooth;
+    button.setAttribute("aria-pressed", String(smooth));
+    drawAgain();
+  });
 }
 
 function openAddressed() {
