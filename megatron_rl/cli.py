@@ -54,6 +54,7 @@ examples:
   megatron-rl options rollout                         what can be set, with defaults
   megatron-rl train runs/quickstart/config.yaml       the same run again
   megatron-rl train quickstart rollout.engine=sglang  the same with a real SGLang server (make sglang)
+  megatron-rl report runs/quickstart                  one page about it: curves, rewards, behaviour, samples
   megatron-rl serve runs/quickstart                   what it trained, behind OpenAI's API
 
 A run keeps everything in runs/NAME: metrics, completions with their rewards, checkpoints, the final policy.

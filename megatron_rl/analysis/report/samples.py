@@ -15,8 +15,9 @@ LEAST = 20  # completions of a run
 OF_EVALUATIONS = 0.4  # of the share of a run
 LONGEST = 20_000  # characters of a prompt or completion that are shown
 RULE = (
-    "Of a run with many completions the page has the same questions of the first and of the last evaluation, and of "
-    "training the best, the worst and evenly spread ones of every step, or of evenly spread steps."
+    "Of a run with many completions the page has the same questions of the first evaluation, of that before RL "
+    "and of the last, and of training the best, the worst and evenly spread ones of every step, or of evenly spread "
+    "steps."
 )
 
 
@@ -25,16 +26,20 @@ def choose(seen: Sequence[Seen], count: int) -> list[Seen]:
     if len(seen) <= count:
         return list(seen)
     names = list(dict.fromkeys(one.evaluation for one in seen if one.evaluation))
-    ends = {name: [one for one in seen if one.evaluation == name] for name in dict.fromkeys((*names[:1], *names[-1:]))}
+    left = [name for name in names if name.startswith("after ")][-2:-1]  # by the stage before the last
+    ends = {
+        name: [one for one in seen if one.evaluation == name]
+        for name in dict.fromkeys((*names[:1], *left, *names[-1:]))
+    }
     room = int(count * OF_EVALUATIONS) // max(1, len(ends))
     chosen = [one for some in ends.values() for one in some[:room]]  # both ask the same in the same order
     drawn: dict[int, list[Seen]] = {}
     for one in seen:
         if not one.evaluation:
             drawn.setdefault(one.step, []).append(one)
-    left = count - len(chosen)
-    each = max(3, left // max(1, len(drawn)))
-    for step in spread(sorted(drawn), left // each):
+    room = count - len(chosen)
+    each = max(3, room // max(1, len(drawn)))
+    for step in spread(sorted(drawn), room // each):
         chosen += of_step(drawn[step], each)
     return sorted(chosen, key=lambda one: one.offset)
 

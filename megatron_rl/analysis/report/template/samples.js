@@ -41,7 +41,7 @@ function filters(data, changed) {
   const [setLabel, set] = select("of", [["", "all"], ...sets.map((name) => [name || "\u0000", name ? `evaluation: ${name}` : "training"])], sets.length < 2);
   const [verdictLabel, verdict] = select("answer", [["", "any"], ["right", "right"], ["wrong", "wrong"], ["cut", "cut off"]]);
   const [orderLabel, order] = select("order", [["last", "latest first"], ["first", "earliest first"], ["best", "best first"],
-    ["worst", "worst first"], ["longest", "longest first"], ["changed", "changed from first to last"]]);
+    ["worst", "worst first"], ["longest", "longest first"], ["changed", "changed between evaluations"]]);
   const element = make("form", { class: "filters", role: "search" }, make("label", { class: "grow" }, "search", input), orderLabel, verdictLabel, setLabel, runLabel);
   element.addEventListener("submit", (event) => event.preventDefault());
   return { element, chosen: () => ({ run: run.value, set: set.value, verdict: verdict.value, order: order.value,
@@ -73,19 +73,27 @@ function sorted(found, order) {
   return found.sort(by[order]);
 }
 
-// Of each question the first and the last completion of evaluations (else of training) where the verdict or reward moved.
+// The evaluations that are compared: the last one, and that which the stage before has left, or else the first.
+function compared(data, run) {
+  const sets = [...new Set(data.samples.filter((one) => one.run === run && one.set).map((one) => one.set))];
+  return [sets.filter((name) => name.startsWith("after ")).at(-2) ?? sets[0], sets.at(-1)];
+}
+
+// Of each question a completion of both evaluations, where the verdict or the reward moved; without evaluations the first
+// and the last of training.
 function changed(data, chosen) {
   const evaluated = data.samples.some((one) => one.set);
+  const ends = data.runs.map((_, run) => compared(data, run));
   const first = new Map(), last = new Map();
   for (const one of data.samples) {
-    if (Boolean(one.set) !== evaluated || !fits(data, one, { ...chosen, set: "", verdict: "", words: [] })) continue;
+    if (evaluated && !ends[one.run].includes(one.set)) continue;
     const name = `${one.run} ${one.mode || ""} ${one.id || one.prompt}`;
     if (!first.has(name)) first.set(name, one);
     last.set(name, one);
   }
   const pairs = [...first].map(([name, one]) => [one, last.get(name)]).filter(([a, b]) => a !== b && worth(a) !== worth(b));
-  const kept = pairs.filter(([a, b]) => fits(data, a, { ...chosen, run: "", set: "", verdict: "" }) || fits(data, b, { ...chosen, set: "", verdict: "" }))
-    .filter(([, b]) => !chosen.verdict || fits(data, b, { ...chosen, set: "", words: [] }));
+  const kept = pairs.filter(([a, b]) => fits(data, b, { ...chosen, set: "", words: [] })
+    && [a, b].some((one) => fits(data, one, { ...chosen, set: "", verdict: "" })));
   return kept.sort((x, y) => (worth(x[1]) - worth(x[0])) - (worth(y[1]) - worth(y[0])));  // what got worse is looked at first
 }
 
@@ -161,7 +169,7 @@ function facts(one) {
   add("tokens", one.tokens);
   add("ended by", one.finish === "stop" ? "itself" : one.finish === "length" ? "the limit" : one.finish);
   Object.entries(one.facts || {}).forEach(([name, value]) => add(name, value));
-  add("question", one.id);
+  add("id", one.id);
   return make("dl", {}, ...rows);
 }
 
