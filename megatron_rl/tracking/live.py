@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import isfinite
 
 from megatron_rl.system.screen import duration
 
@@ -42,7 +43,7 @@ def panel(
     nobody knows. What a stage has no numbers of is left out.
     """
     main = "reward" if "reward" in numbers else "loss"
-    head = [f"{stage} step {step:,} of {total:,}"]
+    head = [f"{stage} step {step:,}{f' of {total:,}' if total else ''}"]
     if main in numbers:
         head.append(f"{main} {numbers[main]:.3f} {trend(course)}")
     if left is not None:
@@ -56,7 +57,8 @@ def panel(
 
 
 def trend(course: Sequence[float]) -> str:
-    """A course in ``TREND`` columns: means of neighbouring steps, from the least to the greatest."""
+    """A course in ``TREND`` columns: means of neighbouring steps, from the least to the greatest; what is not finite is left out."""
+    course = [value for value in course if isfinite(value)]
     if len(course) < 2:
         return ""
     count = min(TREND, len(course))

@@ -45,12 +45,15 @@ def test_a_panel_of_rl() -> None:
 
 def test_a_panel_of_a_stage_without_rewards() -> None:
     text = panel("sft", 1, 1000, {"loss": 2.5, "grad_norm": 0.5, "time/step": 0.0}, [2.5], None)
+    assert panel("rl", 3, 0, {}, [], None).splitlines()[1:] == ["rl step 3"]
     assert text.splitlines()[1:] == ["sft step 1 of 1,000   loss 2.500 ", "  policy      gradient 0.5"]
 
 
 def test_the_trend_goes_from_the_least_to_the_greatest() -> None:
     assert trend([1.0]) == "" and trend([2.0, 2.0, 2.0]) == BARS[0] * 3
     assert trend([float(i) for i in range(8)]) == BARS
+    assert trend([0.0, float("nan"), float("inf"), 1.0]) == BARS[0] + BARS[-1]
+    assert trend([float("nan")] * 3) == ""
     long = trend([float(i) for i in range(1000)])
     assert len(long) == 24 and long[0] == BARS[0] and long[-1] == BARS[-1] and list(long) == sorted(long)
 
