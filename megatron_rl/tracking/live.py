@@ -57,7 +57,10 @@ def panel(
 
 
 def trend(course: Sequence[float]) -> str:
-    """A course in ``TREND`` columns: means of neighbouring steps, from the least to the greatest; what is not finite is left out."""
+    """A course in ``TREND`` columns: means of neighbouring steps, from the least to the greatest.
+
+    What is not finite is left out.
+    """
     course = [value for value in course if isfinite(value)]
     if len(course) < 2:
         return ""

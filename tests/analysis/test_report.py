@@ -177,3 +177,17 @@ def test_long_lines_are_thinned_to_means() -> None:
     assert len(x) == len(y) == 334 and x[0] == 1.0 and y[0] == pytest.approx(1 / 3, abs=1e-5) and y[-1] is None
     assert numbers([1.23456789, float("inf"), None]) == [1.2346, None, None]
     assert chart("empty", [line("none", [1.0], [float("nan")]), None]) is None
+
+
+def test_numbers_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
+    rows = [made.numbers(step, reward=float("nan") if step == 3 else 1.0 + step) for step in range(1, 11)]
+    page = make_page([str(make_run(tmp_path / "run", rows, complete=10))])
+    assert charts(page, "overview")["reward"]["series"][0]["y"][1:4] == [3.0, None, 5.0]
+    signs = charts(page, "behaviour")["Signs of reward hacking"]["rows"]
+    assert [row[1] for row in signs] == ["cannot be told", "cannot be told", "no", "no"]
+
+
+def test_runs_of_one_seed_are_runs_and_not_seeds(tmp_path: Path) -> None:
+    runs = [read_run(str(make_run(tmp_path / name, [made.numbers(1)]))) for name in "abc"]
+    [one] = experiments(runs)
+    assert one.label == "a and 2 more: mean and range of 3 runs"

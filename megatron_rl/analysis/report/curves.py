@@ -18,7 +18,7 @@ CODE = re.compile(r"`([^`]*)`")
 
 def overview(runs: Sequence[Recorded], experiments: Sequence[Experiment]) -> Block:
     """What a reader wants first: how the runs stand, what was learnt, and what to know of the records."""
-    stage = runs[0].main
+    stage = next((run.main for run in runs if run.main == "rl"), runs[0].main)
     charts = [held_out(experiments)] + [metric(experiments, stage, name) for name in FIRST]
     said = [(run.name if len(runs) > 1 else "", note) for run in runs for note in run.notes]
     shown = [block for block in charts if block][:6]
@@ -41,7 +41,16 @@ def summary(runs: Sequence[Recorded]) -> Block | None:
         done, asked = run.steps
         cells = [_percent(_last(run, after, measure)) for measure, _, after in shown]
         took = duration(run.seconds) if run.seconds else ""
-        rows.append([run.name, STATES.get(run.state, run.state), f"{done:,} / {asked:,}", run.seed, *cells, took])
+        rows.append(
+            [
+                run.name,
+                STATES.get(run.state, run.state),
+                f"{done:,} / {asked:,}" if asked else f"{done:,}",
+                run.seed,
+                *cells,
+                took,
+            ]
+        )
     caption = "Held-out accuracy, the last evaluation of each stage." if shown else ""
     return table(head, rows, "Runs", caption, left=2)
 

@@ -75,4 +75,5 @@ def _label(runs: Sequence[Recorded]) -> str:
     if len(names) == 1:
         return names[0]
     said = " and ".join(names) if len(names) == 2 else f"{names[0]} and {len(names) - 1} more"
-    return f"{said}: mean and range of {len(names)} seeds"
+    what = "seeds" if len({run.seed for run in runs}) == len(runs) else "runs"
+    return f"{said}: mean and range of {len(names)} {what}"

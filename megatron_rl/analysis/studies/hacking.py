@@ -1,6 +1,7 @@
 """Signs that a policy earns its reward without learning what it is for."""
 
 from collections.abc import Sequence
+from math import isfinite
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ def signs(run: Recorded) -> list[Sign]:
 
 def ends(rows: Sequence[Row], key: str) -> tuple[float, float] | None:
     """The means of a number over the first and the last quarter of the rows that have it; None of too few."""
-    values = [float(row[key]) for row in rows if isinstance(row.get(key), int | float)]
+    values = [float(row[key]) for row in rows if isinstance(row.get(key), int | float) and isfinite(row[key])]
     if len(values) < LEAST:
         return None
     quarter = len(values) // 4
