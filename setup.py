@@ -72,7 +72,7 @@ setup(
     ],
     extras_require={
         "dev": pinned("pytest", "hypothesis", "ruff", "mypy", "mbridge", "einops", "peft", "accelerate")
-        + pinned("math-verify", "ortools", "plotly"),
+        + pinned("math-verify", "ortools", "triton", "plotly"),
         "math": pinned("math-verify"),
         "puzzles": pinned("ortools"),
         "gym": pinned("reasoning-gym"),

@@ -1,10 +1,10 @@
-"""The actor's log-probs on a GPU against transformers' in float32, in every precision, beside transformers' own bfloat16.
+"""The actor's log-probs on a GPU in every precision against transformers' in float32, beside transformers' bfloat16.
 
     python -m benchmarks.gpu_numerics [--layers 8] [--hidden 1024] [--fp8 delayed tensorwise blockwise]
 
 One random Qwen3 in one folder; six sequences of 33 to 700 tokens, packed for the actor and one by one for transformers.
-Prints one line of JSON: mean and largest absolute difference of the tokens' log-probs, in nats, a line of the table each;
-and the relative error of a gradient (of a query-key-value matrix) against float32's, where the actor computes it.
+Prints one line of JSON: mean and largest absolute difference of the tokens' log-probs, in nats, and the relative error
+of a gradient (of a query-key-value matrix) against float32's, where the actor computes it.
 """
 
 import argparse
@@ -86,7 +86,9 @@ def of_actor(folder: Path, dtype: str, rows: list[np.ndarray], **options: Any) -
         loss = -(batch.columns["weight"] * logprobs).sum()
         return loss, {"loss": loss.detach()}
 
-    name = next(n for n, _ in actor.chunks[0].named_parameters() if n.endswith("layers.0.self_attention.linear_qkv.weight"))
+    name = next(
+        n for n, _ in actor.chunks[0].named_parameters() if n.endswith("layers.0.self_attention.linear_qkv.weight")
+    )
     parameter = dict(actor.chunks[0].named_parameters())[name]
     prepare = actor.optimizer.prepare_grads
 
@@ -106,6 +108,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--fp8", nargs="*", default=["delayed", "tensorwise", "blockwise"])
+    parser.add_argument(
+        "--attention", default="transformer_engine", help="actor.attention (default transformer_engine)"
+    )
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     join(ActorConfig())
@@ -126,7 +131,7 @@ def main() -> None:
         cases += [(f"fp8 {recipe}", "bfloat16", {"fp8": recipe}) for recipe in options.fp8]
         for name, dtype, how in cases:
             try:
-                found, gradient = of_actor(folder, dtype, rows, **how)
+                found, gradient = of_actor(folder, dtype, rows, attention=options.attention, **how)
                 compare(f"actor {name}", found)
                 if exact is None:
                     exact = gradient

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu_swap [--layers 36] [--repeats 7]
 
-A random bfloat16 model of Qwen3-4B's shape (8 GB) lies in one process as Megatron keeps it and is pulled by another into
-SGLang's layout through CUDA IPC. The floor is one device-to-device copy of as many bytes in the pulling process. Then
-the FP8 block quantisation of the same weights, compared bit for bit with the CPU's, against a copy that reads and writes
-as many bytes. Best of the repeats, taken in turns.
+A random bfloat16 model of Qwen3-4B's shape (8 GB) lies in one process as Megatron keeps it and is pulled by another
+into SGLang's layout through CUDA IPC. The floor is one device-to-device copy of as many bytes in the pulling process.
+Then the FP8 block quantisation of the same weights, compared bit for bit with the CPU's, against a copy that reads and
+writes as many bytes. Best of the repeats, taken in turns.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main() -> None:
     origin, target = (torch.empty(receiver.bytes, dtype=torch.uint8, device="cuda") for _ in range(2))
     times: dict[str, list[float]] = {"floor": [], "copies": [], "pull": [], "owner": []}
     for version in range(options.repeats + 1):
-        times["floor"].append(seconds(lambda: target.copy_(origin)))
+        times["floor"].append(seconds(partial(target.copy_, origin)))
         times["copies"].append(seconds(partial(copies, receiver)))
         times["pull"].append(seconds(partial(receiver.pull, version)))
         pipe.send(version)

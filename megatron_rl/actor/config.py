@@ -70,8 +70,7 @@ class ActorConfig:
     packing: bool = True  # several sequences per forward pass (THD); false: one by one
     logprob_chunk: int = number(2048, least=1)  # tokens whose logits exist at the same time
     recompute: str = choice("none", "selective", "full")  # activations computed anew in the backward pass
-    # on a GPU, of packed sequences: Transformer Engine's (cuDNN's or flash-attn's kernels), or torch's
-    attention: str = choice("transformer_engine", "torch")
+    attention: str = choice("transformer_engine", "torch")  # whose kernels in Transformer Engine's layers, on a GPU
     fp8: str = choice("none", "delayed", "tensorwise", "blockwise")  # Transformer Engine's FP8 recipe
     threads: int = number(1, least=1, most=1024)  # CPU threads per rank
     freeze: list[str] = field(default_factory=list)  # Hugging Face tensors that stay as they are: docs/lora.md

@@ -55,6 +55,8 @@ def _gpus(config: Config, needed: Footprint) -> list[str]:
             f"The parallel sizes make {world} ranks (tensor x pipeline x context x data), and this machine has "
             f"{_counted(len(gpus), 'GPU')} to give each rank one: lower a size."
         )
+    if config.actor.fp8 != "none" and config.model.dtype != "bfloat16":
+        found.append(f"actor.fp8={config.actor.fp8} needs model.dtype=bfloat16; it is {config.model.dtype}.")
     if config.actor.fp8 != "none" and not gpus:
         found.append(f"actor.fp8={config.actor.fp8} needs an NVIDIA GPU; there is none. Use actor.fp8=none.")
     elif config.actor.fp8 != "none" and not machine.installed("transformer-engine"):

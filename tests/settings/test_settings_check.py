@@ -112,7 +112,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         (["actor.tensor_parallel=0"], ["actor.tensor_parallel is 0; it must be 1 or more."]),
         (["rollout.max_new_tokens=100"], ["= 138", "max_position_embeddings=128"]),
         pytest.param(
-            ["actor.fp8=delayed"],
+            ["actor.fp8=delayed", "model.dtype=bfloat16"],
             ["actor.fp8=delayed needs an NVIDIA GPU"],
             marks=pytest.mark.skipif(bool(machine.gpus()), reason="there is a GPU"),
         ),
@@ -357,3 +357,8 @@ def test_to_evaluate_needs_no_training_file(tmp_path: Path) -> None:
 def test_options_that_would_do_nothing(tmp_path: Path, overrides: list[str], part: str) -> None:
     (problem,) = check(quickstart(tmp_path, *overrides)).problems
     assert part in problem
+
+
+def test_fp8_needs_bfloat16(tmp_path: Path) -> None:
+    found = check(quickstart(tmp_path, "actor.fp8=delayed"), contents=False).problems
+    assert "actor.fp8=delayed needs model.dtype=bfloat16; it is float32." in found

@@ -1,13 +1,12 @@
 """Weights between the GPU processes of one machine: destinations read the sources' live parameters in GPU memory.
 
-Not yet run on a GPU. What needs one is ``offer`` and ``DeviceMemory.open``; the batched copies and their hashes are
-torch's and run on any device.
+What needs a GPU is ``offer`` and ``DeviceMemory.open``; copies and hashes run on any device.
 
 A source offers every storage of its parameters once, by the handle with which CUDA lets another process map it; a
-destination opens each handle once. A swap is then one batch of copies on one stream and one wait for it: contiguous
-copies of one dtype go through a single call of ``torch._foreach_copy_``, which a GPU runs in few kernels. Both sides
-hash on their device (``device_hash``). Sources must have synchronised their device before a destination is told to
-pull, as their streams are not known to it.
+destination opens each handle once. A swap is then a few launches on one stream and one wait for them: copies within
+one GPU that are one run of bytes go through ``device_kernels``, the others by dtype through ``torch._foreach_copy_``.
+Both sides hash on their device (``device_hash``). Sources must have synchronised their device before a destination is
+told to pull, as their streams are not known to it.
 """
 
 import os
@@ -145,15 +144,15 @@ def make_batches(
 
 
 def split_runs(batches: Sequence[Batch]) -> tuple[list[Batch], list[tuple[int, int, int]]]:
-    """What is left to torch, and the copies within one GPU that are one run on both sides: their addresses and bytes."""
+    """What is left to torch; and of copies within one GPU that are one run on both sides, the addresses and bytes."""
     left, runs = [], []
     for batch in batches:
         source, place = batch.sources[0], batch.destinations[0]  # alike in all of a batch
-        if source.device == place.device and source.dtype == place.dtype and source.is_contiguous():
-            if place.is_contiguous():
-                runs += [(s.data_ptr(), d.data_ptr(), s.nbytes) for s, d in zip(*batch, strict=True)]
-                continue
-        left.append(batch)
+        alike = source.device == place.device and source.dtype == place.dtype
+        if alike and source.is_contiguous() and place.is_contiguous():
+            runs += [(s.data_ptr(), d.data_ptr(), s.nbytes) for s, d in zip(*batch, strict=True)]
+        else:
+            left.append(batch)
     return left, runs
 
 
@@ -176,9 +175,11 @@ class Batched:
         self.timeout, self._closed = timeout, False
         self._batches = make_batches(copies, sources, destinations)
         self._runs: Any = None
-        if kernels := device_kernels(next(iter(destinations.values())).device):
+        self._mapped = dict(sources)  # runs are addresses: what lies there stays mapped as long as this is held
+        device = next(iter(destinations.values())).device
+        if kernels := device_kernels(device):
             self._batches, runs = split_runs(self._batches)
-            self._runs = kernels.Runs(runs, next(iter(destinations.values())).device)
+            self._runs = kernels.Runs(runs, device)
         self._landed = []
         for c in copies:
             shape, (steps,) = merged(c.shape, c.destination_strides)
@@ -213,6 +214,7 @@ class Batched:
     def close(self) -> None:
         """Let go of the sources."""
         self._batches, self._runs, self._closed = [], None, True
+        self._mapped.clear()
 
     def _wait(self, version: int) -> None:
         if self._keys.device.type != "cuda":

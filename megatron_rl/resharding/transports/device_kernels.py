@@ -20,26 +20,26 @@ _NUMBERS = {1: tl.uint8, 2: tl.int16, 4: tl.int32}  # elements as they lie, as d
 
 
 @triton.jit
-def _copy(table, WORD: tl.constexpr, TILE: tl.constexpr):
+def _copy(table, word: tl.constexpr, tile: tl.constexpr):
     row = table + 3 * tl.program_id(0).to(tl.int64)
-    source = tl.load(row).to(tl.pointer_type(WORD))
-    destination = tl.load(row + 1).to(tl.pointer_type(WORD))
+    source = tl.load(row).to(tl.pointer_type(word))
+    destination = tl.load(row + 1).to(tl.pointer_type(word))
     words = tl.load(row + 2)
-    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    at = tl.program_id(1) * tile + tl.arange(0, tile)
     tl.store(destination + at, tl.load(source + at, mask=at < words), mask=at < words)
 
 
 @triton.jit
-def _sum(table, keys, sums, rows, NUMBER: tl.constexpr, TILE: tl.constexpr, TOGETHER: tl.constexpr):
-    begin = tl.program_id(1) * TILE
-    at = begin + tl.arange(0, TILE)
+def _sum(table, keys, sums, rows, number: tl.constexpr, tile: tl.constexpr, together: tl.constexpr):
+    begin = tl.program_id(1) * tile
+    at = begin + tl.arange(0, tile)
     key = tl.load(keys + at)
-    for i in range(TOGETHER):
-        row = tl.program_id(0).to(tl.int64) * TOGETHER + i
+    for i in range(together):
+        row = tl.program_id(0).to(tl.int64) * together + i
         if row < rows:
             count = tl.load(table + 3 * row + 1)
             if begin < count:
-                elements = tl.load(table + 3 * row).to(tl.pointer_type(NUMBER))
+                elements = tl.load(table + 3 * row).to(tl.pointer_type(number))
                 numbers = tl.load(elements + at, mask=at < count, other=0).to(tl.int64)
                 tl.atomic_add(sums + tl.load(table + 3 * row + 2), tl.sum(numbers * key, 0))
 
@@ -61,7 +61,7 @@ class Runs:
         """Begin the copies on the current stream."""
         for width, table in self._tables.items():
             grid = len(table), triton.cdiv(COPIED // width, COPY_TILE)
-            _copy[grid](table, WORD=_WORDS[width], TILE=COPY_TILE)
+            _copy[grid](table, word=_WORDS[width], tile=COPY_TILE)
 
 
 def period_sums(tensors: Sequence[torch.Tensor], keys: torch.Tensor) -> list[torch.Tensor]:
@@ -85,5 +85,5 @@ def period_sums(tensors: Sequence[torch.Tensor], keys: torch.Tensor) -> list[tor
     for width, parts in rows.items():
         table = torch.from_numpy(np.concatenate(parts)).to(keys.device)
         grid = triton.cdiv(len(table), TOGETHER), period // SUM_TILE
-        _sum[grid](table, keys, found, len(table), NUMBER=_NUMBERS[width], TILE=SUM_TILE, TOGETHER=TOGETHER)
+        _sum[grid](table, keys, found, len(table), number=_NUMBERS[width], tile=SUM_TILE, together=TOGETHER)
     return list(found.split(counts))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rl.errors import InputError
+from megatron_rl.resharding import quantise
 from megatron_rl.resharding.execute import pull
 from megatron_rl.resharding.layout import Layout, ParallelSizes
 from megatron_rl.resharding.layouts.fp8 import SCALE, cut_tensors, quantised_engine, quantised_source, scale_shape
@@ -88,6 +89,23 @@ def test_every_tile_has_its_own_scale(rows: int, cols: int, dtype: torch.dtype, 
     upper = quantise_blockwise(weight[:aligned], block) if aligned else (quantised[:0], scales[:0])
     lower = quantise_blockwise(weight[aligned:], block)
     assert same(torch.cat([upper[0], lower[0]]), quantised) and same(torch.cat([upper[1], lower[1]]), scales)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 80])
+@pytest.mark.parametrize("shape", [(1, 1), (300, 500), (257, 129), (1000, 70)])
+@pytest.mark.parametrize("start", [(0, 0), (37, 200), (128, 127)])
+def test_bands_worked_on_together_change_no_bit(
+    bands: int, shape: tuple[int, int], start: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; of a shard whose first element is at ``start`` of a tensor that is zero elsewhere."""
+    whole = torch.zeros(start[0] + shape[0], start[1] + shape[1], dtype=torch.bfloat16)
+    weight = whole[start[0] :, start[1] :].normal_()
+    expected, scales = tiles_of(whole, 128)
+    monkeypatch.setattr(quantise, "_slab", lambda cols, block, device: bands * block)
+    first = [s // 128 for s in start]
+    found = quantise.shard_amax(weight, start) / LARGEST
+    assert torch.equal(found, scales[first[0] :, first[1] :])
+    assert same(quantise._quantise(weight, start, found, 128), expected[start[0] :, start[1] :])
 
 
 def test_scales_are_quotients_not_products_with_a_reciprocal() -> None:

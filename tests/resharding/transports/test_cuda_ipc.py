@@ -1,6 +1,13 @@
 """What of the transport between GPUs runs on any device; tests/gpu has the rest."""
 
+import gc
+import os
 import pickle
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +22,7 @@ from megatron_rl.resharding.plan import Copy, make_plan
 from megatron_rl.resharding.transports.cuda_ipc import Batched, DeviceMemory, Handle, HeldOnDevice, make_batches, offer
 from megatron_rl.resharding.transports.device_hash import LIMIT, PERIOD, device_hashes, hash_keys
 from megatron_rl.resharding.transports.shared_memory import Place
+from tests.conftest import ROOT
 from tests.resharding.reference import hf_tensors, megatron_shards
 from tests.resharding.transports.test_transport import CONFIG, ENGINE, SIZES
 
@@ -142,3 +150,44 @@ def test_owners_of_another_dtype_hash_what_lands() -> None:
         indices, hashes = HeldOnDevice(plan, rank, tensors, torch.bfloat16).push(1)
         owned |= dict(zip(indices.tolist(), hashes.tolist(), strict=True))
     assert landed.tolist() == [owned[i] for i in plan.copies_to(1)]
+
+
+def test_kernels_do_what_torch_does() -> None:
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("kernel_checks.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_runs_read_stays_mapped_until_the_end_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel knows addresses only; memory of another process is unmapped with the last tensor that lies in it."""
+    copied = []
+
+    class Runs:
+        def __init__(self, runs: list[tuple[int, int, int]], device: torch.device) -> None:
+            self.runs = runs
+
+        def copy(self) -> None:
+            copied.extend(self.runs)
+
+    kernels = SimpleNamespace(Runs=Runs)
+    monkeypatch.setattr("megatron_rl.resharding.transports.cuda_ipc.device_kernels", lambda device: kernels)
+    held, wanted = torch.arange(6.0), torch.zeros(6)
+    alive = weakref.ref(held)
+    copy = Copy("t", (0,), (6,), 0, "s", 0, (1,), 0, "d", 0, (1,))
+    end = Batched([copy], {(0, "s"): held}, {"d": wanted})
+    address = held.data_ptr()
+    del held
+    gc.collect()
+    assert alive() is not None
+    end.copy()
+    assert copied == [(address, wanted.data_ptr(), 24)]
+    end.close()
+    gc.collect()
+    assert alive() is None

@@ -1,0 +1,32 @@
+"""Which layers a model is made of, and what is said where their attention is missing."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from megatron_rl.actor import accelerator
+from megatron_rl.actor.model import PolicyModel, transformer_engine
+from megatron_rl.errors import InputError
+
+
+def test_float32_is_computed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("transformer_engine", "transformer_engine.pytorch"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    assert not transformer_engine(torch.bfloat16)  # no GPU
+    monkeypatch.setattr(accelerator, "on_gpu", lambda: True)
+    assert transformer_engine(torch.bfloat16) and not transformer_engine(torch.float32)
+
+
+def test_missing_fused_attention_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: object, **kwargs: object) -> None:
+        raise ValueError("No dot product attention backend is available for the provided inputs.")
+
+    monkeypatch.setattr(GPTModel, "forward", none)
+    model = PolicyModel.__new__(PolicyModel)
+    torch.nn.Module.__init__(model)
+    model.rotary_pos_emb = torch.nn.Identity()
+    with pytest.raises(InputError, match=r"neither cuDNN's .* nor flash-attn .*set actor.attention=torch"):
+        model(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))
