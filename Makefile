@@ -17,7 +17,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # A run is several processes, each of which imports torch and Megatron: with bytecode in 4 seconds instead of 9.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-runs test-oracles sglang test-sglang test-sglang-versions test-gpu lint clean
+.PHONY: quickstart test test-runs test-oracles sglang test-sglang test-sglang-versions test-gpu test-report report lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -44,6 +44,12 @@ test-sglang-versions: $(VENV)/installed-dev $(VENV)/installed-sglang
 	$(PIP) install -qq --no-deps --upgrade --target $(VENV)/sglang-$$v sglang==$$v \
 	&& PYTHONPATH=$(abspath $(VENV))/sglang-$$v OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/sglang/test_engine.py \
 	|| exit 1; done
+
+report: $(VENV)/installed-report
+
+# The page of a report in a headless browser.
+test-report: $(VENV)/browser
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 # Each test says why it is skipped where there is no GPU, or too few.
 test-gpu: $(VENV)/installed-dev $(VENV)/installed-sglang
@@ -75,6 +81,19 @@ $(VENV)/installed: $(VENV)/torch setup.py
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing what the tests need …"
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-report: $(VENV)/installed
+	@$(INSTALL) -e '.[report]'
+	@touch $@
+
+# A browser: one that is here, else Debian's where that can be installed, else Playwright's own.
+$(VENV)/browser: $(VENV)/installed-dev
+	@echo "Installing what drives a browser, and one …"
+	@$(INSTALL) -e '.[dev,browser]'
+	@command -v chromium || command -v google-chrome \
+	|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } \
+	|| $(BIN)/playwright install --with-deps --only-shell chromium
 	@touch $@
 
 # In a folder of their own, without what they would bring along: they ask for other versions of what trains here.

@@ -61,7 +61,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_rl", "megatron_rl.*", "recipes", "recipes.*"]),
-    package_data={"megatron_rl.rollout.sglang.servers": ["standins/*.py", "standins/*/*.py"]},
+    package_data={
+        "megatron_rl.rollout.sglang.servers": ["standins/*.py", "standins/*/*.py"],
+        "megatron_rl.analysis.report": ["template/*"],
+    },
     install_requires=[
         "torch>=2.11,<2.14",  # a GPU machine often brings its own
         *pinned("megatron-core", "transformers", "datasets", "safetensors", "numpy", "xxhash", "psutil"),
@@ -69,10 +72,14 @@ setup(
     ],
     extras_require={
         "dev": pinned("pytest", "hypothesis", "ruff", "mypy", "mbridge", "einops", "peft", "accelerate")
-        + pinned("math-verify", "ortools", "triton"),
+        + pinned("math-verify", "ortools", "triton", "plotly"),
         "math": pinned("math-verify"),
         "puzzles": pinned("ortools"),
         "gym": pinned("reasoning-gym"),
+        "report": pinned("plotly"),
+        "trackio": pinned("trackio"),
+        "mlflow": pinned("mlflow-skinny"),
+        "browser": pinned("playwright"),
         "sglang": pinned("sglang", "sglang-router"),
         "sglang-cpu": pinned(*SERVED),  # `make sglang` adds SGLang itself, without its CUDA packages
         "te": pinned("transformer-engine[pytorch]"),

@@ -32,6 +32,9 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
     ),
     "data overlap": ("data.overlap", "say how many questions of a suite stand in data that are trained on"),
     "data generate": ("data.generate", "write generated puzzles to a file, for data.path or sft.data.path"),
+    "watch": ("runs.watch", "follow a run from another shell, by its files alone, until it ends"),
+    "report": ("runs.report", "write one HTML page about one run or several: curves, rewards, behaviour, samples"),
+    "analyze": ("runs.analyze", "what a run's completions say: languages, lengths, stages, signs of reward hacking"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, compare and list them"),
     "evaluate": (
         "evaluation.evaluate",
@@ -57,6 +60,7 @@ examples:
   megatron-rl train runs/quickstart/config.yaml       the same run again
   megatron-rl train quickstart rollout.engine=sglang  the same with a real SGLang server (make sglang)
   megatron-rl evaluate runs/quickstart false_belief   how good it is on questions that it has not seen
+  megatron-rl report runs/quickstart                  one page about it: curves, rewards, behaviour, samples
   megatron-rl serve runs/quickstart                   what it trained, behind OpenAI's API
 
 A run keeps everything in runs/NAME: metrics, completions with their rewards, checkpoints, the final policy.

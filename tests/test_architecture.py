@@ -21,7 +21,7 @@ ORDER = (
         "swap",
         "evaluation",
     ),
-    *("config", "settings", "tracking", "training", "train", "launch", "commands", "cli"),
+    *("config", "settings", "tracking", "analysis", "training", "train", "launch", "commands", "cli"),
 )
 ROOT_MODULES = 8
 FOLDER_MODULES = 12

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, overload
 
 UNBOUNDED = 2**62  # length of the training sequence of a generator
+SHORT = 24  # characters of a text that is a name rather than a text
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,15 @@ class Example:
     target: str = ""  # a completion to imitate (SFT); empty: none
     data_source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)  # handed to the rewards
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of ``extra`` can be kept beside every completion: numbers and short texts (a kind, a difficulty)."""
+        return {
+            key: value
+            for key, value in self.extra.items()
+            if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= SHORT)
+        }
 
 
 class Examples(Sequence[Example]):

@@ -49,10 +49,13 @@ class HeldOut:
                 {
                     "mode": mode,
                     "id": r.example.id,
+                    "data_source": r.example.data_source,
                     "prompt": r.example.prompt,
                     "response": r.text,
                     "answer": r.example.answer,
                     "report": r.scored.report,
+                    "tokens": r.length,
+                    "extra": r.example.facts,
                     "finish_reason": r.finish,
                 }
                 for r in rollouts

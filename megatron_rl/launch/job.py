@@ -53,6 +53,8 @@ def launch(config: Config) -> int:
                 outcome = _train(folder, config, sockets)
         if outcome.code > 128 and _completed(folder, config) is not None:  # it was asked to stop in its last step
             outcome = Outcome(0)
+        with contextlib.suppress(OSError, InputError):  # a disk that is full must not hide why the run ended
+            folder.mark_ended(outcome.code, outcome.message)
         if outcome.code == BAD_INPUT:
             raise InputError(outcome.message)
         _say_how_it_ended(folder, outcome)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from megatron_rl.system.processes import BAD_INPUT, RUN_ENDED, UTF8, last_error, tied_to_this_process
-from megatron_rl.system.screen import SHOWN, Screen
+from megatron_rl.system.screen import LIVE, SHOWN, Screen
 
 SETTLE = 1.0  # seconds in which the other processes may show that one of them had the first cause
 FAILURE_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a failure: nothing is left to save
@@ -98,7 +98,7 @@ class _Child:
         self.code: int | None = None  # exit code, once ended; negative: the signal
         self.popen = subprocess.Popen(
             tied_to_this_process(process.command),
-            env={**os.environ, **UTF8, **({SHOWN: "1"} if process.echo else {}), **process.env},
+            env={**os.environ, **UTF8, **(_watched(screen) if process.echo else {}), **process.env},
             pass_fds=process.descriptors,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if process.echo else self.log,
@@ -241,6 +241,11 @@ class _Group:
     def _forget_output(self, child: _Child) -> None:
         if child.popen.stdout and child.popen.stdout in self.selector.get_map():
             self.selector.unregister(child.popen.stdout)
+
+
+def _watched(screen: Screen) -> dict[str, str]:
+    """The environment of a process whose output is shown."""
+    return {SHOWN: "1"} | ({LIVE: "1"} if screen.terminal else {})
 
 
 def _explain(child: _Child) -> Outcome:

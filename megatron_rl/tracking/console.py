@@ -8,7 +8,11 @@ from typing import TextIO
 
 from megatron_rl.system.screen import activity as activity
 from megatron_rl.system.screen import duration as duration
+from megatron_rl.system.screen import live, panel
+from megatron_rl.tracking.live import panel as live_panel
 from megatron_rl.tracking.run_folder import RunFolder
+
+LIVE_LINES = 20  # of a stage, beside a panel
 
 
 @dataclass(frozen=True)
@@ -51,28 +55,45 @@ SHOWN = {  # columns, and how many lines at most
 
 
 class Progress:
-    """Prints the steps of one stage, at most about ``lines`` of them, each with the time that is left."""
+    """Shows the steps of one stage, each with the time that is left: on a terminal in a panel at its foot, with a line
+    now and then; elsewhere in lines, at most about ``lines`` of them."""
 
     def __init__(
         self, stage: str, total: int, columns: Sequence[Column], lines: int = 1000, out: TextIO = sys.stdout
     ) -> None:
         self.stage, self.total, self.columns, self.out = stage, total, columns, out
-        self.every = max(1, total // lines)
+        self.live = live()
+        self.every = max(1, total // (min(lines, LIVE_LINES) if self.live else lines))
         self.first: tuple[float, int] | None = None  # when the first step was done, and which
+        self.course: list[float] = []
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report that ``step`` (counted from 0) is done."""
         done, now = step + 1, time.monotonic()
-        if self.first is None:
-            self.first = now, done
-            titles = "".join(f"{column.title:>10}" for column in self.columns)
-            print(f"{self.stage:<4}{'step':>10}{titles}{'left':>14}", file=self.out)
+        since, before = self.first = self.first or (now, done)
+        left = (now - since) / (done - before) * (self.total - done) if done > before else None
+        if self.live:
+            self.course.append(float(metrics.get("reward", metrics.get("loss", 0.0))))
+            panel(live_panel(self.stage, done, self.total, metrics, self.course, left))
+        if done == before:
+            print(titles(self.stage, self.columns), file=self.out)
         elif done % self.every and done != self.total:
             return
-        since, before = self.first
-        left = duration((now - since) / (done - before) * (self.total - done)) if done > before else "-"
-        numbers = "".join(f"{_number(column, metrics):>10}" for column in self.columns)
-        print(f"{self.stage:<4}{f'{done}/{self.total}':>10}{numbers}{left:>14}", file=self.out, flush=True)
+        said = "-" if left is None else duration(left)
+        print(progress_line(self.stage, done, self.total, self.columns, metrics, said), file=self.out, flush=True)
+
+
+def titles(stage: str, columns: Sequence[Column]) -> str:
+    """The line above those of the steps."""
+    return f"{stage:<4}{'step':>10}{''.join(f'{column.title:>10}' for column in columns)}{'left':>14}"
+
+
+def progress_line(
+    stage: str, done: int, total: int, columns: Sequence[Column], metrics: Mapping[str, float], left: str
+) -> str:
+    """One line of a step."""
+    numbers = "".join(f"{_number(column, metrics):>10}" for column in columns)
+    return f"{stage:<4}{f'{done}/{total}':>10}{numbers}{left:>14}"
 
 
 def summary_table(rows: Mapping[str, Mapping[str, str]], columns: Sequence[str], title: str = "") -> str:

@@ -1,4 +1,4 @@
-"""What rank 0 records at each step: JSON lines first, TensorBoard and wandb on top."""
+"""What rank 0 records at each step: JSON lines first, other trackers on top."""
 
 import json
 import os
@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.config import STAGES, Config
-from megatron_rl.tracking.mirror import Mirror
+from megatron_rl.tracking.mirrors.mirror import Mirror
+from megatron_rl.tracking.mirrors.mlflow_run import MLflow
+from megatron_rl.tracking.mirrors.tensorboard import TensorBoard
+from megatron_rl.tracking.mirrors.trackio_run import Trackio
+from megatron_rl.tracking.mirrors.wandb_run import start_wandb
 from megatron_rl.tracking.run_folder import RunFolder
-from megatron_rl.tracking.wandb_run import start_wandb
 
 KINDS = (*STAGES, "eval")  # of rows
 
 
 class Metrics:
-    """Appends to metrics.jsonl and completions.jsonl, and copies the numbers to TensorBoard and wandb.
+    """Appends to metrics.jsonl and completions.jsonl, and copies the numbers to the trackers that are asked for.
 
     ``position`` is what ``position()`` returned when the checkpoint was written that the run continues from:
     what was appended after it is cut off, so that both files end up as an uninterrupted run's. None starts anew.
@@ -27,11 +30,15 @@ class Metrics:
         position = position or {}
         self._metrics = _AppendedFile(run.metrics_file, position.get("metrics", 0))
         self._completions = _AppendedFile(run.completions_file, position.get("completions", 0))
-        self._writers: dict[str, Mirror] = {}
-        if config.tracking.tensorboard:
-            for stage, last in _last_steps(run.metrics_file, (*config.chain(), "eval")).items():
-                self._writers[stage] = Mirror("TensorBoard", _writer(run.tensorboard / stage, last + 1))
+        last = _last_steps(run.metrics_file, (*config.chain(), "eval"))
         self._wandb = Mirror("wandb", lambda: start_wandb(run, config))
+        self._mirrors = [self._wandb]
+        if config.tracking.tensorboard:
+            self._mirrors.append(Mirror("TensorBoard", lambda: TensorBoard(run.tensorboard, last)))
+        if config.tracking.trackio:
+            self._mirrors.append(Mirror("trackio", lambda: Trackio(run, config)))
+        if config.tracking.mlflow:
+            self._mirrors.append(Mirror("MLflow", lambda: MLflow(run, config)))
 
     def log(self, step: int, values: Mapping[str, float], stage: str = "rl") -> None:
         """Record the numbers of one step, with the time (UTC, ISO 8601); ``stage`` is a stage's name, or eval."""
@@ -40,10 +47,8 @@ class Metrics:
         numbers = {key: float(value) for key, value in values.items()}
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._metrics.append([{"stage": stage, "step": step, "timestamp": now, **numbers}])
-        if writer := self._writers.get(stage):
-            for key, value in numbers.items():
-                writer.call("add_scalar", key, value, step)
-        self._wandb.call("log", {f"{stage}/{key}": value for key, value in numbers.items()} | {f"{stage}/step": step})
+        for mirror in self._mirrors:
+            mirror.call("log", stage, step, numbers)
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]], evaluation: str = "") -> None:
         """Record completions with their rewards; every row must be JSON.
@@ -53,6 +58,7 @@ class Metrics:
         """
         head = {"step": step} | ({"evaluation": evaluation} if evaluation else {})
         self._completions.append([{**head, **row} for row in rows])
+        self._wandb.call("samples", step, rows, evaluation)
 
     def position(self) -> dict[str, int]:
         """How far the files reach, on disk for certain; to be kept in the checkpoint."""
@@ -61,9 +67,8 @@ class Metrics:
     def close(self) -> None:
         """Finish every record."""
         self.position()
-        for writer in self._writers.values():
-            writer.call("close")
-        self._wandb.call("finish")
+        for mirror in self._mirrors:
+            mirror.call("finish")
 
 
 class _AppendedFile:
@@ -112,17 +117,6 @@ def _whole_lines(file: Any, size: int) -> int:
             return start + at + 1
         end = start
     return 0
-
-
-def _writer(folder: Path, first: int) -> Any:
-    """A function that makes TensorBoard's writer of a folder; what it shows from step ``first`` on is removed."""
-
-    def make() -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(folder), purge_step=first)
-
-    return make
 
 
 def _last_steps(metrics: Path, kinds: Sequence[str]) -> dict[str, int]:

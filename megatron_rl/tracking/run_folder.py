@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,12 @@ class RunFolder:
         """Note that the run has done all there was to do up to a step of its last stage; its very last act."""
         self.update_manifest(completed={"stage": stage, "step": step})
 
+    def mark_ended(self, code: int, message: str) -> None:
+        """Note how the present attempt has ended: the command's exit code, and what it said."""
+        *earlier, last = self.manifest().get("attempts") or [{}]
+        ended = {"code": code, "message": message, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.update_manifest(attempts=[*earlier, last | {"ended": ended}])
+
     def completed(self, config: Config) -> tuple[str, int] | None:
         """The stage and its step at which the run was complete, if nothing is left to do for ``config``; else None."""
         noted = self.manifest().get("completed", {})
@@ -171,7 +178,7 @@ def open_run(config: Config) -> RunFolder:
 
 def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Full key -> (old, new) of every option that differs."""
-    before, after = _flat(old), _flat(new)
+    before, after = flat_options(old), flat_options(new)
     keys = dict.fromkeys([*before, *after])
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
@@ -233,7 +240,8 @@ def _json(file: Path, advice: str) -> dict[str, Any]:
     return content
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat_options(config: Config) -> dict[str, Any]:
+    """Full key -> value of every option."""
     from megatron_rl.settings.load import options
 
     flat: dict[str, Any] = {}

@@ -304,7 +304,10 @@ class Controller:
                 "answer": r.example.answer,
                 "reward": r.scored.reward,
                 "components": r.scored.components,
+                "report": r.scored.report,
                 "advantage": credit[i],
+                "tokens": r.length,
+                "extra": r.example.facts,
                 "finish_reason": r.finish,
                 "weight_versions": r.versions,
             }

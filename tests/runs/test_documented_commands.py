@@ -45,6 +45,7 @@ RUNS: dict[str, list[str]] = {  # what is added to a command, by how it begins
     "megatron-rl train my_package": [*SMALL, "run.name=mine"],
     "megatron-rl train my_package.recipes.mine run.steps=0": ["actor.tensor_parallel=1"],
     "megatron-rl evaluate": ["--limit", "8", "--max-new-tokens", "16"],
+    "megatron-rl watch": ["--once"],
     "megatron-rl": [],
     "python tools/make_tiny_model.py": [],
 }

@@ -96,12 +96,17 @@ def test_every_step_is_recorded_and_every_swap_proved(whole: tuple[RunFolder, st
     trained = [c for c in completions if "evaluation" not in c]
     assert [c["weight_versions"][0][0] for c in trained] == [1 + (c["step"] - 1) for c in trained]
     assert {c["step"]: sum(x["step"] == c["step"] for x in trained) for c in trained} == dict.fromkeys(range(1, 7), 16)
+    accuracy = {r["step"]: r["accuracy"] for r in rl}  # every completion of a step is kept here
+    for step, share in accuracy.items():
+        assert share == pytest.approx(sum(c["report"]["correct"] for c in trained if c["step"] == step) / 16)
+    assert all(0 < c["tokens"] <= 48 and c["extra"]["kind"] for c in completions)
     for label in ("before", "after SFT", "after RL"):
         of = [c for c in completions if c.get("evaluation") == label]
         assert [c["mode"] for c in of] == ["sampled"] * HELDOUT + ["greedy"] * HELDOUT
         assert of[0]["id"] == "heldout/0" and set(of[0]["report"]) >= {"correct", "format", "faithful"}
     manifest = run.manifest()
     assert manifest["plan_hash"] and manifest["data_fingerprint"] and len(manifest["attempts"]) == 1
+    assert manifest["attempts"][0]["ended"]["code"] == 0
     assert "8 weight swaps, each proved" in out
     assert "warning" not in out
     exported = json.loads((run.export / "megatron_rl.json").read_text())
@@ -165,7 +170,7 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
         for folder in (run, uninterrupted)
     )
     assert ours == theirs
-    assert len(run.manifest()["attempts"]) == 3
+    assert [attempt["ended"]["code"] for attempt in run.manifest()["attempts"]] == [130, 1, 0]
 
     again = start(run.path.parent, run.path.name)
     out, error = again.communicate(timeout=PATIENCE)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rl.system.screen import SHOWN, Screen, activity, duration
+from megatron_rl.system.screen import LIVE, SHOWN, Screen, activity, duration, panel
 
 
 class Terminal(io.StringIO):
@@ -97,3 +97,51 @@ def test_only_processes_that_are_watched_say_it(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv(SHOWN, "1")
     activity("building")
     assert Screen(io.StringIO()).write(capsys.readouterr().out) == ""
+
+
+def on_terminal(text: str) -> list[str]:
+    """What a terminal shows in the end of what was written to it."""
+    lines, at = [""], 0
+    for piece in text.replace("\x1b[1A", "\x01").replace("\r\x1b[K", "\x02").replace("\x1b[K", "\x02"):
+        if piece == "\n":
+            at += 1
+            lines += [""] * (at == len(lines))
+        elif piece == "\x01":
+            at -= 1
+        else:
+            lines[at] = "" if piece == "\x02" else lines[at] + piece
+    return lines
+
+
+def test_a_panel_stays_at_the_foot_of_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv(LIVE, "1")
+    out, clock = Terminal(), Clock()
+    screen = Screen(out, "starting", clock)
+    panel("step 1\nreward 0.5")
+    assert screen.write(capsys.readouterr().out + "a line\n") == "a line\n"
+    assert screen.tick() == 1.0
+    assert on_terminal(out.getvalue()) == ["a line", "step 1", "reward 0.5", "… starting (0 s)"]
+    clock.now = 3.0
+    panel("step 2")
+    screen.write(capsys.readouterr().out)
+    screen.tick()
+    assert on_terminal(out.getvalue()) == ["a line", "step 2", "… starting (3 s)", ""]
+    screen.line("another")
+    screen.show("given\nhere")
+    screen.tick()
+    assert on_terminal(out.getvalue()) == ["a line", "another", "given", "here", "… starting (3 s)"]
+    screen.close()
+    assert [line for line in on_terminal(out.getvalue()) if line] == ["a line", "another"]
+
+
+def test_without_a_terminal_there_is_no_panel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.delenv(LIVE, raising=False)
+    panel("step 1")
+    assert capsys.readouterr().out == ""
+    out = io.StringIO()
+    screen = Screen(out, "starting", Clock())
+    screen.write("\x1e\x1dstep 1\x1fmore\n")
+    screen.tick()
+    assert out.getvalue() == ""

@@ -164,3 +164,12 @@ def test_the_model_is_the_given_one_or_the_initial_one(tmp_path: Path) -> None:
     (tmp_path / "given/config.json").write_text('{"model_type": "qwen3"}')
     assert run.model_folder() == tmp_path / "given"
     assert run.hf_config() == {"model_type": "qwen3"}
+
+
+def test_how_an_attempt_ended_is_noted_in_it_alone(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.update_manifest(attempts=[{"started": "a"}, {"started": "b"}])
+    run.mark_ended(1, "rank0 failed")
+    first, last = run.manifest()["attempts"]
+    assert first == {"started": "a"}
+    assert (last["started"], last["ended"]["code"], last["ended"]["message"]) == ("b", 1, "rank0 failed")
