@@ -4,9 +4,9 @@ torch multiplies fp32 matrices with MKL, which leaves AVX-512 unused on processo
 torch brings along for its compiler, uses it and is about twice as fast there (benchmarks/products.py).
 """
 
-from pathlib import Path
-
 import torch
+
+from megatron_rl.system.machine import mkl_is_slow
 
 BLOCKS = (2048, 512)  # rows multiplied at once: oneDNN compiles and keeps a kernel for every shape it meets
 LEAST = 1 << 12  # elements of the other matrix that make up for the detour through Python
@@ -15,14 +15,8 @@ _library: torch.library.Library | None = None
 
 
 def pays() -> bool:
-    """Whether this processor has AVX-512, is not Intel's, and torch has oneDNN."""
-    information = Path("/proc/cpuinfo")
-    return (
-        torch.backends.mkldnn.is_available()
-        and information.exists()
-        and "GenuineIntel" not in (text := information.read_text(encoding="utf-8", errors="replace"))
-        and "avx512f" in text
-    )
+    """Whether MKL is slow on this processor, and torch has oneDNN."""
+    return torch.backends.mkldnn.is_available() and mkl_is_slow()
 
 
 def use_for_products() -> None:
