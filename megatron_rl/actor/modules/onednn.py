@@ -42,8 +42,18 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _plain(a, b)
 
 
+def rounded(rows: int) -> int:
+    """The next number of rows that is multiplied in one piece: there are few such numbers, at most 1/32 apart."""
+    if not _library or rows < BLOCKS[-1]:
+        return rows
+    unit = 1 << (rows.bit_length() - 6)
+    return -(-rows // unit) * unit
+
+
 def _blocks(rows: int) -> tuple[list[slice], int]:
     """Slices of the sizes in BLOCKS, and where they end."""
+    if rounded(rows) == rows:
+        return [slice(0, rows)], rows
     found, start = [], 0
     for size in BLOCKS:
         while start + size <= rows:
@@ -65,10 +75,12 @@ def _by_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _by_terms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    if len(a) > b.shape[1]:  # oneDNN copies the one that is transposed: have it the smaller
+        return _by_terms(b.t(), a.t()).t().contiguous()
     blocks, end = _blocks(len(b))
-    out = _plain(a[:, end:], b[end:])
+    out = _plain(a[:, end:], b[end:]) if end < len(b) else 0
     for block in blocks:
-        out += _onednn(a[:, block], b[block])
+        out = out + _onednn(a[:, block], b[block])
     return out
 
 
