@@ -155,7 +155,8 @@ def build(
 
     ``columns`` are carried along, ``weight`` among them; ``IMITATE`` says which tokens are imitated besides.
     ``multiple`` divides the number of positions per context-parallel rank, which ``round_up`` makes of those that are
-    needed; there are ``at_least`` that many. An empty list gives one padding sequence of weight 0: a rank without work still takes part in the collectives.
+    needed; there are ``at_least`` that many. An empty list gives one padding sequence of weight 0: a rank without work
+    still takes part in the collectives.
     ``share_prompts``: a prompt that several sequences start with is computed once, and their completions attend to it
     (without context parallelism).
     """

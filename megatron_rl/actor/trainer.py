@@ -160,7 +160,7 @@ class Actor:
             multiple=(config.tensor_parallel if config.sequence_parallel else 1)
             * (_FP8 if config.fp8 != "none" else 1),
             share_prompts=self._shares_prompts,
-            round_up=onednn.rounded,
+            round_up=onednn.rounded if onednn.in_use() else int,
         )
         batches = [make(part) for part in mine]
         if config.virtual_pipeline > 1:  # the interleaved schedule exchanges tensors of one shape

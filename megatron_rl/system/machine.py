@@ -62,7 +62,7 @@ def _found_gpus() -> tuple[int, ...]:
 
 
 def mkl_is_slow() -> bool:
-    """Whether this processor has AVX-512 and is not Intel's: MKL, which torch multiplies fp32 with, leaves it unused."""
+    """Whether this processor has AVX-512 that MKL, by which torch multiplies fp32, leaves unused: it is not Intel's."""
     information = Path("/proc/cpuinfo")
     text = information.read_text(encoding="utf-8", errors="replace") if information.exists() else ""
     return "avx512f" in text and "GenuineIntel" not in text

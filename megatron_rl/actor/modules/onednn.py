@@ -31,7 +31,7 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """[m, k] x [k, n] -> [m, n]; by oneDNN when the matrices are fp32, dense and large enough.
 
     A product of activations is made in blocks of their rows, that of a weight's gradient (``a`` is transposed) as a
-    sum over such blocks.
+    sum over such blocks; a ``rounded`` number of rows is one block.
     """
     (m, k), n = a.shape, b.shape[1]
     if a.dtype == b.dtype == torch.float32 and _dense(b):
@@ -42,9 +42,17 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _plain(a, b)
 
 
+def in_use() -> bool:
+    """Whether this process's ``torch.mm`` uses oneDNN."""
+    return _library is not None
+
+
 def rounded(rows: int) -> int:
-    """The next number of rows that is multiplied in one piece: there are few such numbers, at most 1/32 apart."""
-    if not _library or rows < BLOCKS[-1]:
+    """The next number of rows that is multiplied in one piece: there are few such numbers, at most 1/32 apart.
+
+    In blocks, every block's product is copied to its place, and what is left over goes to MKL.
+    """
+    if rows < BLOCKS[-1]:
         return rows
     unit = 1 << (rows.bit_length() - 6)
     return -(-rows // unit) * unit
@@ -52,7 +60,7 @@ def rounded(rows: int) -> int:
 
 def _blocks(rows: int) -> tuple[list[slice], int]:
     """Slices of the sizes in BLOCKS, and where they end."""
-    if rounded(rows) == rows:
+    if rounded(rows) == rows >= BLOCKS[-1]:
         return [slice(0, rows)], rows
     found, start = [], 0
     for size in BLOCKS:
@@ -75,12 +83,15 @@ def _by_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _by_terms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    if len(a) > b.shape[1]:  # oneDNN copies the one that is transposed: have it the smaller
+    if len(a) > b.shape[1]:  # oneDNN copies what comes first; let that be the smaller
         return _by_terms(b.t(), a.t()).t().contiguous()
     blocks, end = _blocks(len(b))
-    out = _plain(a[:, end:], b[end:]) if end < len(b) else 0
-    for block in blocks:
-        out = out + _onednn(a[:, block], b[block])
+    terms = [_onednn(a[:, block], b[block]) for block in blocks]
+    if end < len(b):
+        terms.append(_plain(a[:, end:], b[end:]))
+    out = terms[0]
+    for term in terms[1:]:
+        out += term
     return out
 
 

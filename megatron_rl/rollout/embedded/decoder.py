@@ -25,7 +25,7 @@ def knows(model: PreTrainedModel) -> bool:
 
 
 def stack(layers: Sequence[torch.nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The layers' weights [sum of rows, columns] and biases as one; where they are not one yet, the layers' become views.
+    """The layers' weights [sum of rows, columns] and biases as one, of which the layers' own become views.
 
     A weight that is written to in place, as a swap does, is therefore written to here.
     """
@@ -43,6 +43,7 @@ def stack_weights(model: PreTrainedModel) -> None:
 class Decoder:
     """The step of one model, whose weights may change in place."""
 
+    @torch.no_grad()
     def __init__(self, model: PreTrainedModel, positions: int) -> None:
         """``positions``: so many there will be."""
         config, body = model.config, model.model
@@ -56,7 +57,7 @@ class Decoder:
     def step(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: StaticCache
     ) -> torch.Tensor:
-        """Logits [rows, vocabulary] behind ``tokens`` [rows] at ``positions`` [rows] or [1]; mask as ``cache.attend``'s."""
+        """Logits [rows, vocabulary] after ``tokens`` [rows] at ``positions`` [rows] or [1]; mask as for ``cache``."""
         hidden = F.embedding(tokens, self.embedding)
         turn = self.cos[positions], self.sin[positions]
         for number, layer in enumerate(self.layers):
@@ -108,7 +109,7 @@ def _stacks(layer: Any) -> tuple[tuple[torch.Tensor, torch.Tensor | None], ...]:
     return stack([attention.q_proj, attention.k_proj, attention.v_proj]), stack([mlp.gate_proj, mlp.up_proj])
 
 
-def _stacked(parts: list[torch.nn.Parameter]) -> torch.Tensor:
+def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     first, rows = parts[0].data, sum(len(part) for part in parts)
     follows = first.data_ptr()
     for part in parts:

@@ -1,8 +1,8 @@
 """The decoding loop over a Hugging Face causal language model.
 
-Departures from transformers' ``generate``: a group's prompt is prefilled once, and read once for all its
-completions, the cache is static, rows that have ended are dropped, waiting groups take their place, and the log-probability of
-every token comes with it. The layers that run are the model's own.
+Departures from transformers' ``generate``: a group's prompt is prefilled once, and read once for all its completions,
+the cache is static, rows that have ended are dropped, waiting groups take their place, and the log-probability of every
+token comes with it. Prompts run through the model's own layers; so do steps, unless ``decoder`` knows the model.
 """
 
 from collections import deque
