@@ -10,6 +10,7 @@ of every completion.
 """
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -148,12 +149,14 @@ def build(
     multiple: int = 1,
     at_least: int = 0,
     share_prompts: bool = False,
+    round_up: Callable[[int], int] = int,
 ) -> MicroBatch:
     """Pack sequences for one rank.
 
     ``columns`` are carried along, ``weight`` among them; ``IMITATE`` says which tokens are imitated besides.
-    ``multiple`` divides the number of positions per context-parallel rank; there are ``at_least`` that many. An empty
-    list gives one padding sequence of weight 0: a rank without work still takes part in the collectives.
+    ``multiple`` divides the number of positions per context-parallel rank, which ``round_up`` makes of those that are
+    needed; there are ``at_least`` that many. An empty list gives one padding sequence of weight 0: a rank without work
+    still takes part in the collectives.
     ``share_prompts``: a prompt that several sequences start with is computed once, and their completions attend to it
     (without context parallelism).
     """
@@ -161,7 +164,8 @@ def build(
     unit = 2 * cp_size if cp_size > 1 else 1
     granule = math.lcm(unit, multiple * cp_size)
     padded = [-(-max(len(row), int(row.prompt < 0)) // unit) * unit for row in rows]
-    wanted = max(sum(padded), at_least * cp_size, 1)
+    wanted = max(round_up(-(-sum(padded) // cp_size)), at_least, 1) * cp_size
+    apart = len(rows)  # the row of padding, if there is one
     if rest := -(-wanted // granule) * granule - sum(padded):
         rows.append(_Row(np.zeros(0, dtype=np.int64)))
         padded.append(rest)
@@ -213,7 +217,9 @@ def build(
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=max(padded),
         max_seqlen_kv=max(padded),
-        blocks=_blocks(padded, cp_rank, cp_size) if not prompts else _shared_blocks(rows, padded, starts, prompts),
+        blocks=_shared_blocks(rows, padded, starts, prompts, apart)
+        if prompts
+        else _blocks(padded, cp_rank, cp_size, apart),
         experts=torch.from_numpy(np.concatenate(experts)) if choices else None,
     )
     return MicroBatch(
@@ -269,13 +275,16 @@ def _zigzag(length: int, rank: int, size: int) -> np.ndarray:
     return np.concatenate([np.arange(first, first + chunk), np.arange(last, last + chunk)])
 
 
-def _blocks(lengths: list[int], rank: int, size: int) -> list[AttentionBlock]:
-    """Batch neighbours whose lengths differ by less than a quarter (lengths come sorted, longest first)."""
+def _blocks(lengths: list[int], rank: int, size: int, apart: int) -> list[AttentionBlock]:
+    """Batch neighbours whose lengths differ by less than a quarter (lengths come sorted, longest first).
+
+    Row ``apart`` is padding, and a block for itself: beside it, rows of equal length would no longer be alike.
+    """
     starts = np.concatenate([[0], np.cumsum(lengths)])
     blocks, i = [], 0
     while i < len(lengths):
         j = i
-        while j < len(lengths) and 0.75 * lengths[i] <= lengths[j] <= lengths[i]:
+        while j < len(lengths) and j != max(apart, i + 1) and 0.75 * lengths[i] <= lengths[j] <= lengths[i]:
             j += 1
         if size > 1:
             blocks.append(_context_parallel_block(starts // size, lengths[i:j], i, rank, size))
@@ -291,14 +300,16 @@ def _blocks(lengths: list[int], rank: int, size: int) -> list[AttentionBlock]:
     return blocks
 
 
-def _shared_blocks(rows: list[_Row], lengths: list[int], starts: np.ndarray, prompts: int) -> list[AttentionBlock]:
+def _shared_blocks(
+    rows: list[_Row], lengths: list[int], starts: np.ndarray, prompts: int, apart: int
+) -> list[AttentionBlock]:
     """Prompts attend to themselves, every other row to its prompt, if it has one, and to itself."""
-    blocks = _blocks(lengths[:prompts], 0, 1)
+    blocks = _blocks(lengths[:prompts], 0, 1, prompts)
     reach = [row.first + length for row, length in zip(rows, lengths, strict=True)]  # keys that the last query sees
     i = prompts
     while i < len(rows):
         j = i
-        while j < len(rows) and 0.75 * reach[i] <= reach[j] <= reach[i]:
+        while j < len(rows) and j != max(apart, i + 1) and 0.75 * reach[i] <= reach[j] <= reach[i]:
             j += 1
         first = np.array([row.first for row in rows[i:j]])[:, None]
         size, start = np.array(lengths[i:j])[:, None], starts[i:j, None]

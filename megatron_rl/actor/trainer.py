@@ -18,6 +18,7 @@ from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
+from megatron_rl.actor.modules import onednn
 from megatron_rl.actor.modules.logprobs import contrast_probs
 from megatron_rl.actor.modules.true_on_policy import use_wide_sums
 from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, step_if_finite, wrap
@@ -159,6 +160,7 @@ class Actor:
             multiple=(config.tensor_parallel if config.sequence_parallel else 1)
             * (_FP8 if config.fp8 != "none" else 1),
             share_prompts=self._shares_prompts,
+            round_up=onednn.rounded if onednn.in_use() else int,
         )
         batches = [make(part) for part in mine]
         if config.virtual_pipeline > 1:  # the interleaved schedule exchanges tensors of one shape

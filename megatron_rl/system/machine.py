@@ -61,6 +61,13 @@ def _found_gpus() -> tuple[int, ...]:
     return tuple(map(int, answer.stdout.split())) if answer.returncode == 0 else ()
 
 
+def mkl_is_slow() -> bool:
+    """Whether this processor has AVX-512 that MKL, by which torch multiplies fp32, leaves unused: it is not Intel's."""
+    information = Path("/proc/cpuinfo")
+    text = information.read_text(encoding="utf-8", errors="replace") if information.exists() else ""
+    return "avx512f" in text and "GenuineIntel" not in text
+
+
 def shared_memory() -> int:
     """Bytes that are free where processes share memory by name; 0 where there is no such place."""
     return shutil.disk_usage(SHARED).free if SHARED.is_dir() and os.access(SHARED, os.W_OK | os.X_OK) else 0

@@ -120,3 +120,26 @@ def test_imitated_tokens_stand_behind_the_trained_ones(lengths: list[int], cp: i
         assert all(b == t - 1 or b == 2 for b, t in zip(before.tolist(), part.targets[n:].tolist(), strict=True))
     told = sorted(t for part in both for t in part.targets[len(part.columns["x"]) :].tolist())
     assert told == sorted(int(t) for row in rows for t in row.tokens[2:4])
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(2, 24), max_size=6), cp=st.sampled_from([1, 2]), shared=st.booleans())
+def test_padding_changes_no_other_block(lengths: list[int], cp: int, shared: bool) -> None:
+    """However many positions are added, the sequences' blocks are those without any."""
+    sequences = [sequence(n, 1 + 100 * i) for i, n in enumerate(lengths)]
+    if shared:
+        for row in sequences:
+            row.prompt, row.tokens = 2, np.concatenate([[1, 2], row.tokens[2:]])
+    options = dict(columns=["weight"], cp_size=cp, share_prompts=shared and cp == 1)
+    plain, padded = build(sequences, **options), build(sequences, round_up=lambda n: n + 8, **options)
+    assert padded.inputs.shape[1] == max(plain.inputs.shape[1], 1 if lengths else 0) + 8 or not lengths
+    assert padded.trained.tolist() == plain.trained.tolist() and padded.targets.tolist() == plain.targets.tolist()
+    if cp == 1:
+        for one, other in zip(plain.packed.blocks, padded.packed.blocks, strict=False):
+            if lengths:
+                assert (one.count, one.mask is None) == (other.count, other.mask is None)
+                assert (
+                    one.rows(plain.inputs[0].view(-1, 1, 1), one.queries).tolist()
+                    == other.rows(padded.inputs[0].view(-1, 1, 1), other.queries).tolist()
+                )
+    assert len(padded.packed.blocks) == len(plain.packed.blocks) + bool(lengths)

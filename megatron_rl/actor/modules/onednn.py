@@ -4,9 +4,9 @@ torch multiplies fp32 matrices with MKL, which leaves AVX-512 unused on processo
 torch brings along for its compiler, uses it and is about twice as fast there (benchmarks/products.py).
 """
 
-from pathlib import Path
-
 import torch
+
+from megatron_rl.system.machine import mkl_is_slow
 
 BLOCKS = (2048, 512)  # rows multiplied at once: oneDNN compiles and keeps a kernel for every shape it meets
 LEAST = 1 << 12  # elements of the other matrix that make up for the detour through Python
@@ -15,14 +15,8 @@ _library: torch.library.Library | None = None
 
 
 def pays() -> bool:
-    """Whether this processor has AVX-512, is not Intel's, and torch has oneDNN."""
-    information = Path("/proc/cpuinfo")
-    return (
-        torch.backends.mkldnn.is_available()
-        and information.exists()
-        and "GenuineIntel" not in (text := information.read_text(encoding="utf-8", errors="replace"))
-        and "avx512f" in text
-    )
+    """Whether MKL is slow on this processor, and torch has oneDNN."""
+    return torch.backends.mkldnn.is_available() and mkl_is_slow()
 
 
 def use_for_products() -> None:
@@ -37,7 +31,7 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """[m, k] x [k, n] -> [m, n]; by oneDNN when the matrices are fp32, dense and large enough.
 
     A product of activations is made in blocks of their rows, that of a weight's gradient (``a`` is transposed) as a
-    sum over such blocks.
+    sum over such blocks; a ``rounded`` number of rows is one block.
     """
     (m, k), n = a.shape, b.shape[1]
     if a.dtype == b.dtype == torch.float32 and _dense(b):
@@ -48,8 +42,26 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _plain(a, b)
 
 
+def in_use() -> bool:
+    """Whether this process's ``torch.mm`` uses oneDNN."""
+    return _library is not None
+
+
+def rounded(rows: int) -> int:
+    """The next number of rows that is multiplied in one piece: there are few such numbers, at most 1/32 apart.
+
+    In blocks, every block's product is copied to its place, and what is left over goes to MKL.
+    """
+    if rows < BLOCKS[-1]:
+        return rows
+    unit = 1 << (rows.bit_length() - 6)
+    return -(-rows // unit) * unit
+
+
 def _blocks(rows: int) -> tuple[list[slice], int]:
     """Slices of the sizes in BLOCKS, and where they end."""
+    if rounded(rows) == rows >= BLOCKS[-1]:
+        return [slice(0, rows)], rows
     found, start = [], 0
     for size in BLOCKS:
         while start + size <= rows:
@@ -71,10 +83,15 @@ def _by_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _by_terms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    if len(a) > b.shape[1]:  # oneDNN copies what comes first; let that be the smaller
+        return _by_terms(b.t(), a.t()).t().contiguous()
     blocks, end = _blocks(len(b))
-    out = _plain(a[:, end:], b[end:])
-    for block in blocks:
-        out += _onednn(a[:, block], b[block])
+    terms = [_onednn(a[:, block], b[block]) for block in blocks]
+    if end < len(b):
+        terms.append(_plain(a[:, end:], b[end:]))
+    out = terms[0]
+    for term in terms[1:]:
+        out += term
     return out
 
 

@@ -1,8 +1,8 @@
 """The decoding loop over a Hugging Face causal language model.
 
-Departures from transformers' ``generate``: a group's prompt is prefilled once for all its completions, the
-cache is static, rows that have ended are dropped, waiting groups take their place, and the log-probability of
-every token comes with it. The layers that run are the model's own.
+Departures from transformers' ``generate``: a group's prompt is prefilled once, and read once for all its completions,
+the cache is static, rows that have ended are dropped, waiting groups take their place, and the log-probability of every
+token comes with it. Prompts run through the model's own layers; so do steps, unless ``decoder`` knows the model.
 """
 
 from collections import deque
@@ -15,7 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from megatron_rl.errors import InputError
+from megatron_rl.rollout.embedded import decoder
 from megatron_rl.rollout.embedded.attention import ATTENTION, StaticCache
+from megatron_rl.rollout.embedded.decoder import Decoder
 from megatron_rl.rollout.embedded.sampling import draw
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
 
@@ -38,8 +40,9 @@ class _Rows:
 
     output: torch.Tensor  # row of the output
     seed: torch.Tensor
-    start: torch.Tensor  # first column of the prompt in the cache
-    prompt: torch.Tensor  # the prompt's length
+    group: torch.Tensor  # the prompt's place in the cache, ascending
+    prompt: torch.Tensor  # its length
+    start: torch.Tensor  # own column of the first token in the cache
     token: torch.Tensor  # drawn last, not yet in the cache
     ended: torch.Tensor  # bool
 
@@ -105,17 +108,23 @@ class _Decoding:
         # longest prompts first: neighbours are padded little, and later rows never need more columns
         self.waiting = deque(sorted(_groups(requests, max_running), key=lambda group: -len(group.tokens)))
         self.total = sum(len(group.seeds) for group in self.waiting)
-        columns = len(self.waiting[0].tokens) + sampling.max_new_tokens if self.waiting else 0
-        self.cache = StaticCache(model.config.num_hidden_layers, min(self.total, max_running), columns)
+        longest = len(self.waiting[0].tokens) if self.waiting else 0
+        rows = min(self.total, max_running)
+        prompts = min(len(self.waiting), max_running)
+        self.cache = StaticCache(
+            model.config.num_hidden_layers, prompts, longest, rows, columns=sampling.max_new_tokens - 1
+        )
+        positions = longest + sampling.max_new_tokens
+        self.decoder = Decoder(model, positions) if self.total and decoder.knows(model) else None
         self.drawn: list[tuple[torch.Tensor, ...]] = []  # per step: output row, index, token, log-probability
         self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=self.device)
         self.may_stop = bool(sampling.stop_tokens) and not sampling.ignore_stop
         if self.may_stop:
             self.stops[list(sampling.stop_tokens)] = True
         empty = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self.rows = _Rows(empty, empty, empty, empty, empty, empty.bool())
-        self.deadline = 0  # column at which the first row has all its tokens
-        self.padding: torch.Tensor | None = None  # additive mask [rows, 1, 1, columns] when rows start apart
+        self.rows = _Rows(empty, empty, empty, empty, empty, empty, empty.bool())
+        self.deadline = 0  # own column at which the first row has all its tokens
+        self.padding: torch.Tensor | None = None  # additive mask [rows, 1, 1, columns] where not all are tokens
 
     def run(self, say: Callable[[int, int], None]) -> None:
         """Decode until nothing is waiting or running."""
@@ -162,22 +171,21 @@ class _Decoding:
         return self.cache.length >= self.deadline or (self.may_stop and ended * _DROP_FRACTION >= len(self.rows))
 
     def _drop(self) -> None:
-        """Drop the rows that have ended, and the columns that only they used."""
+        """Drop the rows that have ended, and the prompts and columns that only they used."""
         rows, cache = self.rows, self.cache
-        drawn = cache.length - rows.start - rows.prompt + 1
+        drawn = cache.length - rows.start + 1
         running = (~rows.ended & (drawn < self.sampling.max_new_tokens)).nonzero()[:, 0]
         if len(running) == len(rows):
             return
         self.rows = rows = rows.take(running)
         first = int(rows.start.min()) if len(rows) else cache.length
-        cache.keep(running, first)
+        prompts, rows.group = rows.group.unique(return_inverse=True)
+        cache.keep(prompts, running, first)
         rows.start -= first
         self._align()
 
     def _admit(self) -> None:
         """Prefill the waiting groups that find room."""
-        if not len(self.rows) and self.waiting:
-            self.cache.length = len(self.waiting[0].tokens)
         free = self.max_running - len(self.rows)
         chunk: list[_Group] = []
         while self.waiting and len(self.waiting[0].seeds) <= free:
@@ -192,7 +200,7 @@ class _Decoding:
             self._align()
 
     def _prefill(self, groups: list[_Group]) -> None:
-        """Run the prompts once each, copy their keys and values to all their rows and draw the first tokens."""
+        """Run the prompts once each and draw their rows' first tokens."""
         longest = len(groups[0].tokens)
         lengths = self._int64([len(group.tokens) for group in groups])
         tokens = self._int64([[0] * (longest - len(group.tokens)) + list(group.tokens) for group in groups])
@@ -200,8 +208,9 @@ class _Decoding:
         rows = _Rows(
             output=self._int64([group.first + index for group in groups for index in range(len(group.seeds))]),
             seed=self._int64([seed for group in groups for seed in group.seeds]),
-            start=self.cache.length - lengths[owner],
+            group=self.cache.prompts + owner,
             prompt=lengths[owner],
+            start=torch.full_like(owner, self.cache.length),
             token=torch.zeros_like(owner),
             ended=torch.zeros_like(owner, dtype=torch.bool),
         )
@@ -212,32 +221,41 @@ class _Decoding:
             # a padding token sees itself: a row that sees nothing would be NaN
             causal = (column[:, None] >= column) & (position >= 0)[:, None]
             mask = (causal | (column[:, None] == column))[:, None]
-        with self.cache.filling(owner):
+        with self.cache.filling(len(groups)):
             logits = self._forward(tokens, mask, position.clamp(min=0))
         self._record(rows, logits[owner])
         self.rows = self.rows.extend(rows)
 
     def _align(self) -> None:
-        """What depends on where the rows start: the mask of the padding and the column of the next full row."""
-        rows = self.rows
+        """What depends on which rows there are: where they read, and the own column of the next full row."""
+        rows, cache = self.rows, self.cache
         self.padding = None
-        if len(rows):
-            self.deadline = int((rows.start + rows.prompt).min()) + self.sampling.max_new_tokens - 1
-            if int(rows.start.max()) > 0:
-                columns = torch.arange(self.cache.columns, device=self.device)
-                dtype = self.model.dtype
-                self.padding = torch.zeros(len(rows), 1, 1, len(columns), dtype=dtype, device=self.device)
-                self.padding.masked_fill_((columns < rows.start[:, None])[:, None, None], -torch.inf)
+        if not len(rows):
+            return
+        width = int(rows.prompt.max())
+        cache.arrange(rows.group, width)
+        self.deadline = int(rows.start.min()) + self.sampling.max_new_tokens - 1
+        if int(rows.prompt.min()) < width or int(rows.start.max()) > 0:
+            column = torch.arange(width + cache.sizes[1][1], device=self.device)
+            own = column - width
+            empty = (column < (width - rows.prompt)[:, None]) | ((own >= 0) & (own < rows.start[:, None]))
+            self.padding = torch.zeros(empty.shape, dtype=self.model.dtype, device=self.device)
+            self.padding = self.padding.masked_fill_(empty, -torch.inf)[:, None, None]
 
     def _step(self) -> None:
         """Feed every row's last token and draw the next."""
         rows, cache = self.rows, self.cache
-        position = (cache.length - rows.start)[:, None]
+        position = (rows.prompt + cache.length - rows.start)[:, None]
         cache.length += 1
-        if self.padding is None:  # all rows start at column 0 and are at the same position
-            logits = self._forward(rows.token[:, None], None, position[:1])
+        mask = None
+        if self.padding is None:  # all rows are at the same position
+            position = position[:1]
         else:
-            logits = self._forward(rows.token[:, None], self.padding[..., : cache.length], position)
+            mask = self.padding[..., : cache.width + cache.length]
+        if self.decoder is None:
+            logits = self._forward(rows.token[:, None], mask, position)
+        else:
+            logits = self.decoder.step(rows.token, mask, position[:, 0], cache)
         self._record(rows, logits)
 
     def _forward(self, tokens: torch.Tensor, mask: torch.Tensor | None, position: torch.Tensor) -> torch.Tensor:
@@ -254,7 +272,7 @@ class _Decoding:
 
     def _record(self, rows: _Rows, logits: torch.Tensor) -> None:
         """Draw one token for each row and write it down."""
-        index = self.cache.length - rows.start - rows.prompt
+        index = self.cache.length - rows.start
         rows.token, logprobs = draw(logits, rows.seed, index, self.sampling)
         self.drawn.append((rows.output, index, rows.token, logprobs))
         if self.may_stop:

@@ -23,6 +23,7 @@ from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.swap import Receiver, SwapSource
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.rollout.embedded.attention import ATTENTION
+from megatron_rl.rollout.embedded.decoder import stack_weights
 from megatron_rl.rollout.embedded.generate import generate
 from megatron_rl.rollout.embedded.true_on_policy import replace_layers
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
@@ -45,6 +46,7 @@ class TransformersEngine:
         self.model.tie_weights()
         if true_on_policy:
             replace_layers(self.model)
+        stack_weights(self.model)  # before a swap is planned to where they lie
         self.max_running = max_running
         self.say: Callable[[int, int], None] = lambda done, asked: None
         self.receiver: Receiver | None = None

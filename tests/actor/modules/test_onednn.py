@@ -9,7 +9,11 @@ import torch
 from megatron_rl.actor.modules import onednn
 
 
-@pytest.mark.parametrize("size", [(3, 5, 4), (1300, 96, 100), (512, 70, 80), (70, 3000, 80)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(3, 5, 4), (1300, 96, 100), (512, 70, 80), (1312, 96, 100), (70, 3000, 80), (90, 3000, 80), (90, 3008, 80)],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_equals_float64(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     m, k, n = size
@@ -23,6 +27,23 @@ def test_equals_float64(size: tuple[int, int, int], dtype: torch.dtype) -> None:
             product = onednn.product(left, right)
             assert product.dtype == dtype and product.is_contiguous()
             assert (product.double() - expected).abs().max() < tolerance
+
+
+def test_rounded_numbers_are_few_and_near() -> None:
+    assert [onednn.rounded(rows) for rows in (0, 511, 512, 513, 1024, 8560, 16384)] == [
+        0,
+        511,
+        512,
+        528,
+        1024,
+        8704,
+        16384,
+    ]
+    found = {onednn.rounded(rows) for rows in range(512, 16385)}
+    assert len(found) == 5 * 32 + 1
+    assert all(
+        rows <= onednn.rounded(rows) <= rows * 33 / 32 and onednn.rounded(rows) in found for rows in range(512, 16385)
+    )
 
 
 def test_an_empty_side() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_rl.errors import InputError
+from megatron_rl.rollout.embedded.attention import StaticCache
 from megatron_rl.rollout.embedded.generate import generate
 from megatron_rl.rollout.embedded.true_on_policy import replace_layers
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
@@ -155,17 +156,22 @@ def test_it_says_how_many_are_done(qwen3):
     assert said == sorted(said) and len(set(said)) > 5 and said[-1][1] == 20
 
 
-def test_at_most_max_running_rows_are_decoded(qwen3):
-    """Counted where the rows pass: in the last layer."""
-    seen = []
-    hook = qwen3.model.norm.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[:2])))
+def test_at_most_max_running_rows_are_decoded(qwen3, monkeypatch):
+    """Counted where the rows pass: prompts in transformers' last layer, steps where they are attended to."""
+    prefills, steps = [], []
+    attended = StaticCache.attend
+
+    def counted(cache, layer, query, mask, scaling):
+        steps.append(len(query))
+        return attended(cache, layer, query, mask, scaling)
+
+    monkeypatch.setattr(StaticCache, "attend", counted)
+    hook = qwen3.model.norm.register_forward_hook(lambda module, inputs, output: prefills.append(len(output)))
     batch = requests(MIXED_LENGTHS, group=4)
     generate(qwen3, batch, MIXED, max_running=12)
     hook.remove()
-    prefills = [shape for shape in seen if shape[1] > 1]
-    steps = [shape[0] for shape in seen if shape[1] == 1]
     assert max(steps) == 12
-    assert sum(shape[0] for shape in prefills) == len(batch) - 1  # the prompt of one token looks like a step
+    assert sum(prefills) == len(batch)
     assert len(set(steps)) > 2  # rows that have ended are dropped
 
 
