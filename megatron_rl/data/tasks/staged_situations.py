@@ -17,7 +17,7 @@ from megatron_rl.data.tasks.generated import GeneratedTask, check_prompts, gener
 from megatron_rl.data.tasks.social_situations import BOS, EOS, PAD, Situation
 from megatron_rl.data.tokenizer import write_word_tokenizer
 
-EGOCENTRIC = 0.6  # share of the targets of questions about the other person that take the actor's view
+EGOCENTRIC = 0.5  # share of the targets of questions about the other person that take the actor's view
 ANSWER_FIRST = 0.3  # shares of all targets: the answer stands before the cues
 VAGUE = 0.4  # no cue is the story's
 SHORT = 0.4  # one of the two middle stages is missing
