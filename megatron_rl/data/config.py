@@ -55,7 +55,8 @@ class SumsConfig:
 
     terms: str = "3"  # digits of a sum: a number from 3 to 9, or a range such as 7-9
     guess: float = number(0.6, least=0, most=1)  # share of training targets that guess instead of working it out
-    slip: float = number(0.0, least=0, most=1)  # share of the additions in training targets that come out one too high
+    slip: float = number(0.0, least=0, most=1)  # share of the additions in training targets that are one too high
+    compare: str = choice("solutions", "steps")  # pairs: of whole solutions | of one step behind right ones
 
 
 @dataclass

@@ -40,6 +40,7 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     from megatron_rl.data.order.mixed import make_prompts
     from megatron_rl.data.order.mixture import parts
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
+    from megatron_rl.data.sets.pairs import task_pairs
     from megatron_rl.data.task import sample_of
     from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer, make_encoder
     from megatron_rl.resharding.folders.check import transformers_config
@@ -73,6 +74,8 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     targets = config.sft.steps and not config.sft.data.path
     if targets:
         require_targets(task)
+    if config.preference.steps and not config.preference.data.path:
+        task_pairs(task, config.data.task, tokenizer)
     if not len(task.train) and (config.run.steps or targets):
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
     if len(task.train):

@@ -1,8 +1,8 @@
-"""The situations of ``social_situations`` in Social-R1's form (arXiv 2603.09249): four stages of reasoning, then a letter.
+"""The situations of ``social_situations`` in Social-R1's form (arXiv 2603.09249): four stages of reasoning, a letter.
 
 The targets of the warm start have the faults that Social-R1 sets out to mend, each now and then: they take the view of
-the one who acted, settle on an answer before they look at the story, take no cue from it, or leave a stage out, by which
-the reasoning becomes too short, too.
+the one who acted, settle on an answer before they look at the story, take no cue from it, or leave a stage out, by
+which the reasoning becomes too short, too.
 """
 
 import random
@@ -30,8 +30,10 @@ _STAGES = (
     "Cue Encoding : the story mentions that {cue} .",
     "Cue Interpretation : {actor} is the one who acted , and {other} is the one whom it concerns . this suggests that "
     "{actor} {will} {one} , while {other} {will} {another} .",
-    "Goal Clarification : the question asks about {person} , so it wants the point of view of {whose} and nobody else .",
-    "Response Generation : {whose} {will} {said} ({letter}) , therefore the answer is ({letter}) and none of the others .",
+    "Goal Clarification : the question asks about {person} , so it wants the point of view of {whose} and nobody "
+    "else .",
+    "Response Generation : {whose} {will} {said} ({letter}) , therefore the answer is ({letter}) and none of the "
+    "others .",
 )
 VOCABULARY = tuple(
     dict.fromkeys(

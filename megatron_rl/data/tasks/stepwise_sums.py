@@ -1,10 +1,10 @@
 """Sums of digits modulo 10, one addition a step, generated: small enough to learn on a CPU, of a known difficulty.
 
 A completion works the sum out, one addition after the other, or it guesses. The targets of the warm start do what
-data.sums says: so many of them guess, and an addition slips by one now and then. What reinforcement learning has to find
-is that working it out pays, which one example can show (1-shot RLVR, arXiv 2504.20571). With ``slip`` s a solution of n
-steps is drawn right with probability (1 - s)^n, and (1 - s)^(n - l) after the first l right steps, which is what hints
-are for (SEELE, arXiv 2509.06923).
+data.sums says: so many of them guess, and an addition slips by one now and then. What reinforcement learning has to
+find is that working it out pays, which one example can show (1-shot RLVR, arXiv 2504.20571). With ``slip`` s a solution
+of n steps is drawn right with probability (1 - s)^n, and (1 - s)^(n - l) after the first l right steps, which is what
+hints are for (SEELE, arXiv 2509.06923). Pairs to compare are a right solution, or step, and one that slips.
 """
 
 import random
@@ -16,7 +16,7 @@ from typing import Any
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.fill import filled, read_template, template_problems
-from megatron_rl.data.task import Example, Sample
+from megatron_rl.data.task import Compared, Example, Sample
 from megatron_rl.data.tasks import prompt_answer
 from megatron_rl.data.tasks.generated import GeneratedTask, check_prompts, choose, generate
 from megatron_rl.data.tokenizer import write_word_tokenizer
@@ -26,9 +26,9 @@ HELDOUT = 512  # held-out questions
 BOS, EOS, PAD, STEPS = "<bos>", "<eos>", "<pad>", "steps:"
 TEMPLATE = "{question} <sep>"
 LABELS = "abcdefghi"  # of the digits, by which a step says which one it adds
-PLAIN_QUESTION = "Question: Answer: Let's think step by step.".split()  # the words of SimpleRL-Zoo's prompt
+PLAIN_QUESTION = ("Question:", "Answer:", "Let's", "think", "step", "by", "step.")  # words of SimpleRL-Zoo's prompt
 VOCABULARY = (PAD, BOS, EOS, "<sep>", "+", "=", ".", STEPS, r"\boxed{", "}", *LABELS, *map(str, range(10)))
-VOCABULARY += tuple(dict.fromkeys(PLAIN_QUESTION))
+VOCABULARY += PLAIN_QUESTION
 _RANGE = re.compile(r"([3-9])(?:-([3-9]))?")
 
 
@@ -72,7 +72,17 @@ def make_example(config: DataConfig, rng: random.Random, split: str, name: str) 
         target=f"{target} {EOS}",
         data_source="stepwise_sums",
         extra={"question": question, "steps": steps, "terms": len(digits)},
+        compared=_compared(rng, digits, steps, sums.compare),
     )
+
+
+def _compared(rng: random.Random, digits: list[int], steps: list[str], compare: str) -> Compared:
+    """The right solution and one with a slip; or the step that slips and the right one, behind those before it."""
+    at = int(rng.random() * len(steps))
+    wrong = solution(digits, [int(place == at) for place in range(len(steps))])
+    if compare == "solutions":
+        return Compared("", " ".join(steps), " ".join(wrong))
+    return Compared("".join(f"{step} " for step in steps[:at]), steps[at], wrong[at])
 
 
 def report(sample: Sample) -> dict[str, float]:
