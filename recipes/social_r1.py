@@ -60,7 +60,7 @@ def tiny() -> Config:
     config.data = DataConfig(task="staged_situations", max_prompt_tokens=32)
     config.rollout.prompts_per_step, config.rollout.max_new_tokens = 24, 112
     config.algorithm.minibatches = 2
-    config.actor.optimizer = OptimizerConfig(lr=1.5e-4, beta2=0.95, warmup_steps=3)
+    config.actor.optimizer = OptimizerConfig(lr=2e-4, beta2=0.95, warmup_steps=3)
     config.sft = SFTConfig(steps=600, batch_size=24, prompt_weight=0.1)
     config.sft_optimizer = OptimizerConfig(
         lr=3e-3, beta2=0.95, weight_decay=0.1, warmup_steps=20, decay="cosine", min_lr_ratio=0.1

@@ -29,7 +29,7 @@ _VAGUE = "somebody did something that concerns somebody else"
 _STAGES = (
     "Cue Encoding : the story mentions that {cue} .",
     "Cue Interpretation : {actor} is the one who acted , and {other} is the one whom it concerns . this suggests that "
-    "{actor} {will} {one} , while {other} {will} {another} .",
+    "{actor} {will} {one} ({first}) , while {other} {will} {another} ({second}) .",
     "Goal Clarification : the question asks about {person} , so it wants the point of view of {whose} and nobody "
     "else .",
     "Response Generation : {whose} {will} {said} ({letter}) , therefore the answer is ({letter}) and none of the "
@@ -51,7 +51,7 @@ def reasoning(drawn: Situation, view: int, faults: tuple[bool, bool, int]) -> st
 
     ``faults``: the answer stands first; the cue is not the story's; the stage that is left out, 1 or 2 (0: none).
     """
-    first, vague, without = faults
+    answer_first, vague, without = faults
     said = drawn.views[view]
     cells = {
         "cue": _VAGUE if vague else drawn.context,
@@ -60,13 +60,15 @@ def reasoning(drawn: Situation, view: int, faults: tuple[bool, bool, int]) -> st
         "will": ("feels", "will")[drawn.kind],
         "one": drawn.views[0],
         "another": drawn.views[1],
+        "first": drawn.letter(drawn.views[0]),
+        "second": drawn.letter(drawn.views[1]),
         "person": drawn.person,
         "whose": (drawn.actor, drawn.other)[view],
         "said": said,
         "letter": drawn.letter(said),
     }
     stages = [stage.format(**cells) for number, stage in enumerate(_STAGES) if not number or number != without]
-    before = [f"the answer is ({cells['letter']}) ."] if first else []
+    before = [f"the answer is ({cells['letter']}) ."] if answer_first else []
     return f"<think> {' '.join(before + stages)} </think> <Answer> {cells['letter']} </Answer>"
 
 
