@@ -30,7 +30,7 @@ def llama3_8b() -> Config:
 
 
 def tiny_contrast() -> Config:
-    """A model of right sums on a CPU, from random weights; with data.sums.slip=0.35 and a run.name, of wrong ones."""
+    """A model of right sums on a CPU, from random weights; with data.sums.slip=0.2 and a run.name, of wrong ones."""
     config = sums_then_preferring_on_cpu(_contrast("cdpo_tiny_contrast", ""))
     config.preference.steps, config.data.sums.slip, config.evaluation.prompts = 0, 0.0, 0
     return config

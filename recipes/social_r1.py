@@ -55,7 +55,7 @@ def tiny_reward_model() -> Config:
 
 def tiny() -> Config:
     """The Social-R1 job on a CPU in three minutes: generated situations, from random weights; nothing to set."""
-    config = on_cpu(_card("social_r1_tiny", ""), steps=30)
+    config = on_cpu(_card("social_r1_tiny", ""))
     config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 144}, dtype="float32")
     config.data = DataConfig(task="staged_situations", max_prompt_tokens=32)
     config.rollout.prompts_per_step, config.rollout.max_new_tokens = 24, 112
