@@ -37,8 +37,8 @@ def check_schedule(key: str, given: Mapping[str, Any]) -> list[str]:
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            found.append(f"{key}.{name} is unknown; {hint}A schedule has {', '.join(known)}.")
+            hint = f"; did you mean {near[0]}?" if near else "."
+            found.append(f"{key}.{name} is unknown{hint} A schedule has {', '.join(known)}.")
     steps, kind = given.get("steps"), given.get("kind", "linear")
     if found and "steps" not in given:  # perhaps one of them was meant to be
         steps = 1
