@@ -93,9 +93,8 @@ def test_critical_tokens_in_three_runs(tmp_path: Path) -> None:
 
 def test_a_task_without_pairs_is_refused(files: Path) -> None:
     given = [f"model.path={files / 'tiny'}", f"sft.data.path={files / 'right'}.jsonl", "run.name=none"]
-    said = train(
-        "infialign.tiny", files, *given, *SHORT, "data.task=false_belief", "data.max_prompt_tokens=64", status=2
-    )
+    other = ["data.task=false_belief", "data.max_prompt_tokens=64"]
+    said = train("infialign.tiny", files, *given, *SHORT, *other, status=2)
     assert "preference.data.path is empty, and data.task=false_belief has no pairs" in said
     said = train("infialign.tiny", files, *given, *SHORT, "data.task=math_problems", status=2)
     assert "preference.data.path is empty; set it to a file" in said
