@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron_rl.data.answers.exact_answer import judge
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.fill import filled, read_template, template_problems
 from megatron_rl.data.task import Compared, Example, Sample
-from megatron_rl.data.tasks import prompt_answer
 from megatron_rl.data.tasks.generated import GeneratedTask, check_prompts, choose, generate
 from megatron_rl.data.tokenizer import write_word_tokenizer
 from megatron_rl.errors import InputError
@@ -86,8 +86,9 @@ def _compared(rng: random.Random, digits: list[int], steps: list[str], compare: 
 
 
 def report(sample: Sample) -> dict[str, float]:
-    """``correct`` and ``answered``, as of every question with an answer; ``worked_out``: it does not guess."""
-    return prompt_answer.report(sample) | {"worked_out": float(STEPS in sample.response)}
+    """``correct``: the last box holds the sum; ``answered``: there is one; ``worked_out``: it does not guess."""
+    correct, answered = judge(sample.response, sample.answer, "boxed")
+    return {"correct": float(correct), "answered": float(answered), "worked_out": float(STEPS in sample.response)}
 
 
 def make_stepwise_sums(config: DataConfig, seed: int, tokenizer: Any) -> GeneratedTask:
