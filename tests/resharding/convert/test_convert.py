@@ -352,3 +352,14 @@ def test_where_the_kernel_refuses_to_copy(refused: int, model: Path, tmp_path: P
     assert copy.read_bytes() == bytes(3) + path.read_bytes()[5:]
     with kernel.Files(tmp_path) as files, pytest.raises(InputError, match=f"ends at byte {size}: it became shorter"):
         kernel.copy_run(files, kernel.Run(path, 5, Path("copy"), 3, size), list(kernel.WAYS[refused:]))
+
+
+def test_scales_of_a_weight_that_is_not_quantised(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert("hf-to-megatron", model, tmp_path / "m") == 0
+    assert convert("megatron-to-hf", tmp_path / "m", tmp_path / "fp8", "--fp8") == 0
+    path = tmp_path / "fp8" / "model.safetensors"
+    save_file(load_file(path) | {ROW: torch.zeros(192, 192).bfloat16()}, path)
+    assert convert("hf-to-megatron", tmp_path / "fp8", tmp_path / "again") == 2
+    assert f"holds scales of {ROW}, whose dtype is BF16 and not F8_E4M3" in capsys.readouterr().err
