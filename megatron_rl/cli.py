@@ -14,7 +14,7 @@ from typing import TextIO
 
 from megatron_rl import __version__
 from megatron_rl.errors import InputError, RunError, refused
-from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, program, speak_utf8
+from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_utf8
 
 COMMANDS = {  # the module of megatron_rl.commands, and what it does
     "train": ("train", "run a recipe: starts, watches and ends every process"),
@@ -132,7 +132,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         prog="megatron-rl",
         description="Train language models to reason, by reinforcement learning: a sharded Megatron-Core actor, "
         "rollout engines that get its new weights after every step, and rewards computed on CPUs.",
-        epilog=_callable(EPILOG),
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"megatron-rl {__version__}")
@@ -141,13 +141,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == chosen:
             import_module(f"megatron_rl.commands.{module}").add_arguments(command)
-            command.epilog = _callable(command.epilog)
     return parser
-
-
-def _callable(examples: str | None) -> str | None:
-    """The examples as a shell here takes them."""
-    return examples and examples.replace("megatron-rl ", f"{program()} ")
 
 
 def _open_standard_streams() -> None:

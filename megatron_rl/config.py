@@ -79,8 +79,9 @@ class Config:
         return self.run.steps > 0 or (evaluates and not self.reward_model.steps)
 
     def asks(self) -> bool:
-        """Whether the run needs its task: for its questions, or for targets."""
-        return self.scores() or (self.sft.steps > 0 and not self.sft.data.path)
+        """Whether the run needs its task: for its questions, or for targets or pairs."""
+        own = ((self.sft.steps, self.sft.data), (self.preference.steps, self.preference.data))
+        return self.scores() or any(steps > 0 and not data.path for steps, data in own)
 
     def served(self) -> Served:
         """What SGLang's servers have to know."""

@@ -1,7 +1,8 @@
 """What recipes share: the machine that one runs on."""
 
-from megatron_rl.actor.config import ActorConfig, OptimizerConfig
+from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.config import Config
+from megatron_rl.data.config import DataConfig, SumsConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rollout.config import SGLangConfig
 
@@ -47,12 +48,19 @@ def on_cpu(config: Config, steps: int = 20) -> Config:
     return config
 
 
-def imitating_then_preferring_on_cpu(config: Config) -> Config:
-    """``on_cpu`` for the stages sft and preference alone, 20 small steps each; returns ``config``."""
+def sums_then_preferring_on_cpu(config: Config) -> Config:
+    """``on_cpu`` for the stages sft and preference alone, on generated sums from random weights; returns ``config``.
+
+    The targets slip in a fifth of their additions, which the pairs are to undo.
+    """
     on_cpu(config, steps=0)
-    config.sft.steps, config.sft.batch_size = 20, 8
-    config.sft_optimizer = OptimizerConfig(lr=3e-3, warmup_steps=2)
-    config.preference.steps, config.preference.batch_size = 20, 4
-    config.preference_optimizer = OptimizerConfig(lr=1e-3, warmup_steps=2)
+    config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 40}, dtype="float32")
+    config.data = DataConfig(task="stepwise_sums", max_prompt_tokens=16, sums=SumsConfig("4-6", guess=0.0, slip=0.2))
+    config.rewards.terms, config.rollout.max_new_tokens = {"exact_answer": 1.0}, 48
+    config.sft.steps, config.sft.batch_size = 600, 32
+    config.sft_optimizer = OptimizerConfig(lr=3e-3, beta2=0.95, warmup_steps=20, decay="cosine", min_lr_ratio=0.1)
+    config.preference.steps, config.preference.batch_size = 100, 16
+    config.preference_optimizer = OptimizerConfig(lr=3e-5, beta2=0.95, warmup_steps=5)
     config.sft.data.max_tokens = config.preference.data.max_tokens = 2048
+    config.evaluation = EvaluationConfig(prompts=256)
     return config

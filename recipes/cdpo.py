@@ -13,7 +13,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.sets.config import SetConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
-from recipes._machines import on_cpu, on_gpus
+from recipes._machines import on_gpus, sums_then_preferring_on_cpu
 
 MODEL = "meta-llama/Meta-Llama-3-8B"
 ROWS = 7473  # of GSM8K: a right and a wrong solution each
@@ -30,19 +30,15 @@ def llama3_8b() -> Config:
 
 
 def tiny_contrast() -> Config:
-    """A model of right or of wrong solutions on a CPU; set model.path, sft.data.path and run.name, twice."""
-    config = _on_cpu(_contrast("cdpo_tiny_contrast", ""))
-    config.sft.steps, config.sft.batch_size = 20, 8
-    config.sft_optimizer = OptimizerConfig(lr=1e-2, warmup_steps=2)
+    """A model of right sums on a CPU, from random weights; with data.sums.slip=0.2 and a run.name, of wrong ones."""
+    config = sums_then_preferring_on_cpu(_contrast("cdpo_tiny_contrast", ""))
+    config.preference.steps, config.data.sums.slip, config.evaluation.prompts = 0, 0.0, 0
     return config
 
 
 def tiny() -> Config:
-    """cDPO on a CPU in seconds; set model.path, preference.data.path, preference.positive and preference.negative."""
-    config = _on_cpu(_pairs("cdpo_tiny", ""))
-    config.preference.steps, config.preference.batch_size = 20, 4
-    config.preference_optimizer = OptimizerConfig(lr=1e-2, warmup_steps=2)
-    return config
+    """cDPO on a CPU in two minutes, on generated sums; set preference.positive and preference.negative."""
+    return sums_then_preferring_on_cpu(_pairs("cdpo_tiny", ""))
 
 
 def _contrast(name: str, model: str) -> Config:
@@ -74,12 +70,5 @@ def _stage(name: str, model: str, rank: int) -> Config:
 def _on_gpus(config: Config) -> Config:
     lora = config.actor.lora
     on_gpus(config, tensor=4, data=2)
-    config.actor.lora = lora
-    return config
-
-
-def _on_cpu(config: Config) -> Config:
-    lora = config.actor.lora
-    on_cpu(config, steps=0)
     config.actor.lora = lora
     return config

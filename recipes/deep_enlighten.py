@@ -83,7 +83,7 @@ def _published(name: str, model: str, template: str) -> Config:
             kl_coef=0.001,
             kl_in="loss",
             entropy_coef=0.001,
-            minibatches=4,  # of 8 completions
+            minibatches=1,  # their mini-batch of 8 counts prompts, of which a step has 4
             correction="truncated",  # TIS, C = 2: bfloat16 engines and actors differ by a few percent on some tokens
         ),
         actor=ActorConfig(optimizer=OptimizerConfig(lr=1e-6)),

@@ -22,7 +22,7 @@ def tiny() -> Config:
     """One sum teaches a small model to work sums out instead of guessing: on a CPU in two minutes, nothing to set."""
     config = on_cpu(_published("one_shot_tiny", ""))
     config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 40}, dtype="float32")
-    config.data = DataConfig(task="stepwise_sums", max_prompt_tokens=7, repeat_to_batch=1)
+    config.data = DataConfig(task="stepwise_sums", max_prompt_tokens=8, repeat_to_batch=1)
     config.rewards = RewardsConfig(terms={"exact_answer": 1.0}, args={"exact_answer": {"form": "boxed"}}, workers=1)
     config.rollout.prompts_per_step, config.rollout.max_new_tokens, config.rollout.temperature = 16, 24, 1.0
     config.actor.optimizer = OptimizerConfig(lr=5e-5, beta2=0.95, warmup_steps=5)

@@ -7,7 +7,7 @@ passes over a batch. 1e-6 and one pass are ours: those of most GRPO runs on mode
 from megatron_rl.actor.config import ActorConfig, ModelConfig, OptimizerConfig
 from megatron_rl.algorithms.config import AlgorithmConfig, SFTConfig
 from megatron_rl.config import Config, RunConfig
-from megatron_rl.data.config import CurriculumConfig, DataConfig
+from megatron_rl.data.config import CurriculumConfig, DataConfig, SumsConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import HintsConfig, RolloutConfig
@@ -50,12 +50,15 @@ def sums() -> Config:
     Imitation sees all 2,048 sums, RL the 48 longest alone, so that each comes back every four steps.
     """
     config = on_cpu(_paper("seele_sums", ""))
-    config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 32}, dtype="float32")
+    config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 40}, dtype="float32")
     longest_first = CurriculumConfig(
         by="column", column="terms", hard="low", start=48 / 2048, schedule="step", stages=1
     )
-    config.data = DataConfig(task="running_sum", max_prompt_tokens=96, limit=2048, curriculum=longest_first)
-    config.rewards.terms, config.rewards.args = {"exact_answer": 1.0}, {"exact_answer": {"form": "tag"}}
+    sums = SumsConfig(terms="7-9", guess=0.0, slip=0.35)
+    config.data = DataConfig(
+        task="stepwise_sums", max_prompt_tokens=96, limit=2048, curriculum=longest_first, sums=sums
+    )
+    config.rewards.terms, config.rewards.args = {"exact_answer": 1.0}, {"exact_answer": {"form": "boxed"}}
     config.rollout.prompts_per_step, config.rollout.group_size, config.rollout.max_new_tokens = 12, 32, 64
     config.actor.optimizer.lr = 1e-5
     config.sft = SFTConfig(steps=300, batch_size=24)

@@ -14,7 +14,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.evaluation.config import EvaluationConfig
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import RolloutConfig
-from recipes._machines import on_cpu, on_gpus
+from recipes._machines import SMALL_QWEN3, on_cpu, on_gpus
 
 
 def qwen3_4b() -> Config:
@@ -54,8 +54,24 @@ def tiny_reward_model() -> Config:
 
 
 def tiny() -> Config:
-    """The Social-R1 job on a CPU in minutes; set model.path (tools/make_tiny_model.py) and data.path."""
+    """The Social-R1 job on a CPU in three minutes: generated situations, from random weights; nothing to set."""
     config = on_cpu(_card("social_r1_tiny", ""))
+    config.model = ModelConfig(architecture=SMALL_QWEN3 | {"vocab_size": 144}, dtype="float32")
+    config.data = DataConfig(task="staged_situations", max_prompt_tokens=32)
+    config.rollout.prompts_per_step, config.rollout.max_new_tokens = 24, 112
+    config.algorithm.minibatches = 2
+    config.actor.optimizer = OptimizerConfig(lr=2e-4, beta2=0.95, warmup_steps=3)
+    config.sft = SFTConfig(steps=600, batch_size=24, prompt_weight=0.1)
+    config.sft_optimizer = OptimizerConfig(
+        lr=3e-3, beta2=0.95, weight_decay=0.1, warmup_steps=20, decay="cosine", min_lr_ratio=0.1
+    )
+    config.evaluation = EvaluationConfig(prompts=128)
+    return config
+
+
+def tiny_rows() -> Config:
+    """The same job on questions of a file; set model.path (tools/make_tiny_model.py) and data.path."""
+    config = on_cpu(_card("social_r1_tiny_rows", ""))
     config.rollout.prompts_per_step, config.rollout.max_new_tokens = 8, 64
     config.algorithm.minibatches = 2
     return config

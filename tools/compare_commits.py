@@ -4,8 +4,8 @@
     python tools/compare_commits.py main . --runs quickstart-0,staleness --steps 3      a quick look
 
 The older commit comes first; a path that starts with . or / is a working tree as it is then. Runs: quickstart-0 and
-quickstart-1 (two seeds), social_r1 (social_r1.tiny on --questions; a random model never earns its reward, so there is
-another one and a learning rate that shows), staleness (the quick start, generating one step ahead). Compared are
+quickstart-1 (two seeds), social_r1 (social_r1.tiny_rows on --questions; a random model never earns its reward, so there
+is another one and a learning rate that shows), staleness (the quick start, generating one step ahead). Compared are
 metrics.jsonl (evaluations in their order, whatever they are called; not what LEFT_OUT names), completions.jsonl
 (responses with or without the text of the end token) and the tensors in hf/. What only the newer side's rows have is
 listed and is no difference. Exit code: 0 equal, 1 a difference or a run that failed, 2 bad input, 128 + signal.
@@ -37,7 +37,7 @@ Values = dict[tuple[str, str], str]  # (row or tensor, name) -> what is there, a
 RUNS = {
     "quickstart-0": ["quickstart", "run.seed=0"],
     "quickstart-1": ["quickstart", "run.seed=1"],
-    "social_r1": ["social_r1.tiny", "rewards.terms.length_window=1", "actor.optimizer.lr=1e-3"],
+    "social_r1": ["social_r1.tiny_rows", "rewards.terms.length_window=1", "actor.optimizer.lr=1e-3"],
     "staleness": ["quickstart", "rollout.staleness=1"],
 }
 SFT_PER_STEP = 15  # supervised steps for each step of RL, as in the quick start's recipe: 600 and 40

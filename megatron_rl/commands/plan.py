@@ -27,7 +27,7 @@ from megatron_rl.system.files import read_json
 EXAMPLES = """\
 examples:
   megatron-rl plan quickstart
-  megatron-rl plan social_r1.tiny model.path=models/tiny actor.tensor_parallel=2 --json
+  megatron-rl plan social_r1.tiny_rows model.path=models/tiny actor.tensor_parallel=2 --json
   megatron-rl plan --model DeepSeek-V3/config.json \\
       --actor tensor_parallel=8,pipeline_parallel=16,first_stage=4,last_stage=1,expert_parallel=16,data_parallel=2 \\
       --engine tensor_parallel=32,expert_parallel=32

@@ -50,6 +50,16 @@ class PuzzlesConfig:
 
 
 @dataclass
+class SumsConfig:
+    """The sums that data.task=stepwise_sums makes, and what its warm start imitates."""
+
+    terms: str = "3"  # digits of a sum: a number from 3 to 9, or a range such as 7-9
+    guess: float = number(0.6, least=0, most=1)  # share of training targets that guess instead of working it out
+    slip: float = number(0.0, least=0, most=1)  # share of the additions in training targets that are one too high
+    compare: str = choice("solutions", "steps")  # pairs: of whole solutions | of one step behind right ones
+
+
+@dataclass
 class DataConfig:
     """A task yields examples for training and for evaluation."""
 
@@ -74,5 +84,6 @@ class DataConfig:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     puzzles: PuzzlesConfig = field(default_factory=PuzzlesConfig)
+    sums: SumsConfig = field(default_factory=SumsConfig)
     gym: dict[str, Any] = field(default_factory=dict)  # options of the generator of data.task=reasoning_gym:NAME
     mixture: dict[str, Any] = field(default_factory=dict)  # tasks: name -> weight and options that differ

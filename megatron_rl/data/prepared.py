@@ -9,8 +9,9 @@ from megatron_rl.data.answers.reasoned_choice import LETTERS
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.registry import make_task
-from megatron_rl.data.rows.kinds import Kind
+from megatron_rl.data.rows.kinds import SOTOPIA, Kind
 from megatron_rl.data.rows.messages import as_messages, short
+from megatron_rl.data.rows.sotopia import conversations
 from megatron_rl.data.sets.config import SetConfig
 from megatron_rl.data.sets.conversations import read_conversations
 from megatron_rl.data.sets.pairs import read_pairs
@@ -45,6 +46,8 @@ class Characters:
 
 def prepare(table: Table, kind: Kind, config: DataConfig, tokenizer: Any) -> Prepared:
     """Reads and checks every row as a run would; ``config`` names the source. Raises InputError as a run would."""
+    if kind.name == SOTOPIA:
+        return _sides(table)
     if kind.use == "sft":
         return _conversations(table, config, tokenizer)
     if kind.use == "preference":
@@ -60,6 +63,17 @@ def prepare(table: Table, kind: Kind, config: DataConfig, tokenizer: Any) -> Pre
     examples = list(task.train) or list(task.heldout)
     rows = [_row(example, kind.use, tokenizer) for example in examples]
     return Prepared([e.prompt for e in examples], [e.answer for e in examples], rows, dict(task.notes))
+
+
+def _sides(table: Table) -> Prepared:
+    """SOTOPIA's episodes as conversations."""
+    rows = conversations(table)
+    return Prepared(
+        ["\n".join(m["content"] for m in row["messages"][:-1]) for row in rows],
+        [row["messages"][-1]["content"] for row in rows],
+        rows,
+        {"conversations, of each side of an episode one": len(rows)},
+    )
 
 
 def _row(example: Example, task: str, tokenizer: Any) -> dict[str, Any]:

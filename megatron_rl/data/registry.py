@@ -19,9 +19,9 @@ TASKS = {
     "multiple_choice": "megatron_rl.data.tasks.multiple_choice.make_multiple_choice",
     "prompt_answer": "megatron_rl.data.tasks.prompt_answer.make_prompt_answer",
     "reasoning_gym": "megatron_rl.data.tasks.reasoning_gym.make_reasoning_gym",
-    "running_sum": "megatron_rl.data.tasks.running_sum.make_running_sum",
     "social_iqa": "megatron_rl.data.tasks.social_iqa.make_social_iqa",
     "social_situations": "megatron_rl.data.tasks.social_situations.make_social_situations",
+    "staged_situations": "megatron_rl.data.tasks.staged_situations.make_staged_situations",
     "stepwise_sums": "megatron_rl.data.tasks.stepwise_sums.make_stepwise_sums",
     "temporal_clue": "megatron_rl.data.tasks.temporal_clue.task.make_temporal_clue",
 }

@@ -3,10 +3,18 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 UNBOUNDED = 2**62  # length of the training sequence of a generator
 SHORT = 24  # characters of a text that is a name rather than a text
+
+
+class Compared(NamedTuple):
+    """Two completions of a question, of which one is to be preferred."""
+
+    prefix: str  # the beginning of both; empty: none
+    chosen: str
+    rejected: str
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,7 @@ class Example:
     target: str = ""  # a completion to imitate (SFT); empty: none
     data_source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)  # handed to the rewards
+    compared: Compared | None = None  # what to prefer (DPO); None: nothing is known
 
     @property
     def facts(self) -> dict[str, Any]:

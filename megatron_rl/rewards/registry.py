@@ -9,7 +9,7 @@ from functools import partial
 from math import isfinite
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
-from megatron_rl.data.task import Report
+from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.schedule import check_schedule
@@ -40,6 +40,9 @@ class Service(Protocol):
 
     def violations(self, deadline: float) -> list[str]:
         """What is wrong with how it is to be asked, or that nobody answers; ``deadline``: seconds of a sample."""
+
+    def unfit(self, sample: Sample) -> list[str]:
+        """What is wrong with asking about a sample, which nobody is asked for."""
 
     def facts(self) -> dict[str, Any]:
         """What it is, for the manifest: no secrets."""
@@ -92,6 +95,20 @@ def reward_facts(config: RewardsConfig) -> dict[str, Any]:
     """For the manifest: what every reward asks over the network, reward -> its services' facts."""
     asked = {name: services(resolve(name), config.args.get(name, {})) for name in config.terms}
     return {name: [service.facts() for service in some] for name, some in asked.items() if some}
+
+
+def changed_rubrics(known: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Rubrics of judges that differ in ``reward_facts`` of when the run began and of now; a sentence each."""
+    found = []
+    for name, some in asked.items():
+        before = {facts["rubric"]: facts["rubric_hash"] for facts in known.get(name, ()) if "rubric" in facts}
+        for facts in some:
+            if "rubric" in facts and before.get(facts["rubric"], facts["rubric_hash"]) != facts["rubric_hash"]:
+                found.append(
+                    f"The rubric {facts['rubric']} of the reward {name} changed since the run began: restore it, or "
+                    "use a new run.name."
+                )
+    return found
 
 
 def check_rewards(config: RewardsConfig) -> list[str]:

@@ -33,14 +33,15 @@ class Schedule:
 
 def check_schedule(key: str, given: Mapping[str, Any]) -> list[str]:
     """What is wrong with the options of a schedule, which are at ``key``."""
-    known = [field.name for field in fields(Schedule)]
+    known, found = [field.name for field in fields(Schedule)], []
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            return [f"{key}.{name} is unknown; {hint}A schedule has {', '.join(known)}."]
+            hint = f"; did you mean {near[0]}?" if near else "."
+            found.append(f"{key}.{name} is unknown{hint} A schedule has {', '.join(known)}.")
     steps, kind = given.get("steps"), given.get("kind", "linear")
-    found = []
+    if found and "steps" not in given:  # perhaps one of them was meant to be
+        steps = 1
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         found.append(f"{key}.steps is {steps!r}; it must be a whole number of RL steps, 1 or more.")
     for name in ("start", "end"):

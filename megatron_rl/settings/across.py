@@ -1,6 +1,7 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
 from megatron_rl.actor.config import CriticConfig, ModelConfig
+from megatron_rl.algorithms.pairs.check import without_pairs
 from megatron_rl.algorithms.published import PUBLISHED
 from megatron_rl.algorithms.registry import asked_of
 from megatron_rl.config import Config
@@ -70,6 +71,9 @@ def _sets(config: Config) -> list[str]:
                 f"{rows * options.max_tokens} tokens ({rows} x {key}.max_tokens): set it to "
                 f"{-(-rows * options.max_tokens // max(config.actor.context_parallel, 1))} or more, or lower that."
             )
+    tasks = {} if problems(config.data) else parts(config.data)
+    if config.preference.steps and any(map(trains_on_files, tasks.values())):  # whose rows are no pairs
+        found += without_pairs(config.preference.data, "preference")
     return found + _frozen(config) + _teacher(config) + _critic(config)
 
 

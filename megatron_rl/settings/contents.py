@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     from megatron_rl.data.order.mixed import make_prompts
     from megatron_rl.data.order.mixture import parts
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
+    from megatron_rl.data.sets.pairs import task_pairs
     from megatron_rl.data.task import sample_of
     from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer, make_encoder
     from megatron_rl.resharding.folders.check import transformers_config
@@ -69,10 +71,15 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     paths = [path for data in parts(config.data).values() for path in (data.path, data.eval_path)]
     if not all(is_local(path) for path in paths if path):
         return [], notes
-    task = make_task(config.data, config.run.seed, tokenizer)
+    try:
+        task = make_task(config.data, config.run.seed, tokenizer)
+    except InputError as error:
+        return [str(error), *_without_template(config, tokenizer)], notes
     targets = config.sft.steps and not config.sft.data.path
     if targets:
         require_targets(task)
+    if config.preference.steps and not config.preference.data.path:
+        task_pairs(task, config.data.task, tokenizer)
     if not len(task.train) and (config.run.steps or targets):
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
     if len(task.train):
@@ -88,6 +95,25 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
         return [], notes
     broken = try_rewards(config.rewards, sample_of(example, response), task.report)
     return broken, notes
+
+
+def _without_template(config: Config, tokenizer: Any) -> list[str]:
+    """What hints lack where data.template cannot be used, told with a template that any file takes."""
+    from megatron_rl.data.files import read_table
+    from megatron_rl.data.registry import make_task
+    from megatron_rl.data.tokenizer import make_encoder
+    from megatron_rl.rollout.strategies.hinted import require_steps
+
+    data = config.data
+    if config.rollout.strategy != "hinted" or not (config.run.steps and data.template and data.path):
+        return []
+    column = read_table(data.path, data.split, 1, data.subset).columns[0]
+    try:
+        task = make_task(replace(data, template=f"{{{column}}}"), config.run.seed, tokenizer)
+        require_steps(task.train, make_encoder(tokenizer), data.max_prompt_tokens)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def _sets(config: Config, tokenizer: Any) -> dict[str, int]:

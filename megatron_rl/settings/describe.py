@@ -23,7 +23,7 @@ def describe(config: Config) -> str:
     more = {"virtual pipeline": actor.virtual_pipeline, "expert": actor.expert_parallel}
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.terms.items())
     preference, rewarding = config.preference, config.reward_model
-    imitated = f" from {sft.data.path}" if sft.data.path else ""
+    imitated, compared = (f" from {path}" if path else "" for path in (sft.data.path, preference.data.path))
     lines = {
         "model": f"{hf_config['model_type']}, {needed.parameters / 1e6:,.2f} million parameters, {config.model.dtype}, "
         + (f"from {path}" if path else "from random weights"),
@@ -34,8 +34,7 @@ def describe(config: Config) -> str:
         "rewards": f"{terms}; {config.rewards.workers} worker process{'es' if config.rewards.workers > 1 else ''}",
         "data": _data(config.data),
         "warm start": f"{sft.steps} steps of {sft.batch_size} examples{imitated}" if sft.steps else "none",
-        "preference": f"{preference.steps} steps of {preference.batch_size} pairs from {preference.data.path}, "
-        f"{preference.loss}",
+        "preference": f"{preference.steps} steps of {preference.batch_size} pairs{compared}, {preference.loss}",
         "rewarding": f"{rewarding.steps} steps of {rewarding.batch_size} pairs from {rewarding.data.path}",
         "RL": f"{run.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} completions = "
         f"{completions}, in {updates} update{'s' if updates > 1 else ''} of {completions // algorithm.minibatches}",

@@ -50,6 +50,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
         if not equals or not key:
             problems.append(f"{item!r} is no override: write key=value, for example run.steps=10.")
             continue
+        if key == "model.path" and text and not any(other.startswith("model.architecture") for other in overrides):
+            tree.model.architecture = {}  # a model of the user's stands in place of the recipe's random one
         _assign(tree, key, read_value(text), item, problems)
     return _to_object(tree), problems
 

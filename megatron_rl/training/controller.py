@@ -14,10 +14,11 @@ import numpy as np
 
 from megatron_rl.config import Config
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
+from megatron_rl.errors import refuse
 from megatron_rl.evaluation.answering import Speech
 from megatron_rl.evaluation.during import Suites
 from megatron_rl.evaluation.held_out import HeldOut
-from megatron_rl.rewards.registry import reward_facts
+from megatron_rl.rewards.registry import changed_rubrics, reward_facts
 from megatron_rl.rewards.scoring import judge, score
 from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rollout.collect import collect
@@ -64,6 +65,7 @@ class Controller:
         self.engine: Engine | None = None
         self.rewards: RewardPool | None = None
         if self.supply.task is not None and config.scores():
+            refuse(changed_rubrics(run.manifest().get("rewards", {}), reward_facts(config.rewards)))
             self.rewards = RewardPool(config.rewards, self.supply.task.report)
         if config.generates():
             self.engine = _engine(config, run)

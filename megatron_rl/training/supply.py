@@ -8,7 +8,7 @@ from megatron_rl.data.order.mixed import make_prompts
 from megatron_rl.data.prompts import Cursor, Prompts
 from megatron_rl.data.registry import make_task, require_targets
 from megatron_rl.data.sets.conversations import read_conversations
-from megatron_rl.data.sets.pairs import read_pairs
+from megatron_rl.data.sets.pairs import read_pairs, task_pairs
 from megatron_rl.data.sets.rows import RowSet
 from megatron_rl.data.task import Example, Task
 from megatron_rl.errors import InputError
@@ -28,8 +28,11 @@ class Supply:
         left = [name for name in config.chain() if STAGES.index(name) >= STAGES.index(stage)]
         if "sft" in left and config.sft.data.path:
             self.sets["sft"] = read_conversations(config.sft.data, config.data, tokenizer, "sft.data")
-        if "preference" in left:
+        if "preference" in left and config.preference.data.path:
             self.sets["preference"] = read_pairs(config.preference.data, config.data, tokenizer, "preference.data")
+        elif "preference" in left:
+            assert self.task is not None
+            self.sets["preference"] = task_pairs(self.task, config.data.task, tokenizer)
         if "reward_model" in left:
             self.sets["reward_model"] = read_pairs(
                 config.reward_model.data, config.data, tokenizer, "reward_model.data"

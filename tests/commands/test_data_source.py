@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megatron_rl.cli import main
@@ -21,6 +23,25 @@ HITOM = {"question_order": 2, "deception": False, "story": "1 A is here.", "ques
 HITOM |= {"choices": "A. red_box, B. blue_box", "answer": "red_box"}
 VERL = {"prompt": MESSAGES[:1], "data_source": "x", "reward_model": {"style": "rule", "ground_truth": "4"}}
 SOCIAL = {"context": "C.", "question": "Q?", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"}
+EPISODE = {
+    "episode_id": "e1",
+    "environment_id": "v",
+    "agent_ids": ["a1", "a2"],
+    "raw_messages": [
+        [
+            ["Environment", "Mia", "You are Mia."],
+            ["Environment", "Ben", "You are Ben."],
+            ["Mia", "Environment", 'said: "Hi."'],
+            ["Ben", "Environment", "did nothing"],
+        ],
+        [
+            ["Environment", "Mia", "Turn 1"],
+            ["Mia", "Environment", "did nothing"],
+            ["Ben", "Environment", 'said: "Ho."'],
+        ],
+    ],
+    "raw_rewards": [[3.5, {"goal": 9}], [2.0, {"goal": 1}]],
+}
 KINDS = {  # name, use: a row
     ("GSM8K", "prompt_answer"): {"question": "Two and two?", "answer": "2+2=4\n#### 4"},
     ("MATH", "prompt_answer"): {"problem": "P?", "solution": r"\boxed{2}", "level": "Level 3"},
@@ -39,7 +60,8 @@ KINDS = {  # name, use: a row
         "options": ["a", "b"],
     },
     ("Social IQa", "social_iqa"): SOCIAL,
-    ("SOTOPIA", ""): {"environment_id": "e", "agent_ids": ["a", "b"], "scenario": "They meet."},
+    ("SOTOPIA", "sft"): EPISODE,
+    ("problems with steps", "math_problems"): {"problem": "Two?", "answer": "2", "steps": ["1+1=2"]},
 }
 
 
@@ -116,9 +138,16 @@ def test_what_cannot_be_used_is_said(write, tmp_path, capsys):
         ([good], ["--out", "rows.csv"], "--out rows.csv: the name must end in .jsonl or .parquet."),
         ([{"story": "S.", "question": "Q?", "answer": "x"}], [], "has a column 'story', and the prompt would be"),
         ([{"messages": MESSAGES}, {"messages": MESSAGES[:1]}], [], "row 2, column 'messages'"),
-        ([KINDS["SOTOPIA", ""]], ["--out", str(tmp_path / "o.jsonl")], "cannot be prepared: episodes of two agents"),
+        ([{"question": "Q?", "reply": "x"}], [], "but without 'answer' or 'solution'; or like prompts with what to"),
+        ([{"messages": MESSAGES[:1]}] * 2, [], "has the role 'user': a conversation to imitate ends with 'assistant'"),
+        ([{"messages": [{"from": "a", "value": "b"}]}] * 2, [], "Column 'messages' is none of messages: row 1 has"),
+        (
+            [KINDS["problems with steps", "math_problems"] | {"steps": []}],
+            [],
+            "row 1, column 'steps': the steps are []",
+        ),
         ([TOMBENCH], ["--out", str(tmp_path / "o.jsonl")], "is ToMBench, which is for evaluation only"),
-        ([SOCIAL | {"label": "0"}], [], "row 1: the right answer is '0'"),
+        ([SOCIAL | {"label": "0"}], [], "row 1, column 'label': the right answer is '0'"),
         ([KINDS["pairs", "preference"] | {"rejected": "2"}], [], "row 1: chosen and rejected are equal"),
     ]:
         assert main(["data", write(rows), *arguments]) == 2
@@ -131,3 +160,46 @@ def test_what_cannot_be_used_is_said(write, tmp_path, capsys):
 def test_select_is_a_command_of_two_words(tmp_path, capsys):
     assert main(["data", "select", str(tmp_path), "--reward-at-least", "1", "--out", str(tmp_path / "x.jsonl")]) == 2
     assert "completions.jsonl does not exist: give the folder of a run" in capsys.readouterr().err
+
+
+def test_bad_rows_are_named_together(write, capsys):
+    rows = [SOCIAL | {"label": label} for label in ("1", "0", "2", "7", "3")]
+    assert main(["data", write(rows)]) == 2
+    said = capsys.readouterr().err
+    assert "2 rows of 5 cannot be used." in said
+    assert "row 2, column 'label': the right answer is '0'" in said and "row 4, column 'label'" in said
+    assert main(["data", write([SOCIAL | {"label": "x"}] * 14)]) == 2
+    said = capsys.readouterr().err
+    assert "10 rows or more of 14 cannot be used." in said and "row 10," in said and "row 11," not in said
+
+
+def test_rows_of_parquet_keep_their_types_where_some_are_bad(tmp_path, capsys):
+    table = pyarrow.table({"problem": ["a", "b", "c"], "answer": [1, 2, 3], "steps": [["x"], [], []]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert main(["data", str(tmp_path / "rows.parquet")]) == 2
+    said = capsys.readouterr().err
+    assert "2 rows of 3 cannot be used." in said and "row 2, column 'steps'" in said and "row 3, column 'steps'" in said
+
+
+def test_what_is_odd_is_a_warning(write, capsys):
+    rows = [{"id": number // 2, "prompt": f"{number % 3}?", "answer": "2"} for number in range(4)]
+    rows[0]["prompt"] = "x" * 40_000
+    assert main(["data", write(rows)]) == 0
+    said = capsys.readouterr().out
+    assert "warning    4 rows share their 'id' with others, such as 0" in said
+    assert "warning    1 prompts have more than 32,768 characters, the longest 40,000 (of usable row 1)" in said
+    assert "(40,000 characters in all)" in said and "x" * 5000 not in said
+    assert main(["data", write([{"prompt": "Two?", "answer": "2"}] * 3)]) == 0
+    assert "warning    2 prompts are there before: 1 of 3 differ" in capsys.readouterr().out
+
+
+def test_episodes_become_conversations_of_each_side(write, tmp_path, capsys):
+    assert main(["data", write([EPISODE]), "--out", str(tmp_path / "sides.jsonl")]) == 0
+    assert "for sft.data.path" in capsys.readouterr().out
+    kind = recognise(read_table(str(tmp_path / "sides.jsonl"), ""))
+    assert (kind.name, kind.use) == ("conversations", "sft")
+    mia, ben = map(json.loads, (tmp_path / "sides.jsonl").read_text().splitlines())
+    assert [m["content"] for m in mia["messages"]] == ["You are Mia.", 'said: "Hi."']
+    assert [m["role"] for m in ben["messages"]] == ["user", "assistant"]
+    assert ben["messages"][0]["content"] == 'You are Ben.\nMia said: "Hi."'
+    assert (mia["agent"], mia["reward"], ben["reward"], ben["rewards"]) == ("Mia", 3.5, 2.0, {"goal": 1})

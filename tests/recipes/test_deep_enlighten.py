@@ -18,7 +18,7 @@ PUBLISHED = {  # template, temperature, longest completion
 def test_run_scripts(name, suffix, world):
     config = recipe(f"deep_enlighten.{name}{suffix}")
     assert (config.data.template, config.rollout.temperature, config.rollout.max_new_tokens) == PUBLISHED[name]
-    assert (config.rollout.prompts_per_step, config.rollout.group_size, config.algorithm.minibatches) == (4, 8, 4)
+    assert (config.rollout.prompts_per_step, config.rollout.group_size, config.algorithm.minibatches) == (4, 8, 1)
     algorithm = config.algorithm
     assert (algorithm.name, algorithm.gamma, algorithm.kl_in, algorithm.kl_estimator) == (
         "reinforce_pp",

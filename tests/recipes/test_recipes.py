@@ -123,7 +123,7 @@ def test_social_r1_follows_the_model_card(name):
 
 
 def test_tiny_needs_only_the_two_paths(tmp_path):
-    config = recipe("social_r1.tiny")
+    config = recipe("social_r1.tiny_rows")
     assert config.model.path == config.data.path == "" and config.rollout.engine == "embedded"
     (tmp_path / "rows.jsonl").write_text("{}")
     config.data.path = str(tmp_path / "rows.jsonl")

@@ -8,7 +8,7 @@ import pytest
 from megatron_rl.data.task import Example, Sample
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.registry import check_rewards
-from megatron_rl.rewards.schedule import Schedule
+from megatron_rl.rewards.schedule import Schedule, check_schedule
 from megatron_rl.rewards.workers.pool import RewardPool
 from megatron_rl.rewards.workers.terms import bind, score_sample
 from megatron_rl.rollout.rollout import Rollout
@@ -81,3 +81,9 @@ def test_without_schedules_the_weights_are_those_of_the_terms() -> None:
 def test_bad_schedules(schedules: dict, said: str) -> None:
     (found,) = check_rewards(RewardsConfig(terms={"format": 1.0}, schedules=schedules))
     assert said in found
+
+
+def test_all_wrong_names_are_told_at_once():
+    found = check_schedule("k", {"stepz": 3, "foo": 1, "kind": "no"})
+    assert [said.partition(" ")[0] for said in found] == ["k.stepz", "k.foo", "k.kind"]
+    assert "did you mean steps?" in found[0] and "did you mean" not in found[1]

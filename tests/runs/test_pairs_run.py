@@ -1,4 +1,4 @@
-"""Recipes of imitation and pairs, from files that are written here: InfiAlign, SuperCorrect and critical tokens."""
+"""Recipes of imitation and pairs, of generated sums and of files: InfiAlign, SuperCorrect and critical tokens."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,8 @@ from recipes.supercorrect import TARGET
 from tests.runs.test_seele_run import train
 from tests.runs.test_train import rows
 from tools.make_tiny_model import main as make_tiny_model
+
+ROLES = {"positive": "right", "negative": "wrong"}
 
 
 def write(file: Path, lines: list[dict]) -> str:
@@ -38,11 +40,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
+SHORT = ["sft.steps=20", "sft.batch_size=8", "preference.steps=20", "preference.batch_size=4", "evaluation.prompts=0"]
+FAST = ["sft_optimizer.warmup_steps=2", "preference_optimizer.lr=1e-3", "preference_optimizer.warmup_steps=2"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "to_imitate", "to_compare"),
     [("infialign.tiny", "solutions", "pairs"), ("supercorrect.tiny", "thoughts", "steps")],
 )
-def test_imitation_then_pairs(files: Path, recipe: str, to_imitate: str, to_compare: str) -> None:
+def test_rows_of_files(files: Path, recipe: str, to_imitate: str, to_compare: str) -> None:
+    """A model and rows of the user's in place of the generated ones."""
     train(
         recipe,
         files,
@@ -50,6 +57,8 @@ def test_imitation_then_pairs(files: Path, recipe: str, to_imitate: str, to_comp
         f"sft.data.path={files / to_imitate}.jsonl",
         f"preference.data.path={files / to_compare}.jsonl",
         f"run.name={to_imitate}",
+        *SHORT,
+        *FAST,
     )
     run = RunFolder(files / to_imitate)
     found = rows(run)
@@ -61,21 +70,31 @@ def test_imitation_then_pairs(files: Path, recipe: str, to_imitate: str, to_comp
     assert fingerprint(run.export) != fingerprint(run.left_by("sft"))
 
 
-def test_critical_tokens_in_three_runs(files: Path) -> None:
-    for name in ("right", "wrong"):
-        options = [f"model.path={files / 'tiny'}", f"sft.data.path={files / name}.jsonl", f"run.name={name}"]
-        train("cdpo.tiny_contrast", files, *options)
-    train(
-        "cdpo.tiny",
-        files,
-        f"model.path={files / 'tiny'}",
-        f"preference.data.path={files / 'pairs'}.jsonl",
-        f"preference.positive={files / 'right' / 'hf'}",
-        f"preference.negative={files / 'wrong' / 'hf'}",
-        "run.name=critical",
-    )
-    found = rows(RunFolder(files / "critical"))
-    assert [row["stage"] for row in found] == ["preference"] * 20
-    assert found[0]["loss"] == pytest.approx(0.693147, abs=1e-6) and found[19]["loss"] < found[0]["loss"]
-    assert all(0 < row["critical"] < 1 for row in found)
-    assert fingerprint(files / "right" / "hf") != fingerprint(files / "wrong" / "hf")
+@pytest.mark.parametrize("recipe", ["infialign.tiny", "supercorrect.tiny"])
+def test_generated_sums(tmp_path: Path, recipe: str) -> None:
+    train(recipe, tmp_path, "run.name=sums", *SHORT, *FAST)
+    found = rows(RunFolder(tmp_path / "sums"))
+    assert [row["stage"] for row in found] == ["sft"] * 20 + ["preference"] * 20
+    assert found[20]["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert found[39]["loss"] < found[20]["loss"] and found[39]["pair_margin"] > 0
+
+
+def test_critical_tokens_in_three_runs(tmp_path: Path) -> None:
+    for name, slip in (("right", 0.0), ("wrong", 0.9)):
+        few = ["sft.steps=60", "sft.batch_size=8", f"data.sums.slip={slip}", f"run.name={name}"]
+        train("cdpo.tiny_contrast", tmp_path, *few)
+    models = [f"preference.{role}={tmp_path / name / 'hf'}" for role, name in ROLES.items()]
+    train("cdpo.tiny", tmp_path, *models, "run.name=critical", *SHORT, *FAST)
+    found = [row for row in rows(RunFolder(tmp_path / "critical")) if row["stage"] == "preference"]
+    assert len(found) == 20 and found[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert found[19]["loss"] < found[0]["loss"] and all(0 < row["critical"] < 1 for row in found)
+    assert fingerprint(tmp_path / "right" / "hf") != fingerprint(tmp_path / "wrong" / "hf")
+
+
+def test_a_task_without_pairs_is_refused(files: Path) -> None:
+    given = [f"model.path={files / 'tiny'}", f"sft.data.path={files / 'right'}.jsonl", "run.name=none"]
+    other = ["data.task=false_belief", "data.max_prompt_tokens=64"]
+    said = train("infialign.tiny", files, *given, *SHORT, *other, status=2)
+    assert "preference.data.path is empty, and data.task=false_belief has no pairs" in said
+    said = train("infialign.tiny", files, *given, *SHORT, "data.task=math_problems", status=2)
+    assert "preference.data.path is empty; set it to a file" in said

@@ -90,7 +90,8 @@ def _steps(row: dict[str, Any]) -> list[str]:
     for label, digit in zip("bcdefghi", digits[1:], strict=False):
         steps.append(f"{label} {total} + {digit} = {(total + digit) % 10} .")
         total = (total + digit) % 10
-    return [*steps[:-1], f"{steps[-1]} <Answer> {total} </Answer>"]
+    steps[0] = f"steps: {steps[0]}"
+    return [*steps[:-1], rf"{steps[-1]} \boxed{{ {total} }}"]
 
 
 def test_continued_it_ends_as_if_it_had_not_stopped(whole: RunFolder) -> None:

@@ -122,7 +122,7 @@ def trained(folder: Path, model: tuple[str, str], judge: Server) -> RunFolder:
         *("sft.steps=60", "sft_optimizer.lr=0.003", "run.steps=3", "rollout.max_new_tokens=96", "run.name=asks"),
         *("tracking.completions=40", "algorithm.kl_coef=0", "rollout.temperature=0.7"),
     ]
-    words = ["megatron-rl", "train", "social_r1.tiny", "model.path=models/tiny", "data.path=questions.jsonl"]
+    words = ["megatron-rl", "train", "social_r1.tiny_rows", "model.path=models/tiny", "data.path=questions.jsonl"]
     run([*words, *asked, *SHORT], folder, **{JUDGE_KEY: "the-judges-key", MODEL_KEY: key})
     return RunFolder(folder / "runs" / "asks")
 
@@ -182,11 +182,23 @@ def test_the_manifest_says_who_judged_and_no_file_the_key(trained: RunFolder, ju
 
 def test_commands_of_the_page(folder: Path) -> None:
     """What runs here is run with fewer steps; the others name recipes and options that there are."""
-    tiny = next(command for command in commands() if "train social_r1.tiny " in command)
+    tiny = next(command for command in commands() if "train social_r1.tiny_rows " in command)
     words = [word.replace(".parquet", ".jsonl") for word in shlex.split(tiny)]
     run([*words, "run.steps=2", *SHORT], folder)
     trained = [shlex.split(command.partition("megatron-rl ")[2]) for command in commands() if "train" in command]
     assert len(trained) >= 9
     for _, recipe, *overrides in trained:
         config, problems = load(recipe, overrides)
-        assert not problems and (config.model.path, config.rewards.terms["social_r1"]) != ("", 0)
+        model = config.model.path or config.model.architecture
+        assert not problems and model and config.rewards.terms["social_r1"]
+
+
+def test_generated_situations_are_learned(tmp_path: Path) -> None:
+    """Short: the faults of the warm start begin to go."""
+    (command,) = [command for command in commands() if command.endswith("train social_r1.tiny")]
+    fewer = ["sft.steps=200", "run.steps=8", "rollout.prompts_per_step=12", "actor.optimizer.lr=3e-4", "run.name=short"]
+    run([*shlex.split(command), *fewer, *SHORT], tmp_path)
+    steps = rows(RunFolder(tmp_path / "runs" / "short"))
+    assert len(steps) == 8
+    first, last = ([row["reward/social_r1/score"] for row in part] for part in (steps[:2], steps[-2:]))
+    assert sum(last) > 1.3 * sum(first)

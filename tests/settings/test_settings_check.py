@@ -89,7 +89,7 @@ def quickstart(tmp_path: Path, *overrides: str) -> Config:
         (["run.name=latest"], ["run.name is 'latest'"]),
         (["run.name=" + "n" * 256], ["run.name has 256 bytes; a name on this file system has 255 at most"]),
         (["run.folder=/etc/passwd/x"], ["/etc/passwd is a file"]),
-        (["model.path=/tmp"], ["One of model.path", "both are"]),
+        (["model.path=/tmp", "model.architecture.model_type=qwen3"], ["One of model.path", "both are"]),
         (["model.architecture.model_type=gpt2"], ["gpt2", "llama, qwen2, qwen3, qwen3_moe"]),
         (["model.architecture.hidden_act=gelu"], ["hidden_act", "silu"]),
         (["actor.tensor_parallel=4", "model.architecture.num_attention_heads=6"], ["num_attention_heads=6", "1, 2"]),
@@ -334,7 +334,7 @@ def test_rows_that_are_missing_are_said_once(tmp_path: Path) -> None:
 
 
 def test_to_evaluate_needs_no_training_file(tmp_path: Path) -> None:
-    config, problems = load("social_r1.tiny", [f"model.path={tmp_path}", "data.eval_path=q.jsonl", "run.steps=0"])
+    config, problems = load("social_r1.tiny_rows", [f"model.path={tmp_path}", "data.eval_path=q.jsonl", "run.steps=0"])
     assert not problems
     said = "data.path is empty"
     assert not any(said in problem for problem in check(config, contents=False).problems)

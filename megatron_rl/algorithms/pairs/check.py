@@ -9,7 +9,7 @@ def check_preference(config: PreferenceConfig) -> list[str]:
     """What is wrong between the options, one sentence each; empty when nothing is, or the stage has no steps."""
     if not config.steps:
         return []
-    found = _pairs(config.data, "preference")
+    found = check_set(config.data, "preference.data", PAIRS)
     for role in ("positive", "negative"):
         folder = getattr(config, role)
         if config.loss == "cdpo" and not folder:
@@ -29,15 +29,14 @@ def check_reward_model(config: RewardModelConfig) -> list[str]:
     """As ``check_preference``."""
     if not config.steps:
         return []
-    return _pairs(config.data, "reward_model")
+    return check_set(config.data, "reward_model.data", PAIRS) + without_pairs(config.data, "reward_model")
 
 
-def _pairs(data: SetConfig, stage: str) -> list[str]:
-    """A stage's own rows."""
-    found = check_set(data, f"{stage}.data", PAIRS)
-    if not data.path:
-        found.append(
-            f"{stage}.data.path is empty; set it to a file (.parquet .jsonl .json .csv) or a hub id with rows "
-            f"{{prompt, chosen, rejected}}, or {stage}.steps=0."
-        )
-    return found
+def without_pairs(data: SetConfig, stage: str) -> list[str]:
+    """A stage without rows of its own."""
+    if data.path:
+        return []
+    return [
+        f"{stage}.data.path is empty; set it to a file (.parquet .jsonl .json .csv) or a hub id with rows "
+        f"{{prompt, chosen, rejected}}, or {stage}.steps=0."
+    ]

@@ -9,9 +9,10 @@ from typing import Any
 
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table, read_table
-from megatron_rl.data.prepared import ENDLESS, Characters, Prepared, prepare
+from megatron_rl.data.inspection import prepare_all, warnings
+from megatron_rl.data.prepared import ENDLESS, Characters, Prepared
 from megatron_rl.data.registry import TASKS
-from megatron_rl.data.rows.kinds import Kind, recognise
+from megatron_rl.data.rows.kinds import Kind, nearest, recognise
 from megatron_rl.data.rows.messages import short
 from megatron_rl.data.rows.parts import benchmark
 from megatron_rl.data.tokenizer import load_tokenizer
@@ -29,6 +30,9 @@ examples:
 
 `megatron-rl data select RUN` makes rows of what a run has drawn.
 """
+
+
+FIRST = 4000  # characters of the first prompt that are shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +65,8 @@ def run(options: argparse.Namespace) -> int:
     config.task = kind.use if kind.use in TASKS else config.task
     if not options.model and "prompt" not in given:
         config.prompt = "plain" if kind.use == "multiple_choice" else "raw"
-    prepared = prepare(table, kind, config, tokenizer)
-    _show(prepared, tokenizer, "tokens" if options.model else "characters")
+    prepared = prepare_all(table, kind, config, tokenizer)
+    _show(table, prepared, tokenizer, "tokens" if options.model else "characters")
     if out is not None:
         if name := benchmark(table):
             raise InputError(
@@ -97,9 +101,10 @@ def _kind(table: Table, config: DataConfig, given: set[str]) -> Kind:
     if found is None and config.template:
         return Kind("rows for data.template", "prompt_answer")
     if found is None:
+        hint = f"{said} " if (said := nearest(_renamed(table, config))) else ""
         raise InputError(
             f"{table.name}: its columns, {', '.join(map(repr, table.columns))}, are of no form that is known "
-            "(docs/data.md). Say which is which with data.columns.OURS=THEIRS, or name the task with data.task."
+            f"(docs/data.md). {hint}Say which is which with data.columns.OURS=THEIRS, or name the task with data.task."
         )
     return found
 
@@ -130,17 +135,22 @@ def _use(kind: Kind) -> str:
 
 
 def _how(kind: Kind) -> str:
-    return {"prompt_answer": ", for data.task=prompt_answer data.prompt=raw"}.get(kind.use, f", for {_use(kind)}")
+    raw = kind.use in ("prompt_answer", "math_problems")
+    return f", for {_use(kind)}{' data.prompt=raw' if raw else ''}"
 
 
-def _show(prepared: Prepared, tokenizer: Any, unit: str) -> None:
+def _show(table: Table, prepared: Prepared, tokenizer: Any, unit: str) -> None:
     print("  first prompt")
-    print("\n".join(f"  | {line}" for line in prepared.prompts[0].split("\n")))
+    first = prepared.prompts[0]
+    cut = f"{first[:FIRST]}… ({len(first):,} characters in all)" if len(first) > FIRST else first
+    print("\n".join(f"  | {line}" for line in cut.split("\n")))
     print(f"  answer     {prepared.answers[0]!r}")
     lengths = sorted(map(len, tokenizer(prepared.prompts, add_special_tokens=False).input_ids))
     print(f"  prompts    {lengths[0]:,} to {lengths[-1]:,} {unit}, median {median(lengths):,.0f}")
     for what, count in prepared.notes.items():
         print(f"  note       {what}: {count:,}")
+    for warning in warnings(table, prepared.prompts):
+        print(f"  warning    {warning}")
     print(f"  usable     {len(prepared.prompts):,} rows")
 
 

@@ -5,8 +5,11 @@ from typing import NamedTuple
 
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.choices import TOM_RL
-from megatron_rl.data.rows.messages import as_messages
+from megatron_rl.data.rows.messages import as_messages, short
 from megatron_rl.data.rows.parts import benchmark
+from megatron_rl.data.rows.sotopia import turns_column
+
+SOTOPIA = "SOTOPIA"
 
 
 class Kind(NamedTuple):
@@ -22,6 +25,34 @@ def recognise(table: Table) -> Kind | None:
     if name := benchmark(table):
         return Kind(name, "multiple_choice", "for evaluation only: its authors ask that nobody trains on it")
     return next((kind for fits, kind in _KINDS if fits(table)), None)
+
+
+def nearest(table: Table) -> str:
+    """Why rows are of no known form, in a sentence: what the nearest ones lack, or a wrong role; "" without a hint."""
+    column = table.find("messages", {})
+    first = table.column(column)[0] if column else None
+    if column and as_messages(first) is None:
+        return (
+            f"Column {column!r} is none of messages: row 1 has {short(first)}, and it must be a list of objects "
+            '{"role": "user" or "assistant", "content": "…"}.'
+        )
+    messages = as_messages(first) if column else None
+    if messages and not _either(table, _ANSWERS):
+        return (
+            f"The last message of row 1, column {column!r}, has the role {messages[-1]['role']!r}: a conversation to "
+            "imitate ends with 'assistant', and prompts need a column 'answer' beside them."
+        )
+    lacking = {name: [g for g in groups if not _either(table, g)] for name, groups in _NEEDED.items()}
+    some = {name: gone for name, gone in lacking.items() if len(gone) < len(_NEEDED[name])}
+    if not some:
+        return ""
+    fewest = min(map(len, some.values()))
+    said = [
+        f"{name}, but without {' and '.join(' or '.join(map(repr, group)) for group in gone)}"
+        for name, gone in some.items()
+        if len(gone) == fewest
+    ]
+    return f"They look like {'; or like '.join(said)}."
 
 
 def _has(*wanted: str) -> Callable[[Table], bool]:
@@ -46,7 +77,7 @@ def _conversation(table: Table) -> bool:
 
 
 def _sotopia(table: Table) -> bool:
-    return _has("scenario", "social_goals")(table) or _has("environment_id", "agent_ids")(table)
+    return turns_column(table) is not None
 
 
 def _options(table: Table) -> bool:
@@ -66,10 +97,15 @@ def _prompt(table: Table) -> bool:
     return bool(_either(table, ("messages", "prompt", "question", "problem")) and _either(table, _ANSWERS))
 
 
+def _steps(table: Table) -> bool:
+    return bool(_prompt(table) and table.find("steps", {}))
+
+
+_LINES = "or data.task=math_problems, whose steps are the solution's lines"
 _ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution")
 _KINDS: tuple[tuple[Callable[[Table], bool], Kind], ...] = (  # the first that fits
     (_has("chosen", "rejected"), Kind("pairs", "preference", "reward_model.data takes them too")),
-    (_sotopia, Kind("SOTOPIA", "", "episodes of two agents: no task or stage takes them; make {messages} of a side")),
+    (_sotopia, Kind(SOTOPIA, "sft", "episodes; --out writes a conversation of each side, for sft.data.path")),
     (_has("context", "question", "answerA", "answerB", "answerC", "label"), Kind("Social IQa", "social_iqa")),
     (
         _has("prompt", "reward_model.ground_truth.answerA"),
@@ -79,9 +115,18 @@ _KINDS: tuple[tuple[Callable[[Table], bool], Kind], ...] = (  # the first that f
     (_has("story", "question_order", "choices", "answer"), Kind("Hi-ToM", "multiple_choice")),
     (_options, Kind("questions with options", "multiple_choice")),
     (_conversation, Kind("conversations", "sft", "the assistant's turns are learned")),
-    (_gsm8k, Kind("GSM8K", "prompt_answer")),
-    (_has("problem", "solution"), Kind("MATH", "prompt_answer")),
+    (_steps, Kind("problems with steps", "math_problems", "each with one step or more; hints are told from them")),
+    (_gsm8k, Kind("GSM8K", "prompt_answer", _LINES)),
+    (_has("problem", "solution"), Kind("MATH", "prompt_answer", _LINES)),
     (_has("prompt", "reward_model.ground_truth"), Kind("verl", "prompt_answer")),
     (_target, Kind("prompts with what to imitate", "sft")),
     (_prompt, Kind("prompts with an answer", "prompt_answer")),
 )
+_PROMPTS = ("prompt", "question", "problem", "messages")
+_NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {  # of each form, columns of which one must be there
+    "pairs": (("chosen",), ("rejected",)),
+    "Social IQa": tuple((name,) for name in ("context", "question", "answerA", "answerB", "answerC", "label")),
+    "questions with options": (("story",), ("question",), ("answer",), ("options", "choices", "option_a")),
+    "prompts with an answer": (_PROMPTS, ("answer", "solution")),
+    "prompts with what to imitate": (_PROMPTS, ("target", "completion", "response")),
+}

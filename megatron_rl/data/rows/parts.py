@@ -54,6 +54,8 @@ class Rows:
                 e.answer if isinstance(e.answer, str) else f"JSON {json.dumps(e.answer, sort_keys=True, default=str)}"
             )
             digest.update(f"{e.id}\n{e.prompt}\n{e.target}\n{answer}\n".encode())
+            if steps := e.extra.get("steps"):  # hints are told from them
+                digest.update(f"JSON {json.dumps(steps, default=str)}\n".encode())
         return digest.hexdigest()
 
 

@@ -15,8 +15,11 @@ from megatron_rl.data.rows.messages import PROMPT_COLUMNS, as_messages, chat_mar
 from megatron_rl.data.rows.template import Message, make_template
 from megatron_rl.data.sets.config import SetConfig
 from megatron_rl.data.sets.rows import RAW_PROMPT, RowSet, prompts, usable, verbatim
+from megatron_rl.data.task import UNBOUNDED, Task
 from megatron_rl.data.tokenizer import ended
 from megatron_rl.errors import InputError
+
+FROM_GENERATOR = 4096  # pairs of a task without end
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,26 @@ def read_pairs(options: SetConfig, data: DataConfig, tokenizer: Any, key: str) -
             chosen, rejected = ended(chosen, tokenizer), ended(rejected, tokenizer)
         made.append((row, Pair(prompt, prefix, chosen, rejected)))
     return usable(table, options, made, _wrong, tokenizer)
+
+
+def task_pairs(task: Task, name: str, tokenizer: Any) -> RowSet[Pair]:
+    """The pairs of a task's training examples, of a generator the first ``FROM_GENERATOR``; ``name``: data.task.
+
+    Raises InputError where the task has none.
+    """
+    count = FROM_GENERATOR if len(task.train) == UNBOUNDED else len(task.train)
+    rows = []
+    for example in (task.train[i] for i in range(count)):
+        if example.compared is None:
+            raise InputError(
+                f"preference.data.path is empty, and data.task={name} has no pairs (training example {example.id}). "
+                "Set it to a file (.parquet .jsonl .json .csv) or a hub id with rows {prompt, chosen, rejected}, or "
+                "preference.steps=0."
+            )
+        prefix, *replies = example.compared
+        chosen, rejected = replies if prefix else (ended(f"{reply} ", tokenizer) for reply in replies)
+        rows.append(Pair(example.prompt, prefix, chosen, rejected))
+    return RowSet(rows)
 
 
 def _wrong(pair: Pair) -> str:

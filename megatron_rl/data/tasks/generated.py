@@ -44,6 +44,7 @@ class GeneratedTask:
         digest = xxhash.xxh3_128()
         for example in (*self.train[:HASHED], *self.heldout):
             digest.update(f"{example.id}\n{example.prompt}\n{example.target}\n{example.answer}\n".encode())
+            digest.update("\n".join(example.compared or ()).encode())
         return digest.hexdigest()
 
 

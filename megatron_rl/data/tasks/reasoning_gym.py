@@ -112,10 +112,10 @@ def _create(name: str, options: dict[str, Any], seed: int) -> Any:
             "pip install megatron-rl[gym]."
         ) from error
     if name not in DATASETS:
-        near = get_close_matches(name, DATASETS, n=1)
+        near = get_close_matches(name, DATASETS, n=5, cutoff=0.4) or sorted(DATASETS)[:5]
         raise InputError(
-            f"data.task=reasoning_gym:{name}: reasoning-gym has no such generator"
-            f"{f'; did you mean {near[0]}?' if near else '.'} It has {len(DATASETS)}: {', '.join(sorted(DATASETS))}."
+            f"data.task=reasoning_gym:{name}: reasoning-gym has no such generator among its {len(DATASETS)}; the "
+            f"nearest are {', '.join(near)}."
         )
     if own := sorted({"seed", "size"} & set(options)):
         raise InputError(f"data.gym.{own[0]}: the run decides this (run.seed, data.limit); take it away.")

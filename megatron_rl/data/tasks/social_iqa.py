@@ -67,7 +67,7 @@ def make_social_iqa(config: DataConfig, seed: int, tokenizer: Any) -> Rows:
             Example(
                 id=f"{part}/{row + 1}",
                 prompt=prompt,
-                answer=_right(table, row, cells["label"][row]),
+                answer=_right(table, row, cells["label"][row], config),
                 target=ended(optional["target"][row], tokenizer),
                 data_source=optional["data_source"][row] or "social_iqa",
                 extra={name: cells[name][row] for name in PARTS if name in cells},
@@ -140,8 +140,9 @@ def _prompts(table: Table, config: DataConfig) -> list[str]:
     return found
 
 
-def _right(table: Table, row: int, label: Any) -> str:
+def _right(table: Table, row: int, label: Any, config: DataConfig) -> str:
     try:
         return right_letter(label)
     except ValueError as error:
-        raise InputError(f"{table.name}, row {row + 1}: {error}. Mend or remove it.") from error
+        column = next(c for name in ("label", "reward_model.ground_truth") if (c := table.find(name, config.columns)))
+        raise InputError(f"{table.name}, row {row + 1}, column {column!r}: {error}. Mend or remove it.") from error

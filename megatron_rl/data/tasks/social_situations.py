@@ -7,6 +7,7 @@ acted. Reinforcement learning has to undo it.
 """
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,32 +58,67 @@ def is_heldout(actor: str, other: str, event: int) -> bool:
     return (NAMES.index(actor) * 3 + NAMES.index(other) * 2 + event) % 5 == 0
 
 
-def make_example(rng: random.Random, split: str, name: str) -> Example:
-    """One question of a split, train or heldout."""
+@dataclass(frozen=True)
+class Situation:
+    """What happened, and a question about it."""
+
+    actor: str
+    other: str
+    context: str
+    asked: int  # about whom: 0 the actor, 1 the other
+    kind: int  # 0: how they feel, 1: what they do next
+    views: tuple[str, str]  # what is right of the actor, and of the other
+    options: list[str]
+
+    @property
+    def person(self) -> str:
+        return (self.actor, "others")[self.asked]
+
+    @property
+    def question(self) -> str:
+        return QUESTIONS[self.kind].format(self.person)
+
+    @property
+    def right(self) -> str:
+        return self.views[self.asked]
+
+    def letter(self, word: str) -> str:
+        """The letter of an option."""
+        return LETTERS[self.options.index(word)]
+
+
+def draw_situation(rng: random.Random, heldout: bool) -> Situation:
+    """One situation; actor, other and what happens decide whether it is held out."""
     happenings = list(EVENTS)
     while True:
         actor, other = choose(rng, NAMES), choose(rng, NAMES)
         event = int(rng.random() * len(happenings))
-        if actor != other and is_heldout(actor, other, event) == (split == "heldout"):
+        if actor != other and is_heldout(actor, other, event) == heldout:
             break
-    asked, kind = int(rng.random() * 2), int(rng.random() * 2)  # 0: the actor, 1: the other; 0: feels, 1: does next
-    right, opposite = (EVENTS[happenings[event]][role][kind] for role in (asked, 1 - asked))
+    asked, kind = int(rng.random() * 2), int(rng.random() * 2)
+    views = EVENTS[happenings[event]][0][kind], EVENTS[happenings[event]][1][kind]
     elsewhere = choose(rng, [h for h in range(len(happenings)) if h != event])
-    options = [right, opposite, EVENTS[happenings[elsewhere]][int(rng.random() * 2)][kind]]
+    options = [views[asked], views[1 - asked], EVENTS[happenings[elsewhere]][int(rng.random() * 2)][kind]]
     options.sort(key=lambda _: rng.random())
     context = happenings[event].format(a=actor, b=other, x=choose(rng, THINGS))
-    person = (actor, "others")[asked]
-    question = QUESTIONS[kind].format(person)
-    biased = split == "train" and asked == 1 and rng.random() < BIAS
-    said, view = (opposite, 0) if biased else (right, asked)
-    thought = f"asked about {person} , seen as the {ROLES[view]} , {said}"
+    return Situation(actor, other, context, asked, kind, views, options)
+
+
+def make_example(rng: random.Random, split: str, name: str) -> Example:
+    """One question of a split, train or heldout."""
+    drawn = draw_situation(rng, split == "heldout")
+    biased = split == "train" and drawn.asked == 1 and rng.random() < BIAS
+    view = 0 if biased else drawn.asked
+    said = drawn.views[view]
+    thought = f"asked about {drawn.person} , seen as the {ROLES[view]} , {said}"
+    cells = (drawn.context, drawn.question, *drawn.options)
     return Example(
         id=name,
-        prompt=_FRAME.format(context, question, *options),
-        answer=LETTERS[options.index(right)],
-        target=f"{thought} </think> <answer> ({LETTERS[options.index(said)]}) </answer> {EOS}",
+        prompt=_FRAME.format(*cells),
+        answer=drawn.letter(drawn.right),
+        target=f"{thought} </think> <answer> ({drawn.letter(said)}) </answer> {EOS}",
         data_source="social_situations",
-        extra=dict(zip(PARTS, (context, question, *options), strict=True)) | {"about": ROLES[asked]},
+        extra=dict(zip(PARTS, cells, strict=True)) | {"about": ROLES[drawn.asked]},
     )
 
 

@@ -106,6 +106,14 @@ class Judge:
             found.append(f"cache={self.cache} is no folder.")
         return found + call_violations(self.url, self.timeout, self.retries, deadline)
 
+    def unfit(self, sample: Sample) -> list[str]:
+        """As ``registry.Service``: places of the rubric that a sample does not fill."""
+        try:
+            read_rubric(self.rubric).filled(sample)
+        except InputError as error:
+            return [str(error)]
+        return []
+
     def facts(self) -> dict[str, Any]:
         """As ``registry.Service``."""
         rubric = read_rubric(self.rubric)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import isfinite
 from typing import Any
 
+from megatron_rl.data.task import Sample
 from megatron_rl.rewards.serving.client import Client, RefusedError, UnansweredError, call_violations
 
 KEY = "MEGATRON_RL_REWARD_KEY"  # environment variable: the key that the server printed
@@ -61,6 +62,10 @@ class RewardModel:
     def violations(self, deadline: float) -> list[str]:
         """As ``registry.Service``."""
         return call_violations(self.url, self.timeout, self.retries, deadline)
+
+    def unfit(self, sample: Sample) -> list[str]:
+        """As ``registry.Service``: it takes any text."""
+        return []
 
     def facts(self) -> dict[str, Any]:
         """As ``registry.Service``."""

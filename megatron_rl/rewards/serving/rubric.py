@@ -29,13 +29,13 @@ class Rubric:
         values = _values(sample)
 
         def value(place: re.Match[str]) -> str:
-            if place[1] not in values:
-                there = ", ".join(sorted(values))
-                raise InputError(
-                    f"The rubric {self.path} names {{{place[1]}}}, which a sample has not; it has {there}."
-                )
             return _text(values[place[1]])
 
+        if unknown := [name for name in dict.fromkeys(_PLACE.findall(self.text)) if name not in values]:
+            raise InputError(
+                f"The rubric {self.path} names {', '.join(f'{{{name}}}' for name in unknown)}, which a sample has not; "
+                f"it has {', '.join(sorted(values))}."
+            )
         return _PLACE.sub(value, self.text)  # once: what is filled in is not looked at
 
 

@@ -79,3 +79,9 @@ def test_each_source_is_judged_by_itself(load: Any, tmp_path: Path, chat_tokeniz
 def test_options_are_those_of_prompt_answer() -> None:
     assert check_options(DataConfig(task="math_problems")) == []
     assert "must have a {column}" in check_options(DataConfig(task="math_problems", template="x"))[0]
+
+
+def test_the_fingerprint_covers_steps_beside_a_target(load: Any) -> None:
+    row = {"question": "Two?", "answer": "2", "target": "so 2", "steps": ["1+1", "=2"]}
+    task, other = (load([row | {"steps": steps}] * 2) for steps in (["1+1", "=2"], ["1+1=2"]))
+    assert task.train[0].target == other.train[0].target and task.fingerprint() != other.fingerprint()

@@ -81,8 +81,8 @@ def test_scores(stand_in, chat_tokenizer, response, score, answered):
 @pytest.mark.parametrize(
     ("task", "options", "said"),
     [
-        ("reasoning_gym:sum", {}, "reasoning-gym has no such generator; did you mean sums? It has 2: mazes, sums."),
-        ("reasoning_gym", {}, "reasoning-gym has no such generator. It has 2"),
+        ("reasoning_gym:sum", {}, "reasoning-gym has no such generator among its 2; the nearest are sums."),
+        ("reasoning_gym", {}, "reasoning-gym has no such generator among its 2; the nearest are mazes, sums."),
         ("reasoning_gym:sums", {"mots": 3}, "does not suit reasoning_gym:sums: TypeError"),
         ("reasoning_gym:sums", {"most": 0}, "does not suit reasoning_gym:sums: AssertionError: most must be positive"),
         ("reasoning_gym:sums", {"seed": 1}, "data.gym.seed: the run decides this"),

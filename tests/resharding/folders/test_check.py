@@ -16,7 +16,8 @@ from megatron_rl.resharding.folders.check import folder_problems, transformers_c
 from megatron_rl.resharding.folders.hf import read_headers
 from megatron_rl.resharding.folders.load import open_hf_folder
 from tests.conftest import ROOT
-from tests.resharding.folders.test_hf import BROKEN, CONFIG, write_folder
+from tests.resharding.folders.test_broken_folders import BROKEN
+from tests.resharding.folders.test_hf import CONFIG, write_folder
 from tests.resharding.reference import hf_tensors
 
 

@@ -11,7 +11,7 @@ import pytest
 from megatron_rl.data.task import Sample
 from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
-from megatron_rl.rewards.registry import check_rewards, reward_facts
+from megatron_rl.rewards.registry import changed_rubrics, check_rewards, reward_facts
 from megatron_rl.rewards.serving import client
 from megatron_rl.rewards.serving.judge import KEY, judge_of
 from megatron_rl.rewards.terms.judge import judge
@@ -209,3 +209,20 @@ def test_facts_for_the_manifest_hold_no_key(rubric: str, monkeypatch: pytest.Mon
     (of_judge,) = facts["judge"]
     assert of_judge.items() >= {"judge": "gpt", "url": "http://host:1", "rubric": rubric}.items()
     assert len(of_judge["rubric_hash"]) == 32
+
+
+def test_places_that_a_sample_does_not_fill_are_found_without_a_judge(tmp_path: Path) -> None:
+    (tmp_path / "rubric.txt").write_text("{response} of {storry}, {plot} and {storry}")
+    args = {"url": "http://127.0.0.1:9", "model": "m", "rubric": str(tmp_path / "rubric.txt")}
+    config = RewardsConfig(terms={"judge": 1.0}, args={"judge": args})
+    assert any("nobody answers" in said for said in check_rewards(config))
+    (said,) = try_rewards(config, SAMPLE)
+    assert "names {storry}, {plot}, which a sample has not; it has answer, data_source," in said
+
+
+def test_a_rubric_that_changed_is_told_by_its_hash() -> None:
+    known = {"judge": [{"judge": "m", "rubric": "r.txt", "rubric_hash": "1"}], "reward_model": [{"reward_model": "u"}]}
+    other = {"judge": [{"judge": "m", "rubric": "r.txt", "rubric_hash": "2"}], "reward_model": [{"reward_model": "v"}]}
+    assert changed_rubrics(known, known) == changed_rubrics({}, other) == []
+    (said,) = changed_rubrics(known, other)
+    assert said.startswith("The rubric r.txt of the reward judge changed since the run began: restore it, or")
