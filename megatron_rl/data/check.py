@@ -7,7 +7,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import file_problem, is_local
 from megatron_rl.data.order.mixture import parts, problems
 from megatron_rl.data.order.selection import read_history
-from megatron_rl.data.registry import check_options, file_columns, find_task
+from megatron_rl.data.registry import TASKS, check_options, file_columns, find_task
 from megatron_rl.errors import InputError
 
 
@@ -16,7 +16,12 @@ def check_data(data: DataConfig) -> list[str]:
     if data.mixture:
         if found := problems(data):
             return found
-        return [f"data.mixture.{name}: {said}" for name, part in parts(data).items() for said in check_data(part)]
+        return [f"data.mixture.{name}: {said}" for name, part in parts(data).items() for said in _check_task(part)]
+    return _check_task(data) + _check_unread(data)
+
+
+def _check_task(data: DataConfig) -> list[str]:
+    """One task."""
     found = _check_order(data)
     try:
         find_task(data.task)
@@ -25,6 +30,19 @@ def check_data(data: DataConfig) -> list[str]:
     if columns := file_columns(data):
         found += _check_files(data) + _check_columns(data, columns)
     return found + check_options(data)
+
+
+def _check_unread(data: DataConfig) -> list[str]:
+    """Files that a generator of this project would not read."""
+    task = data.task.partition(":")[0]
+    if task not in TASKS or file_columns(data):
+        return []
+    return [
+        f"data.{key}={getattr(data, key)}: data.task={data.task} makes its own questions and reads no file; leave it "
+        "empty, or set data.task to one of files (docs/data.md)."
+        for key in ("path", "eval_path")
+        if getattr(data, key)
+    ]
 
 
 def _check_order(data: DataConfig) -> list[str]:

@@ -70,3 +70,9 @@ def test_violations(options, message):
 
 def test_every_violation_is_found_at_once():
     assert len(found(prompt="x", limit=-1, max_prompt_tokens=0, columns={"x": "y"})) == 4
+
+
+def test_files_that_a_generator_would_not_read():
+    (said,) = check_data(DataConfig(task="stepwise_sums", path="rows.jsonl"))
+    assert said.startswith("data.path=rows.jsonl: data.task=stepwise_sums makes its own questions and reads no file")
+    assert check_data(DataConfig(task="stepwise_sums")) == []
