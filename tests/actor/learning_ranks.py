@@ -1,7 +1,8 @@
 """One rank of the learning tests: all optimiser steps on one rollout, as the training loop takes them.
 
-argv: a JSON list of jobs {"layout", "actor": options, "cases": {name: options of the algorithm}}, the rollout as
-torch.save wrote it (``Given``), the folders of the policy and of the reference, and where to write this rank's results.
+argv: a JSON list of jobs {"layout", "actor": options, "cases": {name: options of the algorithm}, "rollout": as
+torch.save wrote it (``Given``), "models": the folders of the policy and of the reference}, and where to write this
+rank's results.
 """
 
 import json
@@ -77,9 +78,11 @@ class Given:
         )
 
 
-def run(job: dict, given: list[list[Given]], model: Path, reference: Path, out: Path) -> None:
+def run(job: dict, out: Path) -> None:
     from megatron.core import parallel_state
 
+    model, reference = map(Path, job["models"])
+    given = torch.load(job["rollout"], weights_only=False)
     options = ActorConfig(**job["actor"], optimizer=SETTINGS)
     groups.initialize(options, seed=0)
     actor = Actor(json.loads((model / "config.json").read_text()), options, "float32", str(model))
@@ -109,7 +112,6 @@ def run(job: dict, given: list[list[Given]], model: Path, reference: Path, out: 
 
 if __name__ == "__main__":
     accelerator.adapt()
-    given = torch.load(sys.argv[2], weights_only=False)
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        run(job, given, Path(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+        run(job, Path(sys.argv[2]))
     dist.destroy_process_group()

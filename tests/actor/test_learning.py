@@ -27,7 +27,9 @@ LAYOUTS: dict[str, dict] = {
     "dp2-unpacked": dict(data_parallel=2, packing=False),
     "cp2": dict(context_parallel=2),
     "cp2-small": dict(context_parallel=2, micro_batch_tokens=30),
+    "ep2": dict(expert_parallel=2, data_parallel=2),
 }
+KINDS = {layout: "qwen3_moe" if layout == "ep2" else "qwen3" for layout in LAYOUTS}
 MASKED = dict(correction="masked", correction_level="sequence", correction_low=0.5, correction_high=2.0)
 CORRECTED: dict[str, dict] = {
     "seq-mis": MASKED | dict(minibatches=2, epochs=2),
@@ -62,9 +64,16 @@ CASES = CORRECTED | SURROGATES | ALGORITHMS
 # all where sequences are spread over ranks or micro-batches; one of a kind everywhere
 EVERYWHERE = ("seq-mis", "clip token-mean", "gspo seq-mean-token-mean", "reinforce_pp", "gdpo", "hinted")
 JOBS = [
-    (layout, name) for layout in LAYOUTS for name in (CASES if layout in ("cp2-small", "dp2-small") else EVERYWHERE)
+    (layout, name)
+    for layout in LAYOUTS
+    for name in (CASES if layout in ("cp2-small", "dp2-small") else SURROGATES if layout == "ep2" else EVERYWHERE)
 ]
 JOBS += [("cp2", "seq-tis"), ("dp2", "bypass"), ("pp2", "rloo"), ("pp2", "dapo"), ("tp2", "cispo")]
+
+
+def exact(folder: Path) -> torch.nn.Module:
+    # torch's grouped products of experts know no float64
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager").eval()
 
 
 def logprobs(model: torch.nn.Module, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,11 +94,19 @@ def of_hint(model: torch.nn.Module, given: Given) -> torch.Tensor:
     return every_logprob(model, given)[given.prompt - 1 : given.start - 1].gather(1, told).sum()
 
 
+Folders = tuple[Path, Path]
+Groups = list[list[Given]]
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The policy, and a reference that is a little off it."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folders]:
+    """By kind the policy, and a reference that is a little off it."""
+    return {kind: _write_models(kind, tmp_path_factory) for kind in sorted(set(KINDS.values()))}
+
+
+def _write_models(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     folder, other = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("reference")
-    write_model("qwen3", folder)
+    write_model(kind, folder)
     reference = AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(7)
     with torch.no_grad():
@@ -100,10 +117,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def rollout(models: tuple[Path, Path]) -> list[list[Given]]:
-    """Four prompts with two or three completions each; the engine's log-probs are off by noise."""
+def rollouts(models: dict[str, Folders]) -> dict[str, Groups]:
+    """By kind four prompts with two or three completions each; the engine's log-probs are off by noise."""
+    return {kind: _rollout(policy) for kind, (policy, _) in models.items()}
+
+
+def _rollout(folder: Path) -> Groups:
     rng = np.random.default_rng(5)
-    policy = AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.float64).eval()
+    policy = exact(folder)
     result = []
     for number, (prompt, *lengths) in enumerate(((5, 9, 20), (3, 30, 14, 1), (7, 1, 12), (4, 25, 6, 8))):
         head, group = rng.integers(0, 99, prompt), []
@@ -124,20 +145,27 @@ def rollout(models: tuple[Path, Path]) -> list[list[Given]]:
 
 @pytest.fixture(scope="module")
 def results(
-    models: tuple[Path, Path],
-    rollout: list[list[Given]],
+    models: dict[str, Folders],
+    rollouts: dict[str, Groups],
     run_ranks: Callable[..., None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """What both ranks measured, by layout and case."""
     out = tmp_path_factory.mktemp("learned")
     jobs = [
-        {"layout": layout, "actor": actor, "cases": {name: CASES[name] for at, name in JOBS if at == layout}}
+        {
+            "layout": layout,
+            "actor": actor,
+            "cases": {name: CASES[name] for at, name in JOBS if at == layout},
+            "models": [str(folder) for folder in models[KINDS[layout]]],
+            "rollout": str(out / f"{KINDS[layout]}.pt"),
+        }
         for layout, actor in LAYOUTS.items()
     ]
     (out / "jobs.json").write_text(json.dumps(jobs))
-    torch.save(rollout, out / "rollout.pt")
-    run_ranks(RANKS, 2, out / "jobs.json", out / "rollout.pt", *models, out)
+    for kind, rollout in rollouts.items():
+        torch.save(rollout, out / f"{kind}.pt")
+    run_ranks(RANKS, 2, out / "jobs.json", out)
     return out
 
 
@@ -168,7 +196,7 @@ def token_rewards(given: Given, config: AlgorithmConfig, old: torch.Tensor, ref:
     return rewards
 
 
-def advantages(groups: list[list[Given]], config: AlgorithmConfig, old: dict, ref: dict) -> dict[int, np.ndarray]:
+def advantages(groups: Groups, config: AlgorithmConfig, old: dict, ref: dict) -> dict[int, np.ndarray]:
     """id -> the advantages of its tokens."""
     ddof, found = int(config.std == "sample"), {}
     trained = [g for group in groups for g in group if not (g.truncated and config.truncated == "mask")]
@@ -245,10 +273,10 @@ def weights(batch: list[Given], config: AlgorithmConfig) -> dict[int, tuple[floa
     return found
 
 
-def reference(models: tuple[Path, Path], rollout: list[list[Given]], options: dict) -> dict[str, float]:
+def reference(models: Folders, rollout: Groups, options: dict) -> dict[str, float]:
     """The metrics of all updates on a rollout."""
     config = settled(AlgorithmConfig(**options))
-    policy, other = (AutoModelForCausalLM.from_pretrained(m, dtype=torch.float64).eval() for m in models)
+    policy, other = map(exact, models)
     settings = dict(lr=SETTINGS.lr, betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps, weight_decay=0.0)
     optimizer = torch.optim.AdamW(policy.parameters(), **settings)
     size = len(rollout) // config.minibatches
@@ -312,28 +340,33 @@ def reference(models: tuple[Path, Path], rollout: list[list[Given]], options: di
     return result
 
 
+Expected = dict[tuple[str, str], dict[str, float]]
+
+
 @pytest.fixture(scope="module")
-def expected(models: tuple[Path, Path], rollout: list[list[Given]]) -> dict[str, dict[str, float]]:
-    """The metrics by case."""
-    return {name: reference(models, rollout, options) for name, options in CASES.items()}
+def expected(models: dict[str, Folders], rollouts: dict[str, Groups]) -> Expected:
+    """The metrics by kind and case."""
+    wanted = {(KINDS[layout], name) for layout, name in JOBS}
+    return {(kind, name): reference(models[kind], rollouts[kind], CASES[name]) for kind, name in sorted(wanted)}
 
 
 @pytest.mark.parametrize(("layout", "name"), JOBS)
-def test_equals_plain_torch(layout: str, name: str, results: Path, expected: dict[str, dict[str, float]]) -> None:
+def test_equals_plain_torch(layout: str, name: str, results: Path, expected: Expected) -> None:
     for rank in range(2):
         measured = json.loads((results / f"{layout}-{name}-{rank}.json").read_text())
         assert "correction_square" not in measured
         assert ("hint_loss" in measured) == (CASES[name].get("hint_coef", 0) > 0)
         assert ("correction_weight" in measured) == (CASES[name].get("correction", "none") != "none")
-        for metric, value in expected[name].items():
+        for metric, value in expected[KINDS[layout], name].items():
             assert measured[metric] == pytest.approx(value, rel=2e-5, abs=2e-6), metric
 
 
-def test_everything_matters(expected: dict[str, dict[str, float]], results: Path) -> None:
+def test_everything_matters(expected: Expected, results: Path) -> None:
     """No two cases are alike, bounds bind, and what a sample got credit for is known to the rank that writes it."""
-    norms = [values["grad_norm"] for values in expected.values()]
+    dense = {name: values for (kind, name), values in expected.items() if kind == "qwen3"}
+    norms = [values["grad_norm"] for values in dense.values()]
     assert min(abs(a - b) / a for i, a in enumerate(norms) for b in norms[:i]) > 1e-5
-    assert all(0.05 < expected[name]["correction_fraction"] < 0.95 for name in CORRECTED if name != "bypass")
+    assert all(0.05 < dense[name]["correction_fraction"] < 0.95 for name in CORRECTED if name != "bypass")
     for name in CASES:
         first, second = (
             json.loads((results / f"{layout}-{name}-0.json").read_text()) for layout in ("cp2-small", "dp2-small")
