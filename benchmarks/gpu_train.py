@@ -6,8 +6,8 @@
 Random weights; every row is one sequence of --length tokens, of which all but the first are trained (log-probs, entropy
 and the clipped objective), packed to --tokens a micro-batch. Figures are of the fastest and the median step after one
 that is not counted. MFU is model FLOPs (Megatron's count: products and causal attention, three times for forward and
-backward, nothing for what is computed again) over 989 TFLOP/s, the H100's and H200's dense bfloat16 peak, whatever the
-precision. The head's share is its forward and backward pass measured alone.
+backward, nothing for what is computed again) over the GPU's dense bfloat16 peak, 989 TFLOP/s on an H100 or H200,
+whatever the precision. The head's share is its forward and backward pass measured alone.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.modules.logprobs import token_logprobs
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.training.throughput import peak_flops, update_flops
 
-PEAK = 989e12  # FLOP/s
 COMMON: dict[str, Any] = {
     "model_type": "qwen3",
     "architectures": ["Qwen3ForCausalLM"],
@@ -60,15 +60,6 @@ class RandomActor(Actor):
         with torch.no_grad():
             for parameter in self.parameters().values():
                 parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
-
-
-def flops_per_token(shape: dict[str, Any], length: int) -> float:
-    """Model FLOPs of one trained token of a sequence of ``length``, forward and backward."""
-    hidden, layers, dim = shape["hidden_size"], shape["num_hidden_layers"], shape["head_dim"]
-    queries, keys = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
-    matrices = hidden * (2 * queries + 2 * keys) + 3 * hidden * shape["intermediate_size"]
-    attention = 2 * 2 * queries * length / 2  # scores and their product with the values, half of them masked
-    return 3.0 * (layers * (2 * matrices + attention) + 2 * hidden * shape["vocab_size"])
 
 
 def join(config: ActorConfig) -> None:
@@ -147,7 +138,7 @@ def main() -> None:
         times.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() / 2**30 if accelerator.on_gpu() else 0.0
     head = head_seconds(actor, options.tokens) * options.micro_batches
-    trained, each = count * (options.length - 1), flops_per_token(shape, options.length)
+    trained, flops = count * (options.length - 1), update_flops(actor.arch, batch)
     best, middle = min(times[1:]), statistics.median(times[1:])
     found = {
         "benchmark": "gpu_train",
@@ -162,8 +153,8 @@ def main() -> None:
         "transformer_engine": actor.fused,
         "tokens_per_second": round(trained / middle),
         "tokens_per_second_best": round(trained / best),
-        "mfu": round(trained * each / middle / PEAK, 4),
-        "gflop_per_token": round(each / 1e9, 2),
+        "mfu": round(flops / middle / peak_flops(actor.dtype), 4),
+        "gflop_per_token": round(flops / trained / 1e9, 2),
         "step_seconds": [round(t, 4) for t in times],
         "peak_gib": round(peak, 2),
         "head_share": round(head / middle, 4),

@@ -149,6 +149,12 @@ TIME = {
         "seconds", "of the step: its rollout (or the wait for it), update and swap; no evaluation, no checkpoint"
     ),
     "tokens_per_second": Metric("1/second", "`tokens` over `time/step`", "rises with the hardware you add"),
+    "mfu": Metric(
+        "fraction",
+        "model FLOPs of the step's updates over what the ranks' devices can do at most in `time/update`: GPUs their "
+        "dense bfloat16 peak, CPUs a product's rate, measured when the run began",
+        "GPUs 0.3 to 0.5; passes for old log-probs and a reference, and recomputation, lower it",
+    ),
     "time/generate": Metric("seconds", "in which the step's completions were generated; may overlap earlier steps"),
     "time/reward": Metric("seconds", "in which they were scored after that", "far below `time/generate`"),
     "time/update": Metric("seconds", "of all passes over the actor and its optimiser's steps"),

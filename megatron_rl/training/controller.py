@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from megatron_rl.config import Config
 from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
@@ -18,6 +19,7 @@ from megatron_rl.errors import refuse
 from megatron_rl.evaluation.answering import Speech
 from megatron_rl.evaluation.during import Suites
 from megatron_rl.evaluation.held_out import HeldOut
+from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.rewards.registry import changed_rubrics, reward_facts
 from megatron_rl.rewards.scoring import judge, score
 from megatron_rl.rewards.workers.pool import RewardPool, Scored
@@ -47,6 +49,7 @@ from megatron_rl.training.batch import Step
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.stage import Stage
 from megatron_rl.training.supply import Supply
+from megatron_rl.training.throughput import peak_flops, update_flops
 
 
 class Controller:
@@ -58,6 +61,8 @@ class Controller:
         check_vocabulary(self.tokenizer, run.hf_config())
         self.encode = make_encoder(self.tokenizer)
         self.end_tokens = end_tokens(run.model_folder(), self.tokenizer)
+        self.arch = read_architecture(run.hf_config())
+        self.peak_flops = peak_flops(getattr(torch, config.model.dtype))  # of one rank
         self.supply = Supply(config, self.tokenizer, at.stage, run.manifest())
         self.prompts = self.supply.prompts
         self.single = Single(self.encode, self.decode)  # of evaluations
@@ -91,7 +96,12 @@ class Controller:
         self.alarms.restore(at.alarms)
         self.strategy.restore(at.strategy)
         asked = reward_facts(self.config.rewards) if self.rewards is not None else {}
-        self.run.update_manifest(plan_hash=plan_hash, **self.supply.facts(), **({"rewards": asked} if asked else {}))
+        self.run.update_manifest(
+            plan_hash=plan_hash,
+            peak_flops=self.peak_flops,
+            **self.supply.facts(),
+            **({"rewards": asked} if asked else {}),
+        )
         for what, count in self.supply.notes.items():
             print(f"data: {count:,} {what}", flush=True)
         self.records = Metrics(self.run, self.config, at.records or None)
@@ -127,11 +137,19 @@ class Controller:
         """Keep and show the numbers of the step that ``at`` has just completed."""
         metrics = self._step.metrics | metrics
         metrics |= self.clock.step(metrics["tokens"]) | memory()
+        metrics |= self._utilisation(at, metrics["time/update"])
         self.records.log(at.step, metrics, at.stage)
         self.records.completions(at.step, self._rows(self._step.rollouts, credit))
         self.shown[at.stage].step(at.step - 1, metrics)
         at.cursors[at.stage] = self._step.cursor
         self._alarmed = self.alarms.look(metrics) if self._step.rollouts else []
+
+    def _utilisation(self, at: Progress, seconds: float) -> dict[str, float]:
+        epochs = self.config.algorithm.epochs if at.stage == "rl" else 1
+        learned = zip(self._step.minibatches, self._step.learnable(), strict=True)
+        flops = epochs * sum(update_flops(self.arch, rows) for rows, some in learned if some)
+        possible = seconds * self.peak_flops * self.config.actor.sizes().world
+        return {"mfu": flops / possible}
 
     def alarmed(self) -> list[str]:
         """What the step that was recorded last raised alarms of."""

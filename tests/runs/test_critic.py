@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def rows(run: RunFolder) -> list[dict[str, Any]]:
     """The recorded steps, without what a clock gave."""
-    clocked = ("time/", "tokens_per_second", "timestamp", "memory/")
+    clocked = ("time/", "tokens_per_second", "mfu", "timestamp", "memory/")
     lines = map(json.loads, run.metrics_file.read_text().splitlines())
     return [{k: v for k, v in row.items() if not k.startswith(clocked)} for row in lines if row["stage"] == "rl"]
 

@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> RunFolder:
 
 
 def rows(run: RunFolder) -> list[dict[str, Any]]:
-    clocked = ("time/", "tokens_per_second", "timestamp", "memory/")
+    clocked = ("time/", "tokens_per_second", "mfu", "timestamp", "memory/")
     lines = map(json.loads, run.metrics_file.read_text().splitlines())
     found = [{k: v for k, v in row.items() if not k.startswith(clocked)} for row in lines]
     return [row for row in found if row["stage"] == "reward_model"]

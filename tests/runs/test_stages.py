@@ -55,7 +55,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def rows(run: RunFolder) -> list[dict[str, Any]]:
     """The recorded numbers, without those that a clock gave."""
-    clocked = ("time/", "tokens_per_second", "timestamp", "memory/")
+    clocked = ("time/", "tokens_per_second", "mfu", "timestamp", "memory/")
     lines = run.metrics_file.read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocked)} for line in lines]
 

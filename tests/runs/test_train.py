@@ -71,7 +71,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
 
 def rows(run: RunFolder) -> list[dict[str, Any]]:
     """The recorded numbers, without those that a clock gave."""
-    clocked = ("time/", "tokens_per_second", "timestamp", "memory/")
+    clocked = ("time/", "tokens_per_second", "mfu", "timestamp", "memory/")
     lines = run.metrics_file.read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocked)} for line in lines]
 
@@ -184,7 +184,7 @@ def test_every_number_is_described(whole: tuple[RunFolder, str]) -> None:
     recorded = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert {name for row in recorded for name in row if find(name) is None} == set()
     clocked = {stage: {k for row in recorded if row["stage"] == stage for k in row} for stage in ("sft", "rl", "eval")}
-    assert {"time/step", "time/update", "tokens_per_second", "memory/host_gb"} <= clocked["sft"] & clocked["rl"]
+    assert {"time/step", "time/update", "tokens_per_second", "mfu", "memory/host_gb"} <= clocked["sft"] & clocked["rl"]
     assert {"time/generate", "time/reward", "time/swap", "time/checkpoint"} <= clocked["rl"]
     assert "time/evaluate" in clocked["eval"] and "time/evaluate" not in clocked["sft"] | clocked["rl"]
 

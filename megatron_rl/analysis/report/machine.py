@@ -18,7 +18,7 @@ def machine(runs: Sequence[Recorded], experiments: Sequence[Experiment]) -> Bloc
     drawn = [run for run in runs if run.rows.get("rl")]
     if not drawn:
         return None
-    names = ("tokens_per_second", "time/step", "memory/host_gb", "memory/gpu_gb")
+    names = ("tokens_per_second", "mfu", "time/step", "memory/host_gb", "memory/gpu_gb")
     return section(
         "machine",
         "Machine",
@@ -61,9 +61,23 @@ def _times(runs: Sequence[Recorded]) -> Block | None:
         step = fmean(float(row.get("time/step", 0.0)) for row in run.rows["rl"]) or 1.0
         shares = [f"{100 * fmean(one[name] for one in split) / step:.1f} %" for name in (*PARTS, "other")]
         speed = median(float(row.get("tokens_per_second", 0.0)) for row in run.rows["rl"])
-        rows.append([run.name, f"{step:.3g} s", *shares, f"{speed:,.0f}"])
-    caption = "Means over the RL steps; tokens per second: the median."
-    return table(["run", "step", *PARTS, "other", "tokens/s"], rows, caption=caption)
+        rows.append([run.name, f"{step:.3g} s", *shares, f"{speed:,.0f}", *_expected(run)])
+    caption = (
+        "Means over the RL steps; medians of tokens per second and of the last two. Update at the peak: how long the "
+        "updates' model FLOPs would take at the devices' peak, a GPU's by its data sheet, a CPU's a measured product's."
+    )
+    return table(
+        ["run", "step", *PARTS, "other", "tokens/s", "update at the peak", "of it reached"], rows, caption=caption
+    )
+
+
+def _expected(run: Recorded) -> list[str]:
+    """How long an update would take at the peak, and the share of the peak that it reached."""
+    rows = [row for row in run.rows["rl"] if "mfu" in row and "time/update" in row]
+    if not rows:
+        return ["", ""]
+    at_peak = median(float(row["mfu"]) * float(row["time/update"]) for row in rows)
+    return [f"{at_peak:.3g} s", f"{100 * median(float(row['mfu']) for row in rows):.1f} %"]
 
 
 def _swaps(runs: Sequence[Recorded]) -> Block | None:
