@@ -29,6 +29,24 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def require_place(path: Path, said: str) -> None:
+    """Raises InputError when no file can be written at ``path``; ``said``: how it was asked for, as ``--out a.html``."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise InputError(f"{said} is a folder: name a file.")
+    if not folder.is_dir():
+        raise InputError(f"{said}: its folder does not exist.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{said}: there is no permission to write in {folder}.")
+
+
+def require_new(path: Path, said: str, what: str) -> None:
+    """As ``require_place``, for a file that replaces none: ``what``, such as ``rows``, may be all that there is."""
+    require_place(path, said)
+    if os.path.lexists(path):
+        raise InputError(f"{said} exists already; {what} are written to a new file only. Name another.")
+
+
 def replace_folder(new: Path, target: Path) -> None:
     """Let ``target`` be the complete folder ``new``, beside it, at one moment; what it was before is removed."""
     if target.exists():

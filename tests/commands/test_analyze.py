@@ -47,8 +47,12 @@ def test_bad_input_of_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["analyze", run, "--json", str(tmp_path / "none" / "a.json")]) == 2
     assert main(["report", run, "--out", str(tmp_path / "page.pdf")]) == 2
     assert main(["report", run, "--out", str(tmp_path / "none" / "page.html")]) == 2
-    said = capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    said = shown.err
     assert "must end in .html" in said and said.count("its folder does not exist") == 2 and "has neither" in said
+    assert main(["report", str(tmp_path / "no run")]) == 2
+    assert f"{tmp_path / 'no run'} does not exist: give the folder of a run" in capsys.readouterr().err
 
 
 def test_report_says_where_the_page_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,7 @@ def test_what_is_prepared_is_the_same_again(write, tmp_path, capsys, name, use, 
 
 def test_prepared_columns(write, tmp_path):
     def rows(source, *more):
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
         assert main(["data", write([source]), *more, "--out", str(tmp_path / "out.jsonl")]) == 0
         return read_table(str(tmp_path / "out.jsonl"), "").cells
 
@@ -203,3 +204,27 @@ def test_episodes_become_conversations_of_each_side(write, tmp_path, capsys):
     assert [m["role"] for m in ben["messages"]] == ["user", "assistant"]
     assert ben["messages"][0]["content"] == 'You are Ben.\nMia said: "Hi."'
     assert (mia["agent"], mia["reward"], ben["reward"], ben["rewards"]) == ("Mia", 3.5, 2.0, {"goal": 1})
+
+
+def test_rows_are_written_to_a_new_file_in_a_folder_that_exists(write, tmp_path, capsys):
+    source = write([KINDS["GSM8K", "prompt_answer"]])
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "completions.jsonl").touch()
+    for name, said in {
+        source: "exists already; {} are written to a new file only. Name another.",
+        str(tmp_path / "link.jsonl"): "exists already",
+        str(tmp_path / "none" / "out.jsonl"): "its folder does not exist.",
+        str(tmp_path / "folder.jsonl"): "is a folder: name a file.",
+    }.items():
+        for arguments, what in (
+            ([source, "--out"], "rows"),
+            (["select", str(tmp_path), "--reward-at-least", "1", "--out"], "rows"),
+            (["generate", "temporal_clue"], "puzzles"),
+            (["overlap", source, "gsm8k", "--data", source, "--out"], "reports"),
+        ):
+            assert main(["data", *arguments, name]) == 2
+            shown = capsys.readouterr()
+            assert said.format(what) in shown.err and name in shown.err and not shown.out
+    assert (tmp_path / "rows.jsonl").read_bytes() == before

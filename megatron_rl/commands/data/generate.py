@@ -14,7 +14,7 @@ from megatron_rl.data.tasks.temporal_clue.task import draw_puzzle, row
 from megatron_rl.errors import InputError, refuse
 from megatron_rl.settings.load import load
 from megatron_rl.settings.rules import violations
-from megatron_rl.system.files import write_text
+from megatron_rl.system.files import require_new, write_text
 
 TASKS = ("temporal_clue",)
 PLAIN = "megatron_rl.config.Config"  # the options as they are without a recipe
@@ -26,7 +26,7 @@ CHUNK = 4  # puzzles that a process makes at a time
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("task", metavar="TASK", choices=TASKS, help=", ".join(TASKS))
-    parser.add_argument("out", metavar="FILE", help="the file to write, .jsonl")
+    parser.add_argument("out", metavar="FILE", help="the file to write, .jsonl; must not exist")
     about = "count=1000, seed=0, split=train or heldout, processes=1, and options such as data.puzzles.rooms=2-4"
     parser.add_argument("settings", metavar="key=value", nargs="*", help=about)
     parser.set_defaults(run=run)
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.suffix != ".jsonl":
         raise InputError(f"{out}: the name must end in .jsonl.")
+    require_new(out, str(out), "puzzles")
     overrides = [item for item in options.settings if "." in item.partition("=")[0]]
     own = {item.partition("=")[0]: item.partition("=")[2] for item in options.settings if item not in overrides}
     count, seed, processes = _number(own, "count", 1), _number(own, "seed", 0), _number(own, "processes", 1)

@@ -12,7 +12,7 @@ from megatron_rl.errors import InputError, refuse
 from megatron_rl.evaluation.estimates.contamination import N, overlaps
 from megatron_rl.evaluation.registry import make_suite, suite_config
 from megatron_rl.settings.written import read_value
-from megatron_rl.system.files import write_text
+from megatron_rl.system.files import require_new, write_text
 
 EPILOG = """\
 examples:
@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
     """Look, print, write; returns 0."""
     if options.n < 1:
         raise InputError(f"--n {options.n} must be 1 or more.")
+    if options.out:
+        require_new(Path(options.out), f"--out {options.out}", "reports")
     given: dict[str, Any] = {"path": options.data} if options.data else {}
     for text in options.names:
         key, equals, value = text.partition("=")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_rl.data.sets.selection import select
 from megatron_rl.errors import InputError
-from megatron_rl.system.files import write_text
+from megatron_rl.system.files import require_new, write_text
 from megatron_rl.tracking.metrics import rows
 from megatron_rl.tracking.run_folder import RunFolder
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward-at-least", type=float, required=True, metavar="X", help="what is good enough")
     parser.add_argument("--best-of", type=int, default=0, metavar="N", help="of each prompt the best N alone")
     parser.add_argument("--pairs", action="store_true", help="pairs of the best that is good enough with the worst")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, .jsonl")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, .jsonl; must not exist")
     parser.set_defaults(run=run)
 
 
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{source.completions_file} does not exist: give the folder of a run with RL steps.")
     if out.suffix != ".jsonl":
         raise InputError(f"--out {out}: the name must end in .jsonl.")
+    require_new(out, f"--out {out}", "rows")
     if options.best_of < 0 or (options.best_of and options.pairs):
         raise InputError("--best-of must be 1 or more, and --pairs goes without it: they take one pair of a prompt.")
     found = select(rows(source.completions_file), options.reward_at_least, options.best_of, options.pairs)

@@ -18,7 +18,7 @@ from megatron_rl.data.rows.parts import benchmark
 from megatron_rl.data.tokenizer import load_tokenizer
 from megatron_rl.errors import InputError
 from megatron_rl.settings.load import load
-from megatron_rl.system.files import write_text
+from megatron_rl.system.files import require_new, write_text
 
 EPILOG = """\
 examples:
@@ -41,17 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a .parquet, .jsonl, .json or .csv file, or a hub id")
     parser.add_argument("overrides", metavar="data.key=value", nargs="*", help="options of data, as in a run")
     parser.add_argument("--model", metavar="FOLDER", help="a model's folder: its chat template and its tokens")
-    parser.add_argument("--out", metavar="FILE", help="write the rows that can be used, .jsonl or .parquet")
+    parser.add_argument("--out", metavar="FILE", help="a new file, .jsonl or .parquet, for the rows that can be used")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Show the source, check every row, write them where asked for; returns 0. Raises InputError as ``check`` would."""
+    out = _place(options.out) if options.out else None
     config, given = _config(options)
     tokenizer = load_tokenizer(options.model) if options.model else Characters()
-    out = Path(options.out) if options.out else None
-    if out is not None and out.suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"--out {out}: the name must end in .jsonl or .parquet.")
     table = read_table(config.path, config.split, config.limit, config.subset)
     print(f"{table.name}: {table.length:,} rows")
     for name in table.columns:
@@ -76,6 +74,14 @@ def run(options: argparse.Namespace) -> int:
         _write(out, prepared.rows)
         print(f"  written    {len(prepared.rows):,} rows to {out}{_how(kind)}")
     return 0
+
+
+def _place(name: str) -> Path:
+    out = Path(name)
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"--out {out}: the name must end in .jsonl or .parquet.")
+    require_new(out, f"--out {out}", "rows")
+    return out
 
 
 def _config(options: argparse.Namespace) -> tuple[DataConfig, set[str]]:

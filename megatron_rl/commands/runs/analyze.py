@@ -6,8 +6,7 @@ from pathlib import Path
 
 from megatron_rl.analysis.answers import Measure, analyse, tables
 from megatron_rl.analysis.recorded import read_run
-from megatron_rl.errors import InputError
-from megatron_rl.system.files import write_text
+from megatron_rl.system.files import require_place, write_text
 
 EPILOG = """\
 examples:
@@ -30,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the tables; returns 0. Raises InputError for what is no run, or no tokenizer."""
+    if options.json:
+        require_place(Path(options.json), f"--json {options.json}")
     recorded = read_run(options.folder)
     found = analyse(recorded, *_measure(options.tokenizer))
     print(tables(found))
     if options.json:
-        if not Path(options.json).resolve().parent.is_dir():
-            raise InputError(f"--json {options.json}: its folder does not exist.")
         write_text(Path(options.json), json.dumps(found, ensure_ascii=False, indent=1) + "\n")
         print(f"\nAll of it: {options.json}")
     return 0

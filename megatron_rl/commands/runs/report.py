@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_rl.analysis.report.page import make_page
 from megatron_rl.errors import InputError
-from megatron_rl.system.files import write_text
+from megatron_rl.system.files import require_place, write_text
 
 EPILOG = """\
 examples:
@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out or Path(options.folders[0]) / "report.html")
     if out.suffix != ".html":
         raise InputError(f"--out {out}: the name must end in .html.")
-    if not out.resolve().parent.is_dir():
-        raise InputError(f"--out {out}: its folder does not exist.")
+    if options.out:
+        require_place(out, f"--out {out}")
     started = time.monotonic()
     page = make_page(options.folders)
     write_text(out, page)
