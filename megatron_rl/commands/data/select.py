@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_rl.data.sets.selection import select
+from megatron_rl.config import Config
+from megatron_rl.data.sets.selection import Selection, select
 from megatron_rl.errors import InputError
 from megatron_rl.system.files import require_new, write_text
 from megatron_rl.tracking.metrics import rows
@@ -17,7 +18,11 @@ examples:
   megatron-rl data select runs/quickstart --reward-at-least 1 --pairs --out pairs.jsonl
 
 The first two make rows for sft.data.path, the third rows for preference.data.path.
+--best-of and --pairs choose among the completions of a prompt that the run has kept, tracking.completions of a step,
+evenly spread: 16, which may be one of each prompt. Keep all of a step, in the quick start's run:
+  megatron-rl train quickstart tracking.completions=128
 """
+NO_TWO = "no prompt has two different completions among those kept"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +54,27 @@ def run(options: argparse.Namespace) -> int:
         f"(tracking.completions={config.tracking.completions} of the {drawn:,} of a step; {found.cut_off:,} cut off)."
     )
     if not found.rows:
-        raise InputError(f"None of them has what is asked for with --reward-at-least {options.reward_at_least:g}.")
+        raise InputError(_nothing(found, options, config))
+    if options.best_of and found.most < 2:
+        print(f"note: --best-of had no choice: {NO_TWO}. {_more(config)}")
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
     stage = "preference" if options.pairs else "sft"
     print(f"{len(found.rows):,} {'pairs' if options.pairs else 'rows'} in {out}, for {stage}.data.path.")
     return 0
+
+
+def _nothing(found: Selection, options: argparse.Namespace, config: Config) -> str:
+    """Why no row was selected."""
+    asked = f"--reward-at-least {options.reward_at_least:g}"
+    if not options.pairs:
+        return f"None of them has what is asked for with {asked}."
+    lacking = NO_TWO if found.most < 2 else f"no prompt has one for {asked} and one below it among those kept"
+    return f"There are no pairs: {lacking}. {_more(config)}"
+
+
+def _more(config: Config) -> str:
+    """How a run keeps more completions of each prompt."""
+    drawn = config.rollout.prompts_per_step * config.rollout.group_size
+    if config.rollout.group_size < 2 or config.tracking.completions >= drawn:
+        return "Draw more of each prompt with rollout.group_size."
+    return f"Train with tracking.completions={drawn}, which keeps all of a step."

@@ -15,6 +15,7 @@ class Selection:
     rows: list[dict[str, Any]] = field(default_factory=list)
     completions: int = 0  # of training, evaluations left out
     prompts: int = 0  # that they answer
+    most: int = 0  # different completions of one prompt
     cut_off: int = 0  # left out, as they did not end themselves
 
 
@@ -38,6 +39,7 @@ def select(
             continue
         by_prompt.setdefault(row["prompt"], {}).setdefault(row["response"], row["reward"])
     found.prompts = len(by_prompt)
+    found.most = max(map(len, by_prompt.values()), default=0)
     for prompt, rewards in by_prompt.items():
         order = sorted(rewards, key=lambda text: -rewards[text])
         good = [text for text in order if rewards[text] >= at_least]
