@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_rl.analysis.lines import Lines
 from megatron_rl.analysis.recorded import Row, ended, read_run, state_of
+from megatron_rl.config import STAGES
 from megatron_rl.system.screen import duration
 from megatron_rl.tracking.live import panel
 from megatron_rl.tracking.metrics import KINDS
@@ -95,7 +96,23 @@ class Followed:
         return f"no row for {duration(seconds)}: a long evaluation or checkpoint, or it was killed"
 
     def end(self) -> tuple[int, str] | None:
-        """How the run has ended: the exit code and a sentence; None while it goes on, or cannot be known to have."""
+        """How the run has ended: the exit code and a sentence; None while it goes on, or cannot be known to have.
+
+        A run of which all steps are done and whose folder no process has will note nothing more.
+        """
+        if (noted := self._noted()) is not None or not self._all_steps() or self.folder.held():
+            return noted
+        why = "does not say how" if self.folder.manifest_file.exists() else "is missing"
+        return self._noted() or (  # it may have been noted between the two looks
+            0,
+            f"{self.folder.path} has ended: all its steps are done, and no process runs in it. Its manifest.json {why}.",
+        )
+
+    def _all_steps(self) -> bool:
+        last = next((stage for stage in reversed(STAGES) if self.total(stage)), "")
+        return bool(last) and self.stage == last and self.rows[-1]["step"] >= self.total(last)
+
+    def _noted(self) -> tuple[int, str] | None:
         manifest = self.manifest()
         state = state_of(manifest, self.options)
         if state == "open":

@@ -150,6 +150,17 @@ class RunFolder:
                 "this folder."
             )
 
+    def held(self) -> bool:
+        """Whether a process has the folder; True where its file system has no locks to tell by."""
+        try:
+            with (self.path / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     def unlock(self) -> None:
         """Let other processes have the folder."""
         self._lock.close()

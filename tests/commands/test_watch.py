@@ -11,6 +11,7 @@ import pytest
 from megatron_rl.analysis.follow import Followed
 from megatron_rl.cli import main
 from megatron_rl.commands.runs.watch import watch
+from megatron_rl.tracking.run_folder import RunFolder
 from tests.analysis.made import make_run, numbers
 
 
@@ -92,6 +93,24 @@ def test_silence_is_said(tmp_path: Path) -> None:
     assert followed.silence().startswith("no row for 2 min 10 s") and followed.silence() in followed.panel()
     end(folder, completed={"stage": "rl", "step": 10})
     assert followed.silence() == ""
+
+
+def test_a_run_that_cannot_say_that_it_has_ended(tmp_path: Path) -> None:
+    folder, out = make_run(tmp_path / "run", [numbers(step) for step in range(1, 10)]), io.StringIO()
+    (folder / "manifest.json").unlink()
+    run = RunFolder(folder)
+    run.lock()
+    acts = between(lambda: None, lambda: add(folder, numbers(10)), lambda: None, run.unlock)
+    assert watch(Followed(str(folder)), out, acts) == 0
+    said = out.getvalue().splitlines()[-1]
+    assert said == (
+        f"{folder} has ended: all its steps are done, and no process runs in it. Its manifest.json is missing."
+    )
+    assert not run.held() and Followed(str(folder)).silence() == ""
+    (folder / "manifest.json").write_text('{"attempts": [{}]}')
+    assert Followed(str(folder)).end() == (0, said.replace("is missing", "does not say how"))
+    end(folder, attempts=[{"ended": {"code": 1, "message": "It failed."}}])
+    assert Followed(str(folder)).end() == (1, f"{folder} has ended. It failed.")
 
 
 def test_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
