@@ -16,6 +16,7 @@ from megatron_rl.resharding.convert.targets import MODEL, HfTarget, MegatronTarg
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.table import stored_dtype
 from megatron_rl.resharding.folders.hf import model_config, open_stored, quantised, read_hf_config
+from megatron_rl.resharding.folders.mistaken import checkpoints
 from megatron_rl.resharding.folders.stored import FP8, ITEMSIZES, TORCH_DTYPES, Stored, UnlikeError
 from megatron_rl.resharding.folders.torch_dist.reader import is_torch_dist, open_torch_dist
 from megatron_rl.resharding.folders.torch_dist.writer import target_sizes
@@ -112,7 +113,7 @@ def _as_options(text: str) -> str:
 def to_hf(options: argparse.Namespace) -> int:
     refuse(_options_wrong(options))
     if not is_torch_dist(options.source):
-        raise InputError(f"{options.source} is no torch_dist checkpoint: it has no .metadata.")
+        raise InputError(f"{options.source} is no torch_dist checkpoint: it has no .metadata.{checkpoints(options.source)}")
     model = _model_folder(options.source, options.model)
     hf_config = read_hf_config(model)
     source = _open(options.source, hf_config)

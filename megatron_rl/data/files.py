@@ -18,6 +18,7 @@ from megatron_rl.errors import InputError
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ALIKE = 0.8  # of two names, one of which may be meant by the other
 _SHOWN = 30  # columns in a message
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -93,9 +94,10 @@ def file_problem(path: Path) -> str:
         such = f", such as {inside[0]}" if inside else f" that ends in {', '.join(FORMATS)}; it has none"
         return f"{path} is a folder. Name one file in it{such}."
     if not path.exists():
-        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, names, n=1)
-        return f"the file {path} does not exist{f'; did you mean {path.parent / near[0]}?' if near else '.'}"
+        there = sorted(path.parent.iterdir(), key=lambda file: file.suffix == path.suffix) if path.parent.is_dir() else []
+        stems = {file.stem: file for file in there if file.suffix.lower() in FORMATS}
+        near = get_close_matches(path.stem, stems, 1, _ALIKE)
+        return f"the file {path} does not exist{f'; did you mean {stems[near[0]]}?' if near else '.'}"
     if path.suffix.lower() not in FORMATS:
         return f"{path} must end in {', '.join(FORMATS)}."
     if path.is_file() and not path.stat().st_size:

@@ -97,7 +97,7 @@ def _call(name: str) -> DictConfig:
 
 def _read(path: Path) -> dict[str, Written]:
     if not path.is_file():
-        raise InputError(f"There is no configuration file {path}.")
+        raise InputError(f"The configuration file {path} does not exist.")
     try:
         written = read(path.read_text(encoding="utf-8-sig"))
         if written is None:
@@ -225,7 +225,9 @@ def _unknown(key: str, said: str) -> str:
     group = key.rpartition(".")[0]
     beside = [option for option in options() if group and option.rpartition(".")[0] == group]
     alike = difflib.get_close_matches(key, beside, 1, 0.9)  # a slip in one of its group's names
-    nearest = " or ".join(alike or difflib.get_close_matches(key, same_name or options(), count, 0.0))
+    ending = sorted((o for o in same_name if key != last and o.endswith(key)), key=_beside_rl)  # its room was left out
+    near = ending or alike or difflib.get_close_matches(key, same_name or options(), count, 0.0)
+    nearest = " or ".join(near)
     group = key
     while group and not _has_options(group):
         group = group.rpartition(".")[0]
@@ -233,6 +235,10 @@ def _unknown(key: str, said: str) -> str:
         return f"{said}: there is no option {key}; did you mean {nearest}? {group} has {_siblings(f'{group}.')}."
     rooms = dict.fromkeys(option.partition(".")[0] for option in options())
     return f"{said}: there is no option {key}; did you mean {nearest}? Options are grouped as {', '.join(rooms)}."
+
+
+def _beside_rl(key: str) -> bool:
+    return not key.startswith(("actor.", "rollout.", "algorithm."))
 
 
 def _siblings(prefix: str) -> str:

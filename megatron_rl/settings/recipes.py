@@ -4,10 +4,12 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.system import named
+from megatron_rl.system.processes import program
 
 
 def recipe(name: str) -> Config:
@@ -15,7 +17,13 @@ def recipe(name: str) -> Config:
     otherwise = "the dotted path of a function () -> Config; a YAML file's name ends in .yaml or .yml"
     said = f"The recipe {name!r}"
     known = {known: f"{function.__module__}.{function.__name__}" for known, function in _functions().items()}
-    config = named.call(said, named.find(name, known, said, otherwise))
+    if name not in known and (Path(name) / "config.yaml").is_file():
+        raise InputError(f"{name} is a run's folder: give {Path(name) / 'config.yaml'}.")
+    module = name.removeprefix("recipes.")
+    if name not in known and (inside := [other for other in known if other.startswith(f"{module}.")]):
+        raise InputError(f"{said} stands for several: name one of {', '.join(inside)}.")
+    listed = f"`{program()} recipes` lists them"
+    config = named.call(said, named.find(name, known, said, otherwise, listed))
     if not isinstance(config, Config):
         raise InputError(f"{said} returns a {type(config).__name__}; a recipe returns a megatron_rl.config.Config.")
     return config

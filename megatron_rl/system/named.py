@@ -20,16 +20,20 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def find(name: str, known: Mapping[str, str], said: str, otherwise: str) -> Callable[..., Any]:
+def find(name: str, known: Mapping[str, str], said: str, otherwise: str, listed: str = "") -> Callable[..., Any]:
     """The function that ``known`` (short name -> dotted path), or else Python, has under a name.
 
     ``said`` is how the message names it (``data.task='x'``), ``otherwise`` what else could be written (``the dotted
     path of a function () -> Config``). Modules of the current folder are found. Raises InputError when there is no
     such function, with the nearest name, and when its module fails.
+
+    ``listed``, such as "`megatron-rl recipes` lists them", stands for names too many to be told; the nearest alone is.
     """
     path = known.get(name, name)
     near = _near(name, list(known))
-    unknown = f"{said} is unknown{near or '.'} It can be {', '.join(known)} or {otherwise}."
+    choices = f"{listed}; it can also be {otherwise}" if listed else f"It can be {', '.join(known)} or {otherwise}"
+    alone = bool(listed and near)
+    unknown = f"{said} is unknown{near or '.'}{'' if alone else f' {choices}.'}"
     if not all(part.isidentifier() for part in path.split(".")) or "." not in path:
         raise InputError(unknown)
     _look_here()
@@ -37,7 +41,8 @@ def find(name: str, known: Mapping[str, str], said: str, otherwise: str) -> Call
         thing = _thing(path)
     except _MissingError as missing:
         if not missing.owner:  # perhaps no path was meant
-            raise InputError(f"{unknown} There is no module {missing.name} to import from here.") from None
+            module = "" if alone else f" There is no module {missing.name} to import from here."
+            raise InputError(f"{unknown}{module}") from None
         near = _near(missing.name, missing.others)
         raise InputError(f"{said}: {missing.owner} has no {missing.name}{near or '.'}") from None
     except (Exception, SystemExit) as error:  # a user's module can raise anything

@@ -129,6 +129,8 @@ def test_what_objects_hold_is_a_column_too(tmp_path):
     [
         ("missing.parquet", None, "missing.parquet does not exist"),
         ("missng.csv", None, r"missng.csv does not exist; did you mean .*missing.csv\?"),
+        ("missing.json", None, r"missing.json does not exist; did you mean .*missing.csv\?"),
+        ("issues.jsonl", None, r"issues.jsonl does not exist\. data.path"),
         ("rows.txt", "x", r"rows.txt must end in .parquet, .jsonl, .json, .csv"),
         ("empty.jsonl", "", r"is empty \(0 bytes\)"),
         ("broken.parquet", "no parquet", "broken.parquet cannot be read as parquet: .*Check that it is complete"),

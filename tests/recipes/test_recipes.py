@@ -38,8 +38,23 @@ def test_each_gives_a_whole_new_configuration(name):
 def test_unknown_names():
     with pytest.raises(InputError, match=r"recipe 'social_r1.qwen_4b' is unknown; did you mean social_r1.qwen3_4b\?"):
         recipe("social_r1.qwen_4b")
-    with pytest.raises(InputError, match=r"It can be .*quickstart, .*social_r1.qwen3_4b"):
-        recipe("social_r1._card")
+    with pytest.raises(InputError, match=r"did you mean one_shot.tiny\?$"):
+        recipe("one_shot.tny")
+    with pytest.raises(InputError, match=r"`.*megatron-rl recipes` lists them; it can also be the dotted path"):
+        recipe("zzz")
+    for name in ("one_shot", "recipes.one_shot"):
+        with pytest.raises(InputError, match=r"stands for several: name one of one_shot\.\S+, .*one_shot.tiny"):
+            recipe(name)
+
+
+def test_a_runs_folder_is_no_recipe_but_its_configuration_is(tmp_path, monkeypatch):
+    for folder in ("runs/a", "quickstart"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^runs/a is a run's folder: give runs/a/config.yaml\.$"):
+        recipe("runs/a")
+    assert recipe("quickstart").run.name == "quickstart"
 
 
 MINE = """

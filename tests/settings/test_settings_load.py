@@ -92,6 +92,10 @@ def test_override(base: str, override: str, room, value: object) -> None:
             "tensor_parallel=2",
             ["did you mean actor.tensor_parallel or rollout.sglang.", "run, model, data"],
         ),
+        (
+            "optimizer.lr=1",
+            ["did you mean actor.optimizer.lr or critic.optimizer.lr or sft_optimizer.lr or preference_optimizer.lr or "],
+        ),
         ("lr=3", ["actor.optimizer.lr", "sft_optimizer.lr"]),
         ("runn.steps=3", ["did you mean run.steps?"]),
         ("run.steps=1.5", ["run.steps=1.5", "a whole number", "1.5"]),
@@ -210,7 +214,7 @@ def test_unreadable_file(tmp_path: Path, content: str, part: str) -> None:
     file.write_text(content)
     with pytest.raises(InputError, match=part):
         load(str(file))
-    with pytest.raises(InputError, match="no configuration file"):
+    with pytest.raises(InputError, match="missing.yaml does not exist"):
         load(str(tmp_path / "missing.yaml"))
 
 

@@ -6,6 +6,8 @@ from megatron_rl.resharding.folders.torch_dist.reader import is_torch_dist
 from megatron_rl.system.files import leads_nowhere
 
 _SNAPSHOTS = "snapshots"  # of the hub's cache: models--owner--name/snapshots/commit
+_RUN = ("checkpoints", "hf")  # of a run: its checkpoints, and the policy that it has trained
+_SHOWN = 4  # of the checkpoints in a folder
 _LATEST = "latest_checkpointed_iteration.txt"  # of Megatron's: the folders of its checkpoints are beside it
 
 
@@ -54,8 +56,21 @@ def _elsewhere(folder: Path) -> str:
         return f"{folder} is a folder of the hub's cache, which has the model in {_SNAPSHOTS}/: {where}."
     inner = sorted(path.parent for path in folder.glob("*/config.json"))
     if inner:
+        trained = folder / _RUN[1]
         more = f" or another of {len(inner)}" if len(inner) > 1 else ""
-        return f"{folder} is no model itself, but {inner[-1]} is one: name that folder{more}."
+        named = f"{trained}, the policy that was trained," if trained in inner else inner[-1]
+        return f"{folder} is no model itself, but {named} is one: name that folder{more}."
+    return checkpoints(folder).lstrip()
+
+
+def checkpoints(folder: Path) -> str:
+    """The Megatron checkpoints inside a folder, or inside a run's, in a sentence after a space; "" without any."""
+    for place in (folder, folder / _RUN[0]):
+        inner = sorted(path for path in place.glob("*/") if is_torch_dist(path))
+        if inner:
+            there = ", ".join(path.name for path in inner[-_SHOWN:])
+            more = f", and {len(inner) - _SHOWN} more" if len(inner) > _SHOWN else ""
+            return f" {place} has checkpoints in it ({there}{more}): name one of them, such as {inner[-1]}."
     return ""
 
 

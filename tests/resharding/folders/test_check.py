@@ -109,7 +109,15 @@ MISTAKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "hub cache": (only("snapshots/0000003/config.json", "refs/main"), ["hub's cache", "model/snapshots/0000003."]),
     "hub cache, no refs": (only("snapshots/b/config.json", "snapshots/a/config.json"), ["snapshots/a or ", "/b."]),
-    "a run": (only("hf/config.json", "manifest.json"), ["is no model itself, but", "model/hf is one"]),
+    "a run": (only("hf/config.json", "manifest.json"), ["is no model itself, but", "model/hf, the policy that was trained, is one"]),
+    "a run and more": (
+        only("hf/config.json", "warm_start/config.json", "checkpoints/step-3-1/.metadata"),
+        ["model/hf, the policy that was trained, is one: name that folder or another of 2."],
+    ),
+    "a run's checkpoints": (
+        only(*(f"step-1-{step}/.metadata" for step in range(1, 7))),
+        ["has checkpoints in it (step-1-3, step-1-4, step-1-5, step-1-6, and 2 more)", "such as ", "model/step-1-6."],
+    ),
     "GGUF": (without_weights("model-q4.gguf"), ["model-q4.gguf: GGUF files are for inference"]),
     "GGUF alone": (
         only("model-q4.gguf"),
