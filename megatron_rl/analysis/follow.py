@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from megatron_rl.analysis.lines import Lines
-from megatron_rl.analysis.recorded import Row, ended, read_run, state_of
+from megatron_rl.analysis.recorded import GOING, Row, ended, read_run, state_of
 from megatron_rl.config import STAGES
 from megatron_rl.system.screen import duration
 from megatron_rl.tracking.live import panel
@@ -115,7 +115,7 @@ class Followed:
     def _noted(self) -> tuple[int, str] | None:
         manifest = self.manifest()
         state = state_of(manifest, self.options)
-        if state == "open":
+        if state == GOING:
             return None
         if state == "complete":
             return 0, f"{self.folder.path} is complete."

@@ -15,6 +15,7 @@ from megatron_rl.tracking.metrics import KINDS
 from megatron_rl.tracking.run_folder import RunFolder
 
 Row = dict[str, Any]
+GOING = "going on or killed"  # which of the two, its files do not tell
 IGNORED = ("run.seed", "run.name", "run.folder", "run.resume", "tracking.")  # what makes no other experiment
 
 
@@ -82,14 +83,14 @@ class Recorded:
 
 
 def state_of(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """``complete``, ``ended`` (stopped or failed, as its last attempt has noted), or ``open``: it goes on, or was
+    """``complete``, ``ended`` (stopped or failed, as its last attempt has noted), or ``GOING``: it goes on, or was
     killed before it could note anything."""
     completed = manifest.get("completed") or {}
     stage = completed.get("stage", "rl")
     asked = options.get("run.steps" if stage == "rl" else f"{stage}.steps") or 0
     if completed and completed.get("step", -1) >= asked:
         return "complete"
-    return "ended" if ended(manifest) else "open"
+    return "ended" if ended(manifest) else GOING
 
 
 def ended(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -148,7 +149,7 @@ def said(lines: Lines) -> list[str]:
 def _say_state(run: Recorded) -> None:
     done, asked = run.steps
     attempts = len(run.manifest.get("attempts", []))
-    if run.state == "open" and run.folder.config_file.is_file():
+    if run.state == GOING and run.folder.config_file.is_file():
         run.notes.append(f"The run is not complete ({done:,} of {asked:,} steps): it still goes on, or was killed.")
     elif run.state == "ended":
         run.notes.append(f"The run ended after {done:,} of {asked:,} steps: {run.ended.get('message', '')}".rstrip())

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: one aligned line per step, and a table at the end."""
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -144,6 +145,7 @@ def where_next(run: RunFolder, stage: str, step: int) -> str:
     lines = [f"  {what:<36}{path}" for what, path in places.items() if path.exists()]
     if run.tensorboard.exists():
         lines.append(f"  {'curves':<36}tensorboard --logdir {run.tensorboard}")
+    lines.append(f"  {'one page about all of it':<36}megatron-rl report {shlex.quote(str(run.path))}")
     return "\n".join(["Where to look next:", *lines])
 
 

@@ -28,7 +28,7 @@ def test_a_run_that_goes_on_ends_within_a_line(tmp_path: Path) -> None:
         with (folder / name).open("a") as file:
             file.write('{"stage": "rl", "step": 3, "rew')
     run = read_run(str(folder))
-    assert run.state == "open" and run.steps == (2, 10)
+    assert run.state == "going on or killed" and run.steps == (2, 10)
     assert len(read_completions(run)) == 2
     assert [note.partition(" ")[0] for note in run.notes] == ["metrics.jsonl", "The", "completions.jsonl"]
     assert "2 of 10 steps" in run.notes[1]

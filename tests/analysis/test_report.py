@@ -14,7 +14,7 @@ from megatron_rl.analysis.recorded import read_run
 from megatron_rl.analysis.report.blocks import chart, line, numbers, thinned
 from megatron_rl.analysis.report.experiments import curve, differences, experiments, number
 from megatron_rl.analysis.report.machine import parts
-from megatron_rl.analysis.report.page import as_json, filled, make_page, template
+from megatron_rl.analysis.report.page import as_json, filled, make_page, read_runs, template
 from megatron_rl.analysis.report.samples import choose, of_step, pieces, spread
 from megatron_rl.errors import InputError
 from tests.analysis import made
@@ -54,7 +54,7 @@ def charts(page: str, section: str) -> dict[str, Any]:
 
 
 def test_a_page_of_one_run(tmp_path: Path) -> None:
-    page = make_page([str(small(tmp_path / "run"))])
+    page = make_page(read_runs([str(small(tmp_path / "run"))]))
     assert [one["name"] for one in content(page)["sections"]] == [
         *("overview", "curves", "rewards", "behaviour", "samples", "machine", "provenance"),
     ]
@@ -82,7 +82,7 @@ def test_seeds_are_a_mean_and_a_band_and_others_are_apart(tmp_path: Path) -> Non
     assert found["low"] == numbers([step / 10 for step in range(1, 11)])
     assert found["high"] == numbers([step / 10 + 1 for step in range(1, 11)])
     assert differences(runs) == [("rollout.group_size", [8, 8, 4])]
-    page = charts(make_page([str(folder) for folder in folders]), "provenance")
+    page = charts(make_page(read_runs([str(folder) for folder in folders])), "provenance")
     assert ["run.seed", "0", "1", "0"] in page["Options that differ"]["rows"]
 
 
@@ -96,13 +96,13 @@ def test_seeds_are_compared_at_the_steps_that_all_have(tmp_path: Path) -> None:
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
-    page = make_page([str(small(tmp_path / "run", response=HOSTILE, prompt=HOSTILE, id=HOSTILE, extra={HOSTILE: 1}))])
+    page = make_page(read_runs([str(small(tmp_path / "run", response=HOSTILE, prompt=HOSTILE, id=HOSTILE, extra={HOSTILE: 1}))]))
     assert "window.hurt" not in page  # it is packed
     assert page.count("</script>") == 4
     found = [one for one in samples(page)["samples"] if one["id"] == HOSTILE]
     assert len(found) == 40 and all("".join(text for _, text in one["pieces"]) == HOSTILE for one in found)
     run = make_run(tmp_path / "two", [made.numbers(1) | {HOSTILE: 1.0}, made.numbers(2) | {HOSTILE: 2.0}])
-    page = make_page([str(run)])
+    page = make_page(read_runs([str(run)]))
     assert page.count("</script>") == 4 and HOSTILE in charts(page, "curves")
 
 
@@ -119,7 +119,7 @@ def test_every_mark_of_the_template_is_filled() -> None:
 
 
 def test_a_run_without_rows_has_a_page_that_says_so(tmp_path: Path) -> None:
-    page = make_page([str(make_run(tmp_path / "run", []))])
+    page = make_page(read_runs([str(make_run(tmp_path / "run", []))]))
     [notes] = [block for block in content(page)["sections"][0]["blocks"] if block["kind"] == "notes"]
     said = " ".join(text for _, text in notes["notes"])
     assert "no rows yet" in said and "not complete (0 of 10 steps)" in said and "no completions" in said
@@ -128,9 +128,9 @@ def test_a_run_without_rows_has_a_page_that_says_so(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     one = str(small(tmp_path / "one"))
     with pytest.raises(InputError, match="given twice"):
-        make_page([one, one])
+        make_page(read_runs([one, one]))
     with pytest.raises(InputError, match="same name"):
-        make_page([one, str(small(tmp_path / "other" / "one"))])
+        make_page(read_runs([one, str(small(tmp_path / "other" / "one"))]))
 
 
 def test_a_completion_is_cut_at_its_stages_and_loses_nothing() -> None:
@@ -181,7 +181,7 @@ def test_long_lines_are_thinned_to_means() -> None:
 
 def test_numbers_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     rows = [made.numbers(step, reward=float("nan") if step == 3 else 1.0 + step) for step in range(1, 11)]
-    page = make_page([str(make_run(tmp_path / "run", rows, complete=10))])
+    page = make_page(read_runs([str(make_run(tmp_path / "run", rows, complete=10))]))
     assert charts(page, "overview")["reward"]["series"][0]["y"][1:4] == [3.0, None, 5.0]
     signs = charts(page, "behaviour")["Signs of reward hacking"]["rows"]
     assert [row[1] for row in signs] == ["cannot be told", "cannot be told", "no", "no"]

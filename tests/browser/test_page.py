@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from megatron_rl.analysis.report.page import make_page
+from megatron_rl.analysis.report.page import make_page, read_runs
 from tests.analysis.made import completion, evaluated, make_run, numbers
 from tests.conftest import PATIENCE
 
@@ -43,7 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts += [evaluated("after RL", 10, i, right=i != 2) for i in range(4)]
     paths = [make_run(folder / f"seed{seed}", rows, texts, [f"run.seed={seed}"]) for seed in range(2)]
     file = folder / "report.html"
-    file.write_text(make_page([str(path) for path in paths]), encoding="utf-8")
+    file.write_text(make_page(read_runs([str(path) for path in paths])), encoding="utf-8")
     return file
 
 

@@ -37,6 +37,7 @@ def test_analyze_prints_tables_and_writes_json(tmp_path: Path, capsys: pytest.Ca
 def test_analyze_says_what_it_has_nothing_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", str(make_run(tmp_path / "run", []))]) == 0
     said = capsys.readouterr().out
+    assert said.startswith("run: going on or killed, 0 steps")
     assert "note: There are no completions" in said and "note: metrics.jsonl has no rows yet" in said
     assert "Languages" not in said
 
@@ -59,5 +60,21 @@ def test_report_says_where_the_page_is(tmp_path: Path, capsys: pytest.CaptureFix
     pytest.importorskip("plotly")
     run = made(tmp_path / "run")
     assert main(["report", str(run)]) == 0
-    assert str(run / "report.html") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(run / "report.html") in said and "note:" not in said
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_report_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("plotly")
+    run, other = made(tmp_path / "run"), make_run(tmp_path / "other", [numbers(1)])
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        with (run / name).open("a") as file:
+            file.write("broken\n")
+    assert main(["report", str(run)]) == 0
+    _, *notes = capsys.readouterr().out.splitlines()
+    assert notes == [f"note: {name}.jsonl: 1 damaged lines are left out." for name in ("metrics", "completions")]
+    assert main(["report", str(run), str(other)]) == 0
+    said = capsys.readouterr().out
+    assert "note: run: metrics.jsonl: 1 damaged" in said
+    assert "note: other: The run is not complete (1 of 10 steps): it still goes on, or was killed." in said

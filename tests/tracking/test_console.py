@@ -64,6 +64,7 @@ def test_where_next_names_what_exists(tmp_path: Path) -> None:
     text = where_next(run, "rl", 6)
     assert text.startswith("Where to look next:")
     assert str(run.metrics_file) in text and str(run.export) in text
+    assert text.endswith(f"\n  one page about all of it {' ' * 11}megatron-rl report {tmp_path}")
     assert "completions" not in text and "tensorboard" not in text
     assert f"an earlier policy {' ' * 18}{run.export}" in text
     (run.export / EXPORTED).write_text('{"step": 5}')

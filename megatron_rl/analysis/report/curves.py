@@ -12,7 +12,6 @@ from megatron_rl.tracking.names import GROUPS, ROW, find
 
 FIRST = ("reward", "accuracy", "length", "kl", "entropy", "loss", "pair_accuracy")  # of the overview
 TITLES = {"rl": "RL", "sft": "SFT", "preference": "Preference", "reward_model": "Reward model"}
-STATES = {"open": "not complete"}  # in other words
 CODE = re.compile(r"`([^`]*)`")
 
 
@@ -44,7 +43,7 @@ def summary(runs: Sequence[Recorded]) -> Block | None:
         rows.append(
             [
                 run.name,
-                STATES.get(run.state, run.state),
+                run.state,
                 f"{done:,} / {asked:,}" if asked else f"{done:,}",
                 run.seed,
                 *cells,

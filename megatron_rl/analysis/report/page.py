@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_rl import __version__
 from megatron_rl.analysis.completions import read_completions
-from megatron_rl.analysis.recorded import read_run
+from megatron_rl.analysis.recorded import Recorded, read_run
 from megatron_rl.analysis.report.behaviour import behaviour
 from megatron_rl.analysis.report.curves import curves, overview
 from megatron_rl.analysis.report.experiments import experiments
@@ -26,15 +26,20 @@ SCRIPTS = ("blocks.js", "charts.js", "samples.js", "page.js")
 MISSING = "the report draws with plotly, which is not installed: pip install -c constraints.txt -e '.[report]'"
 
 
-def make_page(paths: Sequence[str]) -> str:
-    """The page of these runs' folders. Raises InputError for what is no run, and without plotly."""
-    library = plotly()
+def read_runs(paths: Sequence[str]) -> list[Recorded]:
+    """The runs of a page, from their folders. Raises InputError for what is no run, and for two of one name."""
     runs = [read_run(path) for path in paths]
     if len({run.folder.path.resolve() for run in runs}) < len(runs):
         raise InputError("A run is given twice: give each folder once.")
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise InputError(f"Two of the runs have the same name ({', '.join(names)}): rename one of the folders.")
+    return runs
+
+
+def make_page(runs: Sequence[Recorded]) -> str:
+    """The page of these runs, whose notes then say what it leaves out too. Raises InputError without plotly."""
+    library, names = plotly(), [run.name for run in runs]
     seen = {run.name: read_completions(run) for run in runs}
     samples, kept = packed(runs, seen)
     together = experiments(runs)

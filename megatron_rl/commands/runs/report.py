@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from megatron_rl.analysis.report.page import make_page
+from megatron_rl.analysis.report.page import make_page, read_runs
 from megatron_rl.errors import InputError
 from megatron_rl.system.files import require_place, write_text
 
@@ -33,8 +33,12 @@ def run(options: argparse.Namespace) -> int:
     if options.out:
         require_place(out, f"--out {out}")
     started = time.monotonic()
-    page = make_page(options.folders)
+    runs = read_runs(options.folders)
+    page = make_page(runs)
     write_text(out, page)
     size = len(page.encode()) / 1e6
     print(f"{out} ({size:.1f} MB, {time.monotonic() - started:.1f} s): open it in a browser; it needs no network.")
+    for run in runs:
+        for note in run.notes:
+            print(f"note: {f'{run.name}: ' if len(runs) > 1 else ''}{note}")
     return 0
