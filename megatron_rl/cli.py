@@ -35,7 +35,7 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
     "watch": ("runs.watch", "follow a run from another shell, by its files alone, until it ends"),
     "report": ("runs.report", "write one HTML page about one run or several: curves, rewards, behaviour, samples"),
     "analyze": ("runs.analyze", "what a run's completions say: languages, lengths, stages, signs of reward hacking"),
-    "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, verify one against the other, inspect what they hold"),
+    "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, verify and inspect them"),
     "evaluate": (
         "evaluation.evaluate",
         "ask a model the questions of suites: accuracy with intervals, every completion",

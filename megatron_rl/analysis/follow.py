@@ -102,11 +102,9 @@ class Followed:
         """
         if (noted := self._noted()) is not None or not self._all_steps() or self.folder.held():
             return noted
-        why = "does not say how" if self.folder.manifest_file.exists() else "is missing"
-        return self._noted() or (  # it may have been noted between the two looks
-            0,
-            f"{self.folder.path} has ended: all its steps are done, and no process runs in it. Its manifest.json {why}.",
-        )
+        manifest = "does not say how" if self.folder.manifest_file.exists() else "is missing"
+        said = f"all its steps are done, and no process runs in it. Its manifest.json {manifest}."
+        return self._noted() or (0, f"{self.folder.path} has ended: {said}")  # it may have noted it between the looks
 
     def _all_steps(self) -> bool:
         last = next((stage for stage in reversed(STAGES) if self.total(stage)), "")

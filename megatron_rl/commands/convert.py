@@ -113,7 +113,8 @@ def _as_options(text: str) -> str:
 def to_hf(options: argparse.Namespace) -> int:
     refuse(_options_wrong(options))
     if not is_torch_dist(options.source):
-        raise InputError(f"{options.source} is no torch_dist checkpoint: it has no .metadata.{checkpoints(options.source)}")
+        inside = checkpoints(options.source)
+        raise InputError(f"{options.source} is no torch_dist checkpoint: it has no .metadata.{inside}")
     model = _model_folder(options.source, options.model)
     hf_config = read_hf_config(model)
     source = _open(options.source, hf_config)

@@ -94,8 +94,8 @@ def file_problem(path: Path) -> str:
         such = f", such as {inside[0]}" if inside else f" that ends in {', '.join(FORMATS)}; it has none"
         return f"{path} is a folder. Name one file in it{such}."
     if not path.exists():
-        there = sorted(path.parent.iterdir(), key=lambda file: file.suffix == path.suffix) if path.parent.is_dir() else []
-        stems = {file.stem: file for file in there if file.suffix.lower() in FORMATS}
+        there = [f for f in path.parent.iterdir() if f.suffix.lower() in FORMATS] if path.parent.is_dir() else []
+        stems = {f.stem: f for f in sorted(there, key=lambda f: f.suffix == path.suffix)}
         near = get_close_matches(path.stem, stems, 1, _ALIKE)
         return f"the file {path} does not exist{f'; did you mean {stems[near[0]]}?' if near else '.'}"
     if path.suffix.lower() not in FORMATS:

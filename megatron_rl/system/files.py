@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def require_place(path: Path, said: str) -> None:
-    """Raises InputError when no file can be written at ``path``; ``said``: how it was asked for, as ``--out a.html``."""
+    """Raises InputError when no file can be written at ``path``; ``said``: how it was asked for, ``--out a.html``."""
     folder = path.absolute().parent
     if path.is_dir():
         raise InputError(f"{said} is a folder: name a file.")

@@ -96,7 +96,8 @@ def test_seeds_are_compared_at_the_steps_that_all_have(tmp_path: Path) -> None:
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
-    page = make_page(read_runs([str(small(tmp_path / "run", response=HOSTILE, prompt=HOSTILE, id=HOSTILE, extra={HOSTILE: 1}))]))
+    run = small(tmp_path / "run", response=HOSTILE, prompt=HOSTILE, id=HOSTILE, extra={HOSTILE: 1})
+    page = make_page(read_runs([str(run)]))
     assert "window.hurt" not in page  # it is packed
     assert page.count("</script>") == 4
     found = [one for one in samples(page)["samples"] if one["id"] == HOSTILE]

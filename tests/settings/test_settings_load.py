@@ -94,7 +94,7 @@ def test_override(base: str, override: str, room, value: object) -> None:
         ),
         (
             "optimizer.lr=1",
-            ["did you mean actor.optimizer.lr or critic.optimizer.lr or sft_optimizer.lr or preference_optimizer.lr or "],
+            ["did you mean actor.optimizer.lr or critic.optimizer.lr or sft_optimizer.lr or pref"],
         ),
         ("lr=3", ["actor.optimizer.lr", "sft_optimizer.lr"]),
         ("runn.steps=3", ["did you mean run.steps?"]),
@@ -214,7 +214,7 @@ def test_unreadable_file(tmp_path: Path, content: str, part: str) -> None:
     file.write_text(content)
     with pytest.raises(InputError, match=part):
         load(str(file))
-    with pytest.raises(InputError, match="missing.yaml does not exist"):
+    with pytest.raises(InputError, match=r"missing\.yaml does not exist"):
         load(str(tmp_path / "missing.yaml"))
 
 

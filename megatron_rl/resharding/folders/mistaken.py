@@ -58,8 +58,8 @@ def _elsewhere(folder: Path) -> str:
     if inner:
         trained = folder / _RUN[1]
         more = f" or another of {len(inner)}" if len(inner) > 1 else ""
-        named = f"{trained}, the policy that was trained," if trained in inner else inner[-1]
-        return f"{folder} is no model itself, but {named} is one: name that folder{more}."
+        meant = f"{trained}, the policy that was trained," if trained in inner else f"{inner[-1]}"
+        return f"{folder} is no model itself, but {meant} is one: name that folder{more}."
     return checkpoints(folder).lstrip()
 
 

@@ -109,7 +109,10 @@ MISTAKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "hub cache": (only("snapshots/0000003/config.json", "refs/main"), ["hub's cache", "model/snapshots/0000003."]),
     "hub cache, no refs": (only("snapshots/b/config.json", "snapshots/a/config.json"), ["snapshots/a or ", "/b."]),
-    "a run": (only("hf/config.json", "manifest.json"), ["is no model itself, but", "model/hf, the policy that was trained, is one"]),
+    "a run": (
+        only("hf/config.json", "manifest.json"),
+        ["is no model itself, but", "model/hf, the policy that was trained"],
+    ),
     "a run and more": (
         only("hf/config.json", "warm_start/config.json", "checkpoints/step-3-1/.metadata"),
         ["model/hf, the policy that was trained, is one: name that folder or another of 2."],
