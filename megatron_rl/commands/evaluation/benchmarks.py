@@ -22,6 +22,7 @@ from megatron_rl.tracking.console import summary_table
 
 COLUMNS = ("metric", "filter", "questions", "result", "95 % interval")
 SHARES = ("acc", "exact_match", "em", "f1", "mc", "pass")  # metrics that begin so are shares
+PLACES = ("path", "include")  # options that do not make an evaluation another one: what is asked does
 PACKAGES = ("lm_eval", "transformers", "datasets", "torch")  # whose versions are written
 _LEFT_OUT = ("samples", "pretty_env_info", "config")  # of lm-eval's results: written elsewhere, or of its own backends
 
@@ -54,7 +55,7 @@ def load(configs: Mapping[str, BenchmarkConfig], engine: str) -> dict[str, Any]:
     from megatron_rl.evaluation.harness import tasks  # lm_eval
 
     with working("lm-eval reads its tasks"):
-        loaded = {name: tasks.load(name, config) for name, config in configs.items()}
+        loaded = tasks.load(configs)
     for name, each in loaded.items():
         if each.scores and engine == "sglang":
             raise InputError(
@@ -81,7 +82,8 @@ def evaluate(
     from megatron_rl.evaluation.harness.model import EngineModel
 
     name, file = loaded.name, place(loaded.name)
-    asked = asdict(config) | {"seed": seed, "lm_eval": machine.installed("lm_eval")}
+    asked = {key: value for key, value in asdict(config).items() if key not in PLACES}
+    asked |= {"seed": seed, "lm_eval": machine.installed("lm_eval")}
     records = Records(out / f"{file}.jsonl", {"suite": name, **identity, "options": asked}, 1)
     with records, working(name, "answers") as progress:
         asking = EngineModel(name, config, speech, hf_config, records, start, progress, at_once, seed)
@@ -91,17 +93,23 @@ def evaluate(
         "suite": name,
         "model": str(model),
         "created": records.created,
+        "options": asdict(config),
         "identity": records.identity,
         "packages": {package: machine.installed(package) for package in PACKAGES},
         "rows": rows,
         "prompts_cut": asking.cut,
         "lm_eval": {key: value for key, value in results.items() if key not in _LEFT_OUT},
     }
-    write_text(out / f"{file}.json", json.dumps(written, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(out / f"{file}.json", json.dumps(written, indent=2, ensure_ascii=False, default=_plain) + "\n")
     samples = [{"task": task} | sample for task, own in results["samples"].items() for sample in own]
-    lines = (json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
+    lines = (json.dumps(sample, ensure_ascii=False, default=_plain) + "\n" for sample in samples)
     write_text(out / f"{file}.samples.jsonl", "".join(lines))
     print(f"\n{table(name, rows, written, records.rows)}", flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's; of anything else its name."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def table(

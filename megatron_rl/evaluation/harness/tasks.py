@@ -31,11 +31,16 @@ class Loaded:
     scores: list[str]  # names of the tasks that score given answers, which only the embedded engine does
 
 
-def load(name: str, config: BenchmarkConfig) -> Loaded:
-    """Find a task and read its data. Raises InputError for an unknown one, with the nearest names, and for its data."""
+def load(configs: Mapping[str, BenchmarkConfig]) -> dict[str, Loaded]:
+    """Find tasks and read their data. Raises InputError for what is unknown, with the nearest names, or unreadable."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    includes = {config.include for config in configs.values()}
+    managers = {include: TaskManager(include_path=include or None) for include in includes}  # each reads 14,000 files
+    return {name: _load(name, config, managers[config.include]) for name, config in configs.items()}
+
+
+def _load(name: str, config: BenchmarkConfig, manager: Any) -> Loaded:
     asked = name.removeprefix(BENCHMARK)
-    manager = TaskManager(include_path=config.include or None)
     if asked not in manager.task_index and not Path(asked).is_file():
         near = get_close_matches(asked, manager.all_tasks, n=3)
         hint = f"did you mean {' or '.join(BENCHMARK + each for each in near)}?" if near else "`lm-eval ls tasks` does."
