@@ -9,7 +9,7 @@ import pytest
 
 from megatron_rl.cli import main
 from megatron_rl.launch.initial_model import write_random_model
-from tests.conftest import ROOT
+from tools.make_tiny_model import write_tokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'megatron-rl[eval]'")
 
@@ -50,12 +50,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """Random weights, and a tokenizer that tools/make_tiny_model.py has learnt from the rows."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("make_tiny_model", ROOT / "tools" / "make_tiny_model.py")
-    assert spec is not None and spec.loader is not None
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
     architecture = {
         "model_type": "qwen3",
         "hidden_size": 32,
@@ -75,7 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         "float32",
         0,
         folder,
-        lambda inside: tool.write_tokenizer(data / "train.jsonl", 512, inside),
+        lambda inside: write_tokenizer(data / "train.jsonl", 512, inside),
     )
     return folder
 
