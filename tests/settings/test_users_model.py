@@ -30,15 +30,9 @@ def test_a_suite_that_is_trained_on_is_told(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     make_tiny_model([str(train), str(tmp_path / "tiny"), "--vocabulary", "300"])
-    own = [
-        "data.task=math_problems",
-        f"data.path={train}",
-        f"model.path={tmp_path / 'tiny'}",
-        "data.eval_path=",
-        "data.max_prompt_tokens=200",
-        "sft.steps=0",
-    ]
-    config, problems = load("simplerl_zoo.tiny", [*own, f"evaluation.suites={{gsm8k: {{path: {test}}}}}"])
+    own = ["data.task=math_problems", f"data.path={train}", f"model.path={tmp_path / 'tiny'}", "data.eval_path="]
+    own += ["data.max_prompt_tokens=200", "sft.steps=0"]
+    config, problems = load("one_shot.tiny", [*own, f"evaluation.suites={{gsm8k: {{path: {test}}}}}"])
     found = check(config)
     assert problems + found.problems == []
     (said,) = found.warnings

@@ -33,31 +33,32 @@ def warnings(suites: Mapping[str, tuple[Card, SuiteConfig, Suite | None]], train
             if _is_own(source, config.path or card.hub) and card.training.startswith("forbidden"):
                 found.append(f"{key}={source} is the suite {name}'s own data, and training on it is {card.training}.")
                 del left[name]
-        asked = {name: suite for name, (_, _, suite) in left.items() if suite is not None}
+        asked = {name: (config.path, suite) for name, (_, config, suite) in left.items() if suite is not None}
         if asked and is_local(source) and Path(source).is_file():
             found += _shared(key, source, asked)
     return found
 
 
-def _shared(key: str, source: str, suites: Mapping[str, Suite]) -> list[str]:
-    how = f"`megatron-rl data overlap {source} {next(iter(suites))}`"
+def _shared(key: str, source: str, suites: Mapping[str, tuple[str, Suite]]) -> list[str]:
+    """``suites``: with where their data are."""
+    how = {name: f"`megatron-rl data overlap {source} {name} --data {path}`" for name, (path, _) in suites.items()}
     if (size := Path(source).stat().st_size) > LARGEST:
         return [
             f"{key}={source} has {size / 1e6:,.0f} MB, so nobody has looked whether questions of "
-            f"{', '.join(suites)} stand in it: {how} does."
+            f"{', '.join(suites)} stand in it: {' and '.join(how.values())} would."
         ]
     try:
         rows = list(row_texts(read_table(source, "train")))
     except InputError:
         return []
     found = []
-    for name, suite in suites.items():
+    for name, (_, suite) in suites.items():
         seen = sum(each.share >= HALF for each in overlaps([item.forms[0].prompt for item in suite.items], rows))
         if seen:
             found.append(
                 f"{seen:,} of the {len(suite.items):,} questions of the suite {name} stand in {key}={source} (half of "
                 f"their {N}-grams of words or more): its numbers will tell what was learnt by heart, too. "
-                f"`megatron-rl data overlap {source} {name}` names them."
+                f"{how[name]} names them."
             )
     return found
 

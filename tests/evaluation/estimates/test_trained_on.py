@@ -33,7 +33,7 @@ def test_shared_questions_are_counted(gsm8k, tmp_path: Path) -> None:
     }
     (said,) = warnings(gsm8k, files)
     assert said.startswith(f"2 of the 12 questions of the suite gsm8k stand in data.path={files['data.path']} (half")
-    assert f"`megatron-rl data overlap {files['data.path']} gsm8k` names them." in said
+    assert f"`megatron-rl data overlap {files['data.path']} gsm8k --data {tmp_path / 'test.jsonl'}` names them." in said
 
 
 def test_large_files_are_not_looked_through(gsm8k, tmp_path: Path, monkeypatch) -> None:
