@@ -17,7 +17,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # A run is several processes, each of which imports torch and Megatron: with bytecode in 4 seconds instead of 9.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-runs test-oracles sglang test-sglang test-sglang-versions test-gpu test-report report lint clean
+.PHONY: quickstart test test-runs test-oracles test-eval sglang test-sglang test-sglang-versions test-gpu test-report report lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -44,6 +44,10 @@ test-sglang-versions: $(VENV)/installed-dev $(VENV)/installed-sglang
 	$(PIP) install -qq --no-deps --upgrade --target $(VENV)/sglang-$$v sglang==$$v \
 	&& PYTHONPATH=$(abspath $(VENV))/sglang-$$v OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/sglang/test_engine.py \
 	|| exit 1; done
+
+# lm-eval through this project's engine against lm-eval's own.
+test-eval: $(VENV)/installed-eval
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/commands/test_evaluate_lm_eval.py $(ARGS)
 
 report: $(VENV)/installed-report
 
@@ -81,6 +85,11 @@ $(VENV)/installed: $(VENV)/torch setup.py
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing what the tests need …"
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-eval: $(VENV)/installed-dev
+	@echo "Installing lm-eval …"
+	@$(INSTALL) -e '.[dev,eval]'
 	@touch $@
 
 $(VENV)/installed-report: $(VENV)/installed

@@ -76,6 +76,7 @@ setup(
         "math": pinned("math-verify"),
         "puzzles": pinned("ortools"),
         "gym": pinned("reasoning-gym"),
+        "eval": pinned("lm-eval"),
         "report": pinned("plotly"),
         "trackio": pinned("trackio"),
         "mlflow": pinned("mlflow-skinny"),

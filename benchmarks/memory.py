@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 NAMES = {
-    "rollout.server": "engine",
+    "rollout.embedded.process": "engine",
     "megatron_rl.train": "trainer rank",
     "rewards.worker": "reward worker",
     "megatron_rl.cli": "supervisor",

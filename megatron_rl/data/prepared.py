@@ -44,6 +44,18 @@ class Characters:
         return SimpleNamespace(input_ids=[list(text) for text in texts])
 
 
+class AnyText(Characters):
+    """Stands for the tokenizer of suites, too: prompts are plain."""
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        """As a tokenizer's."""
+        return list(text)
+
+    def get_vocab(self) -> dict[str, int]:
+        """As a tokenizer's."""
+        return {}
+
+
 def prepare(table: Table, kind: Kind, config: DataConfig, tokenizer: Any) -> Prepared:
     """Reads and checks every row as a run would; ``config`` names the source. Raises InputError as a run would."""
     if kind.name == SOTOPIA:

@@ -1,4 +1,4 @@
-"""Options of evaluation: held-out questions and suites during a run, and one suite."""
+"""Options of evaluation: held-out questions and suites during a run, one suite, and one task of lm-eval."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,3 +41,20 @@ class SuiteConfig:
     template: str = ""  # file: as data.template
     by: list[str] = field(default_factory=list)  # file: columns by whose values the accuracy is given, too
     pool: str = ""  # file: rows with the same value in this column are one vote (a question in several languages)
+
+
+@dataclass
+class BenchmarkConfig:
+    """How one task of lm-eval is read, asked and sampled; what is not said is as the task has it."""
+
+    path: str = ""  # folder with its data, a file SPLIT.jsonl (.json, .parquet, .csv) per split; empty: the task's
+    include: str = ""  # folder with YAML files of more tasks
+    limit: int = number(0, least=0)  # only the first so many questions of each task; 0: all
+    num_fewshot: int = number(-1, least=-1)  # solved examples before each question; -1: the task's
+    chat: bool = False  # prompts in the model's chat template, solved examples as turns of their own
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as enable_thinking: false
+    think_end: str = ""  # of a completion only what follows this counts, such as </think>
+    temperature: float = number(0.0, least=0)  # 0: the task's, mostly greedy
+    top_p: float = number(1.0, above=0, most=1)
+    top_k: int = number(0, least=0)
+    max_new_tokens: int = number(0, least=0)  # 0: the task's, or 256

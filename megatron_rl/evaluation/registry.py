@@ -3,15 +3,16 @@
 import dataclasses
 import importlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from megatron_rl.data.task import Report, Sample
 from megatron_rl.errors import InputError
-from megatron_rl.evaluation.config import SuiteConfig
+from megatron_rl.evaluation.config import BenchmarkConfig, SuiteConfig
 from megatron_rl.evaluation.suite import Card, Suite, missing
 from megatron_rl.option import allowed
 
@@ -34,10 +35,14 @@ SUITES = {  # the module of megatron_rl.evaluation.suites
 }
 _READ = ("path", "subset", "split", "limit", "prompt", "chat_template_kwargs")
 COMMON = (*_READ, "samples", "temperature", "top_p", "top_k", "max_new_tokens")
+BENCHMARK = "lm_eval:"  # what the names of lm-eval's tasks begin with
+_Config = TypeVar("_Config", SuiteConfig, BenchmarkConfig)
 
 
 def card(name: str) -> Card:
     """What is to be known of a suite. Raises InputError with the nearest names for an unknown one."""
+    if name.startswith(BENCHMARK):
+        raise InputError(f"{name} is a task of lm-eval, which only `evaluate MODEL {name}` asks.")
     if name not in SUITES:
         near = get_close_matches(name, SUITES, n=3)
         said = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(SUITES)}."
@@ -71,9 +76,30 @@ def suite_config(name: str, options: Any) -> tuple[SuiteConfig, list[str]]:
         return SuiteConfig(), [str(error)]
     if not isinstance(options, Mapping | None):
         return SuiteConfig(), [f"{name} is {options!r}; it must hold options, such as {{limit: 100}}."]
-    config, found = SuiteConfig(max_new_tokens=known.max_new_tokens), []
-    hints, declared = typing.get_type_hints(SuiteConfig), {f.name: f for f in dataclasses.fields(SuiteConfig)}
-    takes = [*COMMON, *known.takes]
+    config, found = _read(name, SuiteConfig(max_new_tokens=known.max_new_tokens), options, (*COMMON, *known.takes))
+    if config.samples > 1 and not config.temperature:
+        found.append(f"{name}.samples={config.samples} draws the same completion each time: set {name}.temperature.")
+    if not found and (said := missing(known, name, config)):
+        found.append(said)
+    return config, found
+
+
+def benchmark_config(name: str, options: Mapping[str, Any]) -> tuple[BenchmarkConfig, list[str]]:
+    """The options of a task of lm-eval, and what is wrong with them, a sentence each."""
+    takes = [each.name for each in dataclasses.fields(BenchmarkConfig)]
+    config, found = _read(name, BenchmarkConfig(), options, takes)
+    for key in ("path", "include"):
+        if (folder := getattr(config, key)) and not Path(folder).is_dir():
+            found.append(f"{name}.{key} is {folder!r}, and must be a folder (docs/evaluation.md says what is in it).")
+    if not config.temperature and (config.top_p < 1 or config.top_k):
+        found.append(f"{name}: top_p and top_k choose among what is drawn: set {name}.temperature, too.")
+    return config, found
+
+
+def _read(name: str, config: _Config, options: Any, takes: Sequence[str]) -> tuple[_Config, list[str]]:
+    """``config`` with the options that are given, and what is wrong with them."""
+    kind, found = type(config), []
+    hints, declared = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     for key, value in (options or {}).items():
         if key not in takes:
             near = get_close_matches(str(key), takes, n=1)
@@ -89,10 +115,6 @@ def suite_config(name: str, options: Any) -> tuple[SuiteConfig, list[str]]:
             found.append(f"{name}.{key} is {value!r}; it {rule.violation(value)}.")
         else:
             config = replace(config, **{key: value})
-    if config.samples > 1 and not config.temperature:
-        found.append(f"{name}.samples={config.samples} draws the same completion each time: set {name}.temperature.")
-    if not found and (said := missing(known, name, config)):
-        found.append(said)
     return config, found
 
 

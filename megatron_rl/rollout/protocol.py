@@ -54,6 +54,22 @@ class Completion:
         return self.versions[0][0]
 
 
+@dataclass(frozen=True)
+class Given:
+    """A text whose last ``scored`` tokens are scored, each after all before it."""
+
+    tokens: Sequence[int]
+    scored: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the model makes of them."""
+
+    logprobs: list[float]  # natural log, one for each
+    greedy: bool  # whether each is the most likely token at its place
+
+
 class Completer(Protocol):
     """What answers requests: an engine, whoever fills it."""
 

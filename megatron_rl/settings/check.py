@@ -54,10 +54,11 @@ def check(config: Config, contents: bool = True) -> Findings:
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
         found += about_sizes
     notes: dict[str, int] = {}
+    warnings = fit.warnings(config)
     if contents and hf_config is not None and not packages + about_folder + about_data:
-        about_rows, notes = look(config)
-        found += about_rows
-    return Findings(list(dict.fromkeys(found)), fit.warnings(config), notes)
+        about_rows, notes, of_rows = look(config)
+        found, warnings = found + about_rows, warnings + of_rows
+    return Findings(list(dict.fromkeys(found)), warnings, notes)
 
 
 def _free_port() -> list[str]:

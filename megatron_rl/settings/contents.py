@@ -23,16 +23,16 @@ from megatron_rl.system import scratch
 from megatron_rl.system.processes import UTF8
 
 
-def look(config: Config) -> tuple[list[str], dict[str, int]]:
-    """What is wrong, a sentence or two each, and what the task says of its rows: a text -> how many."""
+def look(config: Config) -> tuple[list[str], dict[str, int], list[str]]:
+    """What is wrong, a sentence or two each, what the task says of its rows (a text -> how many), and warnings."""
     command = [sys.executable, "-m", "megatron_rl.settings.contents"]
     with scratch.made() as folder:
         env = {**os.environ, **UTF8, **scratch.temporary(folder), **scratch.caches(folder)}
         done = subprocess.run(command, input=to_yaml(config), capture_output=True, encoding="utf-8", env=env)
     if done.returncode != 0:
         raise RuntimeError(f"looking at the tokenizer and the data failed:\n{done.stderr}")
-    problems, notes = json.loads(done.stdout.splitlines()[-1])
-    return problems, notes
+    problems, notes, warnings = json.loads(done.stdout.splitlines()[-1])
+    return problems, notes, warnings
 
 
 def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
@@ -144,6 +144,33 @@ def _suites(config: Config, tokenizer: Any) -> dict[str, int]:
     return notes
 
 
+def _trained_on(config: Config) -> list[str]:
+    """Warnings of suites whose questions are trained on. Prompts are plain: what is trained on is no chat yet."""
+    from megatron_rl.data.files import is_local
+    from megatron_rl.data.order.mixture import parts
+    from megatron_rl.data.prepared import AnyText
+    from megatron_rl.evaluation.estimates.trained_on import warnings
+    from megatron_rl.evaluation.registry import card, make_suite, suite_config
+
+    suites = {}
+    for name, options in config.evaluation.suites.items():
+        suite, wrong = suite_config(name, options)
+        if not wrong:
+            here = suite.path and is_local(suite.path)
+            made = make_suite(name, replace(suite, prompt="plain"), AnyText(), config.run.seed) if here else None
+            suites[name] = card(name), suite, made
+    sets = {
+        "sft.data.path": (config.sft.steps, config.sft.data.path),
+        "preference.data.path": (config.preference.steps, config.preference.data.path),
+        "reward_model.data.path": (config.reward_model.steps, config.reward_model.data.path),
+    }
+    trained = {key: path for key, (steps, path) in sets.items() if steps and path}
+    if config.asks():
+        for part, data in parts(config.data).items():
+            trained |= {f"data.mixture.{part}.path" if part else "data.path": data.path} if data.path else {}
+    return warnings(suites, trained)
+
+
 def _without_rows(kl_coefs: Mapping[str, float], train: Sequence[Example]) -> str:
     """A sentence about a data source of algorithm.kl_coefs that no training example has; of a generator, the first."""
     count = 100 if len(train) == UNBOUNDED else len(train)
@@ -159,15 +186,18 @@ def main() -> None:
     """Print what was found."""
     problems: list[str] = []
     notes: dict[str, int] = {}
+    warnings: list[str] = []
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory() as made:
         file = Path(made) / "config.yaml"
         file.write_text(sys.stdin.read(), encoding="utf-8")
         try:
-            problems, notes = _look(from_yaml(file), made)
+            config = from_yaml(file)
+            problems, notes = _look(config, made)
+            warnings = [] if problems else _trained_on(config)
         except InputError as error:
             problems.append(str(error))
-    print(f"\n{json.dumps([problems, notes])}")
+    print(f"\n{json.dumps([problems, notes, warnings])}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,16 @@ ENGINES = "MEGATRON_RL_ENGINES"  # environment variable: the addresses of the ru
 KEY = "MEGATRON_RL_KEY"  # environment variable: the run's key in hexadecimal
 PROGRESS = "progress"  # what an engine says while it generates: (PROGRESS, (done, asked for))
 LISTENER = "MEGATRON_RL_LISTENER"  # environment variable: descriptor of the socket at which rank 0 meets the others
-METHODS = ("reach", "attach", "begin_swap", "finish_swap", "generate", "health", "stop")  # what a client may call
+METHODS = (
+    "reach",
+    "attach",
+    "begin_swap",
+    "finish_swap",
+    "generate",
+    "score",
+    "health",
+    "stop",
+)  # what a client may call
 _LONGEST_PATH = 107  # bytes in sockaddr_un.sun_path, less the terminating zero
 
 

@@ -1,5 +1,6 @@
 """A model and rows of the user's in place of what a recipe brings."""
 
+import json
 from pathlib import Path
 
 from megatron_rl.settings.check import check
@@ -21,3 +22,18 @@ def test_missing_steps_are_told_beside_a_template_that_cannot_be_used(tmp_path: 
     template, steps = check(config).problems
     assert "has no column 'questio' (data.template)" in template
     assert "training example train/1 has none: a task gives them as a list of texts, `steps`" in steps
+
+
+def test_a_suite_that_is_trained_on_is_told(tmp_path: Path) -> None:
+    rows = [{"question": f"{' '.join(f'word{i}and{j}' for j in range(16))}?", "answer": f"#### {i}"} for i in range(8)]
+    for name, some in (("train", rows[2:]), ("test", rows[:4])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    make_tiny_model([str(train), str(tmp_path / "tiny"), "--vocabulary", "300"])
+    own = ["data.task=math_problems", f"data.path={train}", f"model.path={tmp_path / 'tiny'}", "data.eval_path="]
+    own += ["data.max_prompt_tokens=200", "sft.steps=0"]
+    config, problems = load("one_shot.tiny", [*own, f"evaluation.suites={{gsm8k: {{path: {test}}}}}"])
+    found = check(config)
+    assert problems + found.problems == []
+    (said,) = found.warnings
+    assert said.startswith(f"2 of the 4 questions of the suite gsm8k stand in data.path={train} (half of their 13-")

@@ -2,14 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_rl.data.files import Table, read_table
-from megatron_rl.data.prepared import Characters
+from megatron_rl.data.files import read_table
+from megatron_rl.data.prepared import AnyText
 from megatron_rl.errors import InputError, refuse
 from megatron_rl.evaluation.estimates.contamination import N, overlaps
+from megatron_rl.evaluation.estimates.trained_on import HALF, row_texts
 from megatron_rl.evaluation.registry import make_suite, suite_config
 from megatron_rl.settings.written import read_value
 from megatron_rl.system.files import require_new, write_text
@@ -19,20 +19,7 @@ examples:
   megatron-rl data overlap train.jsonl gsm8k --data test.jsonl
   megatron-rl data overlap train.parquet tombench --data ToMBench/data --out report.json
 """
-HALF = 0.5  # of a question's n-grams: it has been seen
 SHOWN = 5  # questions with the largest shares
-
-
-class _AnyText(Characters):
-    """Stands for the model's tokenizer: prompts are plain."""
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """As a tokenizer's."""
-        return list(text)
-
-    def get_vocab(self) -> dict[str, int]:
-        """As a tokenizer's."""
-        return {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +49,10 @@ def run(options: argparse.Namespace) -> int:
         given[key.partition(".")[2]] = read_value(value).value(Any)
     config, problems = suite_config(options.suite, given)
     refuse(problems)
-    suite = make_suite(options.suite, config, _AnyText())
+    suite = make_suite(options.suite, config, AnyText())
     table = read_table(options.source, options.split, 0)
     asked = [item.forms[0].prompt for item in suite.items]
-    found = overlaps(asked, _texts(table), options.n)
+    found = overlaps(asked, row_texts(table), options.n)
     some, half, whole = (sum(o.share >= least for o in found) for least in (1e-9, HALF, 1))
     print(f"{suite.name}: {len(found):,} questions; {table.name}: {table.length:,} rows; {options.n}-grams")
     for count, what in (
@@ -86,20 +73,3 @@ def run(options: argparse.Namespace) -> int:
         report |= {"share_any": some, "share_half": half, "share_all": whole}
         write_text(Path(options.out), json.dumps(report | {"items": rows}, indent=2, ensure_ascii=False) + "\n")
     return 0
-
-
-def _texts(table: Table) -> Iterator[str]:
-    """All texts of each row, those inside of lists and objects too."""
-    for cells in zip(*(table.column(column) for column in table.columns), strict=True):
-        yield "\n".join(text for cell in cells for text in _inside(cell))
-
-
-def _inside(cell: Any) -> Iterator[str]:
-    if isinstance(cell, str):
-        yield cell
-    elif isinstance(cell, dict):
-        for value in cell.values():
-            yield from _inside(value)
-    elif isinstance(cell, list | tuple):
-        for value in cell:
-            yield from _inside(value)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from megatron_rl.commands.evaluation import benchmarks
 from megatron_rl.commands.evaluation.scores import Scores, read_scores, score
 from megatron_rl.commands.evaluation.tables import cards, table
 from megatron_rl.commands.serve import model_folder
@@ -17,11 +18,11 @@ from megatron_rl.commands.waiting import working
 from megatron_rl.errors import InputError, refuse
 from megatron_rl.evaluation.answering import Speech, answer, speech
 from megatron_rl.evaluation.comparison import against
-from megatron_rl.evaluation.config import SuiteConfig
+from megatron_rl.evaluation.config import BenchmarkConfig, SuiteConfig
 from megatron_rl.evaluation.engines import Served, serving
 from megatron_rl.evaluation.inspect_log import write_inspect_log
 from megatron_rl.evaluation.records import Records
-from megatron_rl.evaluation.registry import card, make_suite, report_of, suite_config
+from megatron_rl.evaluation.registry import BENCHMARK, benchmark_config, card, make_suite, report_of, suite_config
 from megatron_rl.evaluation.suite import Suite
 from megatron_rl.evaluation.summary import summarise
 from megatron_rl.resharding.families.table import scalar_head
@@ -41,6 +42,7 @@ examples:
   megatron-rl evaluate models/Qwen3-4B tombench tombench.path=ToMBench/data tombench.language=both
   megatron-rl evaluate models/Qwen3-4B aime24 amc23 --samples 8 --temperature 0.6 --engine sglang
   megatron-rl evaluate runs/mine file --data questions.jsonl        your own questions
+  megatron-rl evaluate runs/mine lm_eval:gsm8k lm_eval:mmlu         general benchmarks through lm-eval
   megatron-rl evaluate runs/mine gsm8k --against models/Qwen3-4B    both on the same questions: difference, test
   megatron-rl evaluate --list                                       the suites, and what is to be known of them
 
@@ -68,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a run's folder, or a Hugging Face folder")
-    parser.add_argument("names", metavar="SUITE | SUITE.key=value", nargs="*", help="suites, and options of theirs")
+    parser.add_argument(
+        "names",
+        metavar="SUITE | SUITE.key=value",
+        nargs="*",
+        help="suites, tasks of lm-eval as lm_eval:TASK, and options of theirs",
+    )
     parser.add_argument("--list", action="store_true", help="show every suite's card, or those named, and end")
     parser.add_argument("--data", metavar="PATH", help="the data of the one suite that is named")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each suite")
@@ -101,14 +108,14 @@ def run(options: argparse.Namespace) -> int:
     if options.list:
         print(cards([name for name in (options.model, *options.names) if name]))
         return 0
-    configs = _configs(options)
-    out, records = _evaluate(options, Path(options.model), configs, Path(options.out) if options.out else None)
+    configs, tasks = _configs(options)
+    out, records = _evaluate(options, Path(options.model), configs, tasks, Path(options.out) if options.out else None)
     if not options.against:
         return 0
     other = Path(options.against)
     if not any((other / f"{name}.jsonl").is_file() for name in configs):
         print(f"\nThe same questions to {other}:", flush=True)
-        other, _ = _evaluate(options, other, configs, None)
+        other, _ = _evaluate(options, other, configs, {}, None)
     for name, (asked, summary, rows) in records.items():
         found = against(asked.suite, rows, asked.config.samples, other / f"{name}.jsonl")
         write_text(
@@ -123,8 +130,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _configs(options: argparse.Namespace) -> dict[str, SuiteConfig]:
-    """The suites with their options. Raises InputError with all that is wrong."""
+def _configs(options: argparse.Namespace) -> tuple[dict[str, SuiteConfig], dict[str, BenchmarkConfig]]:
+    """The suites, and the tasks of lm-eval, with their options. Raises InputError with all that is wrong."""
     names = [name for name in options.names if "=" not in name]
     if not options.model or not names:
         raise InputError(
@@ -135,13 +142,14 @@ def _configs(options: argparse.Namespace) -> dict[str, SuiteConfig]:
     }
     problems = []
     problems += _about_scores(options, len(names))
+    problems += benchmarks.problems([name for name in names if name.startswith(BENCHMARK)], options)
     if options.data and len(names) > 1:
         problems.append(f"--data is for one suite, and there are {len(names)}: write {names[0]}.path={options.data}.")
     elif options.data:
         given[names[0]]["path"] = options.data
     for text in (name for name in options.names if "=" in name):
         key, _, value = text.partition("=")
-        suite, dot, option = key.partition(".")
+        suite, dot, option = key.rpartition(".")
         if not dot or suite not in given:
             problems.append(f"{text}: write SUITE.key=value with a suite that is named, such as {names[0]}.limit=100.")
             continue
@@ -149,15 +157,18 @@ def _configs(options: argparse.Namespace) -> dict[str, SuiteConfig]:
             given[suite][option] = _value(option, value)
         except (yaml.YAMLError, ValueError):
             problems.append(f"{text}: the value is not valid YAML; quote it.")
-    configs = {}
+    configs, tasks = {}, {}
     for name, values in given.items():
-        configs[name], found = suite_config(name, values)
+        if name.startswith(BENCHMARK):
+            tasks[name], found = benchmark_config(name, values)
+        else:
+            configs[name], found = suite_config(name, values)
         problems += found
     for key in ("engines", "threads", "running", "workers", "tensor_parallel", "start_seconds"):
         if not getattr(options, key) > 0:
             problems.append(f"--{key.replace('_', '-')} {getattr(options, key)} must be above 0.")
     refuse(problems)
-    return configs
+    return configs, tasks
 
 
 def _about_scores(options: argparse.Namespace, suites: int) -> list[str]:
@@ -183,9 +194,13 @@ Evaluated = dict[str, tuple[Asked, dict[str, Any], list[dict[str, Any]]]]
 
 
 def _evaluate(
-    options: argparse.Namespace, model: Path, configs: Mapping[str, SuiteConfig], out: Path | None
+    options: argparse.Namespace,
+    model: Path,
+    configs: Mapping[str, SuiteConfig],
+    tasks: Mapping[str, BenchmarkConfig],
+    out: Path | None,
 ) -> tuple[Path, Evaluated]:
-    """All suites with one model: where it was written, and what."""
+    """All suites and tasks with one model: where it was written, and what of suites."""
     folder = model_folder(model)
     if scalar_head(read_hf_config(folder)):
         raise InputError(f"{folder} is a reward model, which answers nothing: evaluate a language model.")
@@ -195,6 +210,7 @@ def _evaluate(
         name: Asked(make_suite(name, config, spoken.tokenizer, options.seed), config)
         for name, config in configs.items()
     }
+    loaded = benchmarks.load(tasks, options.engine)
     with working(f"reading {folder}"):
         weights = fingerprint(folder)
     out = out or _place(model, weights)
@@ -203,6 +219,14 @@ def _evaluate(
     with ExitStack() as stack:
         engine: Completer | None = None
         pool: RewardPool | None = None
+
+        def start(longest: int) -> Completer:
+            nonlocal engine
+            if engine is None:
+                print(f"Starting the {options.engine} engine with {folder} …", flush=True)
+                engine = stack.enter_context(serving(replace(served, longest=longest)))
+            return engine
+
         for name, one in asked.items():
             config, suite = one.config, one.suite
             records = stack.enter_context(
@@ -210,9 +234,8 @@ def _evaluate(
             )
             forms = sum(len(item.forms) for item in suite.items)
             done_before = len(records.rows) // config.samples
-            if done_before < forms and engine is None:
-                print(f"Starting the {options.engine} engine with {folder} …", flush=True)
-                engine = stack.enter_context(serving(served))
+            if done_before < forms and pool is None:
+                start(served.longest)
                 reports = report_of({other: each.suite for other, each in asked.items()})
                 pool = stack.enter_context(RewardPool(RewardsConfig(workers=options.workers), reports))
             if done_before < forms:
@@ -220,7 +243,12 @@ def _evaluate(
             summary = _write(out, name, one, records, model, _scores(options, out, name, records.rows))
             done[name] = one, summary, records.rows
             print(f"\n{table(name, card(name), summary)}", flush=True)
-    print(f"\nWritten to {out}; `inspect view --log-dir {out}` opens the logs.", flush=True)
+        hf_config, ran = read_hf_config(folder), {"weights": weights, "engine": _engine(options)}
+        for name, task in loaded.items():
+            at_once = 2 * options.running * options.engines
+            benchmarks.evaluate(task, tasks[name], spoken, hf_config, model, out, ran, start, at_once, options.seed)
+    logs = f"; `inspect view --log-dir {out}` opens the logs" if configs else ""
+    print(f"\nWritten to {out}{logs}.", flush=True)
     return out, done
 
 
@@ -258,9 +286,9 @@ def _answer(
 
 def _served(options: argparse.Namespace, folder: Path, spoken: Speech, asked: Mapping[str, Asked]) -> Served:
     prompts = [item.forms[0].prompt for each in asked.values() for item in each.suite.items]
-    longest = max(prompts, key=len)
+    longest = max(prompts, key=len, default="")
     tokens = len(spoken.tokenizer(longest, add_special_tokens=False).input_ids)
-    new = max(each.config.max_new_tokens for each in asked.values())
+    new = max((each.config.max_new_tokens for each in asked.values()), default=0)
     positions = read_hf_config(folder).get("max_position_embeddings")
     if isinstance(positions, int) and tokens + new > positions:
         raise InputError(
@@ -283,15 +311,18 @@ def _served(options: argparse.Namespace, folder: Path, spoken: Speech, asked: Ma
 def _identity(options: argparse.Namespace, model: Path, weights: str, asked: Asked) -> dict[str, Any]:
     """What makes an evaluation another one."""
     sampling = {key: getattr(asked.config, key) for key in FOR_ALL if key != "limit"}
-    engine = options.engine if options.engine == "sglang" else f"embedded {options.dtype}"
     return {
         "suite": asked.suite.name,
         "weights": weights,
         "prompts": asked.suite.fingerprint(),
         "data": asked.suite.questions(),
         "sampling": sampling | {"seed": options.seed},
-        "engine": engine,
+        "engine": _engine(options),
     }
+
+
+def _engine(options: argparse.Namespace) -> str:
+    return "sglang" if options.engine == "sglang" else f"embedded {options.dtype}"
 
 
 def _scores(options: argparse.Namespace, out: Path, name: str, rows: list[dict[str, Any]]) -> Scores | None:

@@ -16,7 +16,7 @@ from megatron_rl.errors import InputError, SwapError
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.rollout.batches import Batches
 from megatron_rl.rollout.config import RolloutConfig
-from megatron_rl.rollout.protocol import Completion, Engine, Request, Sampling
+from megatron_rl.rollout.protocol import Completion, Given, Request, Sampling, Scored
 from megatron_rl.system.channel import KEY, PROGRESS, parse_address
 
 START_SECONDS = 180.0  # an engine may still have to start
@@ -86,6 +86,10 @@ class EmbeddedEngine:
         """See ``protocol.Engine``."""
         return self._call("generate", requests, sampling)
 
+    def score(self, given: Sequence[Given]) -> list[Scored]:
+        """Log-probabilities of given tokens, in the texts' order."""
+        return self._call("score", given)
+
     async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
         """See ``protocol.Engine``."""
         return await self._batches.complete(self.generate, request, sampling)
@@ -152,7 +156,7 @@ class EmbeddedEngine:
 class EnginePool:
     """Several engines as one: requests are dealt out, swaps go to all."""
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[EmbeddedEngine]) -> None:
         self.engines = engines
         self._threads = ThreadPoolExecutor(len(engines))
         self._batches = Batches()
@@ -192,6 +196,14 @@ class EnginePool:
             results[i::count] = share
         return results
 
+    def score(self, given: Sequence[Given]) -> list[Scored]:
+        """As ``EmbeddedEngine.score``; dealt out as ``generate`` does."""
+        count = len(self.engines)
+        results: list[Scored] = [Scored([], False)] * len(given)
+        for i, share in enumerate(self._each(lambda i, engine: engine.score(given[i::count]))):
+            results[i::count] = share
+        return results
+
     async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
         """See ``protocol.Engine``; a batch is dealt out as ``generate`` does."""
         return await self._batches.complete(self.generate, request, sampling)
@@ -218,10 +230,10 @@ class EnginePool:
         self._all(lambda engine: engine.stop())
         self._threads.shutdown()
 
-    def _all(self, call: Callable[[Engine], _T]) -> list[_T]:
+    def _all(self, call: Callable[[EmbeddedEngine], _T]) -> list[_T]:
         return self._each(lambda _, engine: call(engine))
 
-    def _each(self, call: Callable[[int, Engine], _T]) -> list[_T]:
+    def _each(self, call: Callable[[int, EmbeddedEngine], _T]) -> list[_T]:
         """Call every engine at the same time and wait for all, also when one fails."""
         futures = [self._threads.submit(call, i, engine) for i, engine in enumerate(self.engines)]
         wait(futures)

@@ -25,8 +25,9 @@ from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.rollout.embedded.attention import ATTENTION
 from megatron_rl.rollout.embedded.decoder import stack_weights
 from megatron_rl.rollout.embedded.generate import generate
+from megatron_rl.rollout.embedded.score import score
 from megatron_rl.rollout.embedded.true_on_policy import replace_layers
-from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from megatron_rl.rollout.protocol import Completion, Given, Request, Sampling, Scored
 from megatron_rl.system import machine
 
 
@@ -116,6 +117,12 @@ class TransformersEngine:
         return generate(
             self.model, requests, sampling, version=self.version, max_running=self.max_running, say=self.say
         )
+
+    def score(self, given: Sequence[Given]) -> list[Scored]:
+        """Log-probabilities of given tokens by the weights of the last swap."""
+        if self.version < 0:
+            raise SwapError(f"the engine serves nothing: {self.poisoned}")
+        return score(self.model, given)
 
     def health(self) -> dict[str, Any]:
         """Process id, weight version (-1: poisoned) and resident memory in bytes."""
