@@ -21,7 +21,7 @@ from megatron_rl.evaluation.comparison import against
 from megatron_rl.evaluation.config import BenchmarkConfig, SuiteConfig
 from megatron_rl.evaluation.engines import Served, serving
 from megatron_rl.evaluation.inspect_log import write_inspect_log
-from megatron_rl.evaluation.records import Records
+from megatron_rl.evaluation.records import Records, reserved
 from megatron_rl.evaluation.registry import BENCHMARK, benchmark_config, card, make_suite, report_of, suite_config
 from megatron_rl.evaluation.suite import Suite
 from megatron_rl.evaluation.summary import summarise
@@ -217,6 +217,7 @@ def _evaluate(
     done: Evaluated = {}
     served = _served(options, folder, spoken, asked)
     with ExitStack() as stack:
+        stack.enter_context(reserved(out))
         engine: Completer | None = None
         pool: RewardPool | None = None
 
