@@ -193,7 +193,7 @@ def test_bad_input(models, tmp_path: Path, capsys, monkeypatch) -> None:
         ([str(reward), "false_belief"], "is a reward model, which answers nothing"),
         (["nowhere", "false_belief"], "is neither a run's folder nor a Hugging Face model"),
         ([str(checkpoint), "false_belief"], "is a Megatron checkpoint, and a Hugging Face folder is needed: "),
-        ([folder, "hi_tom", "--data", str(_hi_tom(tmp_path))], "cannot encode the prompts of hi_tom"),
+        ([folder, "hi_tom", "--data", str(_hi_tom(tmp_path))], f"The tokenizer {folder} cannot encode question 1 of hi_tom ("),
         ([folder, "false_belief", "--max-new-tokens", "9", "--engine", "sglang"], "SGLang"),
     ):
         if said == "SGLang" and _sglang():
