@@ -1,7 +1,9 @@
 """``megatron-rl evaluate``, with a real engine and judge: what is drawn, what is written, what goes on where it was."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from megatron_rl.cli import main
 from megatron_rl.data.tasks.false_belief import VOCABULARY, write_tokenizer
+from megatron_rl.evaluation.records import Records
 from megatron_rl.launch.initial_model import write_random_model
 from megatron_rl.rewards.serving.scorer import Scorer
 
@@ -93,6 +96,24 @@ def test_one_that_was_broken_off_ends_as_if_it_had_not_been(models, tmp_path: Pa
     assert "Starting the" not in capsys.readouterr().out and (again / "false_belief.json").exists()
     assert main([*command[:-1], "3", "--out", str(again)]) == 2
     assert "is of another evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_a_signal_ends_says_that_it_goes_on(number, models, tmp_path: Path, capsys, monkeypatch) -> None:
+    """After its first prompt of six; the next one has the rest."""
+    append = Records.append
+
+    def end_after_one(records: Records, rows: list[dict]) -> None:
+        append(records, rows)
+        os.kill(os.getpid(), number)
+
+    command = ["evaluate", str(models(0)), "false_belief", *SHORT, "--running", "1", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "append", end_after_one)
+        assert main(command) == 128 + number
+    assert capsys.readouterr().err.endswith("Interrupted. The same command goes on with what is written already.\n")
+    assert len(rows(tmp_path)) == 2 and main(command) == 0
+    assert "2 of 6 prompts were answered before" in capsys.readouterr().out and len(rows(tmp_path)) == 6
 
 
 def test_two_models_are_compared_on_the_same_questions(models, tmp_path: Path, capsys, monkeypatch) -> None:

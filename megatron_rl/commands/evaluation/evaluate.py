@@ -13,6 +13,7 @@ import yaml
 from megatron_rl.commands.evaluation import benchmarks
 from megatron_rl.commands.evaluation.scores import Scores, read_scores, score
 from megatron_rl.commands.evaluation.tables import cards, table
+from megatron_rl.commands.foreground import interruptible
 from megatron_rl.commands.serve import model_folder
 from megatron_rl.commands.waiting import working
 from megatron_rl.errors import InputError, refuse
@@ -109,6 +110,13 @@ def run(options: argparse.Namespace) -> int:
         print(cards([name for name in (options.model, *options.names) if name]))
         return 0
     configs, tasks = _configs(options)
+    with interruptible("The same command goes on with what is written already."):
+        return _run(options, configs, tasks)
+
+
+def _run(
+    options: argparse.Namespace, configs: Mapping[str, SuiteConfig], tasks: Mapping[str, BenchmarkConfig]
+) -> int:
     out, records = _evaluate(options, Path(options.model), configs, tasks, Path(options.out) if options.out else None)
     if not options.against:
         return 0
@@ -270,6 +278,7 @@ def _answer(
     at_once = 2 * options.running * options.engines
     with working(asked.suite.name, "prompts", forms) as progress:
         progress(done)
+        progress.under_way = lambda: engine.progress()[0] // asked.config.samples
         made = answer(
             asked.suite,
             asked.config,
