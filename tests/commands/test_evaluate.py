@@ -123,7 +123,8 @@ def test_two_models_are_compared_on_the_same_questions(models, tmp_path: Path, c
     assert "McNemar p = 1" in capsys.readouterr().out
     found = json.loads(Path("out/false_belief.json").read_text())["comparison"]
     assert found["only_here"] == found["only_there"] == 0 and found["p_value"] == 1
-    (there,) = Path("evaluations").glob("model1-*")
+    (there,) = Path("out").glob("against-model1-*")
+    assert not Path("evaluations").exists()
     records = (there / "false_belief.jsonl").read_text().splitlines()
     right = [json.loads(line) | {"correct": 1.0} for line in records[1:]]  # what it would be if all had been right
     (there / "false_belief.jsonl").write_text("\n".join([records[0], *map(json.dumps, right), ""]))
@@ -212,9 +213,13 @@ def test_bad_input(models, tmp_path: Path, capsys, monkeypatch) -> None:
         ([folder, "false_belief", "--by-step"], "--by-step says how --reward-model scores; name one."),
         ([folder, "false_belief", "--samples", "2"], "draws the same completion each time"),
         ([str(reward), "false_belief"], "is a reward model, which answers nothing"),
-        (["nowhere", "false_belief"], "is neither a run's folder nor a Hugging Face model"),
+        (["nowhere", "false_belief"], "nowhere does not exist: name a run's folder, or that of a Hugging Face model."),
+        ([str(tmp_path), "false_belief"], "is neither a run's folder nor a Hugging Face model: it has no config.json"),
         ([str(checkpoint), "false_belief"], "is a Megatron checkpoint, and a Hugging Face folder is needed: "),
-        ([folder, "hi_tom", "--data", str(_hi_tom(tmp_path))], f"The tokenizer {folder} cannot encode question 1 of hi_tom ("),
+        (
+            [folder, "hi_tom", "--data", str(_hi_tom(tmp_path))],
+            f"The tokenizer {folder} cannot encode question 1 of hi_tom (",
+        ),
         ([folder, "false_belief", "--max-new-tokens", "9", "--engine", "sglang"], "SGLang"),
     ):
         if said == "SGLang" and _sglang():

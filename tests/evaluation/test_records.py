@@ -74,7 +74,9 @@ def test_completions_that_two_processes_wrote_count_once(tmp_path: Path) -> None
     kept = [*ours[:4], *theirs[4:8], *ours[8:12]]
     assert read_records(path) == (IDENTITY, [*kept, theirs[12]])
     with Records(path, IDENTITY, 2) as again:
-        assert again.rows == kept and again.created == records.created  # a prompt with one of two samples is asked again
+        assert (
+            again.rows == kept and again.created == records.created
+        )  # a prompt with one of two samples is asked again
         again.append(ours[12:])
     assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == [*kept, *ours[12:]]
 
