@@ -121,8 +121,8 @@ def require_encodable(tokenizer: Any, texts: Iterable[tuple[str, str]]) -> None:
     for what, text in texts:
         if said := _refusal(tokenizer, text):
             raise UnknownWordError(
-                f"The tokenizer {tokenizer.name_or_path} cannot encode {what} ({said}): it knows only the words that it was "
-                "made for. Take a model whose tokenizer takes any text."
+                f"The tokenizer {tokenizer.name_or_path} cannot encode {what} ({said}): it knows only the words "
+                "that it was made for. Take a model whose tokenizer takes any text."
             )
 
 
