@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TextIO
 
 from megatron_rl import __version__
-from megatron_rl.errors import InputError, RunError, refused
+from megatron_rl.errors import InputError, Interrupted, RunError, refused
 from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_utf8
 
 COMMANDS = {  # the module of megatron_rl.commands, and what it does
@@ -105,7 +105,7 @@ def _run(arguments: Sequence[str]) -> int:
         return FAILED if isinstance(error, RunError) else BAD_INPUT
     except KeyboardInterrupt as interrupt:
         print(f"Interrupted. {interrupt}".rstrip(), file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT)
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:

@@ -40,6 +40,14 @@ class RunError(RuntimeError):
     """
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended a command; the message says how it goes on. The exit code is 128 + ``signal``."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class SwapError(RuntimeError):
     """The weights in an engine are not the weights that were trained."""
 

@@ -1,4 +1,4 @@
-"""One SGLang server in the foreground of a command: until Ctrl-C, or until it ends by itself."""
+"""What runs in the foreground of a command until a signal, or until it ends by itself, such as one SGLang server."""
 
 import contextlib
 import http.client
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from megatron_rl.errors import InputError, RunError
+from megatron_rl.errors import InputError, Interrupted, RunError
 from megatron_rl.rollout.sglang.servers.process import ServerProcess
 from megatron_rl.system import scratch
 
@@ -103,3 +103,28 @@ def stopped() -> Iterator[_Stop]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interruptible(said: str) -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is inside as Ctrl-C does, a second one at once. Raises Interrupted with ``said``."""
+    number: int = signal.SIGINT
+
+    def stop(received: int, _: FrameType | None) -> None:
+        nonlocal number
+        number = received
+        for each in previous:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores one
+    previous = {each: signal.getsignal(each) for each in heard}
+    try:
+        for each in heard:
+            signal.signal(each, stop)
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(said, number) from None
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

@@ -74,6 +74,8 @@ def model_folder(checkpoint: Path) -> Path:
             f"{checkpoint} is a Megatron checkpoint, and a Hugging Face folder is needed: "
             f"{program()} convert megatron-to-hf {shlex.quote(str(checkpoint))} FOLDER."
         )
+    if not checkpoint.exists():
+        raise InputError(f"{checkpoint} does not exist: name a run's folder, or that of a Hugging Face model.")
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint} is neither a run's folder nor a Hugging Face model: it has no config.json.")
     return checkpoint

@@ -6,9 +6,11 @@ a csv cell is the text of the file, a JSON or parquet cell has the type that it 
 
 import csv
 import json
+import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -238,7 +240,8 @@ def _read_hub(path: str, split: str, limit: int, subset: str, key: str) -> Table
     import datasets
 
     try:
-        data = datasets.load_dataset(path, subset or None, split=split)
+        with quiet_hub():
+            data = datasets.load_dataset(path, subset or None, split=split)
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"The data set {path} (split {split!r}) cannot be loaded from the Hugging Face hub: {_first_line(error)}. "
@@ -247,6 +250,18 @@ def _read_hub(path: str, split: str, limit: int, subset: str, key: str) -> Table
         ) from error
     data = data.select(range(min(limit, len(data)))) if limit else data
     return Table(path, {name: data[name] for name in data.column_names}, len(data), key)
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """huggingface_hub warns at every attempt; what comes of the last one is the error that is raised."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _inside(cell: Any, path: str) -> Any:

@@ -1,6 +1,6 @@
 """The tokenizer of a model folder."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,12 @@ from megatron_rl.system.files import leads_nowhere, not_content, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
+_NOBODYS = "\ue000"  # a character for private use: no tokenizer has been made of it
 _READ = ("tokenizer*", "vocab.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "config.json")
+
+
+class UnknownWordError(InputError):
+    """A tokenizer of a few words was given others."""
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -104,6 +109,29 @@ def _ids(file: Path, content: dict[str, Any]) -> list[int]:
     if not all(type(token) is int for token in ids):
         raise InputError(f"{file}: eos_token_id is {named!r}; it must be a token's id, a list of ids, or null.")
     return ids
+
+
+def require_encodable(tokenizer: Any, texts: Iterable[tuple[str, str]]) -> None:
+    """Raises UnknownWordError naming the first of the texts (what it is, text) that the tokenizer cannot encode.
+
+    No text is looked at where the tokenizer takes a character that it cannot know: then it takes any.
+    """
+    if not _refusal(tokenizer, _NOBODYS):
+        return
+    for what, text in texts:
+        if said := _refusal(tokenizer, text):
+            raise UnknownWordError(
+                f"The tokenizer {tokenizer.name_or_path} cannot encode {what} ({said}): it knows only the words "
+                "that it was made for. Take a model whose tokenizer takes any text."
+            )
+
+
+def _refusal(tokenizer: Any, text: str) -> str:
+    try:
+        tokenizer([text], add_special_tokens=False)
+    except Exception as error:  # of tokenizers, which have no class of their own for it
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""
 
 
 def make_encoder(tokenizer: Any, size: int = 65536) -> Callable[[str], tuple[int, ...]]:

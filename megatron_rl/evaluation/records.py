@@ -2,19 +2,21 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from megatron_rl.errors import InputError
+from megatron_rl.system.files import reserve, write_text
 
 
 class Records:
     """A file whose first line says what was evaluated how (``identity``), and whose others are completions.
 
-    A line that is cut short, and those of a prompt that has not all its ``samples``, are removed. Raises InputError for
-    a file of another evaluation, saying what differs.
+    A line that is cut short, those of a prompt that has not all its ``samples``, and any but the first of the same
+    completion are removed. Raises InputError for a file of another evaluation, saying what differs.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], samples: int) -> None:
@@ -42,7 +44,7 @@ class Records:
         self.close()
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "replace"))
+        self._file.write(_text(rows).encode("utf-8", "replace"))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -58,6 +60,11 @@ class Records:
             _require_same(self.path, head["identity"], self.identity)
         elif head["identity"] != self.identity:  # nothing was answered
             return datetime.now(UTC).isoformat(timespec="seconds"), [], 0
+        once = _first_of_each(rest)
+        if len(once) < len(rest):
+            rows = [row for row, _ in once[: len(once) - len(once) % samples]]
+            write_text(self.path, _text([head, *rows]))
+            return head["created"], rows, self.path.stat().st_size
         kept = rest[: len(rest) - len(rest) % samples]
         return head["created"], [row for row, _ in kept], kept[-1][1] if kept else size
 
@@ -67,7 +74,34 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     lines = _lines(path) if path.is_file() else []
     if not lines or "identity" not in lines[0][0]:
         raise InputError(f"{path} holds no records of an evaluation: it must be the .jsonl that `evaluate` wrote.")
-    return lines[0][0]["identity"], [row for row, _ in lines[1:]]
+    return lines[0][0]["identity"], [row for row, _ in _first_of_each(lines[1:])]
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """A folder of evaluations, made where it is not there, for this process alone. Raises InputError when another
+    process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = f"Another process is evaluating in {folder}: wait for it, end it, or name another place with --out."
+    with closing(reserve(folder, taken)):
+        yield
+
+
+def _text(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _first_of_each(lines: Sequence[tuple[dict[str, Any], int]]) -> list[tuple[dict[str, Any], int]]:
+    """The lines without those of a completion that an earlier one has: two processes may have written into one file."""
+    seen, found = set(), []
+    for row, end in lines:
+        if "sample" in row:
+            key = (row.get("item"), row.get("form"), row["sample"])
+            if key in seen:
+                continue
+            seen.add(key)
+        found.append((row, end))
+    return found
 
 
 def _lines(path: Path) -> list[tuple[dict[str, Any], int]]:

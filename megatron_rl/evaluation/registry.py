@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_rl.data.task import Report, Sample
+from megatron_rl.data.tokenizer import require_encodable
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.config import BenchmarkConfig, SuiteConfig
 from megatron_rl.evaluation.suite import Card, Suite, missing
@@ -58,13 +59,8 @@ def make_suite(name: str, config: SuiteConfig, tokenizer: Any, seed: int = 0) ->
     items = suite.items[: config.limit] if config.limit else suite.items
     if not items:
         raise InputError(f"{name} has no questions in language={config.language}.")
-    try:
-        tokenizer.encode(items[0].forms[0].prompt, add_special_tokens=False)
-    except Exception as error:  # of tokenizers, which have no class of their own for it
-        raise InputError(
-            f"The tokenizer {tokenizer.name_or_path} cannot encode the prompts of {name} ({error}): ask a model whose "
-            "tokenizer knows any text."
-        ) from error
+    asked = ((f"question {item.id} of {name}", form.prompt) for item in items for form in item.forms)
+    require_encodable(tokenizer, asked)
     return replace(suite, items=items)
 
 

@@ -43,7 +43,7 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     from megatron_rl.data.registry import make_task, require_targets, write_tokenizer
     from megatron_rl.data.sets.pairs import task_pairs
     from megatron_rl.data.task import sample_of
-    from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer, make_encoder
+    from megatron_rl.data.tokenizer import check_vocabulary, end_tokens, load_tokenizer, make_encoder, require_encodable
     from megatron_rl.resharding.folders.check import transformers_config
     from megatron_rl.rewards.workers.trial import try_rewards
     from megatron_rl.rollout.strategies.hinted import require_steps
@@ -89,6 +89,8 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     if config.run.steps and (unknown := _without_rows(config.algorithm.kl_coefs, task.train)):
         return [unknown], {}
     example = (task.train if len(task.train) else task.heldout)[0]
+    made_of = (example.prompt, example.target)  # of a task that generates its examples; of a file all are known by now
+    require_encodable(tokenizer, ((f"what data.task={config.data.task} asks", text) for text in made_of))
     response = example.target.removesuffix(tokenizer.eos_token).rstrip() or str(example.answer)
     notes |= getattr(task, "notes", {})
     if not config.scores():

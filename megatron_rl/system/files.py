@@ -1,13 +1,14 @@
 """Files that are either the old one or the new one, never half of it; and what is wrong with somebody else's."""
 
 import ctypes
+import fcntl
 import json
 import os
 import shutil
 from errno import EINVAL, ENOTSUP
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_rl.errors import InputError, named
 
@@ -90,6 +91,25 @@ def rename_folder(complete: Path, target: Path) -> None:
     flush_folder(complete)
     complete.rename(target)
     flush(target.parent)
+
+
+def reserve(folder: Path, advice: str) -> BinaryIO:
+    """Have a folder for this process alone, until what is returned is closed or the process ends.
+
+    Raises InputError with ``advice`` when another process has it. A file system without locks is warned of.
+    """
+    lock = (folder / ".lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InputError(advice) from None
+    except OSError as error:
+        print(
+            f"warning: the file system of {folder} has no locks ({error.strerror}): start no second process in this "
+            "folder."
+        )
+    return lock
 
 
 def require_space(folder: str | Path, needed: int, what: str, advice: str) -> None:

@@ -1,7 +1,6 @@
 """The folder of one run: what lies where, and the manifest that says how it was made."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -15,7 +14,7 @@ from megatron_rl.config import STAGES, Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.load import from_yaml, to_yaml
-from megatron_rl.system.files import read_json, write_text
+from megatron_rl.system.files import read_json, reserve, write_text
 
 EXPORTED = "megatron_rl.json"  # in an exported policy: the step that it is of, and the hash of its weights
 
@@ -136,19 +135,9 @@ class RunFolder:
 
     def lock(self) -> None:
         """Reserve the folder until ``unlock`` or the end of this process; InputError when another process has it."""
-        self._lock = (self.path / ".lock").open("ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.unlock()
-            raise InputError(
-                f"Another process is running in {self.path}: wait for it, end it, or choose another run.name."
-            ) from None
-        except OSError as error:
-            print(
-                f"warning: the file system of {self.path} has no locks ({error.strerror}): start no second process in "
-                "this folder."
-            )
+        self._lock = reserve(
+            self.path, f"Another process is running in {self.path}: wait for it, end it, or choose another run.name."
+        )
 
     def held(self) -> bool:
         """Whether a process has the folder; True where its file system has no locks to tell by."""

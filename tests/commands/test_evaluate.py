@@ -1,7 +1,9 @@
 """``megatron-rl evaluate``, with a real engine and judge: what is drawn, what is written, what goes on where it was."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from megatron_rl.cli import main
 from megatron_rl.data.tasks.false_belief import VOCABULARY, write_tokenizer
+from megatron_rl.evaluation.records import Records
 from megatron_rl.launch.initial_model import write_random_model
 from megatron_rl.rewards.serving.scorer import Scorer
 
@@ -95,6 +98,24 @@ def test_one_that_was_broken_off_ends_as_if_it_had_not_been(models, tmp_path: Pa
     assert "is of another evaluation" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_a_signal_ends_says_that_it_goes_on(number, models, tmp_path: Path, capsys, monkeypatch) -> None:
+    """After its first prompt of six; the next one has the rest."""
+    append = Records.append
+
+    def end_after_one(records: Records, rows: list[dict]) -> None:
+        append(records, rows)
+        os.kill(os.getpid(), number)
+
+    command = ["evaluate", str(models(0)), "false_belief", *SHORT, "--running", "1", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "append", end_after_one)
+        assert main(command) == 128 + number
+    assert capsys.readouterr().err.endswith("Interrupted. The same command goes on with what is written already.\n")
+    assert len(rows(tmp_path)) == 2 and main(command) == 0
+    assert "2 of 6 prompts were answered before" in capsys.readouterr().out and len(rows(tmp_path)) == 6
+
+
 def test_two_models_are_compared_on_the_same_questions(models, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["evaluate", str(models(0)), "false_belief", *SHORT, "--out", "out", "--against"]
@@ -102,7 +123,8 @@ def test_two_models_are_compared_on_the_same_questions(models, tmp_path: Path, c
     assert "McNemar p = 1" in capsys.readouterr().out
     found = json.loads(Path("out/false_belief.json").read_text())["comparison"]
     assert found["only_here"] == found["only_there"] == 0 and found["p_value"] == 1
-    (there,) = Path("evaluations").glob("model1-*")
+    (there,) = Path("out").glob("against-model1-*")
+    assert not Path("evaluations").exists()
     records = (there / "false_belief.jsonl").read_text().splitlines()
     right = [json.loads(line) | {"correct": 1.0} for line in records[1:]]  # what it would be if all had been right
     (there / "false_belief.jsonl").write_text("\n".join([records[0], *map(json.dumps, right), ""]))
@@ -191,9 +213,13 @@ def test_bad_input(models, tmp_path: Path, capsys, monkeypatch) -> None:
         ([folder, "false_belief", "--by-step"], "--by-step says how --reward-model scores; name one."),
         ([folder, "false_belief", "--samples", "2"], "draws the same completion each time"),
         ([str(reward), "false_belief"], "is a reward model, which answers nothing"),
-        (["nowhere", "false_belief"], "is neither a run's folder nor a Hugging Face model"),
+        (["nowhere", "false_belief"], "nowhere does not exist: name a run's folder, or that of a Hugging Face model."),
+        ([str(tmp_path), "false_belief"], "is neither a run's folder nor a Hugging Face model: it has no config.json"),
         ([str(checkpoint), "false_belief"], "is a Megatron checkpoint, and a Hugging Face folder is needed: "),
-        ([folder, "hi_tom", "--data", str(_hi_tom(tmp_path))], "cannot encode the prompts of hi_tom"),
+        (
+            [folder, "hi_tom", "--data", str(_hi_tom(tmp_path))],
+            f"The tokenizer {folder} cannot encode question 1 of hi_tom (",
+        ),
         ([folder, "false_belief", "--max-new-tokens", "9", "--engine", "sglang"], "SGLang"),
     ):
         if said == "SGLang" and _sglang():

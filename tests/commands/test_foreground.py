@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from megatron_rl.commands.foreground import check_address, run_server
-from megatron_rl.errors import InputError, RunError
+from megatron_rl.commands.foreground import check_address, interruptible, run_server
+from megatron_rl.errors import InputError, Interrupted, RunError
 from tests.conftest import PATIENCE, ROOT, free_port
 
 SERVER = """
@@ -137,3 +137,17 @@ def test_a_proxy_hears_no_key(
     thread.join()
     assert code == 128 + signal.SIGINT
     assert "it is ready" in "".join(output) and proxy.heard == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_is_inside_and_says_how_it_goes_on(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)]
+    left = []
+    with pytest.raises(Interrupted, match="Again\\.") as ended, interruptible("Again."):
+        try:
+            os.kill(os.getpid(), number)
+            left.append("not reached")
+        finally:
+            left.append("cleaned up")
+    assert (left, ended.value.signal) == (["cleaned up"], number)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)] == before

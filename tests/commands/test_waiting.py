@@ -45,6 +45,14 @@ def test_work_that_takes_long_says_how_far_it_is(terminal: bool, monkeypatch: py
     with working("converting", "bytes", 8_000_000) as done:
         done(3_000_000)
         wait_for(screen, r"converting.*3\.0/8\.0 MB" if terminal else r"converting: 3 of 8 MB, \d+ s\n")
+    with working("asking", "prompts", 4000) as done:
+        done(1000)
+        done.under_way = lambda: 700
+        wait_for(screen, "asking.*1700/4000" if terminal else r"asking: 1,700 of 4,000 prompts, \d+ s\n")
+        done.under_way = lambda: 0
+        assert done.reached() == 1700
+        done(800)
+        assert done.reached() == 1800
     with working("planning"):
         wait_for(screen, "planning" if terminal else r"planning, \d+ s\n")
 

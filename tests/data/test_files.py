@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -178,6 +179,21 @@ def test_a_hub_id_without_a_network_is_explained(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"someone/questions \(split 'train'\) cannot be loaded.*give a local file"):
         read_table("someone/questions", "train")
+
+
+def test_attempts_to_reach_the_hub_are_not_told_one_by_one(monkeypatch, caplog):
+    import datasets
+
+    def load(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with caplog.at_level(logging.WARNING, logger="huggingface_hub"):
+        with pytest.raises(InputError, match="Couldn't reach it"):
+            read_table("someone/questions", "train")
+        assert not caplog.records
+        assert logging.getLogger("huggingface_hub").level == logging.WARNING
 
 
 def test_what_is_a_local_path(tmp_path):

@@ -5,7 +5,16 @@ import shutil
 
 import pytest
 
-from megatron_rl.data.tokenizer import check_vocabulary, decode, end_tokens, load_tokenizer, make_encoder
+from megatron_rl.data.tokenizer import (
+    UnknownWordError,
+    check_vocabulary,
+    decode,
+    end_tokens,
+    load_tokenizer,
+    make_encoder,
+    require_encodable,
+    write_word_tokenizer,
+)
 from megatron_rl.errors import InputError
 
 
@@ -154,3 +163,17 @@ def test_a_link_to_what_is_gone_is_named(tiny_model, tmp_path, file):
 
 def test_a_model_without_a_known_size_is_left_to_others(word_tokenizer):
     check_vocabulary(word_tokenizer, {})
+
+
+def test_a_tokenizer_of_few_words_refuses_the_first_text_with_another(tmp_path, chat_tokenizer):
+    write_word_tokenizer(tmp_path, ["ball", "<bos>", "<eos>", "<pad>"], "<bos>", "<eos>", "<pad>")
+    few = load_tokenizer(tmp_path)
+    require_encodable(few, [("row 1", "ball ball"), ("row 2", "")])
+    with pytest.raises(UnknownWordError, match=rf"The tokenizer {tmp_path} cannot encode row 2 \(.*UNK.*any text\."):
+        require_encodable(few, [("row 1", "ball"), ("row 2", "ball cup"), ("row 3", "key")])
+
+    def texts():
+        raise AssertionError("it takes any text, and need not be tried")
+        yield
+
+    require_encodable(chat_tokenizer, texts())

@@ -1,11 +1,14 @@
 """Records of an evaluation that was broken off, and of another one."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_rl.errors import InputError
-from megatron_rl.evaluation.records import Records, read_records
+from megatron_rl.evaluation.records import Records, read_records, reserved
 
 IDENTITY = {"suite": "x", "weights": "w", "sampling": {"samples": 2}}
 
@@ -59,3 +62,43 @@ def test_an_empty_or_broken_file_begins_anew(tmp_path: Path) -> None:
         with Records(path, IDENTITY, 2) as records:
             assert records.rows == []
         assert read_records(path) == (IDENTITY, [])
+
+
+def test_completions_that_two_processes_wrote_count_once(tmp_path: Path) -> None:
+    """Of each the first is kept, in the file, too; what they had not come to is asked."""
+    path = tmp_path / "x.jsonl"
+    made = [{"item": str(i), "form": form, "sample": n} for i in range(5) for form in (0, 1) for n in (0, 1)]
+    ours, theirs = ([row | {"by": who} for row in made] for who in ("us", "them"))
+    with Records(path, IDENTITY, 2) as records:
+        records.append([*ours[:4], *theirs[:8], *ours[4:12], *theirs[8:13]])
+    kept = [*ours[:4], *theirs[4:8], *ours[8:12]]
+    assert read_records(path) == (IDENTITY, [*kept, theirs[12]])
+    with Records(path, IDENTITY, 2) as again:
+        assert (
+            again.rows == kept and again.created == records.created
+        )  # a prompt with one of two samples is asked again
+        again.append(ours[12:])
+    assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == [*kept, *ours[12:]]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from megatron_rl.evaluation.records import reserved
+with reserved(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    command = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"Another process is evaluating in {out}: .* another place with --out"):
+            reserved(out).__enter__()
+        other.communicate()
+    for _ in range(2):
+        with reserved(out):
+            pass

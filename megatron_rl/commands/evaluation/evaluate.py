@@ -13,6 +13,7 @@ import yaml
 from megatron_rl.commands.evaluation import benchmarks
 from megatron_rl.commands.evaluation.scores import Scores, read_scores, score
 from megatron_rl.commands.evaluation.tables import cards, table
+from megatron_rl.commands.foreground import interruptible
 from megatron_rl.commands.serve import model_folder
 from megatron_rl.commands.waiting import working
 from megatron_rl.errors import InputError, refuse
@@ -21,7 +22,7 @@ from megatron_rl.evaluation.comparison import against
 from megatron_rl.evaluation.config import BenchmarkConfig, SuiteConfig
 from megatron_rl.evaluation.engines import Served, serving
 from megatron_rl.evaluation.inspect_log import write_inspect_log
-from megatron_rl.evaluation.records import Records
+from megatron_rl.evaluation.records import Records, reserved
 from megatron_rl.evaluation.registry import BENCHMARK, benchmark_config, card, make_suite, report_of, suite_config
 from megatron_rl.evaluation.suite import Suite
 from megatron_rl.evaluation.summary import summarise
@@ -109,13 +110,18 @@ def run(options: argparse.Namespace) -> int:
         print(cards([name for name in (options.model, *options.names) if name]))
         return 0
     configs, tasks = _configs(options)
-    out, records = _evaluate(options, Path(options.model), configs, tasks, Path(options.out) if options.out else None)
+    with interruptible("The same command goes on with what is written already."):
+        return _run(options, configs, tasks)
+
+
+def _run(options: argparse.Namespace, configs: Mapping[str, SuiteConfig], tasks: Mapping[str, BenchmarkConfig]) -> int:
+    model, other = Path(options.model), Path(options.against or "")
+    out, records = _evaluate(options, model, configs, tasks, Path(options.out) if options.out else None)
     if not options.against:
         return 0
-    other = Path(options.against)
     if not any((other / f"{name}.jsonl").is_file() for name in configs):
         print(f"\nThe same questions to {other}:", flush=True)
-        other, _ = _evaluate(options, other, configs, {}, None)
+        other, _ = _evaluate(options, other, configs, {}, None, out if options.out else None)
     for name, (asked, summary, rows) in records.items():
         found = against(asked.suite, rows, asked.config.samples, other / f"{name}.jsonl")
         write_text(
@@ -199,6 +205,7 @@ def _evaluate(
     configs: Mapping[str, SuiteConfig],
     tasks: Mapping[str, BenchmarkConfig],
     out: Path | None,
+    beside: Path | None = None,
 ) -> tuple[Path, Evaluated]:
     """All suites and tasks with one model: where it was written, and what of suites."""
     folder = model_folder(model)
@@ -206,17 +213,18 @@ def _evaluate(
         raise InputError(f"{folder} is a reward model, which answers nothing: evaluate a language model.")
     refuse(folder_problems(folder)[1])
     spoken = speech(folder)
-    asked = {
-        name: Asked(make_suite(name, config, spoken.tokenizer, options.seed), config)
-        for name, config in configs.items()
-    }
+    asked = {}
+    for name, config in configs.items():
+        with working(f"reading {name}"):
+            asked[name] = Asked(make_suite(name, config, spoken.tokenizer, options.seed), config)
     loaded = benchmarks.load(tasks, options.engine)
     with working(f"reading {folder}"):
         weights = fingerprint(folder)
-    out = out or _place(model, weights)
+    out = out or _place(model, weights, beside)
     done: Evaluated = {}
     served = _served(options, folder, spoken, asked)
     with ExitStack() as stack:
+        stack.enter_context(reserved(out))
         engine: Completer | None = None
         pool: RewardPool | None = None
 
@@ -269,6 +277,7 @@ def _answer(
     at_once = 2 * options.running * options.engines
     with working(asked.suite.name, "prompts", forms) as progress:
         progress(done)
+        progress.under_way = lambda: engine.progress()[0] // asked.config.samples
         made = answer(
             asked.suite,
             asked.config,
@@ -349,8 +358,10 @@ def _write(out: Path, name: str, asked: Asked, records: Records, model: Path, sc
     return summary
 
 
-def _place(model: Path, weights: str) -> Path:
-    """In a run its own folder; else evaluations/ here. Each of its policies has a place of its own."""
+def _place(model: Path, weights: str, beside: Path | None) -> Path:
+    """In what it is compared with, where that was said; else in its run, or evaluations/ here. Of a policy alone."""
+    if beside is not None:
+        return beside / f"against-{model.resolve().name}-{weights[:8]}"
     if (model / "manifest.json").is_file():
         return model / "evaluations" / weights[:8]
     return Path("evaluations") / f"{model.resolve().name}-{weights[:8]}"

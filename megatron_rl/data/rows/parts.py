@@ -12,6 +12,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table, read_table
 from megatron_rl.data.rows import choices
 from megatron_rl.data.task import Example, Report
+from megatron_rl.data.tokenizer import require_encodable
 from megatron_rl.errors import InputError
 
 BENCHMARKS = {  # for evaluation only, say their authors; the columns by which their files are known
@@ -114,6 +115,9 @@ def _refuse_benchmark(table: Table) -> None:
 
 def _fitting(config: DataConfig, table: Table, part: Part, tokenizer: Any) -> Part:
     """The part without the prompts that are too long, which are counted, or an InputError, as data.bad_rows says."""
+    rows = [e.id.rpartition("/")[2] for e in part.examples]
+    known = ((row, text) for row, e in zip(rows, part.examples, strict=True) for text in (e.prompt, e.target))
+    require_encodable(tokenizer, ((f"{table.name}, row {row}", text) for row, text in known))
     prompts, lengths = [e.prompt for e in part.examples], []
     for first in range(0, len(prompts), _TOKENISED_AT_ONCE):
         some = tokenizer(prompts[first : first + _TOKENISED_AT_ONCE], add_special_tokens=False).input_ids
@@ -126,10 +130,9 @@ def _fitting(config: DataConfig, table: Table, part: Part, tokenizer: Any) -> Pa
         f"has {lengths[longer[0]]} tokens, more than data.max_prompt_tokens={most}. {len(longer)} of {len(lengths)} "
         f"rows are too long, the longest has {max(lengths)}."
     )
-    row = part.examples[longer[0]].id.rpartition("/")[2]
     if config.bad_rows == "error" or len(longer) == len(lengths):
         raise InputError(
-            f"{table.name}, row {row}: the prompt made from it {said} Shorten or remove them, raise "
+            f"{table.name}, row {rows[longer[0]]}: the prompt made from it {said} Shorten or remove them, raise "
             "data.max_prompt_tokens"
             + (", or leave them out with data.bad_rows=drop." if len(longer) < len(lengths) else ".")
         )

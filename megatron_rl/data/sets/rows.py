@@ -12,6 +12,7 @@ from megatron_rl.data.rows import choices
 from megatron_rl.data.rows.messages import PROMPT_COLUMNS, as_messages, chat_marks, render, short
 from megatron_rl.data.rows.template import Message, make_template
 from megatron_rl.data.sets.config import SetConfig
+from megatron_rl.data.tokenizer import require_encodable
 from megatron_rl.errors import InputError
 
 RAW_PROMPT = "raw_prompt"  # the column of prompts that have their form already, as completions.jsonl has them
@@ -82,6 +83,8 @@ def usable(
 
     With bad_rows=error the first of them is an InputError.
     """
+    texts = ((number, text) for number, row in made for texts in row.sequences() for text in texts)
+    require_encodable(tokenizer, ((f"{table.name}, row {number}", text) for number, text in texts))
     kept: list[R] = []
     notes: dict[str, int] = {}
     for number, row in made:

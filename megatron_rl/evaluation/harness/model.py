@@ -14,6 +14,7 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 
+from megatron_rl.data.tokenizer import require_encodable
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.answering import Speech
 from megatron_rl.evaluation.config import BenchmarkConfig
@@ -87,7 +88,11 @@ class EngineModel(TemplateLM):  # type: ignore[misc]
         """Token ids, with the tokenizer's own first token unless the text begins with it."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        try:
+            return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        except Exception:  # of tokenizers, which have no class of their own for it
+            require_encodable(self.tokenizer, [(f"a text of {self.name}, {string[:80]!r}", string)])
+            raise
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Completions, up to the first of their stop texts."""

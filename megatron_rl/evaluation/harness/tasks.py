@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
-from megatron_rl.data.files import FORMATS
+from megatron_rl.data.files import FORMATS, quiet_hub
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.config import BenchmarkConfig
 from megatron_rl.evaluation.estimates.intervals import bootstrap
@@ -47,7 +47,8 @@ def _load(name: str, config: BenchmarkConfig, manager: Any) -> Loaded:
         raise InputError(f"{name}: lm-eval knows no such task, and there is no such YAML file; {hint}")
     wanted = asked if not config.path else _with_data(name, asked, config.path, manager)
     try:
-        found = manager.load([wanted])
+        with quiet_hub():
+            found = manager.load([wanted])
     except Exception as error:  # of datasets, of the hub and of tasks' own code
         raise InputError(
             f"{name}: its task or its data cannot be read ({type(error).__name__}: {_short(error)}). Without a "

@@ -28,8 +28,8 @@ CARDS = {
         "questions about a piece of information right (All); All* and free belief questions with a sentence model",
         training="forbidden: for evaluation only",
         where="Fetch https://storage.googleapis.com/ai2-mosaic-public/projects/fantom/fantom.tar.gz (sha256 "
-        "1d08dfa0…253a4) and set fantom.path to its fantom_v1.json. All* needs fantom.embedder, the folder of "
-        "sentence-transformers/all-roberta-large-v1.",
+        "1d08dfa0ea474c7f83b9bc7e3a7b466eab25194043489dd618b4c5223e1253a4) and set fantom.path to its fantom_v1.json. "
+        "All* needs fantom.embedder, the folder of sentence-transformers/all-roberta-large-v1.",
         takes=("embedder",),
     )
 }

@@ -8,6 +8,7 @@ from typing import Any
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import make_task
 from megatron_rl.data.task import Example, Report, Sample
+from megatron_rl.data.tokenizer import UnknownWordError
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.config import SuiteConfig
 from megatron_rl.evaluation.suite import ENDLESS, Card, Item, Measures, Suite, no_measures
@@ -47,6 +48,8 @@ def make_suite(
     """The held-out examples of a task as a suite. Raises InputError that says where the data are to be had."""
     try:
         task = make_task(data, seed, tokenizer)
+    except UnknownWordError:  # of the model, not of the data
+        raise
     except InputError as error:
         raise InputError(f"{name}: {error} {card.where}".rstrip()) from error
     items = [Item(e.id, (replace(e, data_source=name),), groups(e)) for e in task.heldout]

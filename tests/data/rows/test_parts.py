@@ -6,6 +6,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table
 from megatron_rl.data.rows.parts import Part, load_parts, texts
 from megatron_rl.data.task import Example
+from megatron_rl.data.tokenizer import load_tokenizer, write_word_tokenizer
 from megatron_rl.errors import InputError
 
 
@@ -36,6 +37,14 @@ def test_both_files_and_what_is_counted_of_them(load):
         "held-out rows that are trained on too": 1,
     }
     assert load(["ball", "cup"], limit=1)[2] == {"training rows": 1}
+
+
+def test_prompts_with_words_that_the_tokenizer_does_not_know(tmp_path):
+    write_word_tokenizer(tmp_path, ["ball", "<bos>", "<eos>", "<pad>"], "<bos>", "<eos>", "<pad>")
+    file = tmp_path / "train.csv"
+    file.write_text("text\nball\nball cup\n")
+    with pytest.raises(InputError, match=r"cannot encode .*train\.csv, row 2 \("):
+        load_parts(DataConfig(path=str(file)), load_tokenizer(tmp_path), make)
 
 
 def test_prompts_of_more_tokens_than_allowed(load):
