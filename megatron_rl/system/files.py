@@ -112,6 +112,18 @@ def reserve(folder: Path, advice: str) -> BinaryIO:
     return lock
 
 
+def held(folder: Path) -> bool:
+    """Whether a process has a folder by ``reserve``; True where its file system has no locks to tell by."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def require_space(folder: str | Path, needed: int, what: str, advice: str) -> None:
     """Raises InputError when the file system of ``folder`` has less than ``needed`` bytes free for ``what``."""
     free = shutil.disk_usage(folder).free

@@ -14,7 +14,7 @@ from megatron_rl.config import STAGES, Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.load import from_yaml, to_yaml
-from megatron_rl.system.files import read_json, reserve, write_text
+from megatron_rl.system.files import held, read_json, reserve, write_text
 
 EXPORTED = "megatron_rl.json"  # in an exported policy: the step that it is of, and the hash of its weights
 
@@ -140,15 +140,8 @@ class RunFolder:
         )
 
     def held(self) -> bool:
-        """Whether a process has the folder; True where its file system has no locks to tell by."""
-        try:
-            with (self.path / ".lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
+        """Whether a process has the folder (``files.held``)."""
+        return held(self.path)
 
     def unlock(self) -> None:
         """Let other processes have the folder."""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def rows(out: Path, suite: str = "false_belief") -> list[dict]:
     head, *records = map(json.loads, (out / f"{suite}.jsonl").read_text(encoding="utf-8").splitlines())
     assert head["identity"]["suite"] == suite
     return records
+
+
+def test_a_megatron_checkpoint_is_its_model(models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, there, here = tmp_path / "megatron", tmp_path / "there", tmp_path / "here"
+    assert main(["convert", "hf-to-megatron", str(models(0)), str(checkpoint)]) == 0
+    before = set(Path(tempfile.gettempdir()).iterdir())
+    for model, out in ((models(0), there), (checkpoint, here)):
+        assert main(["evaluate", str(model), "false_belief", *SHORT, "--out", str(out)]) == 0
+    assert rows(there) == rows(here)
+    assert not [p for p in set(Path(tempfile.gettempdir()).iterdir()) - before if p.name.startswith("megatron_rl-")]
 
 
 def test_it_draws_what_transformers_draws(models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from megatron_rl.commands.evaluation import benchmarks
+from megatron_rl.commands.evaluation.folders import hf_folder
 from megatron_rl.commands.evaluation.scores import Scores, read_scores, score
 from megatron_rl.commands.evaluation.tables import cards, table
 from megatron_rl.commands.foreground import interruptible
@@ -70,7 +71,7 @@ class Asked:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a run's folder, or a Hugging Face folder")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a folder: a run's, Hugging Face's, or a checkpoint")
     parser.add_argument(
         "names",
         metavar="SUITE | SUITE.key=value",
@@ -208,7 +209,19 @@ def _evaluate(
     beside: Path | None = None,
 ) -> tuple[Path, Evaluated]:
     """All suites and tasks with one model: where it was written, and what of suites."""
-    folder = model_folder(model)
+    with hf_folder(model) as folder:
+        return _with_folder(options, model, folder, configs, tasks, out, beside)
+
+
+def _with_folder(
+    options: argparse.Namespace,
+    model: Path,
+    folder: Path,
+    configs: Mapping[str, SuiteConfig],
+    tasks: Mapping[str, BenchmarkConfig],
+    out: Path | None,
+    beside: Path | None,
+) -> tuple[Path, Evaluated]:
     if scalar_head(read_hf_config(folder)):
         raise InputError(f"{folder} is a reward model, which answers nothing: evaluate a language model.")
     refuse(folder_problems(folder)[1])
