@@ -226,7 +226,7 @@ def test_bad_input(models, tmp_path: Path, capsys, monkeypatch) -> None:
         ([str(reward), "false_belief"], "is a reward model, which answers nothing"),
         (["nowhere", "false_belief"], "nowhere does not exist: name a run's folder, or that of a Hugging Face model."),
         ([str(tmp_path), "false_belief"], "is neither a run's folder nor a Hugging Face model: it has no config.json"),
-        ([str(checkpoint), "false_belief"], "is a Megatron checkpoint, and a Hugging Face folder is needed: "),
+        ([str(checkpoint), "false_belief"], "FOLDER --model MODEL), and evaluate FOLDER."),
         (
             [folder, "hi_tom", "--data", str(_hi_tom(tmp_path))],
             f"The tokenizer {folder} cannot encode question 1 of hi_tom (",

@@ -1,6 +1,7 @@
 """The Hugging Face folder of what is evaluated."""
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,9 @@ from pathlib import Path
 
 from megatron_rl.commands import convert_options
 from megatron_rl.commands.serve import model_folder
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.torch_dist.reader import is_torch_dist
+from megatron_rl.system.processes import program
 
 
 @contextmanager
@@ -24,5 +27,9 @@ def hf_folder(model: Path) -> Iterator[Path]:
     convert_options.add_arguments(parser)
     with tempfile.TemporaryDirectory(prefix="megatron_rl-") as temporary:
         options = parser.parse_args(["megatron-to-hf", str(model), str(Path(temporary) / "hf"), "--no-sync"])
-        options.run(options)
+        try:
+            options.run(options)
+        except InputError as error:
+            by_itself = f"{program()} convert megatron-to-hf {shlex.quote(str(model))} FOLDER --model MODEL"
+            raise InputError(f"{error} Convert it by itself ({by_itself}), and evaluate FOLDER.") from error
         yield options.target
