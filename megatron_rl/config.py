@@ -12,6 +12,7 @@ from megatron_rl.algorithms.pairs.config import PreferenceConfig, RewardModelCon
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.registry import held_out
 from megatron_rl.evaluation.config import EvaluationConfig, SuiteConfig
+from megatron_rl.launch.config import LaunchConfig
 from megatron_rl.option import choice, number
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rollout.config import RolloutConfig, Served
@@ -42,6 +43,7 @@ class Config:
     """Everything a run depends on."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

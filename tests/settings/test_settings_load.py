@@ -90,7 +90,7 @@ def test_override(base: str, override: str, room, value: object) -> None:
         ("actor.optimizer.beta=2", ["did you mean actor.optimizer.beta2?", "actor.optimizer has lr, beta1, beta2"]),
         (
             "tensor_parallel=2",
-            ["did you mean actor.tensor_parallel or rollout.sglang.", "run, model, data"],
+            ["did you mean actor.tensor_parallel or rollout.sglang.", "run, launch, model, data"],
         ),
         (
             "optimizer.lr=1",
