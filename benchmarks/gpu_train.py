@@ -1,13 +1,14 @@
 """Update steps of the actor at a real shape on one GPU: tokens a second, model FLOPs and peak memory.
 
     python -m benchmarks.gpu_train [--shape qwen3-4b] [--layers N] [--length 4096] [--tokens 16384] [--micro-batches 2]
-                                   [--steps 3] [key=value of actor ...]
+                                   [--steps 3] [--compare-head] [--dry-run] [key=value of actor ...]
 
 Random weights; every row is one sequence of --length tokens, of which all but the first are trained (log-probs, entropy
 and the clipped objective), packed to --tokens a micro-batch. Figures are of the fastest and the median step after one
 that is not counted. MFU is model FLOPs (Megatron's count: products and causal attention, three times for forward and
 backward, nothing for what is computed again) over the GPU's dense bfloat16 peak, 989 TFLOP/s on an H100 or H200,
-whatever the precision. The head's share is its forward and backward pass measured alone.
+whatever the precision. The head's share is its forward and backward pass measured alone; --compare-head measures it
+with torch's operations instead of its kernels too, and whole steps with these. A dry run takes a tiny shape.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.gpu_head import torch_operations
 from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.micro_batch import MicroBatch
@@ -95,6 +97,19 @@ def head_seconds(actor: Actor, tokens: int) -> float:
     return best
 
 
+def step_seconds(actor: Actor, batch: list[TrainingRow], steps: int) -> tuple[list[float], dict[str, float]]:
+    """Of so many update steps, and what the last one says."""
+    times: list[float] = []
+    metrics: dict[str, float] = {}
+    for _ in range(steps):
+        accelerator.synchronize()
+        started = time.perf_counter()
+        metrics = actor.update(actor.pack(batch), objective, lr=1e-6)
+        accelerator.synchronize()
+        times.append(time.perf_counter() - started)
+    return times, metrics
+
+
 def rows(count: int, length: int, vocab: int) -> list[TrainingRow]:
     random = np.random.default_rng(0)
     made = []
@@ -118,8 +133,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--micro-batches", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--compare-head", action="store_true", help="with torch's operations in the head too")
+    parser.add_argument("--dry-run", action="store_true", help="a tiny shape")
     parser.add_argument("overrides", nargs="*", help="key=value of actor")
     options = parser.parse_args()
+    if options.dry_run:
+        options.shape, options.layers, options.length, options.tokens = "tiny", 1, 64, 256
     shape = SHAPES[options.shape] | ({"num_hidden_layers": options.layers} if options.layers else {})
     chosen = OmegaConf.merge(OmegaConf.structured(ActorConfig), OmegaConf.from_dotlist(options.overrides))
     config: Any = OmegaConf.to_object(chosen)
@@ -129,13 +148,7 @@ def main() -> None:
     actor.new_optimizer(config.optimizer)
     count = options.tokens * options.micro_batches // options.length
     batch = rows(count, options.length, shape["vocab_size"])
-    times = []
-    for _ in range(options.steps + 1):
-        accelerator.synchronize()
-        started = time.perf_counter()
-        metrics = actor.update(actor.pack(batch), objective, lr=1e-6)
-        accelerator.synchronize()
-        times.append(time.perf_counter() - started)
+    times, metrics = step_seconds(actor, batch, options.steps + 1)
     peak = torch.cuda.max_memory_allocated() / 2**30 if accelerator.on_gpu() else 0.0
     head = head_seconds(actor, options.tokens) * options.micro_batches
     trained, flops = count * (options.length - 1), update_flops(actor.arch, batch)
@@ -161,6 +174,11 @@ def main() -> None:
         "loss": metrics["loss"],
         "grad_norm": metrics["grad_norm"],
     }
+    if options.compare_head:
+        with torch_operations():
+            slower = statistics.median(step_seconds(actor, batch, options.steps)[0])
+            head = head_seconds(actor, options.tokens) * options.micro_batches
+        found |= {"torch_head_tokens_per_second": round(trained / slower), "torch_head_share": round(head / slower, 4)}
     print(json.dumps(found), flush=True)
     groups.shutdown()
 
