@@ -3,8 +3,8 @@
 ``check``: the kernels, and torch's operations in their place, against the formula in float32 (without TF32); in float32
 and in bfloat16, whose logits are rounded. Largest differences; of gradients relative to their largest number.
 
-``time``: the Qwen3-8B head (4,096 x 151,936, bfloat16, 16,384 tokens). Milliseconds of a forward and backward pass,
-the best of five, and the most memory beside its inputs and gradients: with the kernels, with torch's operations, and
+``time``: the Qwen3-8B head (4,096 x 151,936, bfloat16, 16,384 tokens). Milliseconds of a forward and backward pass, the
+best of five, and the most memory beside its inputs, gradients included: with the kernels, with torch's operations, and
 what its products alone take, the four that it has and the three that no head can do without.
 """
 
@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,48 +115,49 @@ def check(tokens: int, width: int, rows: int, real: int) -> dict[str, Any]:
     return table
 
 
+@torch.no_grad()
+def products(hidden: torch.Tensor, weight: torch.Tensor, chunk: int, again: bool) -> None:
+    """The head's products alone: the logits once or ``again`` for their gradient, and the gradients of both."""
+    of_weight, pieces = torch.empty_like(weight), max(1, len(hidden) // chunk)
+    for part, slab in zip(hidden.chunk(pieces), weight.chunk(pieces), strict=True):
+        logits = part @ weight.t()
+        if again:
+            del logits
+            logits = hidden @ slab.t()
+            (logits @ slab, torch.mm(logits.t(), hidden, out=of_weight[: len(slab)]))
+        else:
+            (logits @ weight, torch.mm(logits.t(), part, out=of_weight))
+
+
 def timing(tokens: int, width: int, rows: int, chunk: int) -> dict[str, Any]:
     hidden, weight, targets = inputs(tokens, width, rows, torch.bfloat16)
     hidden.requires_grad_()
     weight.requires_grad_()
 
-    def forward() -> Any:
+    def forward(chunk: int) -> Any:
         with torch.no_grad():
             return token_logprobs(hidden, weight, targets, vocab_size=rows, chunk=chunk)
 
-    def both() -> None:
+    def both(chunk: int) -> None:
         hidden.grad = weight.grad = None
         got, entropy = token_logprobs(hidden, weight, targets, vocab_size=rows, chunk=chunk)
         (got.sum() + 0.01 * entropy.sum()).backward()
 
-    @torch.no_grad()
-    def products(again: bool) -> None:
-        of_weight, pieces = torch.empty_like(weight), max(1, tokens // chunk)
-        for i, part in enumerate(hidden.chunk(pieces)):
-            logits = part @ weight.t()
-            if not again:  # as if all logits had been kept
-                (logits @ weight, torch.mm(logits.t(), part, out=of_weight))
-            del logits
-            if again:
-                slab = weight.chunk(pieces)[i]
-                grad = hidden @ slab.t()
-                (grad @ slab, torch.mm(grad.t(), hidden, out=of_weight[: len(slab)]))
-                del grad
+    def measure(chunk: int) -> dict[str, float]:
+        found = {"forward_ms": 1e3 * best_seconds(partial(forward, chunk))}
+        found["both_ms"] = 1e3 * best_seconds(partial(both, chunk))
+        hidden.grad = weight.grad = None
+        found["peak_gib"] = peak_gib(partial(both, chunk))
+        return {name: round(value, 3) for name, value in found.items()}
 
     line: dict[str, Any] = {"tokens": tokens, "hidden": width, "vocabulary": rows, "chunk": chunk}
-    for name in ("kernels", "torch"):
-        if name == "kernels":
-            times = best_seconds(forward), best_seconds(both)
-            memory = peak_gib(both)
-        else:
-            with torch_operations():
-                times = best_seconds(forward), best_seconds(both)
-                memory = peak_gib(both)
-        line[name] = {"forward_ms": round(1e3 * times[0], 2), "both_ms": round(1e3 * times[1], 2)}
-        line[name]["peak_gib"] = round(memory, 3)
+    line["kernels"] = measure(chunk)
+    line["kernels_in_one_piece"] = measure(tokens)  # whose logits stay for the gradient
+    with torch_operations():
+        line["torch"] = measure(chunk)
     hidden.grad = weight.grad = None
-    line["four_products_ms"] = round(1e3 * best_seconds(lambda: products(True)), 2)
-    line["three_products_ms"] = round(1e3 * best_seconds(lambda: products(False)), 2)
+    for again, name in ((True, "four"), (False, "three")):
+        line[f"{name}_products_ms"] = round(1e3 * best_seconds(partial(products, hidden, weight, chunk, again)), 2)
     return line
 
 
@@ -169,13 +171,12 @@ def main() -> None:
     options = parser.parse_args()
     width, rows, real = (64, 512, 500) if options.dry_run else (4096, 151_936, 151_669)
     device = torch.cuda.get_device_name() if ON_GPU else "CPU"
+    tokens, chunk = (256, 64) if options.dry_run else (options.tokens, options.chunk)
     for part in options.parts:
         if part == "check":
             line = check(32 if options.dry_run else 1024, width, rows, real)
         else:
-            line = timing(
-                256 if options.dry_run else options.tokens, width, rows, 64 if options.dry_run else options.chunk
-            )
+            line = timing(tokens, width, rows, chunk)
         print(json.dumps({"benchmark": f"gpu_head {part}", "device": device} | line), flush=True)
 
 

@@ -7,8 +7,9 @@ Random weights; every row is one sequence of --length tokens, of which all but t
 and the clipped objective), packed to --tokens a micro-batch. Figures are of the fastest and the median step after one
 that is not counted. MFU is model FLOPs (Megatron's count: products and causal attention, three times for forward and
 backward, nothing for what is computed again) over the GPU's dense bfloat16 peak, 989 TFLOP/s on an H100 or H200,
-whatever the precision. The head's share is its forward and backward pass measured alone; --compare-head measures it
-with torch's operations instead of its kernels too, and whole steps with these. A dry run takes a tiny shape.
+whatever the precision. The head's share is its forward and backward pass measured alone, and what of it is not its
+three products (logits and both gradients); --compare-head measures it with torch's operations instead of its kernels
+too, and whole steps with these. A dry run takes a tiny shape.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.gpu_head import torch_operations
+from benchmarks.gpu_head import best_seconds, products, torch_operations
 from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.micro_batch import MicroBatch
@@ -97,6 +98,13 @@ def head_seconds(actor: Actor, tokens: int) -> float:
     return best
 
 
+def products_seconds(actor: Actor, tokens: int) -> float:
+    """The output layer's three products alone, that no head can do without: what is model FLOPs of it."""
+    weight = actor.chunks[0].output_matrix().detach()
+    hidden = torch.randn(tokens, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    return best_seconds(lambda: products(hidden, weight, actor.config.logprob_chunk, again=False), 3)
+
+
 def step_seconds(actor: Actor, batch: list[TrainingRow], steps: int) -> tuple[list[float], dict[str, float]]:
     """Of so many update steps, and what the last one says."""
     times: list[float] = []
@@ -151,6 +159,7 @@ def main() -> None:
     times, metrics = step_seconds(actor, batch, options.steps + 1)
     peak = torch.cuda.max_memory_allocated() / 2**30 if accelerator.on_gpu() else 0.0
     head = head_seconds(actor, options.tokens) * options.micro_batches
+    least = products_seconds(actor, options.tokens) * options.micro_batches
     trained, flops = count * (options.length - 1), update_flops(actor.arch, batch)
     best, middle = min(times[1:]), statistics.median(times[1:])
     found = {
@@ -171,6 +180,7 @@ def main() -> None:
         "step_seconds": [round(t, 4) for t in times],
         "peak_gib": round(peak, 2),
         "head_share": round(head / middle, 4),
+        "head_share_beside_its_products": round((head - least) / middle, 4),
         "loss": metrics["loss"],
         "grad_norm": metrics["grad_norm"],
     }

@@ -3,9 +3,10 @@
 The logits of all tokens never exist at once. The forward pass projects ``chunk`` tokens at a time, reduces them to four
 numbers per token and throws them away. The backward pass projects again, now all tokens on as many rows of the output
 matrix as make no more logits than that: so each row's gradient is one product, which no sum of the size of the matrix
-has to follow. That second projection makes four products out of three; computing gradients in the forward pass instead
-(as can be done for a loss that is known there) would need as many, for the policy's loss weighs each token by its
-log-prob, and the matrix's gradient sums over tokens. Tensor-parallel ranks exchange the numbers, never logits.
+has to follow. That second projection makes four products out of three, but where ``chunk`` tokens are all; computing
+gradients in the forward pass instead (as can be done for a loss that is known there) would need as many, for the
+policy's loss weighs each token by its log-prob, and the matrix's gradient sums over tokens. Tensor-parallel ranks
+exchange the numbers, never logits.
 
 What is not a product is two passes over the logits by Triton's kernels on a GPU, and torch's operations elsewhere.
 """
@@ -38,7 +39,12 @@ class _TokenLogProbs(torch.autograd.Function):
         wide: torch.dtype | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shard = _Shard(weight, temperature, first, vocab_size)
-        pieces = [shard.statistics(hidden[part], targets[part], wide) for part in _pieces(len(hidden), chunk)]
+        # Where one piece is all, and the kernels leave it as it was, its logits stay for the gradient.
+        keep = wide is None and len(hidden) <= chunk and logprob_kernels(hidden.device) is not None
+        ctx.logits = hidden @ weight.t() if keep else None
+        pieces = [
+            shard.statistics(hidden[part], targets[part], wide, ctx.logits) for part in _pieces(len(hidden), chunk)
+        ]
         peak, mass, mean, chosen = torch.cat(pieces, 1) if pieces else hidden.new_zeros(4, 0, dtype=torch.float32)
         if group is not None:
             own, peak = peak, peak.clone()
@@ -58,13 +64,14 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         hidden, weight, targets, log_z, entropy = ctx.saved_tensors
         temperature, first, vocab_size, chunk = ctx.constants
+        logits, ctx.logits = ctx.logits, None  # overwritten: a second backward pass makes them anew
         known = log_z, entropy, *(grad.contiguous() for grad in grads)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         rows = _rows(len(hidden), len(weight), chunk)
         grad_hidden: Any = None
         for part in _pieces(len(weight), rows):
             shard = _Shard(weight[part], temperature, first + part.start, vocab_size)
-            grad = shard.gradient(hidden, targets, *known)
+            grad = shard.gradient(hidden, targets, logits, *known)
             if rows == len(weight):
                 grad_hidden = grad @ weight
             elif grad_hidden is None:
@@ -92,19 +99,23 @@ class _Shard:
         logits[:, self.real :] = PADDING_LOGIT
         return logits
 
-    def statistics(self, hidden: torch.Tensor, targets: torch.Tensor, wide: torch.dtype | None) -> torch.Tensor:
-        """``statistics`` of the logits of hidden [n, h], [4, n] in float32 or ``wide``."""
+    def statistics(
+        self, hidden: torch.Tensor, targets: torch.Tensor, wide: torch.dtype | None, logits: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``statistics`` of the logits of hidden [n, h], [4, n] in float32 or ``wide``; ``logits``: the product, where
+        it has been made."""
         if wide is None and (kernels := logprob_kernels(hidden.device)):
-            found: torch.Tensor = kernels.statistics(
-                hidden @ self.weight.t(), targets - self.first, self.real, self.temperature
-            )
+            logits = hidden @ self.weight.t() if logits is None else logits
+            found: torch.Tensor = kernels.statistics(logits, targets - self.first, self.real, self.temperature)
             return found
         return statistics(self.logits(hidden, wide), *self.local(targets))
 
-    def gradient(self, hidden: torch.Tensor, targets: torch.Tensor, *known: torch.Tensor) -> torch.Tensor:
-        """``gradient`` of the logits of hidden [n, h], [n, rows] in its dtype."""
+    def gradient(
+        self, hidden: torch.Tensor, targets: torch.Tensor, logits: torch.Tensor | None, *known: torch.Tensor
+    ) -> torch.Tensor:
+        """``gradient`` of the logits of hidden [n, h], [n, rows] in its dtype; ``logits``: as for ``statistics``."""
         if kernels := logprob_kernels(hidden.device):
-            logits = hidden @ self.weight.t()
+            logits = hidden @ self.weight.t() if logits is None else logits
             found: torch.Tensor = kernels.gradient(logits, targets - self.first, self.real, self.temperature, *known)
             return found
         grad = gradient(self.logits(hidden), *self.local(targets), *known)
