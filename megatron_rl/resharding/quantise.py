@@ -10,11 +10,9 @@ the maximum over its holders. So quantising shards gives the bits of quantising 
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from math import prod
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
 from megatron_rl.resharding.layout import Layout, Segment
@@ -234,30 +232,27 @@ class ShardQuantiser:
     ) -> list[torch.Tensor]:
         """As ``_by_torch``: one launch for all tensors without a cut tile; for the others one before and one after the
         exchange of maxima."""
-        held = [parameters[s.local] for s in self.segments]
-        cut, device = [s.tensor in self.cut for s in self.segments], held[0].device
+        first, cut = parameters[self.segments[0].local], [s.tensor in self.cut for s in self.segments]
         if self._tiles is None:
             matrices = [
-                kernels.matrix(s.shape, s.strides, *box) for s, box in zip(self.segments, self.boxes, strict=True)
+                kernels.matrix(s.shape, s.strides, s.offset, *box)
+                for s, box in zip(self.segments, self.boxes, strict=True)
             ]
-            self._tiles = kernels.Tiles(matrices, cut, held[0].dtype, device)
-        counts = [prod(m.grid) for m in self._tiles.matrices]
-        room = torch.empty(sum(counts), dtype=torch.float32, device=device).split(counts)
-        scales = [part.view(m.grid) for part, m in zip(room, self._tiles.matrices, strict=True)]
-        reads = [
-            weight.data_ptr() + s.offset * weight.element_size() for s, weight in zip(self.segments, held, strict=True)
-        ]
-        writes = [offered[s.local].data_ptr() + s.offset for s in self.segments]
-        addresses = np.array([reads, writes, [grid.data_ptr() for grid in scales]], dtype=np.int64).T
-        self._tiles.quantise(addresses)
+            self._tiles = kernels.Tiles(matrices, cut, first.dtype, first.device)
+        tiles = self._tiles
+        room = torch.empty(sum(tiles.counts), dtype=torch.float32, device=first.device)
+        bases = [(parameters[s.local].data_ptr(), offered[s.local].data_ptr()) for s in self.segments]
+        addresses = tiles.addresses(bases, room.data_ptr())
+        tiles.quantise(addresses)
+        scales = [part.view(grid) for part, grid in zip(room.split(tiles.counts), tiles.grids, strict=True)]
         if self.cut:
-            self._tiles.measure(addresses)
+            tiles.measure(addresses)
             maxima = list(scales)
-            self._exchange(maxima, device, reduce_max)
+            self._exchange(maxima, first.device, reduce_max)
             for own, found, of_many in zip(scales, maxima, cut, strict=True):
                 if of_many:
                     own.copy_(_scale(found))
-            self._tiles.cast(addresses)
+            tiles.cast(addresses)
         return scales
 
     def _exchange(

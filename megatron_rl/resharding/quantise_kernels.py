@@ -23,13 +23,14 @@ ELEMENTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float3
 
 
 class Matrix(NamedTuple):
-    """Where a shard's elements lie: row r begins at r // inner x outer stride + r % inner x row stride."""
+    """Where a shard's elements lie: row r begins at offset + r // inner x outer stride + r % inner x row stride."""
 
+    offset: int  # elements, as the strides
     rows: int
     cols: int
     start: tuple[int, int]  # canonical row and column of its first element
     inner: int
-    outer_stride: int  # elements, as the next
+    outer_stride: int
     row_stride: int
 
     @property
@@ -41,15 +42,17 @@ class Matrix(NamedTuple):
     @property
     def whole(self) -> bool:
         """Whether its tiles are all whole, and its rows begin where vectors may."""
-        multiples = self.rows, self.cols, *self.start, self.outer_stride, self.row_stride
+        multiples = self.offset, self.rows, self.cols, *self.start, self.outer_stride, self.row_stride
         return not any(n % BLOCK for n in multiples)
 
 
-def matrix(shape: tuple[int, ...], strides: tuple[int, ...], start: tuple[int, int], extent: tuple[int, int]) -> Matrix:
-    """A box [..., rows, cols] of local memory that is the canonical rows and columns ``extent`` from ``start`` on."""
+def matrix(
+    shape: tuple[int, ...], strides: tuple[int, ...], offset: int, start: tuple[int, int], extent: tuple[int, int]
+) -> Matrix:
+    """A box [..., rows, cols] of a local tensor, the canonical rows and columns ``extent`` from ``start`` on."""
     if strides[-1] != 1 or len(shape) > 3:
         raise ValueError(f"a box of shape {shape} and strides {strides} has no rows of neighbouring elements")
-    return Matrix(*extent, start, shape[-2], strides[0] if len(shape) == 3 else 0, strides[-2])
+    return Matrix(offset, *extent, start, shape[-2], strides[0] if len(shape) == 3 else 0, strides[-2])
 
 
 @triton.jit
@@ -119,17 +122,22 @@ def _tile(
 
 
 class Tiles:
-    """The tiles of some matrices of one dtype on one device, of which each call brings other addresses.
+    """The tiles of some matrices of one dtype on one device, of which each call brings other ``addresses``.
 
     ``cut``: matrices of which other ranks hold parts of the same tiles; they are measured and, when the scales are
-    known, cast. The others are quantised in one pass. Addresses are three for each matrix (int64 [n, 3]): of its first
-    element, of the first of its quantised ones, which lie as it does, and of its tiles' numbers (float32, row by row).
+    known, cast. The others are quantised in one pass. ``grids`` and ``counts``: of the tiles of each.
     """
 
     def __init__(
         self, matrices: Sequence[Matrix], cut: Sequence[bool], dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.matrices, self._element, self._device = list(matrices), ELEMENTS[dtype], device
+        self._element, self._device = ELEMENTS[dtype], device
+        self.grids = [m.grid for m in matrices]
+        self.counts = [rows * cols for rows, cols in self.grids]
+        begins = np.cumsum([0, *self.counts[:-1]])
+        self._offsets = np.array(
+            [(m.offset * dtype.itemsize, m.offset, 4 * begin) for m, begin in zip(matrices, begins, strict=True)]
+        )
         shapes = [
             (m.rows, m.cols, m.start[0] % BLOCK, m.start[1] % BLOCK, m.inner, m.outer_stride, m.row_stride, m.grid[1])
             for m in matrices
@@ -143,6 +151,12 @@ class Tiles:
                 if (c, m.whole) == kind
             ]
             self._tables[kind] = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts))).to(device)
+
+    def addresses(self, tensors: Sequence[tuple[int, int]], numbers: int) -> np.ndarray:
+        """Of every matrix (int64 [n, 3]): its first element, the first of its quantised ones, which lie as it does, and
+        its tiles' numbers. ``tensors``: the addresses of the local tensor and its quantised one; ``numbers``: that of
+        one float32 for each tile of all."""
+        return np.array([(*pair, numbers) for pair in tensors], dtype=np.int64) + self._offsets
 
     def quantise(self, addresses: np.ndarray) -> None:
         """Of the matrices that are not cut: scales and quantised elements."""

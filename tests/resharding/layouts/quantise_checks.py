@@ -48,11 +48,13 @@ def models_are_torchs() -> None:
                 assert torch.equal(found[name].view(-1).view(torch.uint8), t.view(-1).view(torch.uint8)), name
 
 
-def by_kernel(weight: torch.Tensor, start: tuple[int, int] = (0, 0)) -> tuple[torch.Tensor, torch.Tensor]:
-    matrix = quantise_kernels.matrix(tuple(weight.shape), tuple(weight.stride()), start, tuple(weight.shape))
-    short, scales = torch.zeros(weight.shape, dtype=torch.float8_e4m3fn), torch.empty(matrix.grid)
-    addresses = torch.tensor([[weight.data_ptr(), short.data_ptr(), scales.data_ptr()]]).numpy()
-    quantise_kernels.Tiles([matrix], [False], weight.dtype, CPU).quantise(addresses)
+def by_kernel(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = weight.shape[0], weight.shape[1]
+    tiles = quantise_kernels.Tiles(
+        [quantise_kernels.matrix(shape, weight.stride(), 0, (0, 0), shape)], [False], weight.dtype, CPU
+    )
+    short, scales = torch.zeros(shape, dtype=torch.float8_e4m3fn), torch.empty(tiles.grids[0])
+    tiles.quantise(tiles.addresses([(weight.data_ptr(), short.data_ptr())], scales.data_ptr()))
     return short, scales
 
 
