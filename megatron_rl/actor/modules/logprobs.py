@@ -22,6 +22,7 @@ from megatron_rl.system import machine
 
 PADDING_LOGIT = -1e30  # finite: exp gives exactly 0, and 0 x PADDING_LOGIT is no NaN
 _EVEN = 128  # rows of the output matrix that a piece is a multiple of where it can: products like that
+_TOGETHER = 8192  # tokens whose gradients are multiplied together
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -68,19 +69,21 @@ class _TokenLogProbs(torch.autograd.Function):
         known = log_z, entropy, *(grad.contiguous() for grad in grads)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         rows = _rows(len(hidden), len(weight), chunk)
-        grad_hidden: Any = None
+        # summed over the pieces, if there are several
+        total = hidden.new_zeros(
+            hidden.shape if rows < len(weight) else 0, dtype=torch.promote_types(hidden.dtype, torch.float32)
+        )
         for part in _pieces(len(weight), rows):
             shard = _Shard(weight[part], temperature, first + part.start, vocab_size)
             grad = shard.gradient(hidden, targets, logits, *known)
-            if rows == len(weight):
-                grad_hidden = grad @ weight
-            elif grad_hidden is None:
-                grad_hidden = _product(grad, weight[part])
+            if rows < len(weight):
+                _add_product(total, grad, weight[part])
             else:
-                grad_hidden += _product(grad, weight[part])
+                total = grad @ weight
             if grad_weight is not None:
                 torch.matmul(grad.t(), hidden, out=grad_weight[part])
-        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None, None, None, None
+            del grad  # before the next one is made
+        return total.to(hidden.dtype), grad_weight, None, None, None, None, None, None, None
 
 
 class _Shard:
@@ -170,12 +173,13 @@ def logprob_kernels(device: torch.device) -> ModuleType | None:
     return kernels
 
 
-def _product(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """grad @ weight, summed and returned in float32 at least."""
-    if grad.is_cuda and grad.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(grad, weight, torch.float32)
-    wide = torch.promote_types(grad.dtype, torch.float32)
-    return grad.to(wide) @ weight.to(wide)
+def _add_product(total: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) -> None:
+    """total += grad @ weight in ``total``'s dtype, float32 at least, without another tensor of its size."""
+    for part in _pieces(len(grad), _TOGETHER):
+        if grad.is_cuda and grad.dtype in (torch.bfloat16, torch.float16):
+            total[part] += torch.mm(grad[part], weight, torch.float32)
+        else:
+            total[part] += grad[part].to(total.dtype) @ weight.to(total.dtype)
 
 
 def _rows(tokens: int, rows: int, chunk: int) -> int:
