@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_head import DEVICE, ON_GPU, best_seconds
-from benchmarks.gpu_train import SHAPES
+from benchmarks.gpu_shapes import SHAPES
 from megatron_rl.resharding import quantise
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.fp8 import SCALE, quantised_names, scale_shape

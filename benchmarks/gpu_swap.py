@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_head import DEVICE, ON_GPU, synchronise
-from benchmarks.gpu_train import SHAPES
+from benchmarks.gpu_shapes import SHAPES
 from megatron_rl.resharding.execute import flat
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout

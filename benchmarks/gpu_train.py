@@ -24,6 +24,7 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.gpu_head import best_seconds, products, torch_operations
+from benchmarks.gpu_shapes import SHAPES
 from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.micro_batch import MicroBatch
@@ -31,29 +32,6 @@ from megatron_rl.actor.modules.logprobs import token_logprobs
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.training.throughput import peak_flops, update_flops
-
-COMMON: dict[str, Any] = {
-    "model_type": "qwen3",
-    "architectures": ["Qwen3ForCausalLM"],
-    "num_key_value_heads": 8,
-    "num_attention_heads": 32,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "num_hidden_layers": 36,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "max_position_embeddings": 40960,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-4b": COMMON | {"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
-    "qwen3-8b": COMMON | {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False},
-    "tiny": COMMON
-    | {
-        **{"hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": True, "vocab_size": 512},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2},
-    },
-}
 
 
 class RandomActor(Actor):
