@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.rollout.batches import Batches
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.rollout.protocol import Completion, Given, Request, Sampling, Scored
-from megatron_rl.system.channel import KEY, PROGRESS, parse_address
+from megatron_rl.system.channel import KEY, PROGRESS, dial
 
 START_SECONDS = 180.0  # an engine may still have to start
 _RETRY_SECONDS = 0.05
@@ -116,10 +116,9 @@ class EmbeddedEngine:
             self._connection.close()
 
     def _connect(self, key: bytes, deadline: float) -> Connection:
-        address = parse_address(self.address)
         while True:
             try:
-                return Client(address, authkey=key)
+                return dial(self.address, key)
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > deadline:
                     raise ConnectionError(f"no rollout engine listens at {self.address}; its log says why") from None
