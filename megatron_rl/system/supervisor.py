@@ -25,6 +25,8 @@ FAILURE_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a failure: noth
 LEAST_GRACE = 10.0  # the same for services, when all others have ended well
 LAST_LINES = 20  # of a failed process's log
 _SAYS_WHY = (BAD_INPUT, RUN_ENDED)
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_SENT_TO_ALL = (-signal.SIGTERM, -signal.SIGUSR1)  # by a batch system, and we may be the last that it reaches
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class Outcome:
 def supervise(processes: Iterable[Process], logs: Path, grace: float = 10.0, stopping: str = "") -> Outcome:
     """Run ``processes`` until all but the services have exited with 0; call it from the main thread.
 
-    Each process keeps what it prints in ``logs``/{name}.log. The first one that fails ends them all. SIGINT, SIGTERM
-    and SIGHUP are passed on as SIGTERM, with ``grace`` seconds before SIGKILL; a second signal kills at once.
+    Each process keeps what it prints in ``logs``/{name}.log. The first one that fails ends them all. SIGINT, SIGTERM,
+    SIGHUP and SIGUSR1 are passed on as SIGTERM, with ``grace`` seconds before SIGKILL; a second signal kills at once,
+    but for SIGUSR1, by which a batch system says that there is time to save.
     ``stopping`` is printed when processes do not end within a moment of the first signal.
     """
     logs.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,8 @@ def supervise(processes: Iterable[Process], logs: Path, grace: float = 10.0, sto
         if group.signals:
             return _stop(group, grace, stopping)
         if failed := group.failed():
+            if failed.code in _SENT_TO_ALL and group.wait(lambda: bool(group.signals), SETTLE):
+                return _stop(group, grace, stopping)
             if failed.code not in _SAYS_WHY:
                 group.wait(lambda: not group.running(), SETTLE)
             outcome = _explain(group.culprit() or failed)
@@ -81,11 +86,11 @@ def _stop(group: "_Group", grace: float, stopping: str) -> Outcome:
         group.screen.line(f"{name}: {stopping}")
     if not group.wait(group.has_stopped, grace):
         how = f"Stopped by {name}; what was under way had not ended after {grace:.0f} s, and was broken off."
-    elif len(group.signals) > 1:
-        how = f"Stopped by {name} and {signal.Signals(group.signals[1]).name}, at once."
+    elif group.urged > 1:
+        how = f"Stopped by {name} and {signal.Signals(group.signals[-1]).name}, at once."
     elif (failed := group.failed()) and failed.code is not None and failed.code > 0:
         how = f"{how} {_explain(failed).message}"
-    group.end(group.running(service=False), 0.0 if len(group.signals) > 1 else FAILURE_GRACE)
+    group.end(group.running(service=False), 0.0 if group.urged > 1 else FAILURE_GRACE)
     group.end(group.running(), FAILURE_GRACE)
     return Outcome(128 + group.signals[0], how)
 
@@ -151,7 +156,7 @@ class _Group:
         self.wakeup, self.wakeup_in = os.pipe()
         os.set_blocking(self.wakeup_in, False)
         self.previous_fd = signal.set_wakeup_fd(self.wakeup_in)
-        handled = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        handled = [n for n in _HANDLED if signal.getsignal(n) != signal.SIG_IGN]
         self.previous = {number: signal.signal(number, lambda *_: None) for number in handled}
         self.selector.register(self.wakeup, selectors.EVENT_READ, self._on_signal)
         return self
@@ -182,6 +187,11 @@ class _Group:
         """Those that have not ended; only services, or only the others, when asked for."""
         return [c for c in self.children if c.code is None and service in (None, c.process.service)]
 
+    @property
+    def urged(self) -> int:
+        """How many of the signals are such that a second one leaves no time to save."""
+        return sum(number != signal.SIGUSR1 for number in self.signals)
+
     def failed(self) -> _Child | None:
         """The first that failed."""
         return next((c for c in self.ended if c.code != 0), None)
@@ -192,7 +202,7 @@ class _Group:
 
     def has_stopped(self) -> bool:
         """Whether it makes no sense to wait, after a signal: all have ended, one has failed, or there is another."""
-        return len(self.signals) > 1 or bool(self.failed()) or not self.running(service=False)
+        return self.urged > 1 or bool(self.failed()) or not self.running(service=False)
 
     def wait(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
         """Handle events until the condition holds (True) or the time is over (False)."""
@@ -214,11 +224,11 @@ class _Group:
 
     def end(self, children: Sequence[_Child], grace: float) -> None:
         """SIGTERM, then SIGKILL after ``grace`` seconds or at the next signal that this process receives."""
-        received = len(self.signals)
+        received = self.urged
         if grace > 0:
             for child in children:
                 child.signal(signal.SIGTERM)
-            self.wait(lambda: len(self.signals) > received or all(c.code is not None for c in children), grace)
+            self.wait(lambda: self.urged > received or all(c.code is not None for c in children), grace)
         for child in children:
             child.signal(signal.SIGKILL)
         while any(c.code is None for c in children):
