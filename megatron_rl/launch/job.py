@@ -14,6 +14,7 @@ import shutil
 import socket
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def _train(folder: RunFolder, config: Config, sockets: Path, address: str, peers
         job = _job(folder, config, sockets, (address, listener.getsockname()[1]), peers)
         members = []
         for index, peer in enumerate(peers, 1):
-            peer.say("start", job)
+            peer.say("start", replace(job, folder=job.folder.absolute(), logs=job.logs.absolute()))
             members.append(Node(peer.name, peer.connection, service=not job.placement.ranks_on(index)))
         outcome = supervise(
             processes(job, config, 0, sockets, listener),
@@ -123,7 +124,7 @@ def _job(folder: RunFolder, config: Config, sockets: Path, master: tuple[str, in
         host = placement.host_of_engine(engine)
         near = str(sockets / f"engine{engine}")
         addresses.append(near if host == 0 else written(hosts[host], next(ports[host - 1])))
-    return Job(folder.path.absolute(), folder.logs().absolute(), key, placement, master[1], tuple(addresses))
+    return Job(folder.path, folder.logs(), key, placement, master[1], tuple(addresses))
 
 
 def _completed(folder: RunFolder, config: Config) -> tuple[str, int] | None:

@@ -12,7 +12,7 @@ KEY = "MEGATRON_RL_KEY"  # environment variable: the run's key in hexadecimal
 PROGRESS = "progress"  # what an engine says while it generates: (PROGRESS, (done, asked for))
 LISTENER = "MEGATRON_RL_LISTENER"  # environment variable: descriptor of the socket at which rank 0 meets the others
 METHODS = (
-    "reach",
+    "place",
     "attach",
     "begin_swap",
     "finish_swap",

@@ -364,4 +364,4 @@ def _engine(config: Config, run: RunFolder) -> Engine:
         from megatron_rl.rollout.sglang.pool import SGLangEngines
 
         return SGLangEngines(config.served(), run.model_folder(), key, run.logs())
-    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])
+    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")], run.path / "swap")

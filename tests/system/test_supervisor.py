@@ -180,7 +180,7 @@ class Supervised:
         return json.loads((self.folder / "outcome").read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_lets_the_workers_finish(tmp_path: Path, number: signal.Signals) -> None:
     saving = f"import signal, os\nsignal.signal(15, lambda *_: (open(r'{tmp_path}/saved','w').close(), os._exit(0)))"
     supervised = Supervised(tmp_path, saving, "pass")
@@ -198,6 +198,33 @@ def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
     assert not gone(supervised.pids[0])
     supervised.popen.send_signal(signal.SIGINT)
     assert supervised.outcome()[0] == 130
+    assert all(map(gone, supervised.pids))
+
+
+def test_sigusr1_leaves_time_to_save_however_often_it_comes(tmp_path: Path) -> None:
+    """And so does the SIGTERM by which a batch system follows it."""
+    asked, save = tmp_path / "asked", tmp_path / "save"
+    saving = (
+        f"import os, signal, threading, time\nsignal.signal(15, lambda *_: open(r'{asked}', 'a').write('x'))\n"
+        f"def wait():\n    while not os.path.exists(r'{save}'): time.sleep(.01)\n    os._exit(0)\n"
+        "threading.Thread(target=wait).start()"
+    )
+    supervised = Supervised(tmp_path, saving, grace=600.0)
+    for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+        supervised.popen.send_signal(number)
+        wait_for(asked.exists, "the first signal was not passed on")
+    assert supervised.popen.poll() is None
+    save.touch()
+    assert supervised.outcome() == [138, "Stopped by SIGUSR1."]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_every_process_of_a_job_is_one_request(tmp_path: Path, number: signal.Signals) -> None:
+    """The worker dies of SIGTERM as it has nothing to save; nobody dies of SIGUSR1 but whom the supervisor ends."""
+    supervised = Supervised(tmp_path, "pass", "# follows")
+    for pid in (*supervised.pids, supervised.popen.pid):
+        os.kill(pid, number)
+    assert supervised.outcome() == [128 + number, f"Stopped by {number.name}."]
     assert all(map(gone, supervised.pids))
 
 

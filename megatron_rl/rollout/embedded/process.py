@@ -23,6 +23,7 @@ from megatron_rl.system import channel
 from megatron_rl.system.channel import METHODS, PROGRESS, key_from_environment, parse_address
 from megatron_rl.system.control import answer
 from megatron_rl.system.processes import die_with_parent, run
+from megatron_rl.system.stop import leave_to_parent
 
 if TYPE_CHECKING:
     from megatron_rl.rollout.embedded.model import TransformersEngine
@@ -104,9 +105,11 @@ def main() -> None:
         if options.load:
             engine.load(options.model)
         client = accept(listener)
+        leave_to_parent()  # a batch system's SIGTERM goes to every process: the client finishes its step first
     with client:
         stopped = serve(engine, client)
     if not stopped:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(LINGER)
 
 

@@ -27,6 +27,8 @@ FAILURE_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a failure: noth
 LEAST_GRACE = 10.0  # the same for services, when all others have ended well
 LAST_LINES = 20  # of a failed process's log
 _SAYS_WHY = (BAD_INPUT, RUN_ENDED)
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_SENT_TO_ALL = (-signal.SIGTERM, -signal.SIGUSR1)  # by a batch system, and we may be the last that it reaches
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def supervise(
 ) -> Outcome:
     """Run ``processes`` until all but the services have exited with 0; call it from the main thread.
 
-    Each process keeps what it prints in ``logs``/{name}.log. The first one that fails ends them all. SIGINT, SIGTERM
-    and SIGHUP are passed on as SIGTERM, with ``grace`` seconds before SIGKILL; a second signal kills at once.
+    Each process keeps what it prints in ``logs``/{name}.log. The first one that fails ends them all. SIGINT, SIGTERM,
+    SIGHUP and SIGUSR1 are passed on as SIGTERM, with ``grace`` seconds before SIGKILL; a second signal kills at once,
+    but for SIGUSR1, by which a batch system says that there is time to save.
     ``stopping`` is printed when processes do not end within a moment of the first signal. ``nodes`` are the machines
     that follow: one that only serves may be lost, and the others go on.
     """
@@ -70,6 +73,8 @@ def supervise(
         if group.signals:
             return _stop(group, grace, stopping)
         if failed := group.failed():
+            if failed.code in _SENT_TO_ALL and group.wait(lambda: bool(group.signals), SETTLE):
+                return _stop(group, grace, stopping)
             if failed.code not in _SAYS_WHY:
                 group.wait(lambda: not group.running(), SETTLE)
             outcome = _explain(group.culprit() or failed)
@@ -120,11 +125,11 @@ def _stop(group: "_Group", grace: float, stopping: str) -> Outcome:
         group.screen.line(f"{name}: {stopping}")
     if not group.wait(group.has_stopped, grace):
         how = f"Stopped by {name}; what was under way had not ended after {grace:.0f} s, and was broken off."
-    elif len(group.signals) > 1:
-        how = f"Stopped by {name} and {signal.Signals(group.signals[1]).name}, at once."
+    elif group.urged > 1:
+        how = f"Stopped by {name} and {signal.Signals(group.signals[-1]).name}, at once."
     elif (failed := group.failed()) and failed.code is not None and failed.code > 0:
         how = f"{how} {_explain(failed).message}"
-    group.end(group.running(service=False), 0.0 if len(group.signals) > 1 else FAILURE_GRACE)
+    group.end(group.running(service=False), 0.0 if group.urged > 1 else FAILURE_GRACE)
     group.end(group.running(), FAILURE_GRACE)
     return Outcome(128 + group.signals[0], how)
 
@@ -193,7 +198,7 @@ class _Group:
         self.wakeup, self.wakeup_in = os.pipe()
         os.set_blocking(self.wakeup_in, False)
         self.previous_fd = signal.set_wakeup_fd(self.wakeup_in)
-        handled = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        handled = [n for n in _HANDLED if signal.getsignal(n) != signal.SIG_IGN]
         self.previous = {number: signal.signal(number, lambda *_: None) for number in handled}
         self.selector.register(self.wakeup, selectors.EVENT_READ, self._on_signal)
         if self.lead is not None:
@@ -233,6 +238,11 @@ class _Group:
         members: list[_Member] = [*self.children, *self.nodes]
         return [m for m in members if m.code is None and service in (None, m.service)]
 
+    @property
+    def urged(self) -> int:
+        """How many of the signals are such that a second one leaves no time to save."""
+        return sum(number != signal.SIGUSR1 for number in self.signals)
+
     def failed(self) -> "_Member | None":
         """The first that failed, but for machines whose services the others can do without."""
         return next((m for m in self.ended if m.code != 0 and not _can_be_missed(m)), None)
@@ -244,7 +254,7 @@ class _Group:
 
     def has_stopped(self) -> bool:
         """Whether it makes no sense to wait, after a signal: all have ended, one has failed, or there is another."""
-        return len(self.signals) > 1 or bool(self.failed()) or not self.running(service=False)
+        return self.urged > 1 or bool(self.failed()) or not self.running(service=False)
 
     def wait(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
         """Handle events until the condition holds (True) or the time is over (False)."""
@@ -266,11 +276,11 @@ class _Group:
 
     def end(self, members: "Sequence[_Member]", grace: float) -> None:
         """SIGTERM, then SIGKILL after ``grace`` seconds or at the next signal that this process receives."""
-        received = len(self.signals)
+        received = self.urged
         if grace > 0:
             for member in members:
                 member.signal(signal.SIGTERM)
-            self.wait(lambda: len(self.signals) > received or all(m.code is not None for m in members), grace)
+            self.wait(lambda: self.urged > received or all(m.code is not None for m in members), grace)
         for member in members:
             member.signal(signal.SIGKILL)
         while any(m.code is None for m in members):
