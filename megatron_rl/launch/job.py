@@ -25,7 +25,7 @@ from megatron_rl.actor.checkpoint_folder import latest, read_state, set_damaged_
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.launch.meeting import Job, Peer, gathered, join
-from megatron_rl.launch.nodes import Nodes
+from megatron_rl.launch.nodes import ALONE, Nodes
 from megatron_rl.launch.placement import Placement
 from megatron_rl.launch.processes import processes
 from megatron_rl.launch.source import commit
@@ -33,15 +33,15 @@ from megatron_rl.rollout.sglang.servers import leftovers
 from megatron_rl.system import machine, scratch
 from megatron_rl.system.channel import key_from_environment, written
 from megatron_rl.system.processes import BAD_INPUT, run
-from megatron_rl.system.supervision.screen import duration
 from megatron_rl.system.supervision import supervisor
 from megatron_rl.system.supervision.members import Lead, Node
+from megatron_rl.system.supervision.screen import duration
 from megatron_rl.system.supervision.supervisor import Outcome, Process, supervise
 from megatron_rl.tracking.console import where_next
 from megatron_rl.tracking.run_folder import RunFolder, changes, open_run
 
 
-def launch(config: Config, nodes: Nodes) -> int:
+def launch(config: Config, nodes: Nodes = ALONE) -> int:
     """Run the configuration to its end, from the first node.
 
     Returns the exit code: 0, 1, 2 for bad input, 75 for a machine that was lost, or 128 + signal. The configuration has
@@ -171,7 +171,12 @@ def _record(folder: RunFolder, config: Config, nodes: int) -> Config:
     if folder.started():
         changed = {key: [old, new] for key, (old, new) in changes(folder.config(), config).items()}
     attempts = folder.manifest().get("attempts", [])
-    attempt = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **machine.facts(), "nodes": nodes, "code": commit()}
+    attempt = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **machine.facts(),
+        "nodes": nodes,
+        "code": commit(),
+    }
     folder.write_config(config)
     folder.update_manifest(
         name=config.run.name,

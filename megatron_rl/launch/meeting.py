@@ -215,7 +215,7 @@ def _problems(me: Arrival, peers: Sequence[Peer], file: Path) -> list[str]:
                 f"{peer.name}'s clock differs from the first node's by {abs(it.clock - time.time()):.0f} s: set it."
             )
         if it.code != me.code:
-            found.append(f"{peer.name} runs commit {_said(it.code)}, the first node {_said(me.code)}: install the same.")
+            found.append(f"{peer.name} runs commit {_said(it.code)}, the first node {_said(me.code)}: use one.")
         ours, theirs = ({"python": a.facts["python"]} | dict(a.facts["versions"]) for a in (me, it))
         for package in dict.fromkeys([*ours, *theirs]):
             if ours.get(package) != theirs.get(package):

@@ -25,6 +25,9 @@ class Nodes:
         return f"node {index}" + (f" ({self.names[index]})" if index < len(self.names) else "")
 
 
+ALONE = Nodes()
+
+
 def given(config: LaunchConfig, env: Mapping[str, str] = os.environ) -> Nodes:
     """The machines of this command.
 

@@ -66,7 +66,7 @@ def _ranks(
             Process(
                 f"rank{rank}",
                 [sys.executable, "-m", "megatron_rl.train", str(job.folder)],
-                env | job.placement.environment(rank, job.port) | {LISTENER: str(fd) for fd in held},
+                env | job.placement.environment(rank, job.port) | ({LISTENER: str(held[0])} if held else {}),
                 echo=rank == 0,
                 follows=rank != 0,
                 descriptors=held,
@@ -77,7 +77,7 @@ def _ranks(
 
 def _interface(hosts: Sequence[str], node: int) -> dict[str, str]:
     """On which network Gloo meets the other nodes: it would take whatever this machine's name stands for."""
-    if len(hosts) == 1 and hosts[0] == LOOPBACK or "GLOO_SOCKET_IFNAME" in os.environ:
+    if tuple(hosts) == (LOOPBACK,) or "GLOO_SOCKET_IFNAME" in os.environ:
         return {}
     name = machine.interface_of(hosts[node])
     return {"GLOO_SOCKET_IFNAME": name} if name else {}

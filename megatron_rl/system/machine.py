@@ -120,13 +120,14 @@ def free_port(address: str = "127.0.0.1") -> int:
 def free_low_port(address: str = "127.0.0.1", first: int | None = None) -> int:
     """As ``free_port``, of 20000 to 29999: below those that connections are given, and with room for others that a
     server counts from its own (SGLang 0.5.13: 10000 more). The first that is free from ``first`` on, or any."""
-    tried = random.sample(range(20000, 30000), 200) if first is None else [20000 + (first + i) % 10000 for i in range(200)]
+    some = range(20000, 30000)
+    tried = random.sample(some, 200) if first is None else [some[(first + i) % len(some)] for i in range(200)]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     for port in tried:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
-            with contextlib.suppress(OSError):
-                listener.bind((address, port))
-                return port
-    raise InputError(f"There is no free port of 20000 to 29999 on {address} for a server: end processes that hold them.")
+        with socket.socket(family) as listener, contextlib.suppress(OSError):
+            listener.bind((address, port))
+            return port
+    raise InputError(f"There is no free port of 20000 to 29999 on {address} for a server: end what holds them.")
 
 
 def place() -> str:

@@ -23,7 +23,8 @@ from megatron_rl.system.channel import KEY, PROGRESS, dial, parse_address
 START_SECONDS = 180.0  # an engine may still have to start
 _RETRY_SECONDS = 0.05
 _KEPT_ERRORS = {error.__name__: error for error in (SwapError, InputError, FloatingPointError)}
-_T, _U = TypeVar("_T"), TypeVar("_U")
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class EngineError(RuntimeError):
@@ -231,22 +232,20 @@ class EnginePool:
         self._all(lambda engine: engine.stop())
         self._threads.shutdown()
 
-    def _dealt(
-        self, work: Sequence[_U], ask: Callable[[EmbeddedEngine, Sequence[_U]], Sequence[_T]]
-    ) -> list[_T]:
+    def _dealt(self, work: Sequence[_U], ask: Callable[[EmbeddedEngine, Sequence[_U]], Sequence[_T]]) -> list[_T]:
         """The answers in the order of the work, of n engines engine i takes pieces i, i + n, …; again what is lost."""
         results: dict[int, _T] = {}
         while left := [i for i in range(len(work)) if i not in results]:
-            shares = {engine: left[n :: len(self.engines)] for n, engine in enumerate(self.engines)}
-            answers = self._each(lambda engine: ask(engine, [work[i] for i in shares[engine]]))
-            for engine, answer in answers.items():
-                results |= zip(shares[engine], answer, strict=True)
+            dealt = {engine: left[n :: len(self.engines)] for n, engine in enumerate(self.engines)}
+
+            def answers(engine: EmbeddedEngine, dealt: dict[EmbeddedEngine, list[int]] = dealt) -> dict[int, _T]:
+                return dict(zip(dealt[engine], ask(engine, [work[i] for i in dealt[engine]]), strict=True))
+
+            for found in self._all(answers):
+                results |= found
         return [results[i] for i in range(len(work))]
 
     def _all(self, call: Callable[[EmbeddedEngine], _T]) -> list[_T]:
-        return list(self._each(call).values())
-
-    def _each(self, call: Callable[[EmbeddedEngine], _T]) -> dict[EmbeddedEngine, _T]:
         """Call every engine at the same time and wait for all, also when one fails; what those say that are left."""
         futures = {engine: self._threads.submit(call, engine) for engine in self.engines}
         wait(futures.values())
@@ -256,4 +255,4 @@ class EnginePool:
         for engine, error in lost.items():
             print(f"warning: {error}; its requests go to the other engines", flush=True)
             self.engines.remove(engine)
-        return {engine: future.result() for engine, future in futures.items() if engine not in lost}
+        return [future.result() for engine, future in futures.items() if engine not in lost]

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from megatron_rl.system.supervision.members import LOST, Lead, Node
 from megatron_rl.system.processes import BAD_INPUT, RUN_ENDED, UTF8, last_error, tied_to_this_process
+from megatron_rl.system.supervision.members import LOST, Lead, Node
 from megatron_rl.system.supervision.screen import LIVE, SHOWN, Screen
 
 SETTLE = 1.0  # seconds in which the other processes may show that one of them had the first cause
