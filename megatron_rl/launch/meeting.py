@@ -110,13 +110,9 @@ def gathered(config: Config, nodes: Nodes) -> Iterator[tuple[str, list[Peer]]]:
 
 def sweep(config: Config, nodes: Nodes) -> None:
     """Remove the files of jobs that were killed while they met; called by who holds the run's folder."""
-    mine = _file(config, nodes)
-    for file in mine.parent.glob(f".{glob.escape(config.run.name)}.*"):
-        if (
-            file.is_file()
-            and not file.name.startswith(mine.name)
-            and _JOBS.match(file.name.removeprefix(f".{config.run.name}."))
-        ):
+    mine, prefix = _file(config, nodes), f".{config.run.name}."
+    for file in mine.parent.glob(f"{glob.escape(prefix)}*"):
+        if file.is_file() and not file.name.startswith(mine.name) and _JOBS.match(file.name.removeprefix(prefix)):
             file.unlink(missing_ok=True)
 
 
