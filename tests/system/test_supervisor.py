@@ -315,20 +315,19 @@ def test_what_failed_on_another_machine_is_told(tmp_path: Path) -> None:
 
 
 def test_a_signal_to_another_machine_stops_all(tmp_path: Path) -> None:
+    """The first rank is asked to stop, and the other machine ends when its own ranks have."""
     here, there = two_ends()
-    there.send(("asked", signal.SIGUSR1))
-    stops = (
-        "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); open(r'{}', 'w'); signal.pause()"
-    )
     ready = tmp_path / "ready"
+    stops = f"import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); open(r'{ready}', 'w'); signal.pause()"
     with ThreadPoolExecutor(1) as pool:
 
         def end() -> None:
             wait_for(ready.exists, "the first rank is ready")
+            there.send(("asked", signal.SIGUSR1))
             there.send(("ended", 0, ""))
 
         pool.submit(end)
-        outcome = supervise([python("rank0", stops.format(ready))], tmp_path, 30.0, nodes=[Node("node 1", here)])
+        outcome = supervise([python("rank0", stops)], tmp_path, 30.0, nodes=[Node("node 1", here)])
     assert outcome.code == 128 + signal.SIGUSR1
 
 
