@@ -42,6 +42,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
+from megatron_rl.system.stop import leave_to_parent
 
 _NONE: dict[str, Actor] = {}
 
@@ -64,7 +65,7 @@ def save(
         # As Megatron's own, but it dies with this process; without CUDA it can fork instead of importing the trainer
         # again, which takes seconds.
         manager = SyncManager(ctx=multiprocessing.get_context("spawn" if accelerator.on_gpu() else "fork"))
-        manager.start(initializer=die_with_parent)
+        manager.start(initializer=_serve_writers)
         filesystem_async._results_queue = manager.Queue()
     target, partial = folder / f"step-{name}", folder / f".step-{name}"
     if dist.get_rank() == 0:
@@ -262,3 +263,9 @@ def _complete(optimizer: Any) -> None:
                 destination.copy_(tensors[name])
 
     optimizer._set_main_param_and_optimizer_states = MethodType(set_states, optimizer)
+
+
+def _serve_writers() -> None:
+    """First in the process that those which write a checkpoint report to: it must live until all is written."""
+    die_with_parent()
+    leave_to_parent()

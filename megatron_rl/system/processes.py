@@ -1,7 +1,8 @@
 """What every process that ``megatron-rl train`` starts does first and last.
 
 ``python -m megatron_rl.system.processes PID COMMAND…`` becomes COMMAND after asking the kernel to kill it when its
-parent, process PID, dies: so even a SIGKILL of the parent leaves no orphan, whatever COMMAND is.
+parent, process PID, dies: so even a SIGKILL of the parent leaves no orphan, whatever COMMAND is. It ignores SIGUSR1,
+which a batch system sends to every process of a job and means for the supervisor alone.
 """
 
 import ctypes
@@ -102,6 +103,7 @@ def program() -> str:
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # what is ignored stays so in COMMAND, and in all that it starts
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # memory that is shared costs file descriptors
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -37,7 +37,7 @@ from megatron_rl.rollout.strategies.hinted import Hinted, require_steps
 from megatron_rl.rollout.strategies.single import Single
 from megatron_rl.system import stop
 from megatron_rl.system.channel import ENGINES, key_from_environment
-from megatron_rl.system.screen import activity, duration
+from megatron_rl.system.supervision.screen import activity, duration
 from megatron_rl.tracking.clock import Clock
 from megatron_rl.tracking.console import SHOWN, heldout_table, where_next
 from megatron_rl.tracking.console import Progress as Shown
@@ -362,6 +362,9 @@ def _engine(config: Config, run: RunFolder) -> Engine:
     key = key_from_environment()
     if config.rollout.engine == "sglang":
         from megatron_rl.rollout.sglang.pool import SGLangEngines
+        from megatron_rl.rollout.sglang.servers.hosts import hosts_of
 
-        return SGLangEngines(config.served(), run.model_folder(), key, run.logs())
-    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])
+        served = config.served()
+        hosts = hosts_of(served.rollout.engines, served.trainers)
+        return SGLangEngines(served, run.model_folder(), key, run.logs(), hosts)
+    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")], run.path / "swap")

@@ -29,6 +29,7 @@ from megatron_rl.rewards.workers.concurrent import score_batch
 from megatron_rl.rewards.workers.messages import BEGUN, READY, Done, Failed
 from megatron_rl.rewards.workers.terms import Term, bind, report_sample, score_sample
 from megatron_rl.system.processes import die_with_parent
+from megatron_rl.system.stop import leave_to_parent
 
 LOOK = b"!"
 PIPE_BYTES = 32_768  # half of what a pipe holds: when the pool is to read it before the batch is done
@@ -103,6 +104,7 @@ def _score_in_turn(terms: Sequence[Term], report: Report | None, samples: Sequen
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+    leave_to_parent()  # and so is a SIGTERM that a batch system sends to every process
     descriptor, results, parent = map(int, sys.argv[1:])
     die_with_parent(parent)
     for inherited in (descriptor, results):

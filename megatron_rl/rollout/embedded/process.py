@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_rl.errors import InputError
+from megatron_rl.system import channel
 from megatron_rl.system.channel import METHODS, PROGRESS, key_from_environment, parse_address
 from megatron_rl.system.control import answer
 from megatron_rl.system.processes import die_with_parent, run
+from megatron_rl.system.stop import leave_to_parent
 
 if TYPE_CHECKING:
     from megatron_rl.rollout.embedded.model import TransformersEngine
@@ -37,7 +39,7 @@ def listen(text: str, key: bytes) -> Listener:
     if isinstance(address, str) and Path(address).is_socket() and not _answers(address):
         os.unlink(address)  # left by a process that was killed
     try:
-        return Listener(address, authkey=key)
+        return channel.listen(text, key=key)
     except OSError as error:
         raise InputError(f"the rollout engine cannot listen at {text}: {error.strerror}. Choose another.") from error
 
@@ -103,9 +105,11 @@ def main() -> None:
         if options.load:
             engine.load(options.model)
         client = accept(listener)
+        leave_to_parent()  # a batch system's SIGTERM goes to every process: the client finishes its step first
     with client:
         stopped = serve(engine, client)
     if not stopped:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(LINGER)
 
 
