@@ -1,7 +1,9 @@
 """What a run computes on: this machine, or one that is elsewhere, by name. Imports no torch."""
 
-import os
+import time
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from megatron_rl.errors import InputError
 from megatron_rl.system import machine
@@ -83,6 +85,7 @@ GPUS = {
     ),
 }
 _CPU = "cpu"
+_MEASURED = 0.1  # seconds of processor time, which some systems count in hundredths
 _COPY = 10e9  # bytes/s at which one thread copies memory; assumed
 
 
@@ -128,21 +131,15 @@ def on_cpu(flops: float, threads: int = 1) -> Hardware:
 
 
 def measured_flops() -> float:
-    """FLOP/s that one thread of this machine reaches in a product of float32 matrices, in a few hundredths of a second.
+    """FLOP/s that one thread of this machine reaches in products of float32 matrices by numpy.
 
-    numpy's product runs on all cores, or on OMP_NUM_THREADS of them.
+    Of processor time, which other programs' load leaves alone, over all the threads that numpy takes.
     """
-    import time
-
-    import numpy as np
-
-    side, best = 512, float("inf")
+    side, count = 512, 0
     factor = np.ones((side, side), np.float32)
-    for _ in range(6):
-        started = time.perf_counter()
+    factor @ factor
+    started = time.process_time()
+    while (spent := time.process_time() - started) < _MEASURED or not count:
         factor @ factor
-        best = min(best, time.perf_counter() - started)
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0))
-    threads = min(int(given), cores) if given.isdecimal() and int(given) else cores
-    return 2 * side**3 / best / threads
+        count += 1
+    return 2 * side**3 * count / spent
