@@ -4,8 +4,8 @@ import argparse
 import contextlib
 import json
 import sys
-from pathlib import Path
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_rl.algorithms.registry import asked_of

@@ -88,6 +88,11 @@ def gpu_name() -> str:
     return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else ""
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def memory() -> int:
     """Bytes of this machine's memory."""
     return psutil.virtual_memory().total
@@ -215,6 +220,6 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in RECORDED if (found := installed(name))},
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "gpus": len(gpus()),
     }

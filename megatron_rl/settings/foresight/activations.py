@@ -54,7 +54,7 @@ def _attention(arch: Architecture, sizes: ParallelSizes, kernels: Kernels, again
 def _mlp(arch: Architecture, sizes: ParallelSizes, cut: int) -> float:
     if not arch.experts:
         return 3 * arch.mlp_hidden / sizes.tensor
-    # Every rank of the stage gets as many routed tokens as it has sent, in the mean, and those of its expert-tensor group.
+    # In the mean a rank gets as many routed tokens as it has sent, and those of its expert-tensor group.
     routed = arch.experts_per_token * sizes.expert_tensor / cut
     return routed * (arch.hidden + 4 * arch.expert_hidden / sizes.expert_tensor) + 3 * arch.experts / cut
 

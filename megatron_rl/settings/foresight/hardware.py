@@ -126,7 +126,7 @@ def on_cpu(flops: float, threads: int = 1) -> Hardware:
         "CPU",
         *(machine.memory(), flops, 0.0, flops),
         *(_COPY * threads, _COPY, 1.25e9, _COPY),
-        source="a product of matrices, measured; memory is copied at 10 GB/s a thread and the network has 10 Gb/s, assumed",
+        source="products measured; assumed: memory copied at 10 GB/s a thread, a network of 10 Gb/s",
     )
 
 

@@ -5,6 +5,7 @@ The same as the sum over ``resharding.layouts.megatron.megatron_layout``, which 
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.resharding.layout import ParallelSizes
@@ -23,10 +24,11 @@ class Held:
         return self.dense + self.experts
 
 
-def stage_layers(layers: int, sizes: ParallelSizes) -> list[int]:
+@cache
+def stage_layers(layers: int, sizes: ParallelSizes) -> tuple[int, ...]:
     """Decoder layers of each pipeline stage."""
     counts = Counter(stage for stage, _, _ in layer_places(layers, sizes))
-    return [counts[stage] for stage in range(sizes.pipeline)]
+    return tuple(counts[stage] for stage in range(sizes.pipeline))
 
 
 def held(arch: Architecture, sizes: ParallelSizes, stage: int) -> Held:

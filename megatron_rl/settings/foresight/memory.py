@@ -57,7 +57,11 @@ class Memory:
 
 
 def trainer_memory(
-    config: Config, arch: Architecture, on: Hardware, critic: Architecture | None = None, teacher: Architecture | None = None
+    config: Config,
+    arch: Architecture,
+    on: Hardware,
+    critic: Architecture | None = None,
+    teacher: Architecture | None = None,
 ) -> Memory:
     """Of the fullest rank, when everything is as long as it may get."""
     ranks = [
@@ -86,9 +90,7 @@ def kernels(config: Config, on: Hardware, ragged: bool = True) -> Kernels:
     return Kernels(fused, on.gpus == 0, torch_attention and ragged, reach)
 
 
-def _rank(
-    config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True
-) -> Memory:
+def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True) -> Memory:
     actor, sizes, item = config.actor, config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
     own = held(arch, sizes, stage)
     trained = _trained(config, arch)
@@ -175,5 +177,3 @@ def _trained(config: Config, arch: Architecture) -> float:
         shapes += [(arch.hidden, 2 * arch.mlp_hidden), (arch.mlp_hidden, arch.hidden)]
     adapters = arch.layers * sum(rank * (a + b) for a, b in shapes)
     return min(adapters / held(arch, ParallelSizes(), 0).all, 1.0)
-
-

@@ -13,7 +13,7 @@ from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.settings.footprint import WEIGHT_BYTES
 from megatron_rl.settings.foresight.hardware import Hardware
-from megatron_rl.settings.foresight.held import active, held, whole
+from megatron_rl.settings.foresight.held import active, held, stage_layers, whole
 from megatron_rl.settings.foresight.work import (
     Workload,
     attention_flops,
@@ -44,7 +44,14 @@ class Assumed:
 
 ON_GPU = Assumed(executed=0.49)
 ON_CPU = Assumed(
-    executed=0.5, experts=0.5, decoding=0.35, bandwidth=1.0, links=1.0, layer_pass=3e-3, decoding_layer=7e-4, hashed=20e9
+    executed=0.5,
+    experts=0.5,
+    decoding=0.35,
+    bandwidth=1.0,
+    links=1.0,
+    layer_pass=3e-3,
+    decoding_layer=7e-4,
+    hashed=20e9,
 )
 
 
@@ -104,8 +111,9 @@ def seconds(config: Config, arch: Architecture, on: Hardware, load: Workload, ru
 def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -> tuple[float, float, float, float]:
     """Seconds of a forward pass over all rows and of a step's updates, the updates' MFU, a micro-batch's tokens."""
     actor, sizes, assume = config.actor, config.actor.sizes(), assumed(on)
-    count, size = micro_batches(actor, load)
-    peak, tokens = on.rate(config.model.dtype), load.rows * load.length
+    length = own_tokens(config, on, load)
+    count, size = micro_batches(actor, load, length)
+    peak, tokens = on.rate(config.model.dtype), load.rows * length
     layers, attention = tokens * layer_flops(arch), tokens * attention_flops(arch, load.length)
     head = load.rows * load.completion * head_flops(arch)
     reached = assume.executed * (assume.experts if arch.experts else 1.0)
@@ -114,10 +122,13 @@ def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -
         faster = assume.blockwise if actor.fp8 == "blockwise" else assume.fp8
     again = {"none": 0.0, "selective": 0.0, "full": 1.0}[actor.recompute]
     bubble = 1 + (sizes.pipeline - 1) / (max(count // max(load.updates // load.passes, 1), 1) * sizes.virtual)
-    rate = peak * reached * sizes.world / bubble
+    rate = peak * reached * sizes.stage / bubble  # of one pipeline stage
+    stages = stage_layers(arch.layers, sizes)
 
     def of(passes: float, attended: float, heads: float, waits: float, comms: float) -> float:
-        computed = (passes * layers / faster + attended * attention) / rate + heads * head / rate
+        body, end = passes * layers / faster + attended * attention, heads * head
+        fullest = max(body * max(stages) / arch.layers, body * stages[-1] / arch.layers + end)
+        computed = fullest / rate
         waited = waits * count * bubble * assume.layer_pass * arch.layers / sizes.pipeline
         host = max(computed, waited) if on.gpus else computed + waited
         return host + comms * count * bubble * _sent(config, arch, on, size)
@@ -126,8 +137,15 @@ def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -
     forward = of(1, 1, 1, 1 / 3, 1)
     one = of(3 + again, 3 + redone, 4, 1 + again / 3, 2 + again)  # logits are made twice
     update = load.passes * one + load.updates * (_optimizing(config, arch, on) + assume.update)
-    model = load.passes * 3 * (layers + attention + head)
+    model = load.passes * 3 * ((layers + attention) * load.length / length + head)  # prompts count in every row
     return forward, update, model / (peak * sizes.world * update), size
+
+
+def own_tokens(config: Config, on: Hardware, load: Workload) -> float:
+    """Tokens that the trainer computes for a row: where the attention can, a prompt is there once for its group."""
+    actor, fused = config.actor, on.gpus > 0 and config.model.dtype == "bfloat16"
+    once = actor.packing and actor.context_parallel == 1 and actor.virtual_pipeline == 1 and not fused
+    return load.completion + load.prompt / (load.group if once else 1)
 
 
 def _sent(config: Config, arch: Architecture, on: Hardware, tokens: float) -> float:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_rl.config import Config
@@ -20,12 +20,13 @@ SHOWN = 5
 _TRIED = 24  # of the trainer's best layouts for each number of nodes, which engines are tried with
 _RECOMPUTE = ("none", "selective", "full")
 _TOKENS = (4096, 8192, 16384, 32768, 65536)  # of a micro-batch
+_FREE = ("actor.recompute", "actor.micro_batch_tokens")  # layouts that differ in these alone are one, its best
 _SPARE = 0.95  # of a GPU's memory, which a layout may take: predictions are that good
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Options to copy, and what is predicted of them."""
+    """Options to copy, where they are not the recipe's own, and what is predicted of them."""
 
     options: dict[str, int | str | bool]
     forecast: Forecast
@@ -64,11 +65,21 @@ def suggest(
                 if forecast.peak <= _SPARE * on.memory and forecast.running >= 1 and forecast.step is not None:
                     found.append(Suggestion(options, forecast))
     found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
-    chosen: list[Suggestion] = []
+    chosen: dict[tuple[int | str | bool, ...], Suggestion] = {}
     for each in found:
-        if len(chosen) < SHOWN and sound(applied(config, each.options)):
-            chosen.append(each)
-    return chosen
+        layout = tuple(value for key, value in each.options.items() if key not in _FREE)
+        if len(chosen) < SHOWN and layout not in chosen and sound(applied(config, each.options)):
+            own = {key: value for key, value in each.options.items() if value != _value(config, key)}
+            chosen[layout] = replace(each, options=own)
+    return list(chosen.values())
+
+
+def _value(config: Config, key: str) -> Any:
+    """An option's, by its dotted key."""
+    place: Any = config
+    for name in key.split("."):
+        place = getattr(place, name)
+    return place
 
 
 def applied(config: Config, options: Mapping[str, int | str | bool]) -> Config:
@@ -97,7 +108,7 @@ def _trainers(
     config: Config, arch: Architecture, on: Hardware, load: Workload, world: int
 ) -> list[dict[str, int | str | bool]]:
     """The trainer's layouts on so many GPUs that fit by themselves, those that learn fastest."""
-    found = []
+    found: list[tuple[float, int, dict[str, int | str | bool]]] = []
     for options in _layouts(config, arch, on, world):
         changed = applied(config, options)
         spread = changed.actor.data_parallel
@@ -110,9 +121,7 @@ def _trainers(
     return [options for _, _, options in sorted(found)[:_TRIED]]
 
 
-def _layouts(
-    config: Config, arch: Architecture, on: Hardware, world: int
-) -> Iterator[dict[str, int | str | bool]]:
+def _layouts(config: Config, arch: Architecture, on: Hardware, world: int) -> Iterator[dict[str, int | str | bool]]:
     room = max(config.data.max_prompt_tokens + config.rollout.max_new_tokens, 1)
     for tensor in [n for n in _divisors(arch.heads, on.gpus) if n & (n - 1) == 0 and world % n == 0]:
         for pipeline in [n for n in _divisors(world // tensor, min(arch.layers, 32))]:
@@ -165,5 +174,3 @@ def _engines(
                 "rollout.sglang.expert_parallel": 1,
                 "rollout.sglang.colocated": rollout_nodes == 0,
             }
-
-

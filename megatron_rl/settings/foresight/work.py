@@ -1,6 +1,7 @@
 """What a step of RL has to compute: its tokens, micro-batches and model FLOPs. Imports no torch."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.algorithms.published import PUBLISHED, settled
@@ -80,7 +81,7 @@ def workload(config: Config, tokens: float | None = None) -> Workload:
 
 
 def scored(config: Config) -> list[str]:
-    """The roles whose forward passes a step of RL has besides its updates; of a user's algorithm those by its options."""
+    """The roles that a step of RL has scored beside its updates; of a user's algorithm those that options tell."""
     algorithm, found = settled(config.algorithm), []
     needs = PUBLISHED[algorithm.name].needs if algorithm.name in PUBLISHED else frozenset()
     early = algorithm.minibatches > 1 or algorithm.kl_in == "reward" or "teacher" in needs
@@ -112,12 +113,12 @@ def most_tokens(config: Config) -> int:
     return most
 
 
-def micro_batches(actor: ActorConfig, load: Workload) -> tuple[int, float]:
-    """How many a rank has in one pass over all rows, at the mean lengths, and the tokens of each on a rank."""
-    share = load.rows * load.length / (actor.data_parallel * actor.context_parallel)
-    size = min(actor.micro_batch_tokens, share) if actor.packing else load.length / actor.context_parallel
+def micro_batches(actor: ActorConfig, load: Workload, length: float) -> tuple[int, float]:
+    """How many a rank has in one pass over all rows of so many tokens each, and the tokens of each on a rank."""
+    share = load.rows * length / (actor.data_parallel * actor.context_parallel)
     passes = max(load.updates // load.passes, 1)  # mini-batches, which share no micro-batch
-    count = passes * max(round(-(-share / passes // size)), 1)
+    size = min(actor.micro_batch_tokens, share / passes) if actor.packing else length / actor.context_parallel
+    count = passes * max(ceil(share / passes / size - 1e-9), 1)
     if actor.virtual_pipeline > 1:
         count = -(-count // actor.pipeline_parallel) * actor.pipeline_parallel
     return count, share / count
