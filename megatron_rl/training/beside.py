@@ -1,5 +1,6 @@
 """How long the phases of RL's steps take, beside how long they were predicted to, and why where these are far apart."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -45,7 +46,7 @@ class Beside:
         """Seconds by phase, in the mean over steps; without what was never done."""
         found = {name: self._median(f"time/{name}") for name in ("generate", "reward", "score", "reference", "swap")}
         found["update"] = max(self._median("time/update") - found["score"] - found["reference"], 0.0)
-        return {name: value for name, value in found.items() if value} | {"step": self._median("time/step")}
+        return {name: value for name, value in found.items() if value > 5e-4} | {"step": self._median("time/step")}
 
     def predicted(self) -> Step | None:
         """Of steps with completions as long as they were; None of a GPU whose speed is not known."""
@@ -92,12 +93,15 @@ class Beside:
         if low and actor.pipeline_parallel > 1:
             found.append(f"a pipeline of {actor.pipeline_parallel} stages waits at its ends")
         busy = actor.sizes().world * actor.threads + (rollout.engines * rollout.threads if step.overlapped else 0)
-        if not on_gpu and busy > (cores := machine.cores()):
+        cores = machine.cores()
+        if not on_gpu and busy > cores:
             found.append(f"{busy} threads share {cores} cores")
+        elif not on_gpu and slow and os.getloadavg()[0] > FAR * cores:
+            found.append(f"other work on the machine: {os.getloadavg()[0]:.1f} processes want {cores} cores")
         if "generate" in slow and rollout.engine == "embedded" and on_gpu:
             found.append("the embedded engine generates on the CPU")
         if slow and not found:
-            found.append(f"{', '.join(slow)} slower than assumed: other work on the machine, or slower links")
+            found.append(f"{', '.join(slow)} slower than assumed")
         return found
 
     def data(self) -> dict[str, Any]:

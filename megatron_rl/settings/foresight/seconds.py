@@ -40,11 +40,12 @@ class Assumed:
     update: float = 20e-3  # host seconds of an update beside its passes
     hashed: float = 225e9  # bytes/s at which the owners' weights are hashed in a swap
     swap: float = 0.02  # seconds of a swap's messages
+    wide: float = 1.6  # times as long: sums in float64 (rollout.embedded.true_on_policy)
 
 
 ON_GPU = Assumed(executed=0.49)
 ON_CPU = Assumed(
-    executed=0.5,
+    executed=0.3,
     experts=0.5,
     decoding=0.35,
     bandwidth=1.0,
@@ -93,17 +94,18 @@ def assumed(on: Hardware) -> Assumed:
 def seconds(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float) -> Step:
     """Of one step on this hardware, whose peak is known; ``running``: sequences that an engine has room for."""
     forward, update, mfu, size = learning(config, arch, on, load)
+    wide = assumed(on).wide if config.rollout.true_on_policy else 1.0
     roles = scored(config)
     apart = on.host if on.gpus else float("inf")
     copied = max(held(arch, config.actor.sizes(), 0).all * WEIGHT_BYTES[config.model.dtype] / apart, 0.0)
     return Step(
-        generate=generating(config, arch, on, load, running) if config.generates() else 0.0,
-        score=forward * sum(role != "reference" for role in roles),
-        reference=(forward + copied) if "reference" in roles else 0.0,
-        update=update * (2 if "critic" in roles else 1),
+        generate=wide * generating(config, arch, on, load, running) if config.generates() else 0.0,
+        score=wide * forward * sum(role != "reference" for role in roles),
+        reference=(wide * forward + copied) if "reference" in roles else 0.0,
+        update=wide * update * (2 if "critic" in roles else 1),
         swap=_swapping(config, arch, on) if config.generates() else 0.0,
         overlapped=config.rollout.staleness > 0,
-        mfu=mfu,
+        mfu=mfu / wide,
         micro_batch=size,
     )
 
