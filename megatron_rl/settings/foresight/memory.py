@@ -47,9 +47,13 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """At the fullest moment of a step; without engines. A process on a CPU keeps the heap that activations took."""
-        learning = self.states + self.activations + max(self.logits, self.backward, self.exchange)
-        return max(learning, self.states + self.reference) if self.on_gpu else learning
+        """At the fullest moment of a step; without engines.
+
+        A process on a CPU keeps the heap that layers took, in both passes; only large blocks come and go.
+        """
+        if self.on_gpu:
+            return self.states + max(self.activations + max(self.logits, self.backward), self.reference)
+        return self.states + self.activations + self.backward + max(self.logits, self.exchange)
 
     def parts(self) -> dict[str, float]:
         """By name."""
@@ -117,7 +121,7 @@ def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: 
         optimizer=trained * _optimizer(own.dense, own.experts, sizes, item),
         activations=tokens * inside * item * under_way + ends,
         logits=head,
-        backward=tokens * backward * item + item * matrix(arch, sizes.tensor) * int(stage == 0),
+        backward=tokens * backward * item,
         exchange=copies * own.all * GRADIENT_BYTES * trained,
         reference=own.all * item * (max(frozen, int(adapted)) if not on.gpus else min(frozen, 1)),
         beside=0.0,
