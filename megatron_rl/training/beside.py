@@ -14,7 +14,7 @@ from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.settings.foresight.forecast import foreseen, spelled
 from megatron_rl.settings.foresight.hardware import Hardware, of_name, on_cpu
-from megatron_rl.settings.foresight.seconds import Step
+from megatron_rl.settings.foresight.seconds import ON_GPU, Step
 from megatron_rl.settings.foresight.work import workload
 from megatron_rl.system import machine
 
@@ -82,7 +82,7 @@ class Beside:
         actor, rollout, found = self.config.actor, self.config.rollout, []
         slow = [name for name in ("generate", "update", "swap") if took.get(name, 0) > FAR * step.phases()[name]]
         on_gpu = self.on is not None and self.on.gpus > 0
-        low = step.mfu < 0.5 * 0.49 or self._median("mfu") < step.mfu / FAR
+        low = (on_gpu and step.mfu < ON_GPU.executed / 2) or self._median("mfu") < step.mfu / FAR
         if low and not actor.packing:
             found.append("packing off")
         if low and step.micro_batch < _SMALL[on_gpu]:

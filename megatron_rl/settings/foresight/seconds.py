@@ -36,7 +36,8 @@ class Assumed:
     bandwidth: float = 0.8  # share of the memory's bandwidth while weights and caches are read
     links: float = 0.75  # share of NVLink's, PCIe's and the network's
     layer_pass: float = 1.5e-3  # host seconds of a layer's forward and backward pass for a micro-batch
-    decoding_layer: float = 2e-5  # host seconds of a layer in a decoding step
+    decoding_layer: float = 3e-5  # seconds of a layer in a decoding step beside its bytes and products
+    meeting: float = 2.4e-5  # seconds in which the workers of an engine meet in a layer
     update: float = 20e-3  # host seconds of an update beside its passes
     hashed: float = 225e9  # bytes/s at which the owners' weights are hashed in a swap
     swap: float = 0.02  # seconds of a swap's messages
@@ -208,7 +209,9 @@ def generating(config: Config, arch: Architecture, on: Hardware, load: Workload,
     def decode(sequences: float, context: float) -> float:
         bytes_read = read + sequences * context * token_bytes(arch, item)
         computed = sequences * (2 * active(arch) + attention_flops(arch, 2 * context)) / peak
-        return max(bytes_read / wide, computed) + assume.decoding_layer * arch.layers * (1.5 if tensor > 1 else 1)
+        return max(bytes_read / wide, computed) + arch.layers * (
+            assume.decoding_layer + (assume.meeting if tensor > 1 else 0)
+        )
 
     prefill = rows / load.group * load.prompt * 2 * active(arch) / peak
     steady = rounds * load.completion * decode(batch, load.prompt + load.completion / 2)

@@ -166,7 +166,7 @@ def _engines(
         sizes = EngineSizes(tensor=tensor, expert=1)
         if not engine_violations(hf_config, sizes):
             yield {
-                "launch.nodes": on.nodes,
+                "launch.nodes": on.nodes if on.nodes > 1 else config.launch.nodes,
                 "launch.rollout_nodes": rollout_nodes,
                 "rollout.engine": "sglang",
                 "rollout.engines": gpus // tensor,

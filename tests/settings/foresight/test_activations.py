@@ -86,5 +86,8 @@ def test_a_shape_by_hand() -> None:
 def test_recomputation_keeps_less(shape: dict, reach: float) -> None:
     for repeated in (True, False):
         kernels = Kernels(False, repeated, True, reach)
-        sizes = [kept(read_architecture(shape), ParallelSizes(), kernels, how, False) for how in ("full", "selective", "none")]
+        sizes = [
+            kept(read_architecture(shape), ParallelSizes(), kernels, how, False)
+            for how in ("full", "selective", "none")
+        ]
         assert sizes == sorted(sizes) and sizes[0] < sizes[1] < sizes[2]

@@ -33,7 +33,7 @@ def test_names_of_drivers(driver: str, name: str) -> None:
 
 def test_unknown_names() -> None:
     assert of_name("NVIDIA X1") is None and of_name("Tesla V100-SXM2-32GB") is None
-    with pytest.raises(InputError, match="--gpu h1000 is not known; it can be a100-40, .*cpu"):
+    with pytest.raises(InputError, match=r"--gpu h1000 is not known; it can be a100-40, .*cpu"):
         named("h1000")
 
 

@@ -14,7 +14,9 @@ from tests.settings.foresight.shapes import LLAMA, MIXTURE, QWEN2, QWEN3_8B, QWE
 
 SIZES = [
     ParallelSizes(tensor=tensor, pipeline=pipeline, data=data, expert=expert, expert_tensor=cut, virtual=virtual)
-    for tensor, pipeline, data, expert, cut, virtual in itertools.product((1, 2, 4), (1, 2, 4), (1, 2), (1, 2), (1, 2), (1, 2))
+    for tensor, pipeline, data, expert, cut, virtual in itertools.product(
+        (1, 2, 4), (1, 2, 4), (1, 2), (1, 2), (1, 2), (1, 2)
+    )
 ] + [ParallelSizes(pipeline=3, first_stage=1, last_stage=1), ParallelSizes(context=2, data=2)]
 
 

@@ -65,7 +65,7 @@ def test_generation_by_hand() -> None:
     weights = 2 * whole(ARCH)
 
     def step(sequences: float, context: float) -> float:
-        return (weights + sequences * context * cached) / (0.8 * 3.35e12) + 36 * 2e-5
+        return (weights + sequences * context * cached) / (0.8 * 3.35e12) + 36 * 3e-5
 
     prefill = 32 * 512 * 2 * active(ARCH) / (0.6 * 989e12)
     expected = prefill + 1024 * step(256, 512 + 512) + 1024 * step(25.6, 512 + 1024)
@@ -86,8 +86,8 @@ def test_what_makes_updates_slower() -> None:
     config = of_8b()
     load = workload(config)
     fast = learning(config, ARCH, H100, load)[1]
-    config.actor.micro_batch_tokens = 512
-    assert learning(config, ARCH, H100, load)[1] > 1.2 * fast
+    config.actor.micro_batch_tokens = 256
+    assert learning(config, ARCH, H100, load)[1] > 2 * fast
     config = of_8b()
     config.actor.packing = False
     assert learning(config, ARCH, H100, load)[3] == 1536
