@@ -63,7 +63,7 @@ class Forecast:
         else:
             found["predicted"] = f"{readable(self.peak)} in the fullest trainer process, beyond its libraries"
         found["a rank"] = held
-        if self.engine_weights and on.gpus:
+        if self.engine_cache:
             found["an engine"] = (
                 f"{readable(self.engine_weights)} of weights a GPU, {readable(self.engine_cache)} for keys and values: "
                 f"{self.running:.0f} sequences at a time" + (", on a trainer's GPU" if self.together else "")

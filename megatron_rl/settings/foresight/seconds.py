@@ -12,7 +12,7 @@ from math import ceil
 from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.settings.footprint import WEIGHT_BYTES
-from megatron_rl.settings.foresight.hardware import Hardware
+from megatron_rl.settings.foresight.hardware import Hardware, on_cpu
 from megatron_rl.settings.foresight.held import active, held, stage_layers, whole
 from megatron_rl.settings.foresight.work import (
     Workload,
@@ -55,6 +55,7 @@ ON_CPU = Assumed(
     decoding_layer=7e-4,
     hashed=20e9,
 )
+_A_CPU = 1e11  # FLOP/s of one thread beside GPUs
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,11 @@ def token_bytes(arch: Architecture, item: int) -> int:
 
 def generating(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float) -> float:
     """Until the last completion is done: the engines' throughput, or the longest completion alone."""
-    rollout, assume, item = config.rollout, assumed(on), WEIGHT_BYTES[config.model.dtype]
+    rollout, item = config.rollout, WEIGHT_BYTES[config.model.dtype]
     on_gpus = on.gpus > 0 and rollout.engine == "sglang"
+    if on.gpus and not on_gpus:
+        on = on_cpu(_A_CPU, rollout.threads)
+    assume = assumed(on)
     tensor = rollout.sglang.tensor_parallel if rollout.engine == "sglang" else 1
     rows = ceil(load.rows / rollout.engine_count)
     rounds = ceil(rows / max(min(rollout.max_running, running), 1.0))

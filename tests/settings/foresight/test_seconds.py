@@ -113,6 +113,8 @@ def test_a_whole_step() -> None:
     config.rollout.staleness = 1
     beside = seconds(config, ARCH, H100, load, 256.0)
     assert beside.step == max(step.generate, step.learn) + step.swap
+    config.rollout.staleness, config.rollout.engine = 0, "embedded"  # beside the GPU, on a CPU
+    assert seconds(config, ARCH, H100, load, 256.0).generate > 50 * step.generate
     config.run.steps = 0
     config.evaluation.prompts = 0
     assert seconds(config, ARCH, H100, load, 256.0).generate == 0
