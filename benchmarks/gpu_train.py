@@ -1,13 +1,15 @@
 """Update steps of the actor at a real shape on one GPU: tokens a second, model FLOPs and peak memory.
 
     python -m benchmarks.gpu_train [--shape qwen3-4b] [--layers N] [--length 4096] [--tokens 16384] [--micro-batches 2]
-                                   [--steps 3] [key=value of actor ...]
+                                   [--steps 3] [--compare-head] [--dry-run] [key=value of actor ...]
 
 Random weights; every row is one sequence of --length tokens, of which all but the first are trained (log-probs, entropy
 and the clipped objective), packed to --tokens a micro-batch. Figures are of the fastest and the median step after one
 that is not counted. MFU is model FLOPs (Megatron's count: products and causal attention, three times for forward and
 backward, nothing for what is computed again) over the GPU's dense bfloat16 peak, 989 TFLOP/s on an H100 or H200,
-whatever the precision. The head's share is its forward and backward pass measured alone.
+whatever the precision. The head's share is its forward and backward pass measured alone, and what of it is not its
+three products (logits and both gradients); --compare-head measures it with torch's operations instead of its kernels
+too, and whole steps with these. A dry run takes a tiny shape.
 """
 
 import argparse
@@ -21,6 +23,8 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.gpu_head import best_seconds, products, torch_operations
+from benchmarks.gpu_shapes import SHAPES
 from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.micro_batch import MicroBatch
@@ -28,29 +32,6 @@ from megatron_rl.actor.modules.logprobs import token_logprobs
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.training.throughput import peak_flops, update_flops
-
-COMMON: dict[str, Any] = {
-    "model_type": "qwen3",
-    "architectures": ["Qwen3ForCausalLM"],
-    "num_key_value_heads": 8,
-    "num_attention_heads": 32,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "num_hidden_layers": 36,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "max_position_embeddings": 40960,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-4b": COMMON | {"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
-    "qwen3-8b": COMMON | {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False},
-    "tiny": COMMON
-    | {
-        **{"hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": True, "vocab_size": 512},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2},
-    },
-}
 
 
 class RandomActor(Actor):
@@ -95,6 +76,26 @@ def head_seconds(actor: Actor, tokens: int) -> float:
     return best
 
 
+def products_seconds(actor: Actor, tokens: int) -> float:
+    """The output layer's three products alone, that no head can do without: what is model FLOPs of it."""
+    weight = actor.chunks[0].output_matrix().detach()
+    hidden = torch.randn(tokens, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    return best_seconds(lambda: products(hidden, weight, actor.config.logprob_chunk, again=False), 3)
+
+
+def step_seconds(actor: Actor, batch: list[TrainingRow], steps: int) -> tuple[list[float], dict[str, float]]:
+    """Of so many update steps, and what the last one says."""
+    times: list[float] = []
+    metrics: dict[str, float] = {}
+    for _ in range(steps):
+        accelerator.synchronize()
+        started = time.perf_counter()
+        metrics = actor.update(actor.pack(batch), objective, lr=1e-6)
+        accelerator.synchronize()
+        times.append(time.perf_counter() - started)
+    return times, metrics
+
+
 def rows(count: int, length: int, vocab: int) -> list[TrainingRow]:
     random = np.random.default_rng(0)
     made = []
@@ -118,8 +119,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--micro-batches", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--compare-head", action="store_true", help="with torch's operations in the head too")
+    parser.add_argument("--dry-run", action="store_true", help="a tiny shape")
     parser.add_argument("overrides", nargs="*", help="key=value of actor")
     options = parser.parse_args()
+    if options.dry_run:
+        options.shape, options.layers, options.length, options.tokens = "tiny", 1, 64, 256
     shape = SHAPES[options.shape] | ({"num_hidden_layers": options.layers} if options.layers else {})
     chosen = OmegaConf.merge(OmegaConf.structured(ActorConfig), OmegaConf.from_dotlist(options.overrides))
     config: Any = OmegaConf.to_object(chosen)
@@ -129,15 +134,10 @@ def main() -> None:
     actor.new_optimizer(config.optimizer)
     count = options.tokens * options.micro_batches // options.length
     batch = rows(count, options.length, shape["vocab_size"])
-    times = []
-    for _ in range(options.steps + 1):
-        accelerator.synchronize()
-        started = time.perf_counter()
-        metrics = actor.update(actor.pack(batch), objective, lr=1e-6)
-        accelerator.synchronize()
-        times.append(time.perf_counter() - started)
+    times, metrics = step_seconds(actor, batch, options.steps + 1)
     peak = torch.cuda.max_memory_allocated() / 2**30 if accelerator.on_gpu() else 0.0
     head = head_seconds(actor, options.tokens) * options.micro_batches
+    least = products_seconds(actor, options.tokens) * options.micro_batches
     trained, flops = count * (options.length - 1), update_flops(actor.arch, batch)
     best, middle = min(times[1:]), statistics.median(times[1:])
     found = {
@@ -158,9 +158,15 @@ def main() -> None:
         "step_seconds": [round(t, 4) for t in times],
         "peak_gib": round(peak, 2),
         "head_share": round(head / middle, 4),
+        "head_share_beside_its_products": round((head - least) / middle, 4),
         "loss": metrics["loss"],
         "grad_norm": metrics["grad_norm"],
     }
+    if options.compare_head:
+        with torch_operations():
+            slower = statistics.median(step_seconds(actor, batch, options.steps)[0])
+            head = head_seconds(actor, options.tokens) * options.micro_batches
+        found |= {"torch_head_tokens_per_second": round(trained / slower), "torch_head_share": round(head / slower, 4)}
     print(json.dumps(found), flush=True)
     groups.shutdown()
 

@@ -9,6 +9,9 @@ the maximum over its holders. So quantising shards gives the bits of quantising 
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -24,6 +27,7 @@ from megatron_rl.resharding.layouts.fp8 import (
     tile_size,
     touched,
 )
+from megatron_rl.system import machine
 
 __all__ = [
     "LARGEST",
@@ -167,6 +171,7 @@ class ShardQuantiser:
         self.boxes = [canonical_box(tensors[s.tensor], s.start, s.shape) for s in self.segments]
         self.sizes = [tile_size(tensors[s.tensor].shape, block) for s in self.segments]
         self.cut = {name: scale_shape(tensors[name].shape, block) for name in cut_tensors(layout, names, block)}
+        self._tiles: Any = None  # the kernels' tables, of the first call's dtype and device
 
     def __call__(
         self, parameters: Mapping[str, torch.Tensor], reduce_max: Callable[[torch.Tensor], object]
@@ -178,6 +183,30 @@ class ShardQuantiser:
         (``partial(dist.all_reduce, op=dist.ReduceOp.MAX)``); it is called once by all ranks or, where no boundary
         cuts a tile, by none.
         """
+        offered = dict(parameters)
+        for local in {s.local for s in self.segments}:
+            offered[local] = torch.empty_like(parameters[local], dtype=torch.float8_e4m3fn)
+        kernels = quantise_kernels(next(iter(parameters.values())).device)
+        dtypes = {parameters[s.local].dtype for s in self.segments}
+        if kernels and len(dtypes) == 1 and dtypes <= kernels.ELEMENTS.keys() and {*self.sizes} == {kernels.BLOCK}:
+            scales = self._by_kernels(kernels, parameters, offered, reduce_max)
+        else:
+            scales = self._by_torch(parameters, offered, reduce_max)
+        for s, box, size, found in zip(self.segments, self.boxes, self.sizes, scales, strict=True):
+            mine, count = owned(box, size)
+            if count[0] * count[1]:
+                first_tile = touched(box, size)[0]
+                inside = _part(found, ((mine[0] - first_tile[0], mine[1] - first_tile[1]), count))
+                offered[s.tensor + SCALE] = inside.contiguous()
+        return offered
+
+    def _by_torch(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        offered: Mapping[str, torch.Tensor],
+        reduce_max: Callable[[torch.Tensor], object],
+    ) -> list[torch.Tensor]:
+        """Fill what is offered; the scales of each segment's tiles."""
         held = [
             _view(parameters[s.local], s).reshape(shape)
             for s, (_, shape) in zip(self.segments, self.boxes, strict=True)
@@ -188,19 +217,43 @@ class ShardQuantiser:
         ]
         if self.cut:
             self._exchange(maxima, next(iter(parameters.values())).device, reduce_max)
-        offered = dict(parameters)
-        for local in {s.local for s in self.segments}:
-            offered[local] = torch.empty_like(parameters[local], dtype=torch.float8_e4m3fn)
-        for s, weight, box, size, found in zip(self.segments, held, self.boxes, self.sizes, maxima, strict=True):
-            scales = _scale(found)
-            quantised = _quantise(weight, box[0], scales, size)
+        scales = [_scale(found) for found in maxima]
+        for s, weight, box, size, found in zip(self.segments, held, self.boxes, self.sizes, scales, strict=True):
+            quantised = _quantise(weight, box[0], found, size)
             _view(offered[s.local].view(torch.uint8), s).copy_(quantised.view(torch.uint8).view(s.shape))
-            mine, count = owned(box, size)
-            if count[0] * count[1]:
-                first = touched(box, size)[0]
-                inside = _part(scales, ((mine[0] - first[0], mine[1] - first[1]), count))
-                offered[s.tensor + SCALE] = inside.contiguous()
-        return offered
+        return scales
+
+    def _by_kernels(
+        self,
+        kernels: ModuleType,
+        parameters: Mapping[str, torch.Tensor],
+        offered: Mapping[str, torch.Tensor],
+        reduce_max: Callable[[torch.Tensor], object],
+    ) -> list[torch.Tensor]:
+        """As ``_by_torch``: one launch for all tensors without a cut tile; for the others one before and one after the
+        exchange of maxima."""
+        first, cut = parameters[self.segments[0].local], [s.tensor in self.cut for s in self.segments]
+        if self._tiles is None:
+            matrices = [
+                kernels.matrix(s.shape, s.strides, s.offset, *box)
+                for s, box in zip(self.segments, self.boxes, strict=True)
+            ]
+            self._tiles = kernels.Tiles(matrices, cut, first.dtype, first.device)
+        tiles = self._tiles
+        room = torch.empty(sum(tiles.counts), dtype=torch.float32, device=first.device)
+        bases = [(parameters[s.local].data_ptr(), offered[s.local].data_ptr()) for s in self.segments]
+        addresses = tiles.addresses(bases, room.data_ptr())
+        tiles.quantise(addresses)
+        scales = [part.view(grid) for part, grid in zip(room.split(tiles.counts), tiles.grids, strict=True)]
+        if self.cut:
+            tiles.measure(addresses)
+            maxima = list(scales)
+            self._exchange(maxima, first.device, reduce_max)
+            for own, found, of_many in zip(scales, maxima, cut, strict=True):
+                if of_many:
+                    own.copy_(_scale(found))
+            tiles.cast(addresses)
+        return scales
 
     def _exchange(
         self, maxima: list[torch.Tensor], device: torch.device, reduce_max: Callable[[torch.Tensor], object]
@@ -224,3 +277,18 @@ class ShardQuantiser:
 def _part(grid: torch.Tensor, tiles: tuple[tuple[int, int], tuple[int, int]]) -> torch.Tensor:
     (row, col), (rows, cols) = tiles
     return grid[row : row + rows, col : col + cols]
+
+
+@cache
+def quantise_kernels(device: torch.device) -> ModuleType | None:
+    """The kernels for GPUs that convert to e4m3 (compute capability 8.9 or more), where Triton is there; None: torch
+    does the work."""
+    if (
+        device.type != "cuda"
+        or machine.installed("triton") is None
+        or torch.cuda.get_device_capability(device) < (8, 9)
+    ):
+        return None
+    from megatron_rl.resharding import quantise_kernels as kernels
+
+    return kernels

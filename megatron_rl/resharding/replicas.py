@@ -13,7 +13,7 @@ import torch
 from megatron_rl.resharding.execute import flat, source_hashes
 from megatron_rl.resharding.layout import Layout, row_major
 from megatron_rl.resharding.plan import Copy
-from megatron_rl.resharding.transports.device_hash import hash_on_device
+from megatron_rl.resharding.transports.device_hash import hashes_of
 
 
 class Replicas:
@@ -43,7 +43,8 @@ class Replicas:
         """The uint64 hashes of a rank's shared boxes; ``parameters`` by local name are contiguous."""
         tensors = {name: flat(p) for name, p in parameters.items()}
         if any(t.is_cuda for t in tensors.values()):
-            return hash_on_device(self._boxes[rank], tensors)
+            found = hashes_of(self._boxes[rank], tensors)
+            return found.finish(found.begin())
         return source_hashes(self._boxes[rank], tensors, None)
 
     def differing(self, hashes: Sequence[np.ndarray]) -> list[tuple[str, int, int]]:

@@ -24,7 +24,15 @@ from megatron_rl.errors import SwapError
 from megatron_rl.resharding.execute import box, flat
 from megatron_rl.resharding.layout import merged
 from megatron_rl.resharding.plan import Copy, Plan
-from megatron_rl.resharding.transports.device_hash import device_hashes, device_kernels, hash_keys, hash_on_device
+from megatron_rl.resharding.transports.device_hash import (
+    Hashes,
+    device_hashes,
+    device_kernels,
+    hash_keys,
+    hashes_of,
+    in_runs,
+    row_offsets,
+)
 from megatron_rl.resharding.transports.shared_memory import Place
 from megatron_rl.resharding.transports.transport import Dtypes, Owned
 
@@ -143,17 +151,30 @@ def make_batches(
     return list(found.values())
 
 
-def split_runs(batches: Sequence[Batch]) -> tuple[list[Batch], list[tuple[int, int, int]]]:
-    """What is left to torch; and of copies within one GPU that are one run on both sides, the addresses and bytes."""
-    left, runs = [], []
+def split_runs(batches: Sequence[Batch]) -> tuple[list[Batch], np.ndarray]:
+    """What is left to torch; and of copies within one GPU that are runs on both sides, the addresses and bytes."""
+    left, runs = [], [np.empty((0, 3), dtype=np.int64)]
     for batch in batches:
         source, place = batch.sources[0], batch.destinations[0]  # alike in all of a batch
-        alike = source.device == place.device and source.dtype == place.dtype
-        if alike and source.is_contiguous() and place.is_contiguous():
-            runs += [(s.data_ptr(), d.data_ptr(), s.nbytes) for s, d in zip(*batch, strict=True)]
-        else:
-            left.append(batch)
-    return left, runs
+        others = Batch([], [])
+        for pair in zip(*batch, strict=True):
+            if source.device == place.device and source.dtype == place.dtype and all(map(in_runs, pair)):
+                runs.append(_runs(*pair))
+            else:
+                others.sources.append(pair[0])
+                others.destinations.append(pair[1])
+        if others.sources:
+            left.append(others)
+    return left, np.concatenate(runs)
+
+
+def _runs(source: torch.Tensor, place: torch.Tensor) -> np.ndarray:
+    """Addresses to read and to write, and bytes (int64 [n, 3]), of two boxes of one shape that are runs."""
+    if source.is_contiguous() and place.is_contiguous():
+        return np.array([(source.data_ptr(), place.data_ptr(), source.nbytes)], dtype=np.int64)
+    width, length = source.element_size(), source.shape[-1]
+    begins = [t.data_ptr() + width * row_offsets(t) for t in (source, place)]
+    return np.stack([*begins, np.full(len(begins[0]), width * length)], 1)
 
 
 class Batched:
@@ -180,20 +201,22 @@ class Batched:
         if kernels := device_kernels(device):
             self._batches, runs = split_runs(self._batches)
             self._runs = kernels.Runs(runs, device)
-        self._landed = []
+        landed = []
         for c in copies:
             shape, (steps,) = merged(c.shape, c.destination_strides)
-            self._landed.append(box(destinations[c.destination], shape, steps, c.destination_offset))
-        self._keys = hash_keys(self._landed[0].device)
+            landed.append(box(destinations[c.destination], shape, steps, c.destination_offset))
+        self._keys = hash_keys(device)
+        self._landed = Hashes(landed, [place.dtype for place in landed], self._keys)
 
     def pull(self, version: int) -> np.ndarray:
-        """Copy, wait, and hash what landed (``device_hash``)."""
+        """Copy, hash what landed (``device_hash``), read again from the destinations, and wait for both."""
         if self._closed:
             raise SwapError(f"Version {version} cannot be read: this end was closed.")
         try:
             self.copy()
+            sums = self._landed.begin()
             self._wait(version)
-            return device_hashes(self._landed, [place.dtype for place in self._landed], self._keys)
+            return self._landed.finish(sums)
         except SwapError:
             raise
         except RuntimeError as error:
@@ -249,10 +272,13 @@ class HeldOnDevice:
         self._indices = np.array(plan.copies_from(rank), dtype=np.int64)
         self._copies = [plan.copies[i] for i in self._indices]
         self._tensors, self._dtypes = {name: flat(p) for name, p in parameters.items()}, dtypes
+        self._hashes: Hashes | None = None
 
     def push(self, version: int) -> Owned:
         """Hash what this rank owns (``device_hash``)."""
-        return self._indices, hash_on_device(self._copies, self._tensors, self._dtypes)
+        if self._hashes is None:
+            self._hashes = hashes_of(self._copies, self._tensors, self._dtypes)
+        return self._indices, self._hashes.finish(self._hashes.begin())
 
     def close(self) -> None:
         """Nothing to let go of."""

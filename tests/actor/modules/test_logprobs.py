@@ -1,9 +1,15 @@
 """Chunked log-probs and entropy against torch's own softmax, values and gradients."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from megatron_rl.actor.modules.logprobs import token_logprobs
+from tests.conftest import ROOT
 
 
 def plain(hidden, weight, targets, vocab_size, temperature):
@@ -59,3 +65,16 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
         logprobs, _ = token_logprobs(hidden, weight, torch.zeros(512, dtype=torch.int64), vocab_size=1000, chunk=16)
         logprobs.sum().backward()
     assert largest == 16 * 1000
+
+
+def test_kernels_do_what_torch_does() -> None:
+    """On one rank, and on two that share the vocabulary or the tokens."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("logprob_checks.py"))],
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

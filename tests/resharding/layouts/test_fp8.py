@@ -300,3 +300,15 @@ def test_two_processes_agree_on_the_scales_of_cut_tiles(tmp_path: Path) -> None:
     expected = quantised_model(hf, names, 128)
     assert landed.keys() == expected.keys() and scale_shape((160, 200)) == (2, 2)
     assert all(same(landed[name], expected[name]) for name in expected)
+
+
+def test_kernels_quantise_as_torch_does() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("quantise_checks.py"))],
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

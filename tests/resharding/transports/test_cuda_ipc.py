@@ -170,8 +170,8 @@ def test_what_runs_read_stays_mapped_until_the_end_is_closed(monkeypatch: pytest
     copied = []
 
     class Runs:
-        def __init__(self, runs: list[tuple[int, int, int]], device: torch.device) -> None:
-            self.runs = runs
+        def __init__(self, runs: np.ndarray, device: torch.device) -> None:
+            self.runs = runs.tolist()
 
         def copy(self) -> None:
             copied.extend(self.runs)
@@ -187,7 +187,7 @@ def test_what_runs_read_stays_mapped_until_the_end_is_closed(monkeypatch: pytest
     gc.collect()
     assert alive() is not None
     end.copy()
-    assert copied == [(address, wanted.data_ptr(), 24)]
+    assert copied == [[address, wanted.data_ptr(), 24]]
     end.close()
     gc.collect()
     assert alive() is None
