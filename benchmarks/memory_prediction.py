@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_train import COMMON, RandomActor, objective
+from benchmarks.gpu_shapes import COMMON
+from benchmarks.gpu_train import RandomActor, objective
 from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.foresight.hardware import on_cpu

@@ -97,7 +97,8 @@ def _foreseen(
     if options.suggest and hf_config:
 
         def sound(changed: Config) -> bool:
-            return not check(changed, contents=False, known=known).problems + check_hardware(changed, on)
+            said = check(changed, contents=False, known=known).problems + check_hardware(changed, on)
+            return set(said) <= set(found.problems)  # of the recipe, whatever its layout
 
         suggestions = suggest(config, hf_config, on, sound, options.tokens)
     return forecast, suggestions

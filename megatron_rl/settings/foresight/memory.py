@@ -20,6 +20,7 @@ from megatron_rl.settings.foresight.work import most_tokens, workload
 RUNTIME = 2.0e9  # bytes of a GPU that CUDA, cuBLAS and NCCL take for themselves; assumed
 FP8_WEIGHT = 1.0  # bytes a weight more: Transformer Engine's FP8 copy (measured: docs/planning.md)
 KERNELS = 30e6  # of a process on a CPU: what oneDNN compiles (measured)
+_TOGETHER = 8192  # tokens whose hidden states' gradients are multiplied at a time (actor.modules.logprobs)
 _MAPPED = 32 << 20  # system.machine.KEPT: smaller blocks come from the heap, which keeps the gaps between them
 
 
@@ -148,15 +149,16 @@ def _under_way(actor: ActorConfig, stage: int) -> float:
 
 
 def _head(actor: ActorConfig, arch: Architecture, item: int, tokens: int, on_gpu: bool) -> float:
-    """Log-probs of a chunk, in float32, and the output matrix's gradient: at the worst moment of the backward pass."""
+    """Log-probs of a chunk, and the gradients of the output matrix and of hidden states, at the worst moment."""
     if arch.scalar:
         return 4.0 * arch.hidden
     weight, rows = matrix(arch, actor.tensor_parallel), matrix(arch, actor.tensor_parallel) / arch.hidden
     logits = min(actor.logprob_chunk, tokens) * rows
     if not on_gpu and 4 * logits < _MAPPED:  # of every micro-batch's own size, which fit into no other's gaps
         logits *= 2
-    product = weight * (item + (4 if item < 4 else 0))  # of one chunk, and in float32
-    return 4 * weight + max(20 * logits, (12 + item) * logits + product)
+    each = item if on_gpu else 5 * 4  # Triton's kernels overwrite them; torch's operations make more, in float32
+    summed = (4 + item) * tokens + 4 * min(tokens, _TOGETHER) if tokens > actor.logprob_chunk else item * tokens
+    return item * weight + each * logits + summed * arch.hidden
 
 
 def _beside(config: Config, arch: Architecture, trained: bool) -> float:

@@ -18,6 +18,7 @@ from megatron_rl.settings.foresight.work import Workload, workload
 
 SHOWN = 5
 _TRIED = 24  # of the trainer's best layouts for each number of nodes, which engines are tried with
+_CHECKED = 100  # layouts, at most
 _RECOMPUTE = ("none", "selective", "full")
 _TOKENS = (4096, 8192, 16384, 32768, 65536)  # of a micro-batch
 _FREE = ("actor.recompute", "actor.micro_batch_tokens")  # layouts that differ in these alone are one, its best
@@ -66,7 +67,7 @@ def suggest(
                     found.append(Suggestion(options, forecast))
     found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
     chosen: dict[tuple[int | str | bool, ...], Suggestion] = {}
-    for each in found:
+    for each in found[:_CHECKED]:
         layout = tuple(value for key, value in each.options.items() if key not in _FREE)
         if len(chosen) < SHOWN and layout not in chosen and sound(applied(config, each.options)):
             own = {key: value for key, value in each.options.items() if value != _value(config, key)}

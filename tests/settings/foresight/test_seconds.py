@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.gpu_train import SHAPES
+from benchmarks.gpu_shapes import SHAPES
 from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.foresight.hardware import GPUS, named
