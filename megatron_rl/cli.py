@@ -18,7 +18,7 @@ from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_
 
 COMMANDS = {  # the module of megatron_rl.commands, and what it does
     "train": ("train", "run a recipe: starts, watches and ends every process"),
-    "check": ("check", "list everything that is wrong with a recipe on this machine; starts nothing"),
+    "check": ("check", "list what is wrong with a recipe, what it needs, and layouts that fit; starts nothing"),
     "plan": (
         "plan",
         "print how weights travel from the trainer to the engines, what it costs, and the proof; needs no weights",

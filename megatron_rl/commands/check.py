@@ -1,26 +1,133 @@
-"""``megatron-rl check``: everything that is wrong with a recipe on this machine, or what it would run."""
+"""``megatron-rl check``: everything that is wrong with a recipe, what it would run, and what that will need."""
 
 import argparse
+import contextlib
+import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from megatron_rl.commands.recipe import add_recipe, load_checked, print_warnings
+from megatron_rl.algorithms.registry import asked_of
+from megatron_rl.commands.recipe import add_recipe, checked, print_problems, print_warnings
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.settings.check import Findings, check
 from megatron_rl.settings.describe import describe
+from megatron_rl.settings.footprint import read_config
+from megatron_rl.settings.foresight.forecast import Forecast, foresee
+from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, this_machine
+from megatron_rl.settings.foresight.rules import check_hardware
+from megatron_rl.settings.foresight.suggest import Suggestion, suggest
+from megatron_rl.settings.model import check_critic
+from megatron_rl.system import machine
+from megatron_rl.system.files import read_json
 from megatron_rl.system.processes import BAD_INPUT
+
+EXAMPLES = """\
+examples:
+  megatron-rl check quickstart
+  megatron-rl check social_r1.qwen3_4b --gpu h100 --gpus 8 --model Qwen3-4B/config.json
+  megatron-rl check my.recipe launch.nodes=4 --gpu h200 --gpus 8 --suggest --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_recipe(parser)
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--gpu", metavar="NAME", help=f"answer for machines elsewhere: {', '.join(GPUS)} or cpu")
+    parser.add_argument("--gpus", metavar="N", type=int, help="with --gpu: GPUs of each node (8)")
+    parser.add_argument("--model", metavar="FILE", help="the config.json of a model whose folder is not here")
+    parser.add_argument("--tokens", metavar="N", type=float, help="mean length of a completion (half of the longest)")
+    parser.add_argument("--suggest", action="store_true", help="list layouts that fit, the fastest first")
+    parser.add_argument("--json", action="store_true", help="print plain data")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Returns 0, or 2 when something is wrong; starts nothing."""
-    if (checked := load_checked(options, sys.stdout)) is None:
-        return BAD_INPUT
-    config, found = checked
-    print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config)}")
-    for what, count in found.notes.items():
-        print(f"  note       {what}: {count}")
-    print_warnings(found.warnings, sys.stdout)
-    return 0
+    if options.gpus is not None and (not options.gpu or options.gpus < 1):
+        raise InputError(f"--gpus {options.gpus} goes with --gpu NAME and is 1 or more.")
+    if options.tokens is not None and not options.tokens >= 1:
+        raise InputError(f"--tokens {options.tokens:g} is the mean length of a completion: give 1 or more.")
+    if not options.gpu:
+        return _run(options, None)
+    on = named(options.gpu, gpus=options.gpus or 8)
+    with machine.standing_for((on.memory,) * on.gpus):
+        return _run(options, on)
+
+
+def _run(options: argparse.Namespace, on: Hardware | None) -> int:
+    known = _config_json(options.model) if options.model else None
+    config, found = checked(options, known)
+    nodes = max(config.launch.nodes, 1)
+    on = this_machine(nodes) if on is None else named(options.gpu, nodes, on.gpus)
+    found.problems += check_hardware(config, on)
+    forecast, suggestions = _foreseen(options, config, known, on, found)
+    if options.json:
+        print(json.dumps(_data(options, found, forecast, suggestions), indent=2))
+        return BAD_INPUT if found.problems else 0
+    if found.problems:
+        print_problems(options.recipe, found.problems, sys.stdout)
+    elif forecast is not None:
+        print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config, known)}")
+        for name, text in forecast.lines().items():
+            print(f"  {name:<11}{text}")
+        for what, count in found.notes.items():
+            print(f"  note       {what}: {count}")
+        print_warnings(found.warnings, sys.stdout)
+    if suggestions is not None:
+        print("\n".join(each.line() for each in suggestions) or "No layout fits.")
+    return BAD_INPUT if found.problems else 0
+
+
+def _foreseen(
+    options: argparse.Namespace, config: Config, known: dict[str, Any] | None, on: Hardware, found: Findings
+) -> tuple[Forecast | None, list[Suggestion] | None]:
+    """The forecast of a recipe without problems, and suggestions where they are asked for and can be made."""
+    hf_config: dict[str, Any] = {}
+    with contextlib.suppress(InputError):  # which check has found
+        hf_config = known or read_config(config.model)
+    forecast = suggestions = None
+    if not found.problems:
+        forecast = foresee(config, hf_config, on, options.tokens, **_beside(config, hf_config))
+        found.warnings += forecast.warnings()
+    if options.suggest and hf_config:
+
+        def sound(changed: Config) -> bool:
+            said = check(changed, contents=False, known=known).problems + check_hardware(changed, on)
+            return set(said) <= set(found.problems)  # of the recipe, whatever its layout
+
+        suggestions = suggest(config, hf_config, on, sound, options.tokens)
+    return forecast, suggestions
+
+
+def _beside(config: Config, hf_config: dict[str, Any]) -> dict[str, Mapping[str, Any] | None]:
+    """The config.json of models beside the policy."""
+    needs = asked_of(config.algorithm).needs if config.run.steps else frozenset()
+    critic = check_critic(config, hf_config)[0] if "value" in needs else None
+    teacher = read_hf_config(config.algorithm.teacher) if "teacher" in needs else None
+    return {"critic": critic, "teacher": teacher}
+
+
+def _config_json(file: str) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(Path(file), "--model takes the config.json of a model")
+    return content
+
+
+def _data(
+    options: argparse.Namespace, found: Findings, forecast: Forecast | None, suggestions: list[Suggestion] | None
+) -> dict[str, Any]:
+    """What ``--json`` prints: docs/planning.md."""
+    listed = [{"options": each.options, "line": each.line()} | each.forecast.data() for each in suggestions or []]
+    return {
+        "recipe": options.recipe,
+        "overrides": options.overrides,
+        "problems": found.problems,
+        "warnings": found.warnings,
+        "notes": found.notes,
+        "forecast": forecast.data() if forecast else None,
+        "suggestions": listed if suggestions is not None else None,
+    }

@@ -2,7 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TextIO
+from dataclasses import replace
+from typing import Any, TextIO
 
 from megatron_rl.config import Config
 from megatron_rl.settings.check import Findings, check
@@ -24,12 +25,18 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def load_checked(options: argparse.Namespace, to: TextIO) -> tuple[Config, Findings] | None:
     """The recipe with its overrides, and what was found; None after all that is wrong has been printed."""
-    config, problems = load(options.recipe, options.overrides)
-    found = check(config)
-    if problems := problems + found.problems:
-        print_problems(options.recipe, problems, to)
+    config, found = checked(options)
+    if found.problems:
+        print_problems(options.recipe, found.problems, to)
         return None
     return config, found
+
+
+def checked(options: argparse.Namespace, known: dict[str, Any] | None = None) -> tuple[Config, Findings]:
+    """The recipe with its overrides, and what was found; ``known`` as for ``check``."""
+    config, problems = load(options.recipe, options.overrides)
+    found = check(config, known=known)
+    return config, replace(found, problems=problems + found.problems)
 
 
 def print_problems(recipe: str, problems: Sequence[str], to: TextIO) -> None:

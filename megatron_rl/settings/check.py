@@ -1,6 +1,7 @@
 """Everything that is wrong with a configuration on this machine, found before anything is started. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from megatron_rl.algorithms.check import check_algorithm
 from megatron_rl.algorithms.pairs.check import check_preference, check_reward_model
@@ -15,7 +16,7 @@ from megatron_rl.settings import fit
 from megatron_rl.settings.across import check_across
 from megatron_rl.settings.contents import look
 from megatron_rl.settings.footprint import footprint
-from megatron_rl.settings.model import check_critic, check_model_folder, check_sizes
+from megatron_rl.settings.model import check_critic, check_model, check_sizes, has_tokenizer
 from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
 from megatron_rl.tracking.check import check_tracking
@@ -30,10 +31,12 @@ class Findings:
     notes: dict[str, int] = field(default_factory=dict)  # of the task: what it did to how many rows
 
 
-def check(config: Config, contents: bool = True) -> Findings:
+def check(config: Config, contents: bool = True, known: dict[str, Any] | None = None) -> Findings:
     """Every violation at once.
 
-    ``contents``: look at the tokenizer and the rows of the data too, which takes a few seconds.
+    ``contents``: look at the tokenizer and the rows of the data too, which takes a few seconds. ``known``: the
+    config.json of a model whose folder is elsewhere. Of hardware that is elsewhere too (``machine.standing_for``) the
+    GPUs count; packages, data and folders are this machine's.
     """
     broken, packages = violations(config), machine.package_problems()
     found = packages + list(broken.values())
@@ -47,7 +50,7 @@ def check(config: Config, contents: bool = True) -> Findings:
     if not any(key.startswith(("actor.", "rollout.", "launch.")) for key in broken):
         found += check_launch(config.launch, config.rollout, config.actor.sizes().world, config.generates())
     found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
-    hf_config, about_folder = check_model_folder(config.model, config.reward_model.steps > 0)
+    hf_config, about_folder = check_model(config, known)
     found += about_folder
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
         about_sizes, critic = check_sizes(config, hf_config), None
@@ -58,7 +61,9 @@ def check(config: Config, contents: bool = True) -> Findings:
         found += about_sizes
     notes: dict[str, int] = {}
     warnings = fit.warnings(config)
-    if contents and hf_config is not None and not packages + about_folder + about_data:
+    if contents and (known is not None or (machine.elsewhere() and not has_tokenizer(config.model))):
+        warnings.append("The tokenizer and the rows of the data were not looked at: the model's folder is not here.")
+    elif contents and hf_config is not None and not packages + about_folder + about_data:
         about_rows, notes, of_rows = look(config)
         found, warnings = found + about_rows, warnings + of_rows
     return Findings(list(dict.fromkeys(found)), warnings, notes)

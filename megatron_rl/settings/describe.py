@@ -1,6 +1,7 @@
 """What a configuration would run, in a few lines."""
 
 from pathlib import Path
+from typing import Any
 
 from megatron_rl.config import Config
 from megatron_rl.data.config import DataConfig
@@ -10,10 +11,13 @@ from megatron_rl.settings.footprint import footprint, read_config, readable
 from megatron_rl.system import machine
 
 
-def describe(config: Config) -> str:
-    """The processes, batches, lengths and needs of a configuration that has no violation."""
+def describe(config: Config, known: dict[str, Any] | None = None) -> str:
+    """The processes, batches, lengths and needs of a configuration that has no violation.
+
+    ``known``: the config.json of a model whose folder is elsewhere.
+    """
     actor, rollout, algorithm, run, sft = config.actor, config.rollout, config.algorithm, config.run, config.sft
-    path, hf_config = config.model.path, read_config(config.model)
+    path, hf_config = config.model.path, known or read_config(config.model)
     needed = footprint(config, hf_config)
     world = config.actor.sizes().world
     completions = rollout.prompts_per_step * rollout.group_size

@@ -33,7 +33,9 @@ def check_run_folder(run: RunConfig) -> list[str]:
 
 
 def check_fit(config: Config, needed: Footprint) -> list[str]:
-    """What this machine lacks for a run that needs at least so much."""
+    """What this machine lacks for a run that needs at least so much; of one that is elsewhere, which GPUs it lacks."""
+    if machine.elsewhere():
+        return _gpus(config, needed)
     return _gpus(config, needed) + _memory(config, needed) + machine.shared_memory_problems() + _disk(config, needed)
 
 
@@ -50,23 +52,25 @@ def warnings(config: Config) -> list[str]:
 
 def _gpus(config: Config, needed: Footprint) -> list[str]:
     found, gpus, world = [], machine.gpus(), len(needed.ranks)
-    if gpus and world > len(gpus):
+    nodes = max(config.launch.nodes, 1) - config.launch.rollout_nodes
+    if gpus and world > len(gpus) * nodes:
+        have = "this machine has" if nodes == 1 else f"{nodes} nodes have"
         found.append(
-            f"The parallel sizes make {world} ranks (tensor x pipeline x context x data), and this machine has "
-            f"{_counted(len(gpus), 'GPU')} to give each rank one: lower a size."
+            f"The parallel sizes make {world} ranks (tensor x pipeline x context x data), and {have} "
+            f"{_counted(len(gpus) * nodes, 'GPU')} to give each rank one: lower a size."
         )
     if config.actor.fp8 != "none" and config.model.dtype != "bfloat16":
         found.append(f"actor.fp8={config.actor.fp8} needs model.dtype=bfloat16; it is {config.model.dtype}.")
     if config.actor.fp8 != "none" and not gpus:
         found.append(f"actor.fp8={config.actor.fp8} needs an NVIDIA GPU; there is none. Use actor.fp8=none.")
-    elif config.actor.fp8 != "none" and not machine.installed("transformer-engine"):
+    elif config.actor.fp8 != "none" and not (machine.elsewhere() or machine.installed("transformer-engine")):
         found.append(f'actor.fp8={config.actor.fp8} needs Transformer Engine: pip install "megatron-rl[te]".')
     if gpus and max(needed.ranks) > min(gpus):
         found.append(
             f"A rank needs at least {readable(max(needed.ranks))} for weights, gradients and optimiser, and a GPU has "
             f"{readable(min(gpus))}: shard further (actor.tensor_parallel, .pipeline_parallel or .data_parallel)."
         )
-    return found or _gpus_of_engines(config, needed)
+    return found or (_gpus_of_engines(config, needed) if config.launch.nodes < 2 else [])
 
 
 def _gpus_of_engines(config: Config, needed: Footprint) -> list[str]:

@@ -1,5 +1,6 @@
 """The model's folder, and whether its sizes can be trained and served as configured. Imports no torch."""
 
+from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor.config import ModelConfig
@@ -10,10 +11,31 @@ from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.families.table import scalar_head
 from megatron_rl.resharding.folders.check import config_problems, folder_problems
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
+from megatron_rl.system import machine
 
 MOST_RANKS = 1 << 16  # of a layout that is drawn up in no time
+
+
+def check_model(config: Config, known: dict[str, Any] | None = None) -> tuple[dict[str, Any] | None, list[str]]:
+    """``check_model_folder`` of the model that a run starts from, or of one ``known`` by its config.json alone."""
+    rewards = config.reward_model.steps > 0
+    if known is not None:
+        return check_model_folder(ModelConfig(architecture=known), rewards)
+    if machine.elsewhere() and config.model.path and not config.model.architecture:  # its weights may be there only
+        try:
+            return check_model_folder(ModelConfig(architecture=read_hf_config(config.model.path)), rewards)
+        except InputError as error:
+            return None, [f"{error} For a model that is elsewhere give its config.json: --model FILE."]
+    return check_model_folder(config.model, rewards)
+
+
+def has_tokenizer(model: ModelConfig) -> bool:
+    """Whether there is a tokenizer to look at: the task's own, or one in the model's folder."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    return not model.path or any((Path(model.path) / name).exists() for name in names)
 
 
 def check_model_folder(model: ModelConfig, rewards: bool = False) -> tuple[dict[str, Any] | None, list[str]]:

@@ -10,6 +10,8 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,32 @@ print(*(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cu
 """
 
 
-@functools.cache
+_elsewhere: ContextVar[tuple[int, ...] | None] = ContextVar("the GPUs of a machine that is elsewhere", default=None)
+
+
+@contextlib.contextmanager
+def standing_for(others: tuple[int, ...]) -> Iterator[None]:
+    """Inside, ``gpus`` are those of a machine that is elsewhere, for which a run is checked."""
+    token = _elsewhere.set(others)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def elsewhere() -> bool:
+    """Whether it is another machine that is asked about: of this one's memory, disk and kernels nothing follows."""
+    return _elsewhere.get() is not None
+
+
 def gpus() -> tuple[int, ...]:
     """Memory in bytes of each GPU that a process started here computes on; empty without one or with a CPU torch."""
+    others = _elsewhere.get()
+    return _own_gpus() if others is None else others
+
+
+@functools.cache
+def _own_gpus() -> tuple[int, ...]:
     if "+cpu" in (installed("torch") or "+cpu"):
         return ()
     return _listed_gpus() or _found_gpus()
@@ -52,6 +77,25 @@ def _listed_gpus() -> tuple[int, ...]:
         chosen = [name.strip() for name in visible.split(",") if name.strip()]
         found = [gpu for i, gpu in enumerate(found) if str(i) in chosen or gpu[0].startswith(tuple(chosen))]
     return tuple(int(memory) * 2**20 for _, memory in found)
+
+
+def gpu_name() -> str:
+    """What the driver calls the first of this machine's GPUs; empty where nvidia-smi does not say."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace")
+    return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else ""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return psutil.virtual_memory().total
 
 
 def _found_gpus() -> tuple[int, ...]:
@@ -196,6 +240,6 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in RECORDED if (found := installed(name))},
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "gpus": len(gpus()),
     }

@@ -158,6 +158,8 @@ TIME = {
     "time/generate": Metric("seconds", "in which the step's completions were generated; may overlap earlier steps"),
     "time/reward": Metric("seconds", "in which they were scored after that", "far below `time/generate`"),
     "time/update": Metric("seconds", "of all passes over the actor and its optimiser's steps"),
+    "time/score": Metric("seconds", "of it: the policy's own log-probs before updates, a teacher's, a critic's values"),
+    "time/reference": Metric("seconds", "of it: the reference's log-probs"),
     "time/evaluate": Metric("seconds", "of an evaluation, in its own row"),
     "time/checkpoint": Metric("seconds", "of the checkpoint written before the step: in the row that follows it"),
     "memory/host_gb": Metric("10^9 bytes", "resident memory of rank 0, shared memory included", "steady"),

@@ -46,6 +46,7 @@ from megatron_rl.tracking.metrics import Metrics
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.alarms import Alarms
 from megatron_rl.training.batch import Step
+from megatron_rl.training.beside import Beside
 from megatron_rl.training.progress import Progress
 from megatron_rl.training.stages.stage import Stage
 from megatron_rl.training.supply import Supply
@@ -78,6 +79,7 @@ class Controller:
         parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
         self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
         self.alarms = Alarms(config.alarms)
+        self.beside = Beside(config, self.arch, self.peak_flops)
         self.held_out = HeldOut(self.supply.held_out(), config.evaluation)
         suites = config.evaluation.suites if config.generates() else {}
         self.suites = Suites(suites, Speech(self.tokenizer, self.end_tokens), config.rewards, config.run.seed)
@@ -142,7 +144,15 @@ class Controller:
         self.records.completions(at.step, self._rows(self._step.rollouts, credit))
         self.shown[at.stage].step(at.step - 1, metrics)
         at.cursors[at.stage] = self._step.cursor
+        if self._step.rollouts and self.beside.add(metrics, self._step.rollouts):
+            self._compare()
         self._alarmed = self.alarms.look(metrics) if self._step.rollouts else []
+
+    def _compare(self) -> None:
+        """Show how long steps take, beside what was predicted, and keep it."""
+        if found := self.beside.told():
+            print("\n".join(found), flush=True)
+            self.run.update_manifest(foreseen=self.beside.data())
 
     def _utilisation(self, at: Progress, seconds: float) -> dict[str, float]:
         epochs = self.config.algorithm.epochs if at.stage == "rl" else 1
@@ -213,6 +223,7 @@ class Controller:
         """Print the summary of a run that is complete."""
         self.settle(at)
         print()
+        self._compare()
         if table := heldout_table(at.evaluations, len(self.held_out.examples)):
             print(table)
         swaps = at.version + 1

@@ -49,7 +49,10 @@ RUNS: dict[str, list[str]] = {  # what is added to a command, by how it begins
     "megatron-rl": [],
     "python tools/make_tiny_model.py": [],
 }
-ENDS_WITH_2 = ("megatron-rl check social_r1.qwen3_4b",)  # no such model is here
+ENDS_WITH_2 = (  # no such model is here, or no data
+    "megatron-rl check social_r1.qwen3_4b",
+    "megatron-rl check social_r1.qwen3_4b --gpu h100 --gpus 8 --model models/Qwen3-4B/config.json --suggest",
+)
 RECIPE = """
 import recipes.quickstart
 

@@ -19,9 +19,9 @@ def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(sys, "executable", str(_script(tmp_path / "python", f'[ "$1" = -c ] && echo {20 * GIB} {GIB}')))
-    machine.gpus.cache_clear()
+    machine._own_gpus.cache_clear()
     yield
-    machine.gpus.cache_clear()
+    machine._own_gpus.cache_clear()
 
 
 def _script(path: Path, body: str) -> Path:
@@ -33,17 +33,17 @@ def _script(path: Path, body: str) -> Path:
 def test_nvidia_smi_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _script(tmp_path / "nvidia-smi", "echo GPU-a, 81920; echo GPU-b, 40960")
     assert machine.gpus() == (80 * GIB, 40 * GIB)
-    machine.gpus.cache_clear()
+    machine._own_gpus.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert machine.gpus() == (40 * GIB,)
-    machine.gpus.cache_clear()
+    machine._own_gpus.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5c1f")  # a part, which is not listed
     assert machine.gpus() == (20 * GIB, GIB)
 
 
 def test_torch_is_asked_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.gpus() == (20 * GIB, GIB)
-    machine.gpus.cache_clear()
+    machine._own_gpus.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.gpus() == ()
 

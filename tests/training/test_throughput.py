@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from megatron_rl.actor import accelerator
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.settings.foresight.work import row_flops
 from megatron_rl.training import throughput
-from megatron_rl.training.throughput import peak_flops, row_flops, update_flops
+from megatron_rl.training.throughput import peak_flops, update_flops
 from tests.actor.models import CONFIGS
 
 QWEN3 = dict(

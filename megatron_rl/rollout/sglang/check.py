@@ -29,7 +29,7 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
     options = rollout.sglang
     found = _package(rollout)
     found += _transport(options)
-    if not options.urls:
+    if not options.urls and not machine.elsewhere():
         found += machine.shared_memory_problems()
     if options.fp8 and options.swap != "pull":
         found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
@@ -103,6 +103,8 @@ def _package(rollout: RolloutConfig) -> list[str]:
         except InputError as error:
             found.append(f"rollout.sglang.urls: {error} It is the one that `megatron-rl engine` printed or was given.")
         return found
+    if machine.elsewhere():  # where it is installed
+        return []
     version = machine.installed("sglang")
     if version is None:
         return [

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_rl.actor import accelerator
 from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.schedule import learning_rate
 from megatron_rl.actor.trainer import Actor
@@ -16,6 +17,7 @@ from megatron_rl.algorithms.terms.correction import correct, correction_metrics,
 from megatron_rl.config import Config
 from megatron_rl.rollout.sound import record, unsound
 from megatron_rl.swap.trainer import Alone, Swap
+from megatron_rl.tracking.clock import Clock
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import Batch, Step
 from megatron_rl.training.models import Models, Role
@@ -88,22 +90,26 @@ class RL:
         frozen = critic is not None and critic.learns_alone(step)
         packed = [policy.build(mine, batch.columns) for mine in batch.minibatches]
         everything = [micro_batch for batches in packed for micro_batch in batches]
-        if "old" in algorithm.needs or frozen:
-            policy.score(everything, "old_logprobs", temperature)
+        clock = Clock()
+        with clock.span("score"):
+            if "old" in algorithm.needs or frozen:
+                policy.score(everything, "old_logprobs", temperature)
+            if "teacher" in algorithm.needs:
+                models.teacher.score(everything, "teacher_logprobs", temperature)
+            if critic is not None:
+                models.critic.score(everything, "values")
+            accelerator.synchronize()
         if "reference" in algorithm.needs:
-            with models.frozen("reference") as reference:
+            with clock.span("reference"), models.frozen("reference") as reference:
                 reference.score(everything, "ref_logprobs", temperature)
-        if "teacher" in algorithm.needs:
-            models.teacher.score(everything, "teacher_logprobs", temperature)
-        if critic is not None:
-            models.critic.score(everything, "values")
+                accelerator.synchronize()
         ends = everything if policy.last_stage else []
         credit = algorithm.credit(CreditBatch(ends, batch.rewards, batch.groups, batch.terms, policy.total))
 
         learned = [batches for batches, some in zip(packed, batch.learnable, strict=True) if some]
         if not learned:
             models.keep_up(self.config.algorithm, step + 1)
-            return NOTHING | {"skipped_updates": float(updates)}, credit.tolist()
+            return NOTHING | clock.spans() | {"skipped_updates": float(updates)}, credit.tolist()
         results, skipped = [], updates * (len(packed) - len(learned)) // len(packed)
         for i in range(updates):
             number, batches = step * updates + i, packed[i % len(packed)]
@@ -116,7 +122,7 @@ class RL:
                 results.append(policy.update(batches, self._objective, lr, temperature))
         models.keep_up(self.config.algorithm, step + 1)
         metrics = _over(results, skipped) | (critic.metrics() if critic is not None else {})
-        return metrics | measure(policy, learned), credit.tolist()
+        return metrics | clock.spans() | measure(policy, learned), credit.tolist()
 
     def leave(self, models: Models, swap: Swap | Alone, at: Progress) -> None:
         """As ``Stage.leave``."""

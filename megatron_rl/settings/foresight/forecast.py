@@ -1,0 +1,186 @@
+"""What a run will need and how long its steps will take, on hardware that need not be here. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_rl.config import Config
+from megatron_rl.resharding.families.architecture import Architecture, read_architecture
+from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, shared
+from megatron_rl.settings.footprint import WEIGHT_BYTES, readable
+from megatron_rl.settings.foresight.hardware import Hardware
+from megatron_rl.settings.foresight.held import whole
+from megatron_rl.settings.foresight.memory import Memory, trainer_memory
+from megatron_rl.settings.foresight.seconds import Step, assumed, seconds, token_bytes
+from megatron_rl.settings.foresight.work import Workload, workload
+
+_ASLEEP = 1.0e9  # bytes of a GPU that a colocated server keeps while the trainer has its memory; assumed
+_FEWEST = 4  # sequences of the longest kind that an engine must have room for
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One step of RL, as it is predicted."""
+
+    on: Hardware
+    load: Workload
+    trainer: Memory  # of the fullest rank
+    engine_weights: float  # bytes of one worker of an engine
+    engine_cache: float  # what is left for its keys and values; at least what is asked for, where it is not on a GPU
+    running: float  # sequences that an engine decodes at a time
+    together: bool  # an engine and a trainer rank share a GPU
+    peak: float  # bytes of the fullest GPU, or of the fullest trainer process without one
+    step: Step | None  # None: the hardware's speed is not known, or there is no RL
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits, by prediction."""
+        return not self.on.gpus or self.peak <= self.on.memory
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of all completions over the seconds of a step."""
+        return self.load.rows * self.load.completion / self.step.step if self.step else 0.0
+
+    def warnings(self) -> list[str]:
+        """What is likely to go wrong."""
+        if self.fits:
+            return []
+        most = max(self.trainer.parts().items(), key=lambda part: part[1])
+        return [
+            f"It will probably not fit: the fullest GPU is predicted to need {readable(self.peak)} of "
+            f"{readable(self.on.memory)}, most of it {most[0]} ({readable(most[1])}). --suggest lists layouts that fit."
+        ]
+
+    def lines(self) -> dict[str, str]:
+        """For people, as ``describe`` prints its lines."""
+        on, parts = self.on, self.trainer.parts()
+        where = f"{on.nodes} x {on.gpus} {on.name}, {readable(on.memory)} each" if on.gpus else f"{on.name}"
+        held = ", ".join(f"{name} {readable(size)}" for name, size in parts.items() if size >= 5e5)
+        found = {"hardware": where + (f" ({on.source})" if on.source else "")}
+        if on.gpus:
+            found["predicted"] = f"{readable(self.peak)} of {readable(on.memory)} on the fullest GPU"
+        else:
+            found["predicted"] = f"{readable(self.peak)} in the fullest trainer process, beyond its libraries"
+        found["a rank"] = held
+        if self.engine_cache:
+            found["an engine"] = (
+                f"{readable(self.engine_weights)} of weights a GPU, {readable(self.engine_cache)} for keys and values: "
+                f"{self.running:.0f} sequences at a time" + (", on a trainer's GPU" if self.together else "")
+            )
+        if self.step is not None:
+            found["a step"] = told(self.step)
+            found["assumed"] = "; ".join(f"{name} {value}" for name, value in self.assumptions().items())
+        return found
+
+    def assumptions(self) -> dict[str, str]:
+        """What the seconds rest on."""
+        load, assume = self.load, assumed(self.on)
+        return {
+            "prompts of": f"{load.prompt:.0f} tokens",
+            "completions of": f"{load.completion:.0f} (longest {load.longest})",
+            "executed FLOPs of training at": f"{100 * assume.executed:.0f} % of {self.on.flops / 1e12:.3g} TFLOP/s",
+            "of experts at": f"{100 * assume.experts:.0f} % of that",
+            "decoding at": f"{100 * assume.bandwidth:.0f} % of {self.on.bandwidth / 1e9:,.0f} GB/s, "
+            f"or {100 * assume.decoding:.0f} % of the peak",
+            "links at": f"{100 * assume.links:.0f} % of {self.on.near / 1e9:.3g} and {self.on.far / 1e9:.3g} GB/s",
+            "rewards": "none",
+        }
+
+    def data(self) -> dict[str, Any]:
+        """Plain data: bytes, seconds."""
+        step = self.step
+        return {
+            "hardware": asdict(self.on),
+            "workload": asdict(self.load),
+            "memory": {
+                "trainer": self.trainer.parts() | {"peak": self.trainer.peak},
+                "engine": {"weights": self.engine_weights, "cache": self.engine_cache, "running": self.running},
+                "together": self.together,
+                "peak": self.peak,
+                "available": self.on.memory,
+                "fits": self.fits,
+            },
+            "seconds": step.phases() if step else None,
+            "mfu": step.mfu if step else None,
+            "micro_batch_tokens": step.micro_batch if step else None,
+            "tokens_per_second": self.tokens_per_second,
+            "assumptions": asdict(assumed(self.on)),
+        }
+
+
+def told(step: Step) -> str:
+    """A step's phases in words."""
+    phases = step.phases()
+    whole_step = phases.pop("step")
+    parts = ", ".join(f"{name} {spelled(value)}" for name, value in phases.items() if value)
+    lapped = "; generation beside the rest" if step.overlapped else ""
+    return f"{spelled(whole_step)}: {parts}{lapped}; MFU of the updates {100 * step.mfu:.0f} %"
+
+
+def spelled(value: float) -> str:
+    """0.35 s, 12.3 s, 4,210 s."""
+    return f"{value:,.0f} s" if value >= 100 else f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
+
+
+def foresee(
+    config: Config,
+    hf_config: Mapping[str, Any],
+    on: Hardware,
+    tokens: float | None = None,
+    critic: Mapping[str, Any] | None = None,
+    teacher: Mapping[str, Any] | None = None,
+) -> Forecast:
+    """Of a configuration without violations; ``tokens``: the mean length of a completion (``work.workload``)."""
+    arch = read_architecture(hf_config)
+    beside = [read_architecture(model) if model is not None else None for model in (critic, teacher)]
+    return foreseen(config, arch, on, workload(config, tokens), *beside)
+
+
+def foreseen(
+    config: Config,
+    arch: Architecture,
+    on: Hardware,
+    load: Workload,
+    critic: Architecture | None = None,
+    teacher: Architecture | None = None,
+) -> Forecast:
+    """The same of what has been read."""
+    rollout, item = config.rollout, WEIGHT_BYTES[config.model.dtype]
+    trainer = trainer_memory(config, arch, on, critic, teacher)
+    served = on.gpus > 0 and rollout.engine == "sglang" and config.generates() and not rollout.sglang.urls
+    tensor = rollout.sglang.tensor_parallel if rollout.engine == "sglang" else 1
+    weights = whole(arch) * (1 if rollout.sglang.fp8 and served else item) / tensor
+    a_token = token_bytes(arch, item) / min(tensor, arch.kv_heads)
+    together = served and shares(config, on)
+    peak, cache, running = trainer.peak, 0.0, float(rollout.max_running)
+    if served:
+        colocated = together and rollout.sglang.colocated
+        least = _FEWEST * load.room * a_token
+        beside = (trainer.states if colocated else trainer.peak) if together else trainer.runtime
+        cache = max(on.memory * 0.95 - beside - weights, 0.0)
+        running = min(running, cache / ((load.prompt + load.completion) * a_token))
+        # Everything of the trainer's but its states lives while it learns alone, when a colocated server sleeps.
+        peak = max(trainer.peak + (_ASLEEP if colocated else 0), beside + weights + least)
+    known = config.run.steps > 0 and on.rate(config.model.dtype) > 0
+    return Forecast(
+        on,
+        load,
+        trainer,
+        weights if config.generates() else 0.0,
+        cache,
+        running,
+        together,
+        peak,
+        seconds(config, arch, on, load, running) if known else None,
+    )
+
+
+def shares(config: Config, on: Hardware) -> bool:
+    """Whether engines lie on GPUs of trainer ranks."""
+    rollout, world = config.rollout, config.actor.sizes().world
+    if config.launch.rollout_nodes:
+        return False
+    if on.nodes > 1:
+        return rollout.sglang.colocated or world + rollout.engines * rollout.sglang.tensor_parallel > on.total
+    return shared(engine_gpus(rollout, world), world)

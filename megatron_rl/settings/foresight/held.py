@@ -1,0 +1,71 @@
+"""How many numbers of a model one rank holds, counted from the sizes alone: in no time for any number of ranks.
+
+The same as the sum over ``resharding.layouts.megatron.megatron_layout``, which draws up every tensor.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+from megatron_rl.resharding.families.architecture import Architecture
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.layouts.megatron import layer_places
+
+
+@dataclass(frozen=True)
+class Held:
+    """Counts of one rank's weights."""
+
+    dense: int  # replicated over data and context ranks
+    experts: int  # replicated over the ranks of a stage that hold the same experts
+
+    @property
+    def all(self) -> int:
+        return self.dense + self.experts
+
+
+@cache
+def stage_layers(layers: int, sizes: ParallelSizes) -> tuple[int, ...]:
+    """Decoder layers of each pipeline stage."""
+    counts = Counter(stage for stage, _, _ in layer_places(layers, sizes))
+    return tuple(counts[stage] for stage in range(sizes.pipeline))
+
+
+def held(arch: Architecture, sizes: ParallelSizes, stage: int) -> Held:
+    """What each rank of a pipeline stage holds."""
+    first, last, embedding = stage == 0, stage == sizes.pipeline - 1, matrix(arch, sizes.tensor)
+    layers = stage_layers(arch.layers, sizes)[stage]
+    dense = layers * _layer(arch, sizes.tensor) + (embedding if first else 0)
+    if last:
+        dense += arch.hidden  # the final norm
+        dense += arch.hidden if arch.scalar else 0 if arch.tied and first else embedding
+    experts = 0
+    if arch.experts:
+        each = 3 * arch.hidden * arch.expert_hidden // sizes.expert_tensor
+        experts = layers * max(arch.experts // sizes.expert, 1) * each
+    return Held(dense, experts)
+
+
+def whole(arch: Architecture) -> int:
+    """Weights of the model."""
+    return held(arch, ParallelSizes(), 0).all
+
+
+def active(arch: Architecture) -> int:
+    """Weights that one token meets in the layers, and the output matrix."""
+    experts = arch.layers * 3 * arch.hidden * arch.expert_hidden * arch.experts_per_token
+    return arch.layers * _layer(arch, 1) + experts + arch.hidden * (1 if arch.scalar else arch.vocab)
+
+
+def matrix(arch: Architecture, tensor: int) -> int:
+    """A tensor-parallel rank's rows of the embedding or of the output matrix."""
+    return arch.padded_vocab(tensor) // tensor * arch.hidden
+
+
+def _layer(arch: Architecture, tensor: int) -> int:
+    """All of a layer but its experts."""
+    features = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
+    count = arch.hidden * features // tensor + arch.heads * arch.head_dim * arch.hidden // tensor
+    count += 2 * arch.hidden + (2 * arch.head_dim if arch.qk_norm else 0)
+    count += features // tensor if arch.qkv_bias else 0
+    return count + (arch.experts * arch.hidden if arch.experts else 3 * arch.hidden * arch.mlp_hidden // tensor)

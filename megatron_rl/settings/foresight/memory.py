@@ -1,0 +1,185 @@
+"""How much memory the fullest trainer rank and its GPU need, part by part. Imports no torch.
+
+Weights, gradients and the optimiser's state follow from the sharding; activations are those of ``activations``, for as
+many micro-batches as a pipeline stage has under way (one forward one backward: Narayanan et al. 2021, arXiv 2104.04473,
+section 2.2); logits are what ``actor.modules.logprobs`` holds of one chunk.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+from megatron_rl.actor.config import ActorConfig
+from megatron_rl.config import Config
+from megatron_rl.resharding.families.architecture import Architecture
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.settings.footprint import GRADIENT_BYTES, MAIN_WEIGHT_BYTES, MOMENT_BYTES, WEIGHT_BYTES
+from megatron_rl.settings.foresight.activations import Kernels, kept, passing
+from megatron_rl.settings.foresight.hardware import Hardware
+from megatron_rl.settings.foresight.held import held, matrix, stage_layers
+from megatron_rl.settings.foresight.work import most_tokens, workload
+
+RUNTIME = 2.0e9  # bytes of a GPU that CUDA, cuBLAS and NCCL take for themselves; assumed
+FP8_WEIGHT = 1.0  # bytes a weight more: Transformer Engine's FP8 copy (measured: docs/planning.md)
+KERNELS = 30e6  # of a process on a CPU: what oneDNN compiles (measured)
+_TOGETHER = 8192  # tokens whose hidden states' gradients are multiplied at a time (actor.modules.logprobs)
+_MAPPED = 32 << 20  # system.machine.KEPT: smaller blocks come from the heap, which keeps the gaps between them
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one trainer rank, on its GPU or, without one, of its process beyond Python and its libraries."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float  # kept for the backward passes
+    logits: float  # a chunk's, and the output matrix's gradient
+    backward: float  # what exists for a moment in a layer's backward pass
+    exchange: float  # copies of gradients while gloo adds them up
+    reference: float  # weights of frozen roles; on a GPU their copy while they score
+    beside: float  # critic and teacher
+    runtime: float  # the libraries' own
+    on_gpu: bool = False
+
+    @property
+    def states(self) -> float:
+        """What is there all the time."""
+        frozen = 0.0 if self.on_gpu else self.reference
+        return self.weights + self.gradients + self.optimizer + self.beside + self.runtime + frozen
+
+    @property
+    def peak(self) -> float:
+        """At the fullest moment of a step; without engines.
+
+        A process on a CPU keeps the heap that layers took, in both passes; only large blocks come and go.
+        """
+        if self.on_gpu:
+            return self.states + max(self.activations + max(self.logits, self.backward), self.reference)
+        return self.states + self.activations + self.backward + max(self.logits, self.exchange)
+
+    def parts(self) -> dict[str, float]:
+        """By name."""
+        return {name: value for name, value in asdict(self).items() if name != "on_gpu"}
+
+
+def trainer_memory(
+    config: Config,
+    arch: Architecture,
+    on: Hardware,
+    critic: Architecture | None = None,
+    teacher: Architecture | None = None,
+) -> Memory:
+    """Of the fullest rank, when everything is as long as it may get."""
+    ranks = [
+        _rank(config, arch, on, stage, most_tokens(config))
+        for stage in sorted({0, config.actor.pipeline_parallel // 2, config.actor.pipeline_parallel - 1})
+    ]
+    beside = [_beside(config, model, trained) for model, trained in ((critic, True), (teacher, False)) if model]
+    return max((replace(rank, beside=sum(beside)) for rank in ranks), key=lambda rank: rank.peak)
+
+
+def rank_memory(
+    config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True
+) -> Memory:
+    """Of a rank of one pipeline stage whose micro-batches have ``tokens`` tokens; ``ragged``: of sequences of different
+    lengths."""
+    return _rank(config, arch, on, stage, tokens, ragged)
+
+
+def kernels(config: Config, on: Hardware, ragged: bool = True) -> Kernels:
+    """Whose layers compute: Transformer Engine's in bfloat16 on a GPU, torch's else."""
+    fused = on.gpus > 0 and config.model.dtype == "bfloat16"
+    torch_attention = not fused or config.actor.attention == "torch"
+    load, reach = workload(config), 1.0
+    if config.run.steps and config.actor.packing and config.actor.context_parallel == 1 and not fused:
+        reach = 1 + config.data.max_prompt_tokens / load.completion
+    return Kernels(fused, on.gpus == 0, torch_attention and ragged, reach)
+
+
+def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True) -> Memory:
+    actor, sizes, item = config.actor, config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
+    own = held(arch, sizes, stage)
+    trained = _trained(config, arch)
+    weights = own.all * (item + (FP8_WEIGHT if actor.fp8 != "none" else 0))
+    last = stage == sizes.pipeline - 1
+    cut = sizes.tensor if actor.sequence_parallel else 1
+    how = kernels(config, on, ragged)
+    layers, under_way = stage_layers(arch.layers, sizes)[stage], _under_way(actor, stage)
+    each = kept(arch, sizes, how, actor.recompute, actor.sequence_parallel)
+    inside = layers * each + (0 if last else arch.hidden / cut)  # what it sends on lives until it comes back
+    backward = passing(arch, sizes, cut)
+    if actor.recompute != "none":  # one layer's, computed again
+        backward += kept(arch, sizes, how, "none", actor.sequence_parallel) - each
+    head = _head(actor, arch, item, tokens, on.gpus > 0) if last else 0.0
+    copies = 2 if not on.gpus and sizes.data * sizes.context > 1 else 0  # gloo's, of what goes out and comes in
+    ends = tokens * 2 * arch.hidden * item if last else 0  # into the final norm, and out of it
+    frozen = int(config.algorithm.uses_reference) if config.run.steps else 0
+    if config.preference.steps:
+        frozen = max(frozen, 3 if config.preference.loss == "cdpo" else 1)
+    adapted = config.actor.lora.rank > 0
+    return Memory(
+        weights=weights,
+        gradients=own.all * GRADIENT_BYTES * trained,
+        optimizer=trained * _optimizer(own.dense, own.experts, sizes, item),
+        activations=tokens * inside * item * under_way + ends,
+        logits=head,
+        backward=tokens * backward * item,
+        exchange=copies * own.all * GRADIENT_BYTES * trained,
+        reference=own.all * item * (max(frozen, int(adapted)) if not on.gpus else min(frozen, 1)),
+        beside=0.0,
+        runtime=RUNTIME if on.gpus else KERNELS,
+        on_gpu=on.gpus > 0,
+    )
+
+
+def _optimizer(dense: int, experts: int, sizes: ParallelSizes, item: int) -> float:
+    """AdamW's moments and, beside bfloat16, the float32 weights, sharded over the ranks that hold the same numbers."""
+    size = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if item < MAIN_WEIGHT_BYTES else 0)
+    alike = sizes.stage // (sizes.expert * sizes.expert_tensor)
+    return size * (dense / (sizes.data * sizes.context) + experts / alike)
+
+
+def _under_way(actor: ActorConfig, stage: int) -> float:
+    """Micro-batches of which a stage keeps its layers' activations at a time."""
+    size, virtual = actor.pipeline_parallel, actor.virtual_pipeline
+    if size == 1:
+        return 1.0
+    if virtual > 1:  # interleaved: 2 (p - s - 1) + (v - 1) p chunks ahead, of v in a stage
+        return (2 * (size - stage - 1) + (virtual - 1) * size + 1) / virtual
+    return float(size - stage)
+
+
+def _head(actor: ActorConfig, arch: Architecture, item: int, tokens: int, on_gpu: bool) -> float:
+    """Log-probs of a chunk, and the gradients of the output matrix and of hidden states, at the worst moment."""
+    if arch.scalar:
+        return 4.0 * arch.hidden
+    weight, rows = matrix(arch, actor.tensor_parallel), matrix(arch, actor.tensor_parallel) / arch.hidden
+    logits = min(actor.logprob_chunk, tokens) * rows
+    if not on_gpu and 4 * logits < _MAPPED:  # of every micro-batch's own size, which fit into no other's gaps
+        logits *= 2
+    each = item if on_gpu else 5 * 4  # Triton's kernels overwrite them; torch's operations make more, in float32
+    summed = (4 + item) * tokens + 4 * min(tokens, _TOGETHER) if tokens > actor.logprob_chunk else item * tokens
+    return item * weight + each * logits + summed * arch.hidden
+
+
+def _beside(config: Config, arch: Architecture, trained: bool) -> float:
+    """A model beside the policy, sharded as that: weights, and what training them takes."""
+    sizes, item = config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
+    found = []
+    for stage in (0, sizes.pipeline - 1):
+        own = held(arch, sizes, stage)
+        states = own.all * GRADIENT_BYTES + _optimizer(own.dense, own.experts, sizes, item)
+        found.append(own.all * item + (states if trained else 0))
+    return max(found)
+
+
+def _trained(config: Config, arch: Architecture) -> float:
+    """The share of the weights that is trained: adapters, roughly, or all. Frozen weights are counted as trained."""
+    rank = config.actor.lora.rank
+    if not rank:
+        return 1.0
+    queries, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    shapes = [(arch.hidden, queries + 2 * keys), (queries, arch.hidden)]
+    if not arch.experts:
+        shapes += [(arch.hidden, 2 * arch.mlp_hidden), (arch.mlp_hidden, arch.hidden)]
+    adapters = arch.layers * sum(rank * (a + b) for a, b in shapes)
+    return min(adapters / held(arch, ParallelSizes(), 0).all, 1.0)

@@ -1,0 +1,235 @@
+"""How long a step of RL takes, phase by phase, by its FLOPs and bytes and a few assumed rates. Imports no torch.
+
+Updates: executed FLOPs over a share of the peak, as for training at scale (Narayanan et al. 2021, arXiv 2104.04473,
+section 5), with what is computed again, the pipeline's bubble and what ranks send each other. Generation: a decoding
+step reads the weights and the keys and values once, or is bound by its products (Pope et al. 2022, arXiv 2211.05102,
+section 2). The assumptions are measured where docs/planning.md says so.
+"""
+
+from dataclasses import asdict, dataclass
+from math import ceil
+
+from megatron_rl.config import Config
+from megatron_rl.resharding.families.architecture import Architecture
+from megatron_rl.settings.footprint import WEIGHT_BYTES
+from megatron_rl.settings.foresight.hardware import Hardware, on_cpu
+from megatron_rl.settings.foresight.held import active, held, stage_layers, whole
+from megatron_rl.settings.foresight.work import (
+    Workload,
+    attention_flops,
+    head_flops,
+    layer_flops,
+    micro_batches,
+    scored,
+)
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """Rates that are reached, and seconds that processors wait for the host."""
+
+    executed: float  # share of the peak that executed FLOPs of training reach; of experts' matrices ``experts`` of it
+    experts: float = 0.7
+    fp8: float = 1.36  # times as fast: products of FP8 layers (tensorwise)
+    blockwise: float = 1.24
+    decoding: float = 0.6  # share of the peak in prefill and large decoding batches
+    bandwidth: float = 0.8  # share of the memory's bandwidth while weights and caches are read
+    links: float = 0.75  # share of NVLink's, PCIe's and the network's
+    layer_pass: float = 1.5e-3  # host seconds of a layer's forward and backward pass for a micro-batch
+    decoding_layer: float = 3e-5  # seconds of a layer in a decoding step beside its bytes and products
+    meeting: float = 2.4e-5  # seconds in which the workers of an engine meet in a layer
+    update: float = 20e-3  # host seconds of an update beside its passes
+    hashed: float = 225e9  # bytes/s at which the owners' weights are hashed in a swap
+    swap: float = 0.02  # seconds of a swap's messages
+    wide: float = 1.6  # times as long: sums in float64 (rollout.embedded.true_on_policy)
+
+
+ON_GPU = Assumed(executed=0.49)
+ON_CPU = Assumed(
+    executed=0.3,
+    experts=0.5,
+    decoding=0.35,
+    bandwidth=1.0,
+    links=1.0,
+    layer_pass=3e-3,
+    decoding_layer=7e-4,
+    hashed=20e9,
+)
+_A_CPU = 1e11  # FLOP/s of one thread beside GPUs
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step of RL."""
+
+    generate: float
+    score: float  # the policy's own log-probs, values of a critic, a teacher's log-probs
+    reference: float
+    update: float
+    swap: float
+    overlapped: bool  # rollouts are made while the trainer learns
+    mfu: float  # of the updates: model FLOPs over the peak
+    micro_batch: float  # tokens of a micro-batch on a rank
+
+    @property
+    def learn(self) -> float:
+        """What ``time/update`` measures."""
+        return self.score + self.reference + self.update
+
+    @property
+    def step(self) -> float:
+        """Of the whole."""
+        both = max(self.generate, self.learn) if self.overlapped else self.generate + self.learn
+        return both + self.swap
+
+    def phases(self) -> dict[str, float]:
+        """By name, with the whole."""
+        named = asdict(self)
+        return {n: named[n] for n in ("generate", "score", "reference", "update", "swap")} | {"step": self.step}
+
+
+def assumed(on: Hardware) -> Assumed:
+    """What is assumed of a kind of hardware."""
+    return ON_GPU if on.gpus else ON_CPU
+
+
+def seconds(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float) -> Step:
+    """Of one step on this hardware, whose peak is known; ``running``: sequences that an engine has room for."""
+    forward, update, mfu, size = learning(config, arch, on, load)
+    wide = assumed(on).wide if config.rollout.true_on_policy else 1.0
+    roles = scored(config)
+    apart = on.host if on.gpus else float("inf")
+    copied = max(held(arch, config.actor.sizes(), 0).all * WEIGHT_BYTES[config.model.dtype] / apart, 0.0)
+    return Step(
+        generate=wide * generating(config, arch, on, load, running) if config.generates() else 0.0,
+        score=wide * forward * sum(role != "reference" for role in roles),
+        reference=(wide * forward + copied) if "reference" in roles else 0.0,
+        update=wide * update * (2 if "critic" in roles else 1),
+        swap=_swapping(config, arch, on) if config.generates() else 0.0,
+        overlapped=config.rollout.staleness > 0,
+        mfu=mfu / wide,
+        micro_batch=size,
+    )
+
+
+def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -> tuple[float, float, float, float]:
+    """Seconds of a forward pass over all rows and of a step's updates, the updates' MFU, a micro-batch's tokens."""
+    actor, sizes, assume = config.actor, config.actor.sizes(), assumed(on)
+    length = own_tokens(config, on, load)
+    count, size = micro_batches(actor, load, length)
+    peak, tokens = on.rate(config.model.dtype), load.rows * length
+    layers, attention = tokens * layer_flops(arch), tokens * attention_flops(arch, load.length)
+    head = load.rows * load.completion * head_flops(arch)
+    reached = assume.executed * (assume.experts if arch.experts else 1.0)
+    faster = 1.0
+    if actor.fp8 != "none" and on.flops_fp8:
+        faster = assume.blockwise if actor.fp8 == "blockwise" else assume.fp8
+    again = {"none": 0.0, "selective": 0.0, "full": 1.0}[actor.recompute]
+    bubble = 1 + (sizes.pipeline - 1) / (max(count // max(load.updates // load.passes, 1), 1) * sizes.virtual)
+    rate = peak * reached * sizes.stage / bubble  # of one pipeline stage
+    stages = stage_layers(arch.layers, sizes)
+
+    def of(passes: float, attended: float, heads: float, waits: float, comms: float) -> float:
+        body, end = passes * layers / faster + attended * attention, heads * head
+        fullest = max(body * max(stages) / arch.layers, body * stages[-1] / arch.layers + end)
+        computed = fullest / rate
+        waited = waits * count * bubble * assume.layer_pass * arch.layers / sizes.pipeline
+        host = max(computed, waited) if on.gpus else computed + waited
+        return host + comms * count * bubble * _sent(config, arch, on, size)
+
+    redone = 1.0 if actor.recompute == "selective" else again
+    forward = of(1, 1, 1, 1 / 3, 1)
+    one = of(3 + again, 3 + redone, 4, 1 + again / 3, 2 + again)  # logits are made twice
+    update = load.passes * one + load.updates * (_optimizing(config, arch, on) + assume.update)
+    model = load.passes * 3 * ((layers + attention) * load.length / length + head)  # prompts count in every row
+    return forward, update, model / (peak * sizes.world * update), size
+
+
+def own_tokens(config: Config, on: Hardware, load: Workload) -> float:
+    """Tokens that the trainer computes for a row: where the attention can, a prompt is there once for its group."""
+    actor, fused = config.actor, on.gpus > 0 and config.model.dtype == "bfloat16"
+    once = actor.packing and actor.context_parallel == 1 and actor.virtual_pipeline == 1 and not fused
+    return load.completion + load.prompt / (load.group if once else 1)
+
+
+def _sent(config: Config, arch: Architecture, on: Hardware, tokens: float) -> float:
+    """Seconds in which one micro-batch's forward pass sends activations: tensor, expert, context and pipeline ranks."""
+    sizes, item, assume = config.actor.sizes(), WEIGHT_BYTES[config.model.dtype], assumed(on)
+    layers = arch.layers / sizes.pipeline
+    hidden = tokens * arch.hidden * item
+
+    def over(ranks: int, spread: int) -> float:
+        """Bytes/s between so many ranks, which lie ``spread`` ranks apart."""
+        return assume.links * (on.near if ranks * spread <= max(on.gpus, 1) or not on.gpus else on.far)
+
+    time = 0.0
+    if sizes.tensor > 1:  # two all-reduces a layer, or as many gathers and scatters
+        time += layers * 2 * 2 * hidden * (sizes.tensor - 1) / sizes.tensor / over(sizes.tensor, 1)
+    if sizes.context > 1:  # keys and values of all
+        cached = 2 * tokens * arch.kv_heads * arch.head_dim / min(sizes.tensor, arch.kv_heads) * item
+        time += layers * cached * (sizes.context - 1) / over(sizes.context, sizes.tensor)
+    if arch.experts and sizes.expert > 1:  # there and back
+        routed = 2 * hidden / sizes.tensor * arch.experts_per_token * (sizes.expert - 1) / sizes.expert
+        time += layers * routed / over(sizes.expert * sizes.expert_tensor, 1)
+    if sizes.pipeline > 1:
+        time += hidden * sizes.virtual / over(sizes.pipeline, sizes.stage)
+    return time
+
+
+def _optimizing(config: Config, arch: Architecture, on: Hardware) -> float:
+    """Gradients added up, AdamW's pass over its state, weights handed out."""
+    sizes, item, assume = config.actor.sizes(), WEIGHT_BYTES[config.model.dtype], assumed(on)
+    own, replicas = held(arch, sizes, 0).all, sizes.data * sizes.context
+    touched = own * 4 * 2 + own * (28 + item) / replicas  # zeroed and read; read and written, three numbers of a weight
+    sent = own * (4 + item) * (replicas - 1) / replicas
+    link = on.near if not on.gpus or sizes.stage <= on.gpus else on.far
+    return touched / (assume.bandwidth * on.bandwidth) + sent / (assume.links * link)
+
+
+def token_bytes(arch: Architecture, item: int) -> int:
+    """Of one token's keys and values."""
+    return arch.layers * arch.kv_heads * arch.head_dim * 2 * item
+
+
+def generating(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float) -> float:
+    """Until the last completion is done: the engines' throughput, or the longest completion alone."""
+    rollout, item = config.rollout, WEIGHT_BYTES[config.model.dtype]
+    on_gpus = on.gpus > 0 and rollout.engine == "sglang"
+    if on.gpus and not on_gpus:
+        on = on_cpu(_A_CPU, rollout.threads)
+    assume = assumed(on)
+    tensor = rollout.sglang.tensor_parallel if rollout.engine == "sglang" else 1
+    rows = ceil(load.rows / rollout.engine_count)
+    rounds = ceil(rows / max(min(rollout.max_running, running), 1.0))
+    batch = rows / rounds
+    peak = on.rate(config.model.dtype) * assume.decoding * tensor
+    wide = assume.bandwidth * on.bandwidth * tensor
+    weights = whole(arch) * (1 if rollout.sglang.fp8 and on_gpus else item)
+    # Every expert that one of the tokens goes to is read.
+    met = 1.0 if not arch.experts else 1 - (1 - arch.experts_per_token / arch.experts) ** batch
+    experts = arch.layers * arch.experts * 3 * arch.hidden * arch.expert_hidden * item if arch.experts else 0
+    read = weights - experts * (1 - met)
+
+    def decode(sequences: float, context: float) -> float:
+        bytes_read = read + sequences * context * token_bytes(arch, item)
+        computed = sequences * (2 * active(arch) + attention_flops(arch, 2 * context)) / peak
+        return max(bytes_read / wide, computed) + arch.layers * (
+            assume.decoding_layer + (assume.meeting if tensor > 1 else 0)
+        )
+
+    prefill = rows / load.group * load.prompt * 2 * active(arch) / peak
+    steady = rounds * load.completion * decode(batch, load.prompt + load.completion / 2)
+    tail = load.completion * decode(batch, load.prompt + load.completion / 2)
+    tail += (load.longest - load.completion) * decode(max(batch / 10, 1.0), load.prompt + load.longest / 2)
+    return prefill + max(steady, tail)
+
+
+def _swapping(config: Config, arch: Architecture, on: Hardware) -> float:
+    """Bytes into an engine's worker over its link, and the hashes; ``megatron-rl plan`` counts them link by link."""
+    rollout, assume, item = config.rollout, assumed(on), WEIGHT_BYTES[config.model.dtype]
+    tensor = rollout.sglang.tensor_parallel if rollout.engine == "sglang" else 1
+    into = whole(arch) * (1 if rollout.sglang.fp8 else item) / tensor
+    apart = config.launch.rollout_nodes > 0
+    link = on.far if apart else on.near if on.gpus else on.bandwidth
+    owned = held(arch, config.actor.sizes(), 0).all * item
+    return assume.swap + into / (assume.links * link) + max(into, owned) / assume.hashed

@@ -1,0 +1,177 @@
+"""Layouts that fit, the fastest first, by ``foreseen``. Imports no torch."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+from megatron_rl.resharding.families.architecture import Architecture, read_architecture
+from megatron_rl.resharding.layouts.megatron import fitting_ends
+from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations
+from megatron_rl.settings.foresight.forecast import Forecast, foreseen
+from megatron_rl.settings.foresight.hardware import Hardware
+from megatron_rl.settings.foresight.memory import trainer_memory
+from megatron_rl.settings.foresight.seconds import learning
+from megatron_rl.settings.foresight.work import Workload, workload
+
+SHOWN = 5
+_TRIED = 24  # of the trainer's best layouts for each number of nodes, which engines are tried with
+_CHECKED = 100  # layouts, at most
+_RECOMPUTE = ("none", "selective", "full")
+_TOKENS = (4096, 8192, 16384, 32768, 65536)  # of a micro-batch
+_FREE = ("actor.recompute", "actor.micro_batch_tokens")  # layouts that differ in these alone are one, its best
+_SPARE = 0.95  # of a GPU's memory, which a layout may take: predictions are that good
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Options to copy, where they are not the recipe's own, and what is predicted of them."""
+
+    options: dict[str, int | str | bool]
+    forecast: Forecast
+
+    def line(self) -> str:
+        """key=value, as the command line takes them, and why."""
+        written = " ".join(f"{key}={str(value).lower()}" for key, value in self.options.items())
+        step = self.forecast.step
+        assert step is not None
+        return (
+            f"{written}  # {step.step:.3g} s a step ({self.forecast.tokens_per_second:,.0f} tokens/s), "
+            f"{self.forecast.peak / 1e9:.1f} of {self.forecast.on.memory / 1e9:.1f} GB"
+        )
+
+
+def suggest(
+    config: Config,
+    hf_config: Mapping[str, Any],
+    on: Hardware,
+    sound: Callable[[Config], bool],
+    tokens: float | None = None,
+) -> list[Suggestion]:
+    """Up to ``SHOWN`` layouts that are ``sound`` and fit. Raises InputError without GPUs, or without steps of RL."""
+    if not on.gpus or not on.rate(config.model.dtype):
+        raise InputError("--suggest needs GPUs whose speed is known: give --gpu and --gpus, as --gpu h100 --gpus 8.")
+    if not config.run.steps:
+        raise InputError("--suggest is for runs with steps of RL (run.steps).")
+    arch, load = read_architecture(hf_config), workload(config, tokens)
+    found = []
+    for rollout_nodes in _splits(config, on):
+        for trainer in _trainers(config, arch, on, load, on.total - rollout_nodes * on.gpus):
+            for engine in _engines(config, hf_config, on, rollout_nodes):
+                options = trainer | engine
+                changed = applied(config, options)
+                forecast = foreseen(changed, arch, on, load)
+                if forecast.peak <= _SPARE * on.memory and forecast.running >= 1 and forecast.step is not None:
+                    found.append(Suggestion(options, forecast))
+    found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
+    chosen: dict[tuple[int | str | bool, ...], Suggestion] = {}
+    for each in found[:_CHECKED]:
+        layout = tuple(value for key, value in each.options.items() if key not in _FREE)
+        if len(chosen) < SHOWN and layout not in chosen and sound(applied(config, each.options)):
+            own = {key: value for key, value in each.options.items() if value != _value(config, key)}
+            chosen[layout] = replace(each, options=own)
+    return list(chosen.values())
+
+
+def _value(config: Config, key: str) -> Any:
+    """An option's, by its dotted key."""
+    place: Any = config
+    for name in key.split("."):
+        place = getattr(place, name)
+    return place
+
+
+def applied(config: Config, options: Mapping[str, int | str | bool]) -> Config:
+    """A copy with these options, by their dotted keys."""
+    changed = copy.deepcopy(config)
+    for key, value in options.items():
+        *groups, name = key.split(".")
+        place: Any = changed
+        for group in groups:
+            place = getattr(place, group)
+        setattr(place, name, value)
+    return changed
+
+
+def _splits(config: Config, on: Hardware) -> list[int]:
+    """Nodes that only generate: none, where both take turns, or some, if rollouts may be older than the policy."""
+    some = {n for n in (1, on.nodes // 4, on.nodes // 2, 3 * on.nodes // 4) if 0 < n < on.nodes}
+    return sorted(some) if config.rollout.staleness else [0, *sorted(some)]
+
+
+def _divisors(number: int, most: int) -> list[int]:
+    return [n for n in range(1, min(number, most) + 1) if number % n == 0]
+
+
+def _trainers(
+    config: Config, arch: Architecture, on: Hardware, load: Workload, world: int
+) -> list[dict[str, int | str | bool]]:
+    """The trainer's layouts on so many GPUs that fit by themselves, those that learn fastest."""
+    found: list[tuple[float, int, dict[str, int | str | bool]]] = []
+    for options in _layouts(config, arch, on, world):
+        changed = applied(config, options)
+        spread = changed.actor.data_parallel
+        if spread > max(load.rows // changed.algorithm.minibatches, 1):
+            continue  # ranks without rows
+        memory = trainer_memory(changed, arch, on)
+        if memory.peak <= _SPARE * on.memory:
+            _, update, _, _ = learning(changed, arch, on, load)
+            found.append((update, len(found), options))
+    return [options for _, _, options in sorted(found)[:_TRIED]]
+
+
+def _layouts(config: Config, arch: Architecture, on: Hardware, world: int) -> Iterator[dict[str, int | str | bool]]:
+    room = max(config.data.max_prompt_tokens + config.rollout.max_new_tokens, 1)
+    for tensor in [n for n in _divisors(arch.heads, on.gpus) if n & (n - 1) == 0 and world % n == 0]:
+        for pipeline in [n for n in _divisors(world // tensor, min(arch.layers, 32))]:
+            if (ends := _ends(arch.layers, pipeline)) is None:
+                continue
+            for context in [n for n in _divisors(world // tensor // pipeline, 8) if n == 1 or room / n >= 2048]:
+                stage = world // pipeline
+                for expert in _divisors(arch.experts, stage) if arch.experts else [1]:
+                    if stage % expert or expert & (expert - 1):
+                        continue
+                    layout: dict[str, int | str | bool] = {
+                        "actor.tensor_parallel": tensor,
+                        "actor.sequence_parallel": tensor > 1,
+                        "actor.pipeline_parallel": pipeline,
+                        "actor.first_stage": ends[0],
+                        "actor.last_stage": ends[1],
+                        "actor.virtual_pipeline": 1,
+                        "actor.context_parallel": context,
+                        "actor.expert_parallel": expert,
+                        "actor.data_parallel": stage // tensor // context,
+                    }
+                    least = -(-room // context)
+                    sizes = sorted({size for size in _TOKENS if size >= least} or {least})
+                    for tokens in sizes[:3]:
+                        for recompute in _RECOMPUTE:
+                            yield layout | {"actor.recompute": recompute, "actor.micro_batch_tokens": tokens}
+
+
+def _ends(layers: int, pipeline: int) -> tuple[int, int] | None:
+    """Layers of the first and the last stage, 0 where all have as many; None where they cannot be divided."""
+    if layers % pipeline == 0:
+        return 0, 0
+    return fitting_ends(layers, pipeline, 1)
+
+
+def _engines(
+    config: Config, hf_config: Mapping[str, Any], on: Hardware, rollout_nodes: int
+) -> Iterator[dict[str, int | str | bool]]:
+    """Engines that fill the GPUs which they may have."""
+    gpus = (rollout_nodes or on.nodes) * on.gpus
+    for tensor in [n for n in _divisors(on.gpus, on.gpus) if n & (n - 1) == 0]:
+        sizes = EngineSizes(tensor=tensor, expert=1)
+        if not engine_violations(hf_config, sizes):
+            yield {
+                "launch.nodes": on.nodes if on.nodes > 1 else config.launch.nodes,
+                "launch.rollout_nodes": rollout_nodes,
+                "rollout.engine": "sglang",
+                "rollout.engines": gpus // tensor,
+                "rollout.sglang.tensor_parallel": tensor,
+                "rollout.sglang.expert_parallel": 1,
+                "rollout.sglang.colocated": rollout_nodes == 0,
+            }

@@ -1,0 +1,137 @@
+"""megatron-rl check for this machine, and for one that is elsewhere, without a GPU and without weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_rl.cli import main
+from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_235b
+
+RECIPE = "tests.commands.test_check_command.of_8b_here"
+KEYS = {"recipe", "overrides", "problems", "warnings", "notes", "forecast", "suggestions"}
+FORECAST = {
+    *("hardware", "workload", "memory", "seconds", "mfu", "micro_batch_tokens", "tokens_per_second", "assumptions"),
+}
+PARTS = {"weights", "gradients", "optimizer", "activations", "logits", "backward", "exchange", "reference", "beside"}
+
+
+def of_8b_here() -> Any:
+    """A recipe whose data lie in the working folder."""
+    from tests.settings.foresight.shapes import of_8b
+
+    config = of_8b()
+    config.data.path = "rows.jsonl"
+    config.actor.data_parallel = config.rollout.engines = 8
+    return config
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    (tmp_path / "8b.json").write_text(json.dumps(QWEN3_8B))
+    (tmp_path / "235b.json").write_text(json.dumps(QWEN3_235B))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+    assert main(["check", *arguments, "--json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found.keys() == KEYS
+    return found
+
+
+def test_plain_data(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, RECIPE, "--gpu", "h200", "--gpus", "8", "--model", "8b.json", "--tokens", "500")
+    assert (found["recipe"], found["problems"], found["suggestions"]) == (RECIPE, [], None)
+    forecast = found["forecast"]
+    assert forecast.keys() == FORECAST
+    assert forecast["memory"]["trainer"].keys() == PARTS | {"runtime", "peak"}
+    assert set(forecast["seconds"]) == {"generate", "score", "reference", "update", "swap", "step"}
+    assert forecast["workload"]["completion"] == 500 and forecast["hardware"]["gpus"] == 8
+    assert forecast["memory"]["trainer"]["weights"] == 2 * 8_190_735_360
+    shorter = answer(capsys, RECIPE, "--gpu", "h200", "--gpus", "8", "--model", "8b.json", "--tokens", "100")
+    assert shorter["forecast"]["seconds"]["step"] < forecast["seconds"]["step"]
+
+
+def test_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", RECIPE, "--gpu", "h100", "--gpus", "8", "--model", "8b.json", "--suggest"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "8 on 8 GPUs: tensor 1 x pipeline 1 x context 1 x data 8",
+        "hardware   1 x 8 H100, 85.5 GB each (NVIDIA H100 data sheet",
+        "a rank     weights 16.4 GB, gradients 32.8 GB, optimizer 12.3 GB, activations",
+        "assumed    prompts of 512 tokens; completions of 1024 (longest 2048)",
+        "warning: It will probably not fit: the fullest GPU is predicted to need",
+        "warning: The tokenizer and the rows of the data were not looked at",
+    ):
+        assert part in out
+    suggested = [line for line in out.splitlines() if "tokens/s)" in line]
+    assert suggested
+    options = suggested[0].split("  #")[0].split()
+    assert main(["check", RECIPE, *options, "--gpu", "h100", "--gpus", "8", "--model", "8b.json"]) == 0
+    assert "not fit" not in capsys.readouterr().out
+
+
+def test_all_that_is_wrong_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """In one list: what the GPUs there lack, and what is wrong here."""
+    wrong = ["actor.data_parallel=16", "actor.fp8=blockwise", "data.path=none.jsonl", "rollout.group_size=0"]
+    found = answer(capsys, RECIPE, *wrong, "--gpu", "a100", "--gpus", "4", "--model", "8b.json", code=2)
+    said = "\n".join(found["problems"])
+    for part in ("none.jsonl", "rollout.group_size is 0", "the A100 80 GB is older"):
+        assert part in said
+    assert found["forecast"] is None
+    found = answer(
+        capsys, RECIPE, "actor.data_parallel=16", "--gpu", "a100", "--gpus", "4", "--model", "8b.json", code=2
+    )
+    assert "16 ranks" in found["problems"][0] and "4 GPUs" in found["problems"][0]
+    assert main(["check", RECIPE, "actor.data_parallel=16", "--gpu", "a100", "--model", "8b.json"]) == 2
+    assert "1. The parallel sizes make 16 ranks" in capsys.readouterr().out
+
+
+def test_a_folder_with_config_json_alone_is_enough(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    there = ["--gpu", "h200", "--gpus", "8"]
+    found = answer(capsys, RECIPE, *there, code=2)
+    assert "give its config.json: --model FILE" in found["problems"][0]
+    (folder / "Qwen3-8B").mkdir()
+    (folder / "8b.json").rename(folder / "Qwen3-8B/config.json")
+    assert answer(capsys, RECIPE, *there)["problems"] == []
+
+
+def big() -> Any:
+    """Of 235 billion parameters, on eight nodes."""
+    config = of_235b()
+    config.data.path = "rows.jsonl"
+    return config
+
+
+def test_a_large_model_on_several_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    here = "tests.commands.test_check_command.big"
+    found = answer(capsys, here, "--gpu", "h200", "--gpus", "8", "--model", "235b.json", "--suggest")
+    assert found["problems"] == [] and found["forecast"]["hardware"]["nodes"] == 8
+    best = found["suggestions"][0]
+    assert best["memory"]["fits"] and best["seconds"]["step"] > 0 and best["line"].startswith("actor.")
+
+
+def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, "quickstart")
+    assert found["forecast"]["hardware"]["gpus"] == 0 and found["forecast"]["seconds"]["step"] > 0
+    assert answer(capsys, "quickstart", "--gpu", "cpu", "--gpus", "2")["forecast"]["hardware"]["name"] == "CPU"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "h1000"], "--gpu h1000 is not known"),
+        (["--gpus", "8"], "--gpus 8 goes with --gpu NAME"),
+        (["--gpu", "h100", "--gpus", "0"], "--gpus 0 goes with --gpu NAME and is 1 or more"),
+        (["--tokens", "0"], "--tokens 0 is the mean length"),
+        (["--suggest"], "--suggest needs GPUs"),
+        (["--model", "none.json"], "none.json"),
+    ],
+)
+def test_bad_options(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert main(["check", "quickstart", *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,147 @@
+"""The whole forecast, and layouts that are suggested by it."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_rl.config import Config
+from megatron_rl.errors import InputError
+from megatron_rl.settings.check import check
+from megatron_rl.settings.foresight.forecast import foresee, told
+from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, on_cpu
+from megatron_rl.settings.foresight.rules import check_hardware
+from megatron_rl.settings.foresight.suggest import applied, suggest
+from megatron_rl.system import machine
+from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b, of_235b
+
+
+@pytest.fixture(autouse=True)
+def eight_gpus() -> Iterator[None]:
+    """Of a node that is elsewhere."""
+    with machine.standing_for((80 << 30,) * 8):
+        yield
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_gpu_answers(gpu: str) -> None:
+    config = of_8b()
+    config.rollout.engines = config.actor.data_parallel = 8
+    found = foresee(config, QWEN3_8B, named(gpu, 1, 8))
+    assert found.step is not None and 0 < found.step.mfu < 0.6 and found.tokens_per_second > 0
+    assert found.fits == (found.peak <= GPUS[gpu].memory) == (found.warnings() == [])
+    assert json.loads(json.dumps(found.data()))["hardware"]["name"] == GPUS[gpu].name
+    assert any("prompts of 512 tokens" in line for line in found.lines().values())
+
+
+def test_engines_beside_on_and_apart_from_the_trainer() -> None:
+    """A colocated server sleeps while the trainer learns; one that does not is there all the time."""
+    config, hf_config = of_8b(), QWEN3_8B
+    config.actor.tensor_parallel = 4
+    h100 = named("h100", 1, 8)
+    colocated = foresee(config, hf_config, h100)
+    assert colocated.together
+    assert colocated.peak == max(
+        colocated.trainer.peak + 1e9,
+        colocated.trainer.states + colocated.engine_weights + 4 * 3072 * 36 * 8 * 128 * 4,
+    )
+    config.rollout.sglang.colocated = False  # there are four GPUs more
+    apart = foresee(config, hf_config, h100)
+    assert not apart.together and apart.peak == apart.trainer.peak
+    assert apart.engine_cache > colocated.engine_cache
+    config.actor.tensor_parallel = 8
+    crowded = foresee(config, hf_config, h100)
+    assert crowded.together and crowded.peak > crowded.trainer.peak + crowded.engine_weights
+    config.launch.nodes, config.launch.rollout_nodes = 2, 1
+    assert not foresee(config, hf_config, named("h100", 2, 8)).together
+
+
+def test_room_for_caches_bounds_how_many_are_generated_at_a_time() -> None:
+    config = of_8b()
+    config.actor.data_parallel = config.rollout.engines = 8
+    roomy, tight = (foresee(config, QWEN3_8B, named(gpu, 1, 8)) for gpu in ("h200", "a100-80"))
+    assert roomy.running == 256 > tight.running
+    assert tight.running == tight.engine_cache / (1536 * 36 * 8 * 128 * 2 * 2)
+
+
+def test_without_a_known_speed_there_is_memory_alone() -> None:
+    found = foresee(of_8b(), QWEN3_8B, Hardware("X1", 1 << 40, 0.0, gpus=8))
+    assert found.step is None and found.fits and found.tokens_per_second == 0 and "a step" not in found.lines()
+
+
+def test_on_a_cpu() -> None:
+    with machine.standing_for(()):
+        config = Config()
+        config.rollout.max_new_tokens = 32
+        config.model.dtype = "float32"
+        found = foresee(config, SMALL, on_cpu(1e11))
+    assert found.fits and found.step is not None and "MFU" in told(found.step)
+    assert found.lines()["predicted"].endswith("in the fullest trainer process, beyond its libraries")
+
+
+def sound(config: Config, hf_config: dict, on: Hardware) -> bool:
+    return not check(config, contents=False, known=hf_config).problems + check_hardware(config, on)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    return str(file)
+
+
+def test_suggestions_fit_and_pass_the_check(rows: str) -> None:
+    config, on = of_8b(), named("h100", 1, 8)
+    config.data.path = rows
+    found = suggest(config, QWEN3_8B, on, lambda changed: sound(changed, QWEN3_8B, on))
+    assert 2 <= len(found) <= 5
+    times = [each.forecast.step.step for each in found if each.forecast.step]
+    assert times == sorted(times) and len(times) == len(found)
+    for each in found:
+        changed = applied(config, each.options)
+        assert sound(changed, QWEN3_8B, on)
+        again = foresee(changed, QWEN3_8B, on)
+        assert again.fits and again.step == each.forecast.step
+        assert changed.actor.sizes().world == 8
+        assert all(
+            f"{key}={str(value).lower()}" in each.line().split("  #")[0].split() for key, value in each.options.items()
+        )
+    wasteful = applied(config, found[0].options | {"actor.recompute": "full", "actor.micro_batch_tokens": 4096})
+    assert foresee(wasteful, QWEN3_8B, on).step.step >= times[0]  # type: ignore[union-attr]
+
+
+def test_235b(rows: str) -> None:
+    """It does not fit where its states alone leave no room for engines; it does on GPUs with more memory."""
+    config = of_235b()
+    config.data.path = rows
+    h100, h200 = named("h100", 8, 8), named("h200", 8, 8)
+    assert check(config, contents=False, known=QWEN3_235B).problems == []
+    assert "will probably not fit" in foresee(config, QWEN3_235B, h100).warnings()[0]
+    assert suggest(config, QWEN3_235B, h100, lambda changed: True) == []
+    with machine.standing_for((h200.memory,) * 8):
+        found = suggest(config, QWEN3_235B, h200, lambda changed: sound(changed, QWEN3_235B, h200))
+    assert found and all(each.forecast.peak <= 0.95 * h200.memory for each in found)
+    layouts = [
+        tuple(v for k, v in each.options.items() if k not in ("actor.recompute", "actor.micro_batch_tokens"))
+        for each in found
+    ]
+    assert len(set(layouts)) == len(found)
+
+
+def test_a_forecast_takes_no_time() -> None:
+    """Counted from sizes: as long for 4,096 ranks as for one."""
+    config = of_235b()
+    config.actor.data_parallel = 512
+    started = time.process_time()
+    foresee(config, QWEN3_235B, named("h100", 512, 8))
+    assert time.process_time() - started < 5
+
+
+def test_what_cannot_be_suggested_for() -> None:
+    config = of_8b()
+    with pytest.raises(InputError, match="--suggest needs GPUs"):
+        suggest(config, QWEN3_8B, on_cpu(1e11), lambda changed: True)
+    config.run.steps = 0
+    with pytest.raises(InputError, match="steps of RL"):
+        suggest(config, QWEN3_8B, named("h100", 1, 8), lambda changed: True)

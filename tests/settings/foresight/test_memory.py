@@ -1,0 +1,141 @@
+"""Memory of a rank, part by part: by hand, against measured peaks, and how it moves with the options."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.gpu_shapes import SHAPES
+from megatron_rl.config import Config
+from megatron_rl.resharding.families import with_scalar_head
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.settings.foresight.hardware import GPUS, named, on_cpu
+from megatron_rl.settings.foresight.memory import KERNELS, RUNTIME, rank_memory, trainer_memory
+from megatron_rl.settings.foresight.work import most_tokens
+from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b, of_235b
+
+ARCH = read_architecture(QWEN3_8B)
+
+
+def test_by_hand() -> None:
+    """Qwen3-8B on two GPUs of data parallelism, 16,384 tokens a micro-batch, a reference."""
+    config = of_8b()
+    config.actor.data_parallel, config.actor.recompute, config.algorithm.kl_coef = 2, "full", 0.01
+    found = rank_memory(config, ARCH, named("h200"), 0, 16384)
+    layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128
+    weights = 36 * layer + 2 * 151936 * 4096 + 4096
+    assert found.weights == 2 * weights
+    assert found.gradients == 4 * weights
+    assert found.optimizer == 12 * weights / 2
+    assert found.activations == 16384 * 2 * (36 * 4096 + 2 * 4096)
+    logits, hidden = 2048 * 151936, 16384 * 4096  # the latter's gradient summed in float32, then rounded
+    assert found.logits == 2 * 151936 * 4096 + 2 * logits + 6 * hidden + 4 * 8192 * 4096
+    assert (found.reference, found.runtime) == (2 * weights, RUNTIME)  # copied from the host while it scores
+    assert found.peak == found.states + 2 * weights > found.states + found.activations + found.logits
+    on_a_cpu = rank_memory(config, ARCH, on_cpu(1e11), 0, 16384)
+    assert on_a_cpu.states == found.states - RUNTIME + KERNELS + 2 * weights  # it stays
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "recompute", "fp8", "peak"),
+    [
+        ("qwen3-4b", 36, "full", "none", 78.5),
+        ("qwen3-8b", 18, "none", "none", 128.8),
+        ("qwen3-8b", 18, "none", "tensorwise", 131.9),
+        ("qwen3-8b", 18, "none", "blockwise", 132.1),
+    ],
+)
+def test_within_three_percent_of_what_was_measured_on_an_h200(
+    shape: str, layers: int, recompute: str, fp8: str, peak: float
+) -> None:
+    """docs/benchmarks.md, "On a GPU": GiB of tensors, sequences of one length."""
+    config = Config()
+    config.actor.recompute, config.actor.fp8, config.actor.attention = recompute, fp8, "torch"
+    arch = read_architecture(SHAPES[shape] | {"num_hidden_layers": layers})
+    found = rank_memory(config, arch, named("h200"), 0, 16384, ragged=False)
+    matrix, chunk = 151936 * arch.hidden, 2048 * 151936  # of the head of that time, by torch's operations in float32
+    found = replace(found, logits=4 * matrix + max(20 * chunk, 14 * chunk + 6 * matrix))
+    assert (found.peak - found.runtime) / 2**30 == pytest.approx(peak, rel=0.03)
+
+
+@pytest.mark.parametrize("gpu", [*GPUS, "cpu"])
+def test_more_recomputation_takes_less(gpu: str) -> None:
+    """Attention that keeps no scores has as much to keep when it is computed again: there selective saves nothing."""
+    config, peaks = of_8b(), []
+    for config.actor.recompute in ("none", "selective", "full"):
+        peaks.append(trainer_memory(config, ARCH, named(gpu)).peak)
+    assert peaks[0] >= peaks[1] > peaks[2]
+    assert gpu != "cpu" or peaks[0] > peaks[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts"),
+    [
+        ({"tensor_parallel": 2}, ("weights", "gradients", "optimizer", "activations", "logits")),
+        ({"tensor_parallel": 2, "sequence_parallel": True}, ("weights", "activations")),
+        ({"pipeline_parallel": 2}, ("weights", "gradients", "optimizer")),
+        ({"data_parallel": 2}, ("optimizer",)),
+        ({"context_parallel": 2}, ("optimizer",)),
+        ({"micro_batch_tokens": 4096}, ("activations",)),
+        ({"logprob_chunk": 512}, ("logits",)),
+    ],
+)
+def test_what_sharding_saves(changed: dict, parts: tuple[str, ...]) -> None:
+    config = of_8b()
+    before = trainer_memory(config, ARCH, named("h100"))
+    config.actor = replace(config.actor, **changed)
+    after = trainer_memory(config, ARCH, named("h100"))
+    assert after.peak < before.peak
+    for part in parts:
+        assert after.parts()[part] < before.parts()[part]
+
+
+def test_stages_of_a_pipeline_keep_several_micro_batches() -> None:
+    config = of_8b()
+    config.actor.pipeline_parallel = 4
+    kept = [rank_memory(config, ARCH, named("h100"), stage, 4096).activations for stage in range(3)]
+    assert kept[0] / 4 == pytest.approx(kept[1] / 3) == pytest.approx(kept[2] / 2)
+    config.actor.virtual_pipeline = 3  # as 2 x 3 + 2 x 4 + 1 chunks of three
+    assert rank_memory(config, ARCH, named("h100"), 0, 4096).activations == pytest.approx(kept[0] / 4 * 15 / 3)
+
+
+def test_models_beside_the_policy() -> None:
+    """A critic has gradients and moments, a teacher weights."""
+    config = of_8b()
+    alone = trainer_memory(config, ARCH, named("h100"))
+    critic, teacher = read_architecture(with_scalar_head(QWEN3_8B)), read_architecture(SMALL)
+    both = trainer_memory(config, ARCH, named("h100"), critic, teacher)
+    values, small = alone.weights / 2 - 151936 * 4096 + 4096, 2 * 58592
+    assert both.beside == 18 * values + small
+    assert both.peak - alone.peak == both.beside
+
+
+def test_experts_are_sharded_over_their_own_ranks() -> None:
+    config = of_235b()
+    arch = read_architecture(QWEN3_235B)
+    found = trainer_memory(config, arch, named("h100"))
+    experts = 47 * 4 * 3 * 4096 * 1536  # of 128 experts each of 32 ranks has four
+    assert found.weights / 2 - experts == pytest.approx(47 * 18.3e6 + 151936 * 1024, rel=0.02)
+    assert found.optimizer == pytest.approx(12 * (experts + (found.weights / 2 - experts) / 8))
+
+
+def test_the_largest_micro_batch() -> None:
+    config = of_8b()
+    assert most_tokens(config) == 16384  # 256 rows of up to 3,072 tokens would be more
+    config.rollout.prompts_per_step, config.rollout.group_size = 1, 2
+    assert most_tokens(config) == 2 * 3072
+    config.actor.context_parallel = 4
+    assert most_tokens(config) == 2 * 3072 / 4
+    config.actor.packing = False
+    assert most_tokens(config) == 3072 / 4
+    config.run.steps, config.sft.steps, config.sft.data.path, config.sft.data.max_tokens = 0, 1, "rows.jsonl", 8192
+    config.actor.packing = True
+    assert most_tokens(config) == 16384
+
+
+def test_adapters_have_gradients_and_moments_alone() -> None:
+    config = of_8b()
+    config.actor.lora.rank = 16
+    found = trainer_memory(config, ARCH, named("h100"))
+    adapters = 36 * 16 * ((4096 + 6144) + (4096 + 4096) + (4096 + 24576) + (12288 + 4096))
+    assert found.gradients == pytest.approx(4 * adapters)
+    assert found.optimizer == pytest.approx(12 * adapters)

@@ -1,0 +1,153 @@
+"""Seconds of a step: by hand, against measured speeds, and how they move with the options."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.gpu_shapes import SHAPES
+from megatron_rl.config import Config
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.settings.foresight.hardware import GPUS, named
+from megatron_rl.settings.foresight.held import active, whole
+from megatron_rl.settings.foresight.seconds import ON_GPU, generating, learning, seconds
+from megatron_rl.settings.foresight.work import Workload, micro_batches, row_flops, scored, workload
+from tests.settings.foresight.shapes import QWEN3_8B, of_8b
+
+ARCH = read_architecture(QWEN3_8B)
+H100 = named("h100")
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "length", "recompute", "fp8", "speed"),
+    [
+        ("qwen3-4b", 36, 4096, "full", "none", 12774),
+        ("qwen3-4b", 36, 16384, "full", "none", 9217),
+        ("qwen3-8b", 18, 4096, "none", "none", 17537),
+        ("qwen3-8b", 18, 4096, "none", "tensorwise", 21837),
+        ("qwen3-8b", 18, 4096, "none", "blockwise", 20537),
+    ],
+)
+def test_within_a_tenth_of_what_was_measured_on_an_h200(
+    shape: str, layers: int, length: int, recompute: str, fp8: str, speed: float
+) -> None:
+    """docs/benchmarks.md, "On a GPU": tokens a second of updates on two micro-batches of 16,384 tokens."""
+    config = Config()
+    config.actor.recompute, config.actor.fp8 = recompute, fp8
+    load = Workload(32768 // length, 1, 0, length, length, length, 1, 1)
+    arch = read_architecture(SHAPES[shape] | {"num_hidden_layers": layers})
+    _, update, _, size = learning(config, arch, named("h200"), load)
+    assert size == 16384
+    assert 32768 / update == pytest.approx(speed, rel=0.1)
+
+
+def test_an_update_by_hand() -> None:
+    """One GPU, no recomputation: three passes over the layers, four over the head, the optimiser."""
+    config = of_8b()
+    load = workload(config)
+    assert (load.rows, load.prompt, load.completion, load.length) == (256, 512, 1024, 1536)
+    forward, update, mfu, size = learning(config, ARCH, H100, load)
+    tokens, trained = 256 * 1536, 256 * 1024
+    layers = 2 * 36 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 12288) + 2 * 36 * 4096 * 1536
+    head, rate = trained * 2 * 4096 * 151936, 989e12 * ON_GPU.executed
+    weights = whole(ARCH)
+    optimising = (weights * 8 + weights * 30) / (0.8 * 3.35e12)
+    assert forward == pytest.approx((tokens * layers + head) / rate)
+    assert update == pytest.approx((3 * tokens * layers + 4 * head) / rate + optimising + ON_GPU.update)
+    assert mfu == pytest.approx(256 * row_flops(ARCH, 1536, 1024) / update / 989e12)
+    assert size == 16384
+
+
+def test_generation_by_hand() -> None:
+    """256 completions at a time on one GPU: weights and caches are read at every step, but for the last long ones."""
+    config = of_8b()
+    load = workload(config)
+    cached = 36 * 8 * 128 * 2 * 2
+    weights = 2 * whole(ARCH)
+
+    def step(sequences: float, context: float) -> float:
+        return (weights + sequences * context * cached) / (0.8 * 3.35e12) + 36 * 3e-5
+
+    prefill = 32 * 512 * 2 * active(ARCH) / (0.6 * 989e12)
+    expected = prefill + 1024 * step(256, 512 + 512) + 1024 * step(25.6, 512 + 1024)
+    assert generating(config, ARCH, H100, load, 1000.0) == pytest.approx(expected)
+    assert generating(config, ARCH, H100, load, 64.0) == pytest.approx(prefill + 4 * 1024 * step(64, 1024))
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_more_recomputation_takes_longer(gpu: str) -> None:
+    config, times = of_8b(), []
+    for config.actor.recompute in ("none", "selective", "full"):
+        times.append(learning(config, ARCH, named(gpu), workload(config))[1])
+    assert times == sorted(times) and times[0] < times[1] < times[2]
+
+
+def test_what_makes_updates_slower() -> None:
+    """Small micro-batches, a pipeline's bubble, experts and tensor ranks that are on other nodes."""
+    config = of_8b()
+    load = workload(config)
+    fast = learning(config, ARCH, H100, load)[1]
+    config.actor.micro_batch_tokens = 256
+    assert learning(config, ARCH, H100, load)[1] > 2 * fast
+    config = of_8b()
+    config.actor.packing = False
+    assert learning(config, ARCH, H100, load)[3] == 1536
+    config.actor.packing, config.actor.data_parallel = True, 8
+    spread = learning(config, ARCH, named("h100", 1, 8), load)[1]
+    assert fast / 8 < spread < fast / 7
+    config.actor.data_parallel, config.actor.pipeline_parallel = 2, 4
+    assert learning(config, ARCH, named("h100", 1, 8), load)[1] > spread
+    config.actor.pipeline_parallel, config.actor.tensor_parallel = 1, 4
+    near = learning(config, ARCH, named("h100", 1, 8), load)[1]
+    assert near > spread
+    config.actor.tensor_parallel, config.actor.data_parallel = 8, 1
+    assert learning(config, ARCH, named("h100", 2, 4), load)[1] > learning(config, ARCH, named("h100", 1, 8), load)[1]
+
+
+def test_a_whole_step() -> None:
+    config = of_8b()
+    config.algorithm.kl_coef, config.algorithm.minibatches = 0.01, 4
+    load = workload(config)
+    step = seconds(config, ARCH, H100, load, 256.0)
+    assert step.phases()["step"] == step.generate + step.learn + step.swap
+    assert step.reference == pytest.approx(step.score + 2 * whole(ARCH) / H100.host)
+    config.rollout.staleness = 1
+    beside = seconds(config, ARCH, H100, load, 256.0)
+    assert beside.step == max(step.generate, step.learn) + step.swap
+    config.rollout.staleness, config.rollout.engine = 0, "embedded"  # beside the GPU, on a CPU
+    assert seconds(config, ARCH, H100, load, 256.0).generate > 50 * step.generate
+    config.run.steps = 0
+    config.evaluation.prompts = 0
+    assert seconds(config, ARCH, H100, load, 256.0).generate == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "roles"),
+    [
+        ({}, []),
+        ({"kl_coef": 0.1}, ["reference"]),
+        ({"minibatches": 2}, ["policy"]),
+        ({"minibatches": 2, "bypass": True}, []),
+        ({"name": "rloo", "kl_coef": 0.1}, ["policy", "reference"]),
+        ({"name": "distillation"}, ["policy", "teacher"]),
+        ({"name": "ppo"}, ["critic"]),
+    ],
+)
+def test_who_is_scored(changed: dict, roles: list[str]) -> None:
+    """As the algorithms themselves say (``PolicyGradient.needs``)."""
+    config = Config()
+    config.algorithm = replace(config.algorithm, **changed)
+    assert scored(config) == roles
+
+
+def test_micro_batches() -> None:
+    config = of_8b()
+    load = workload(config)
+    assert micro_batches(config.actor, load, 1536.0) == (24, 16384.0)
+    config.actor.data_parallel = 16
+    assert micro_batches(config.actor, load, 1536.0) == (2, 12288.0)
+    assert micro_batches(config.actor, replace(load, updates=4), 1536.0) == (4, 6144.0)
+    config.actor.pipeline_parallel, config.actor.virtual_pipeline = 3, 2
+    assert micro_batches(config.actor, load, 1536.0)[0] == 3
+    assert workload(config, 100).completion == 100 and workload(config, 1e9).completion == 2048
+    config.rollout.ignore_eos = True
+    assert workload(config).completion == 2048
