@@ -59,7 +59,8 @@ PreemptMode=REQUEUE
 ReturnToService=2
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 SlurmdTimeout=60
-KillWait=30
+KillWait=5
+OverTimeLimit=60
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={database}
