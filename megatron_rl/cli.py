@@ -67,7 +67,8 @@ A run keeps everything in runs/NAME: metrics, completions with their rewards, ch
 Ctrl-C stops it at the end of the step, with a checkpoint, and says how to continue; a second one ends it at once.
 
 
-Exit codes: 0 done, 1 a process failed, 2 bad input, 128 + number of the signal that ended it.
+Exit codes: 0 done, 1 a process failed, 2 bad input, 75 a machine of several was lost, 128 + number of the signal
+that ended it.
 """
 
 
@@ -112,10 +113,11 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The options. Further names behind an option, which argparse leaves over, go to where a command takes them."""
     parser = _parser(arguments[0] if arguments else "")
     options, left = parser.parse_known_args(arguments)
-    if left and (any(text.startswith("-") for text in left) or not hasattr(options, "names")):
+    takes = next((name for name in ("names", "overrides") if hasattr(options, name)), None)
+    if left and (any(text.startswith("-") for text in left) or takes is None):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
-    if left:
-        options.names += left
+    if takes is not None:
+        setattr(options, takes, [*getattr(options, takes), *left, *(getattr(options, "flags", None) or [])])
     return options
 
 

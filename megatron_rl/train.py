@@ -24,7 +24,7 @@ from megatron_rl.actor import groups
 from megatron_rl.config import Config
 from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.system import processes, stop
-from megatron_rl.system.screen import activity
+from megatron_rl.system.supervision.screen import activity
 from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.batch import scatter
 from megatron_rl.training.controller import Controller, Elsewhere

@@ -98,12 +98,13 @@ def shutdown() -> None:
 
 
 def _on_loopback() -> bool:
-    return ipaddress.ip_address(socket.gethostbyname(os.environ["MASTER_ADDR"])).is_loopback
+    address = socket.getaddrinfo(os.environ["MASTER_ADDR"], None, type=socket.SOCK_STREAM)[0][4][0]
+    return ipaddress.ip_address(address).is_loopback
 
 
 def _meeting() -> dict[str, Any]:
-    """How ranks find each other: on loopback at a store that listens nowhere else, else as torch has it."""
-    if not _on_loopback() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own store
+    """How ranks find each other: at a store that listens at rank 0's address alone, else at torchrun's own."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return {}
     rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = (

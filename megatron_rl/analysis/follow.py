@@ -8,7 +8,7 @@ from typing import Any
 from megatron_rl.analysis.lines import Lines
 from megatron_rl.analysis.recorded import GOING, Row, ended, read_run, state_of
 from megatron_rl.config import STAGES
-from megatron_rl.system.screen import duration
+from megatron_rl.system.supervision.screen import duration
 from megatron_rl.tracking.live import panel
 from megatron_rl.tracking.metrics import KINDS
 

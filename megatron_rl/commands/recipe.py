@@ -14,6 +14,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     help = "a recipe's name, a .yaml file, or the dotted path of a function () -> Config"
     parser.add_argument("recipe", metavar="RECIPE", help=help)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="options to change")
+    for flag, key, what in (
+        ("--nodes", "launch.nodes", "machines that the run takes"),
+        ("--rollout-nodes", "launch.rollout_nodes", "of them, how many only generate, beside the others that train"),
+    ):
+        help = f"{what}: short for {key}=N"
+        parser.add_argument(flag, metavar="N", dest="flags", type=f"{key}={{}}".format, action="append", help=help)
 
 
 def load_checked(options: argparse.Namespace, to: TextIO) -> tuple[Config, Findings] | None:

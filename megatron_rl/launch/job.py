@@ -1,4 +1,7 @@
-"""Starts every process of a run on this machine, watches over them and ends them.
+"""Starts every process of a run, on one machine or several, watches over them and ends them.
+
+One supervisor runs on each machine. The first node's opens the run's folder, decides what is where and leads the
+others; they start what they are told to and end with it.
 
 ``python -m megatron_rl.launch.job RUN_FOLDER`` writes the run's initial model: a process of its own, for torch.
 """
@@ -6,13 +9,12 @@
 import contextlib
 import copy
 import dataclasses
-import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,58 +24,107 @@ import psutil
 from megatron_rl.actor.checkpoint_folder import latest, read_state, set_damaged_aside
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.launch.placement import LOOPBACK, here
-from megatron_rl.rollout.embedded.client import engine_command, engine_environment
+from megatron_rl.launch.meeting import Job, Peer, gathered, join
+from megatron_rl.launch.nodes import ALONE, Nodes
+from megatron_rl.launch.placement import Placement
+from megatron_rl.launch.processes import processes
+from megatron_rl.launch.source import commit
 from megatron_rl.rollout.sglang.servers import leftovers
 from megatron_rl.system import machine, scratch
-from megatron_rl.system.channel import ENGINES, LISTENER, key_from_environment
+from megatron_rl.system.channel import key_from_environment, written
 from megatron_rl.system.processes import BAD_INPUT, run
-from megatron_rl.system.screen import duration
-from megatron_rl.system.supervisor import Outcome, Process, supervise
+from megatron_rl.system.supervision import supervisor
+from megatron_rl.system.supervision.members import Lead, Node
+from megatron_rl.system.supervision.screen import duration
+from megatron_rl.system.supervision.supervisor import Outcome, Process, supervise
 from megatron_rl.tracking.console import where_next
 from megatron_rl.tracking.run_folder import RunFolder, changes, open_run
 
 
-def launch(config: Config) -> int:
-    """Run the configuration to its end; returns the exit code: 0, 1, 2 for bad input, or 128 + signal.
+def launch(config: Config, nodes: Nodes = ALONE) -> int:
+    """Run the configuration to its end, from the first node.
 
-    The configuration has been checked. Raises InputError when the run's folder cannot be used, or its checkpoints.
+    Returns the exit code: 0, 1, 2 for bad input, 75 for a machine that was lost, or 128 + signal. The configuration has
+    been checked. Raises InputError when the run's folder cannot be used, or its checkpoints, or nodes cannot take part.
     """
-    folder = open_run(config)
-    try:
-        for warning in set_damaged_aside(folder.checkpoints):
-            print(f"warning: {warning}", flush=True)
-        if (done := _completed(folder, config)) is not None:
-            print(_is_complete(folder, *done), flush=True)
-            return 0
-        config = _record(folder, config)
-        with scratch.made() as sockets:
-            outcome = _write_initial_model(folder, config, sockets)
-            if outcome.code == 0:
-                outcome = _train(folder, config, sockets)
-        if outcome.code > 128 and _completed(folder, config) is not None:  # it was asked to stop in its last step
-            outcome = Outcome(0)
-        with contextlib.suppress(OSError, InputError):  # a disk that is full must not hide why the run ended
-            folder.mark_ended(outcome.code, outcome.message)
-        if outcome.code == BAD_INPUT:
-            raise InputError(outcome.message)
-        _say_how_it_ended(folder, outcome)
-    finally:
-        folder.unlock()
+    with gathered(config, nodes) as (address, peers):
+        folder = open_run(config)
+        try:
+            for warning in set_damaged_aside(folder.checkpoints):
+                print(f"warning: {warning}", flush=True)
+            if (done := _completed(folder, config)) is not None:
+                print(_is_complete(folder, *done), flush=True)
+                return 0
+            config = _record(folder, config, nodes.count)
+            with scratch.made() as sockets:
+                outcome = _write_initial_model(folder, config, sockets)
+                if outcome.code == 0:
+                    outcome = _train(folder, config, sockets, address, peers)
+            if outcome.code > 128 and _completed(folder, config) is not None:  # it was asked to stop in its last step
+                outcome = Outcome(0)
+            with contextlib.suppress(OSError, InputError):  # a disk that is full must not hide why the run ended
+                folder.mark_ended(outcome.code, outcome.message)
+            if outcome.code == BAD_INPUT:
+                raise InputError(outcome.message)
+            _say_how_it_ended(folder, outcome)
+        finally:
+            folder.unlock()
     return outcome.code
 
 
-def _train(folder: RunFolder, config: Config, sockets: Path) -> Outcome:
-    with socket.create_server((LOOPBACK, 0)) as listener:
+def follow(config: Config, nodes: Nodes) -> int:
+    """Run what the first node says, on another one; returns 0, or 75 when the first node was lost.
+
+    Raises InputError where there is no way to the first node, or it refuses this one.
+    """
+    connection, job = join(config, nodes)
+    with connection:
+        if job is None:
+            return 0
+        config = RunFolder(job.folder).config()
+        with scratch.made() as sockets:
+            outcome = supervisor.follow(processes(job, config, nodes.index, sockets), job.logs, Lead(connection))
+        if config.rollout.engine == "sglang" and config.generates():
+            leftovers.remove_after(sockets)
+    if outcome.code:
+        print(outcome.message, file=sys.stderr, flush=True)
+    return outcome.code
+
+
+def _train(folder: RunFolder, config: Config, sockets: Path, address: str, peers: list[Peer]) -> Outcome:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as listener:
+        job = _job(folder, config, sockets, (address, listener.getsockname()[1]), peers)
+        members = []
+        for index, peer in enumerate(peers, 1):
+            peer.say("start", replace(job, folder=job.folder.absolute(), logs=job.logs.absolute()))
+            members.append(Node(peer.name, peer.connection, service=not job.placement.ranks_on(index)))
         outcome = supervise(
-            processes(folder, config, sockets, listener),
+            processes(job, config, 0, sockets, listener),
             folder.logs(),
             config.run.grace_seconds,
             "the run stops at the end of this step and saves a checkpoint; a second Ctrl-C or signal ends it at once.",
+            members,
         )
     if config.rollout.engine == "sglang" and config.generates():
         leftovers.remove_after(sockets)
     return outcome
+
+
+def _job(folder: RunFolder, config: Config, sockets: Path, master: tuple[str, int], peers: list[Peer]) -> Job:
+    """What is where, and who listens at which address."""
+    adopted = config.rollout.engine == "sglang" and config.rollout.sglang.urls  # they have their key already
+    key = key_from_environment() if adopted else secrets.token_bytes(16)
+    count = config.rollout.engines if config.generates() and not adopted else 0
+    hosts = (master[0], *(peer.arrival.address for peer in peers))
+    placement = Placement(hosts, config.actor.sizes().world, count, config.launch.rollout_nodes)
+    ports = [iter(peer.arrival.ports) for peer in peers]
+    addresses = []
+    for engine in range(count if config.rollout.engine == "embedded" else 0):
+        host = placement.host_of_engine(engine)
+        near = str(sockets / f"engine{engine}")
+        addresses.append(near if host == 0 else written(hosts[host], next(ports[host - 1])))
+    return Job(folder.path, folder.logs(), key, placement, master[1], tuple(addresses))
 
 
 def _completed(folder: RunFolder, config: Config) -> tuple[str, int] | None:
@@ -112,53 +163,7 @@ def _say_how_it_ended(folder: RunFolder, outcome: Outcome) -> None:
         print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-def processes(folder: RunFolder, config: Config, sockets: Path, listener: socket.socket) -> list[Process]:
-    """The engines and the trainer ranks of a run; they meet at Unix sockets and at the ``listener``'s port."""
-    adopted = config.rollout.engine == "sglang" and config.rollout.sglang.urls  # they have their key already
-    key = key_from_environment() if adopted else secrets.token_bytes(16)
-    # rank 0 starts the others
-    embedded = config.rollout.engines if config.rollout.engine == "embedded" and config.generates() else 0
-    addresses = [str(sockets / f"engine{i}") for i in range(embedded)]
-    placement = here(config.actor.sizes().world, listener)
-    common = {"PYTHONUNBUFFERED": "1"} | scratch.temporary(sockets) | scratch.caches(sockets)
-    if machine.gpus():
-        # megatron-core begins communication before the products that it shall overlap, and relies on that order
-        common["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
-        # as SGLang sets it in its servers: NCCL connects only processes that allocate alike
-        common["NCCL_CUMEM_ENABLE"] = os.environ.get("NCCL_CUMEM_ENABLE", "0")
-    else:
-        common["TORCHDYNAMO_DISABLE"] = "1"  # megatron-core compiles small fusions at import: worth it on a GPU only
-        common |= {name: os.environ.get(name, str(size)) for name, size in machine.KEPT.items()}
-    job = common | engine_environment(config.rollout, key)
-    job |= {
-        ENGINES: ",".join(addresses),
-        scratch.SCRATCH: str(sockets),
-        "OMP_NUM_THREADS": str(config.actor.threads),
-    }
-    engines = [
-        Process(
-            f"engine{i}",
-            engine_command(config.rollout, folder.model_folder(), address, config.model.dtype),
-            common | engine_environment(config.rollout, key),
-            service=True,
-        )
-        for i, address in enumerate(addresses)
-    ]
-    ranks = [
-        Process(
-            f"rank{rank}",
-            [sys.executable, "-m", "megatron_rl.train", str(folder.path)],
-            job | placement.environment(rank) | ({LISTENER: str(listener.fileno())} if rank == 0 else {}),
-            echo=rank == 0,
-            follows=rank != 0,
-            descriptors=[listener.fileno()] if rank == 0 else [],
-        )
-        for rank in placement.here
-    ]
-    return engines + ranks
-
-
-def _record(folder: RunFolder, config: Config) -> Config:
+def _record(folder: RunFolder, config: Config, nodes: int) -> Config:
     """Write the configuration and the manifest's entry of this attempt; returns the configuration with its own name."""
     config = copy.deepcopy(config)
     config.run.name = folder.path.name
@@ -166,7 +171,12 @@ def _record(folder: RunFolder, config: Config) -> Config:
     if folder.started():
         changed = {key: [old, new] for key, (old, new) in changes(folder.config(), config).items()}
     attempts = folder.manifest().get("attempts", [])
-    attempt = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **machine.facts(), "code": _commit()}
+    attempt = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **machine.facts(),
+        "nodes": nodes,
+        "code": commit(),
+    }
     folder.write_config(config)
     folder.update_manifest(
         name=config.run.name,
@@ -174,11 +184,11 @@ def _record(folder: RunFolder, config: Config) -> Config:
         config=dataclasses.asdict(config),
         attempts=[*attempts, attempt | {"changed": changed}],
     )
-    _announce(folder, config, changed)
+    _announce(folder, config, changed, nodes)
     return config
 
 
-def _announce(folder: RunFolder, config: Config, changed: dict[str, list[Any]]) -> None:
+def _announce(folder: RunFolder, config: Config, changed: dict[str, list[Any]], nodes: int) -> None:
     counts = {
         "trainer rank": config.actor.sizes().world,
         "engine": config.rollout.engine_count,
@@ -187,6 +197,7 @@ def _announce(folder: RunFolder, config: Config, changed: dict[str, list[Any]]) 
     counts = counts if config.generates() else {"trainer rank": counts["trainer rank"]}
     started = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items())
     verb = "Continuing" if folder.started() else "Run"
+    started += f" on {nodes} nodes" if nodes > 1 else ""
     print(f"{verb} {folder.path}: {started}. Logs: {folder.logs()}", flush=True)
     for key, (old, new) in changed.items():
         print(f"  changed: {key} {old} -> {new}", flush=True)
@@ -201,20 +212,6 @@ def _write_initial_model(folder: RunFolder, config: Config, sockets: Path) -> Ou
     command = [sys.executable, "-m", "megatron_rl.launch.job", str(folder.path)]
     env = scratch.temporary(sockets) | scratch.caches(sockets)
     return supervise([Process("initial_model", command, env)], folder.logs())
-
-
-def _commit() -> dict[str, Any] | None:
-    """The commit of this code and whether files differ from it; None outside a git checkout."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-
-    if not shutil.which("git") or git("ls-files", "--error-unmatch", __file__).returncode != 0:
-        return None
-    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
-    return {"commit": git("rev-parse", "HEAD").stdout.strip(), "modified": bool(changed)}
 
 
 def _initial_model() -> None:

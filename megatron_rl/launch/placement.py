@@ -1,6 +1,5 @@
-"""Where the trainer ranks of a run are, and the environment in which they find each other (torchrun's variables)."""
+"""What of a run is on which of its machines, and the environment in which trainer ranks find each other."""
 
-import socket
 from dataclasses import dataclass
 
 LOOPBACK = "127.0.0.1"
@@ -8,35 +7,48 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Placement:
-    """``ranks`` trainer ranks, as many on each of ``hosts``, in their order; this process is on host ``index``.
+    """``ranks`` trainer ranks and ``engines`` rollout engines on ``hosts`` (addresses, in their order).
 
-    ``master`` is the address and TCP port of rank 0's store, where the ranks meet.
+    The last ``rollout`` hosts have engines only and the others ranks only; with 0 all have both. Ranks are dealt out
+    in equal shares, engines as evenly as they go, both in the order of the hosts.
     """
 
     hosts: tuple[str, ...]
     ranks: int
-    index: int
-    master: tuple[str, int]
+    engines: int
+    rollout: int = 0
 
     @property
-    def here(self) -> range:
-        """The ranks on this host."""
-        each = self.ranks // len(self.hosts)
-        return range(self.index * each, (self.index + 1) * each)
+    def trainers(self) -> int:
+        """How many hosts have ranks: the first ones."""
+        return len(self.hosts) - self.rollout
 
-    def environment(self, rank: int) -> dict[str, str]:
-        """The variables of one rank on this host."""
-        address, port = self.master
+    def ranks_on(self, host: int) -> range:
+        """The trainer ranks of a host."""
+        each = self.ranks // self.trainers if host < self.trainers else 0
+        return range(host * each, (host + 1) * each)
+
+    def engines_on(self, host: int) -> range:
+        """The rollout engines of a host."""
+        first = self.trainers if self.rollout else 0
+        count, place = len(self.hosts) - first, host - first
+        if place < 0:
+            return range(0)
+        return range(-(-place * self.engines // count), -(-(place + 1) * self.engines // count))
+
+    def host_of_engine(self, engine: int) -> int:
+        """The host of an engine."""
+        return next(host for host in range(len(self.hosts)) if engine in self.engines_on(host))
+
+    def environment(self, rank: int, port: int) -> dict[str, str]:
+        """torchrun's variables for one rank; ``port``: of the store on the first host, where the ranks meet."""
+        each = self.ranks // self.trainers
         return {
             "RANK": str(rank),
-            "LOCAL_RANK": str(rank - self.here.start),
+            "LOCAL_RANK": str(rank % each),
             "WORLD_SIZE": str(self.ranks),
-            "LOCAL_WORLD_SIZE": str(len(self.here)),
-            "MASTER_ADDR": address,
+            "LOCAL_WORLD_SIZE": str(each),
+            "MASTER_ADDR": self.hosts[0],
             "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "False",  # torchrun's own, where it has started the supervisors
         }
-
-
-def here(ranks: int, listener: socket.socket) -> Placement:
-    """All ranks on this machine. ``listener`` has the port at which they meet: nobody else can take it meanwhile."""
-    return Placement((LOOPBACK,), ranks, 0, (LOOPBACK, int(listener.getsockname()[1])))

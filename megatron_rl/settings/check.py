@@ -8,6 +8,7 @@ from megatron_rl.algorithms.registry import asked_of
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
+from megatron_rl.launch.check import check_launch
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.settings import fit
@@ -43,6 +44,8 @@ def check(config: Config, contents: bool = True) -> Findings:
     about_data = check_data(config.data) if config.asks() else []
     about_data += [said for key, said in broken.items() if key.startswith(sets)]
     found += about_data + check_algorithm(config.algorithm) + check_across(config)
+    if not any(key.startswith(("actor.", "rollout.", "launch.")) for key in broken):
+        found += check_launch(config.launch, config.rollout, config.actor.sizes().world, config.generates())
     found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
     hf_config, about_folder = check_model_folder(config.model, config.reward_model.steps > 0)
     found += about_folder

@@ -12,14 +12,14 @@ from megatron_rl.actor import accelerator
 from megatron_rl.actor.groups import barrier, gather, share
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.errors import SwapError
-from megatron_rl.resharding.folders.export import export_hf
+from megatron_rl.resharding.folders.export import export_hf, needed_from
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.replicas import Replicas
 from megatron_rl.resharding.swap import SwapSource, merge_hashes
 from megatron_rl.resharding.terms import Attached, Reach
 from megatron_rl.resharding.transports.choose import offer, outbound
-from megatron_rl.resharding.transports.shared_memory import publish
+from megatron_rl.resharding.transports.shared_memory import publish, store
 from megatron_rl.rollout.protocol import Engine
 from megatron_rl.swap.published import Offered, crowded, packed
 from megatron_rl.swap.sender import Sender, held_dtypes
@@ -132,11 +132,22 @@ class Alone:
 
 
 def _export(actor: Actor, source: SwapSource, target: Path, model_folder: Path) -> None:
-    """Write the weights through copies that rank 0 can read."""
-    held = actor.parameters()
+    """Write the weights through copies that rank 0 can read: in memory, in files where a rank is on another machine."""
+    held, rank = actor.parameters(), dist.get_rank()
+    places = share(gather(machine.place()))
+    near = [place == places[0] for place in places]
     if accelerator.on_gpu() or crowded(held):
         held = packed(held, torch.device("cpu"))  # alive until it is written
-    source = replace(source, memories=gather(publish(held)), fp8=False)
-    if dist.get_rank() == 0:
-        export_hf(target, source, carry_from=model_folder)
-    barrier()
+    beside = target.with_name(f".{target.name}.rank{rank}")
+    if near[rank]:
+        offered = publish(held)
+    else:
+        wanted = needed_from(source.own_layout(), near)[rank]
+        offered = store({name: held[name] for name in held if name in wanted}, beside)
+    source = replace(source, memories=gather(offered), fp8=False)
+    try:
+        if rank == 0:
+            export_hf(target, source, carry_from=model_folder)
+        barrier()
+    finally:
+        beside.unlink(missing_ok=True)

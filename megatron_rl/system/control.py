@@ -15,11 +15,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any
 
 from megatron_rl.errors import InputError, SwapError
-from megatron_rl.system.channel import parse_address
+from megatron_rl.system.channel import dial, listen, notice_absence
 
 _HELLO_SECONDS = 10.0  # in which a caller must have proved itself and said who it is
 
@@ -30,7 +30,7 @@ class WorkerError(RuntimeError):
 
 def call_in(address: str, key: bytes, session: str, rank: int) -> Connection:
     """Call rank 0, as ``rank`` of a session. Raises OSError or AuthenticationError."""
-    connection = Client(parse_address(address), authkey=key)
+    connection = dial(address, key)
     connection.send((session, rank))
     return connection
 
@@ -74,7 +74,7 @@ class Worker:
     """A process that called in: number ``rank`` of ``group``, by which errors name it."""
 
     def __init__(self, group: str, rank: int, connection: Connection) -> None:
-        self.name, self._connection = f"{group} {rank}", connection
+        self.name, self.connection = f"{group} {rank}", connection
 
     def ask(self, method: str, *arguments: Any, seconds: float) -> Any:
         """Have the worker do something; its result.
@@ -83,11 +83,11 @@ class Worker:
         understood, WorkerError for everything else.
         """
         try:
-            self._connection.send((method, arguments))
-            if not self._connection.poll(seconds):
-                self._connection.close()  # a late answer must not be taken for the next one
+            self.connection.send((method, arguments))
+            if not self.connection.poll(seconds):
+                self.connection.close()  # a late answer must not be taken for the next one
                 raise WorkerError(f"{self.name} did not answer {method} in {seconds:.0f} s")
-            kind, value = self._connection.recv()
+            kind, value = self.connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerError(f"{self.name} ended during {method}") from error
         if kind == "result":
@@ -102,7 +102,7 @@ class Worker:
     def release(self) -> None:
         """Let it go; weights that were not committed stay poisoned."""
         with contextlib.suppress(OSError):
-            self._connection.close()
+            self.connection.close()
 
 
 class Control:
@@ -122,7 +122,7 @@ class Control:
     def listen(self, address: str) -> None:
         """Let processes call in at another address too. Raises InputError for one that cannot be had."""
         try:
-            listener = Listener(parse_address(address), backlog=128)
+            listener = listen(address, backlog=1024)
         except OSError as error:
             raise InputError(
                 f"Rank 0 cannot listen at {address} for the engines' workers: {error.strerror}."
@@ -130,9 +130,9 @@ class Control:
         self._listeners.append(listener)
         threading.Thread(target=self._accept, args=(listener,), name="control", daemon=True).start()
 
-    def session(self) -> str:
-        """A new session, for workers to name."""
-        name = secrets.token_hex(8)
+    def session(self, name: str = "") -> str:
+        """A new session, for workers to name; one that they know has its ``name`` given."""
+        name = name or secrets.token_hex(8)
         with self._changed:
             self._open.add(name)
         return name
@@ -190,6 +190,9 @@ class Control:
             deliver_challenge(connection, self._key)
             answer_challenge(connection, self._key)
             hello = connection.recv()
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+            if line.family != socket.AF_UNIX:
+                notice_absence(line)
         limit.cancel()
         limit.join()  # nothing is to happen to the connection, or to one that takes its number, any more
         with self._changed:

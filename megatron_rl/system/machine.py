@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from packaging.specifiers import SpecifierSet
 
 from megatron_rl.errors import InputError
@@ -106,7 +107,7 @@ def package_problems() -> list[str]:
 def free_port(address: str = "127.0.0.1") -> int:
     """A TCP port at this machine's ``address`` that nobody listens on; raises InputError when there is none."""
     try:
-        with socket.socket() as listener:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
             listener.bind((address, 0))
             return int(listener.getsockname()[1])
     except OSError as error:
@@ -116,14 +117,17 @@ def free_port(address: str = "127.0.0.1") -> int:
         ) from None
 
 
-def free_low_port() -> int:
+def free_low_port(address: str = "127.0.0.1", first: int | None = None) -> int:
     """As ``free_port``, of 20000 to 29999: below those that connections are given, and with room for others that a
-    server counts from its own (SGLang 0.5.13: 10000 more)."""
-    for port in random.sample(range(20000, 30000), 200):
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
+    server counts from its own (SGLang 0.5.13: 10000 more). The first that is free from ``first`` on, or any."""
+    some = range(20000, 30000)
+    tried = random.sample(some, 200) if first is None else [some[(first + i) % len(some)] for i in range(200)]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    for port in tried:
+        with socket.socket(family) as listener, contextlib.suppress(OSError):
+            listener.bind((address, port))
             return port
-    raise InputError("There is no free port of 20000 to 29999 on 127.0.0.1 for a server: end processes that hold them.")
+    raise InputError(f"There is no free port of 20000 to 29999 on {address} for a server: end what holds them.")
 
 
 def place() -> str:
@@ -134,10 +138,11 @@ def place() -> str:
 
 
 def address_towards(host: str) -> str:
-    """This machine's own IPv4 address on the way to a host. Raises InputError for a name that is unknown or no way."""
+    """This machine's own address on the way to a host. Raises InputError for a name that is unknown or no way."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing
+        family, _, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(there)  # sends nothing
             return str(probe.getsockname()[0])
     except OSError as error:
         raise InputError(f"There is no way from this machine to the host {host} ({error.strerror}).") from None
@@ -145,26 +150,42 @@ def address_towards(host: str) -> str:
 
 def own_address() -> str:
     """This machine's address on its way out; loopback when it has no network."""
-    try:
-        return address_towards("192.0.2.1")  # for documentation only (RFC 5737): nobody is there, and nothing is sent
-    except InputError:
-        return "127.0.0.1"
+    for nobody in ("192.0.2.1", "2001:db8::1"):  # for documentation only (RFC 5737, 3849): nothing is sent there
+        with contextlib.suppress(InputError):
+            return address_towards(nobody)
+    return "127.0.0.1"
+
+
+def interface_address(name: str) -> str | None:
+    """The address of a network interface, IPv4 where it has one; None for one that is not here or has none."""
+    found = {a.family: a.address for a in psutil.net_if_addrs().get(name, []) if not a.address.startswith("fe80")}
+    return found.get(socket.AF_INET, found.get(socket.AF_INET6))
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an address of this machine."""
+    for name, found in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address for each in found):
+            return name
+    return None
 
 
 def is_here(host: str) -> bool:
     """Whether a host is this machine. Raises InputError for a name that is unknown."""
     try:
-        return is_address(socket.gethostbyname(host))
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise InputError(f"the host {host} is not known here ({error.strerror}).") from None
+    return is_address(str(found[0][4][0]))
 
 
 def is_address(address: str) -> bool:
-    """Whether this machine has an IPv4 address."""
+    """Whether this machine has an IP address."""
     try:
-        with socket.socket() as probe:
-            probe.bind((str(ipaddress.IPv4Address(address)), 0))
-            return address != "0.0.0.0"
+        parsed = ipaddress.ip_address(address)
+        with socket.socket(socket.AF_INET6 if parsed.version == 6 else socket.AF_INET) as probe:
+            probe.bind((address, 0))
+        return not parsed.is_unspecified
     except (OSError, ValueError):
         return False
 

@@ -16,7 +16,9 @@ def listening_store(
 
     A ``listener`` that has the address already is taken over. Raises OSError for an address that cannot be had.
     """
-    listener = listener or socket.create_server((host, port))
+    listener = listener or socket.create_server(
+        (host, port), family=socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    )
     return dist.TCPStore(
         host,
         listener.getsockname()[1],

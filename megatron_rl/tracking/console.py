@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from megatron_rl.system.screen import activity as activity
-from megatron_rl.system.screen import duration as duration
-from megatron_rl.system.screen import live, panel
+from megatron_rl.system.supervision.screen import activity as activity
+from megatron_rl.system.supervision.screen import duration as duration
+from megatron_rl.system.supervision.screen import live, panel
 from megatron_rl.tracking.live import panel as live_panel
 from megatron_rl.tracking.run_folder import RunFolder
 

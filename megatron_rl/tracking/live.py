@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import isfinite
 
-from megatron_rl.system.screen import duration
+from megatron_rl.system.supervision.screen import duration
 
 WIDTH = 79  # columns, at most
 BARS = "▁▂▃▄▅▆▇█"

@@ -37,7 +37,7 @@ from megatron_rl.rollout.strategies.hinted import Hinted, require_steps
 from megatron_rl.rollout.strategies.single import Single
 from megatron_rl.system import stop
 from megatron_rl.system.channel import ENGINES, key_from_environment
-from megatron_rl.system.screen import activity, duration
+from megatron_rl.system.supervision.screen import activity, duration
 from megatron_rl.tracking.clock import Clock
 from megatron_rl.tracking.console import SHOWN, heldout_table, where_next
 from megatron_rl.tracking.console import Progress as Shown
@@ -364,4 +364,4 @@ def _engine(config: Config, run: RunFolder) -> Engine:
         from megatron_rl.rollout.sglang.pool import SGLangEngines
 
         return SGLangEngines(config.served(), run.model_folder(), key, run.logs())
-    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")])
+    return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")], run.path / "swap")

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.actor.checkpoint_folder import STATE, list_files
+from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.launch.job import _completed, launch, processes
+from megatron_rl.launch.job import _completed, _job, launch
+from megatron_rl.launch.processes import processes
 from megatron_rl.settings.load import load
 from megatron_rl.system import machine
+from megatron_rl.system.supervision.supervisor import Process
 from megatron_rl.tracking.run_folder import EXPORTED, RunFolder, open_run
 
 
@@ -20,6 +23,10 @@ def quickstart(tmp_path: Path, *overrides: str):
     config, problems = load("quickstart", [f"run.folder={tmp_path}", "tracking.wandb=off", *overrides])
     assert problems == []
     return config
+
+
+def started_by(folder: RunFolder, config: Config, sockets: Path, listener: socket.socket) -> list[Process]:
+    return processes(_job(folder, config, sockets, listener.getsockname(), []), config, 0, sockets, listener)
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def test_processes(tmp_path: Path, listener: socket.socket) -> None:
     config = quickstart(tmp_path, "actor.pipeline_parallel=3", "rollout.engines=2", "actor.threads=3")
     folder = open_run(config)
     folder.write_config(config)
-    started = processes(folder, config, tmp_path, listener)
+    started = started_by(folder, config, tmp_path, listener)
     assert [p.name for p in started] == ["engine0", "engine1", *(f"rank{i}" for i in range(6))]
     assert [p.service for p in started] == [True] * 2 + [False] * 6
     assert [p.name for p in started if p.echo] == ["rank0"]
@@ -61,7 +68,7 @@ def test_processes(tmp_path: Path, listener: socket.socket) -> None:
         assert engine.env["OMP_NUM_THREADS"] == "1"
     keys = {p.env["MEGATRON_RL_KEY"] for p in started}
     assert len(keys) == 1 and len(bytes.fromhex(keys.pop())) == 16
-    assert processes(folder, config, tmp_path, listener)[0].env["MEGATRON_RL_KEY"] != started[0].env["MEGATRON_RL_KEY"]
+    assert started_by(folder, config, tmp_path, listener)[0].env["MEGATRON_RL_KEY"] != started[0].env["MEGATRON_RL_KEY"]
 
 
 def test_nccl_allocates_as_in_the_servers(
@@ -75,7 +82,7 @@ def test_nccl_allocates_as_in_the_servers(
         monkeypatch.delenv("NCCL_CUMEM_ENABLE", raising=False)
         if given:
             monkeypatch.setenv("NCCL_CUMEM_ENABLE", given)
-        assert {p.env.get("NCCL_CUMEM_ENABLE") for p in processes(folder, config, tmp_path, listener)} == {said}
+        assert {p.env.get("NCCL_CUMEM_ENABLE") for p in started_by(folder, config, tmp_path, listener)} == {said}
 
 
 def test_a_run_that_is_complete_is_not_begun_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

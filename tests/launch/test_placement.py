@@ -1,29 +1,37 @@
-"""The ranks of a run and their environment."""
+"""What is on which host, and the environment of ranks."""
 
-import socket
+import pytest
 
-from megatron_rl.launch.placement import Placement, here
-
-
-def test_all_ranks_are_on_this_machine_and_meet_at_a_port_that_is_held() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        placement = here(3, listener)
-        port = listener.getsockname()[1]
-    assert placement == Placement(("127.0.0.1",), 3, 0, ("127.0.0.1", port))
-    assert list(placement.here) == [0, 1, 2]
-    assert placement.environment(2) == {
-        "RANK": "2",
-        "LOCAL_RANK": "2",
-        "WORLD_SIZE": "3",
-        "LOCAL_WORLD_SIZE": "3",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+from megatron_rl.launch.placement import Placement
 
 
 def test_hosts_have_equal_shares_in_their_order() -> None:
-    placements = [Placement(("a", "b"), 4, index, ("a", 1234)) for index in (0, 1)]
-    assert [list(placement.here) for placement in placements] == [[0, 1], [2, 3]]
-    found = placements[1].environment(3)
-    assert (found["RANK"], found["LOCAL_RANK"], found["LOCAL_WORLD_SIZE"], found["WORLD_SIZE"]) == ("3", "1", "2", "4")
-    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("a", "1234")
+    placement = Placement(("a", "b"), ranks=4, engines=2)
+    assert [list(placement.ranks_on(host)) for host in (0, 1)] == [[0, 1], [2, 3]]
+    assert [list(placement.engines_on(host)) for host in (0, 1)] == [[0], [1]]
+    assert placement.environment(3, 1234) == {
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": "1234",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
+
+
+def test_the_last_hosts_only_generate() -> None:
+    placement = Placement(("a", "b", "c", "d"), ranks=16, engines=5, rollout=2)
+    assert [len(placement.ranks_on(host)) for host in range(4)] == [8, 8, 0, 0]
+    assert [list(placement.engines_on(host)) for host in range(4)] == [[], [], [0, 1, 2], [3, 4]]
+    assert [placement.host_of_engine(engine) for engine in range(5)] == [2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3, 7])
+@pytest.mark.parametrize("engines", [0, 1, 2, 5, 64])
+def test_every_engine_has_one_host(hosts: int, engines: int) -> None:
+    placement = Placement(tuple("abcdefg"[:hosts]), ranks=hosts, engines=engines)
+    dealt = [engine for host in range(hosts) for engine in placement.engines_on(host)]
+    assert dealt == list(range(engines))
+    sizes = [len(placement.engines_on(host)) for host in range(hosts)]
+    assert max(sizes) - min(sizes) <= 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rl.system.screen import LIVE, SHOWN, Screen, activity, duration, panel
+from megatron_rl.system.supervision.screen import LIVE, SHOWN, Screen, activity, duration, panel
 
 
 class Terminal(io.StringIO):

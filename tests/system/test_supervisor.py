@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_rl.system.supervisor import Outcome, Process, supervise
+from megatron_rl.system.supervision.supervisor import Outcome, Process, supervise
 from tests.conftest import PATIENCE
 
 SLEEP = "import time; time.sleep(600)"
@@ -91,7 +91,7 @@ def test_a_run_that_must_not_go_on_says_why_and_is_no_bad_input(tmp_path: Path) 
 
 
 def test_what_a_process_does_is_shown_but_not_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    code = "from megatron_rl.system.screen import activity\nactivity('building'); print('built')"
+    code = "from megatron_rl.system.supervision.screen import activity\nactivity('building'); print('built')"
     supervise([python("rank0", code, echo=True), python("rank1", code)], tmp_path)
     assert capfd.readouterr().out == "built\n"  # no silence was long enough
     assert [(tmp_path / f"rank{rank}.log").read_text(encoding="utf-8") for rank in (0, 1)] == ["built\n"] * 2
@@ -150,7 +150,7 @@ def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
 SUPERVISOR = """
 import json, sys
 from pathlib import Path
-from megatron_rl.system.supervisor import Process, supervise
+from megatron_rl.system.supervision.supervisor import Process, supervise
 folder, grace, *codes = sys.argv[1:]
 processes = [
     Process(f"p{i}", [sys.executable, "-c", code], follows=code.startswith("# follows")) for i, code in enumerate(codes)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from megatron_rl.system.screen import LIVE, SHOWN
+from megatron_rl.system.supervision.screen import LIVE, SHOWN
 from megatron_rl.tracking.console import RL_COLUMNS, Progress
 from megatron_rl.tracking.live import BARS, WIDTH, panel, trend
 

@@ -7,7 +7,7 @@ from typing import Any
 from megatron_rl.analysis.recorded import Recorded, Row
 from megatron_rl.analysis.report.blocks import Block, chart, heading, notes, section, table
 from megatron_rl.analysis.report.experiments import Experiment, averaged, curve, number
-from megatron_rl.system.screen import duration
+from megatron_rl.system.supervision.screen import duration
 from megatron_rl.tracking.names import GROUPS, ROW, find
 
 FIRST = ("reward", "accuracy", "length", "kl", "entropy", "loss", "pair_accuracy")  # of the overview

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from megatron_rl.analysis.follow import Followed
-from megatron_rl.system.screen import Screen, duration
+from megatron_rl.system.supervision.screen import Screen, duration
 from megatron_rl.tracking.console import SHOWN, progress_line, titles
 
 EPILOG = """\

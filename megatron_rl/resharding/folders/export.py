@@ -6,7 +6,8 @@ Files are written front to back from one buffer at a time, so memory stays bound
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -44,8 +45,28 @@ def _bands(layout: Layout, dtypes: dict[str, torch.dtype]) -> Layout:
     return Layout(layout.tensors, (Shard(shapes, tuple(segments)),))
 
 
+def needed_from(layout: Layout, near: Sequence[bool]) -> list[set[str]]:
+    """By rank, the local tensors that a reader needs of whom it can reach by files only; all of those that are near.
+
+    Of a box that several hold it needs one: a near rank's, else the lowest rank's.
+    """
+    held = {(s.tensor, s.start, s.shape) for r, shard in enumerate(layout.ranks) if near[r] for s in shard.segments}
+    needed = []
+    for rank, shard in enumerate(layout.ranks):
+        asked = set(shard.locals) if near[rank] else set()
+        for s in shard.segments if not near[rank] else ():
+            if (s.tensor, s.start, s.shape) not in held:
+                asked.add(s.local)
+        held |= {(s.tensor, s.start, s.shape) for s in shard.segments if s.local in asked}
+        needed.append(asked)
+    return needed
+
+
 class TrainedTensors:
-    """The trainer ranks' memory, read tensor by tensor; ``dtype`` None keeps each weight's own."""
+    """The trainer ranks' memory, read tensor by tensor; ``dtype`` None keeps each weight's own.
+
+    Ranks may offer a part of their tensors, as long as all of them together have everything.
+    """
 
     def __init__(self, source: SwapSource, dtype: torch.dtype | None = None) -> None:
         self.layout = source.layout()
@@ -57,10 +78,11 @@ class TrainedTensors:
             s.tensor: dtype or self.tensors[rank, s.local].dtype
             for rank, shard in enumerate(self.layout.ranks)
             for s in shard.segments
+            if (rank, s.local) in self.tensors
         }
-        bands = _bands(self.layout, self.dtypes)
-        self.plan = make_plan(self.layout, bands)
-        prove(self.plan, self.layout, bands)
+        bands, offered = _bands(self.layout, self.dtypes), _offered(self.layout, [mapped.tensors for mapped in maps])
+        self.plan = make_plan(offered, bands)
+        prove(self.plan, offered, bands)
 
     def read(self, names: list[str]) -> Iterator[memoryview]:
         """The bytes of these tensors, band after band; a view is valid until the next one is asked for."""
@@ -81,6 +103,23 @@ class TrainedTensors:
         """One whole tensor, in its Hugging Face shape; a copy."""
         content = bytearray().join(self.read([name]))
         return torch.frombuffer(content, dtype=self.dtypes[name]).view(self.layout.tensors[name].shape)
+
+
+def _offered(layout: Layout, tensors: Sequence[Container[str]]) -> Layout:
+    """The layout of what ranks offer."""
+    ranks = tuple(
+        shard if all(name in theirs for name in shard.locals) else _part(shard, theirs)
+        for shard, theirs in zip(layout.ranks, tensors, strict=True)
+    )
+    return replace(layout, ranks=ranks)
+
+
+def _part(shard: Shard, kept: Container[str]) -> Shard:
+    return Shard(
+        {name: shape for name, shape in shard.locals.items() if name in kept},
+        tuple(segment for segment in shard.segments if segment.local in kept),
+        tuple(pad for pad in shard.padding if pad.local in kept),
+    )
 
 
 def export_hf(

@@ -11,20 +11,24 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 
 from megatron_rl.errors import InputError
 from megatron_rl.system.machine import SHARED, shared_memory
 
+_ALIGNED = 64  # bytes at whose multiples parameters begin in a file
+
 
 @dataclass(frozen=True)
 class Buffer:
-    """One shared storage: a file descriptor of its owner, and what identifies the file behind it."""
+    """One shared storage: a file descriptor of its owner, and what identifies the file behind it; or a file."""
 
     fd: int
     size: int  # bytes
     inode: int
+    path: str = ""  # of a file that other machines see too, instead of the descriptor
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,22 @@ def publish(parameters: Mapping[str, torch.Tensor]) -> RankMemory:
     return RankMemory(os.getpid(), tuple(buffers), places)
 
 
+def store(parameters: Mapping[str, torch.Tensor], path: Path) -> RankMemory:
+    """Copies of the parameters (contiguous, in host memory) in a file, for readers on other machines."""
+    places, end = {}, 0
+    with path.open("wb") as file:
+        for name, tensor in parameters.items():
+            end = -(-end // _ALIGNED) * _ALIGNED
+            places[name] = Place(0, end, tuple(tensor.shape), tensor.dtype)
+            file.seek(end)
+            file.write(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
+            end += tensor.numel() * tensor.element_size()
+        file.truncate(max(end, 1))  # an empty file cannot be mapped
+        file.flush()
+        os.fsync(file.fileno())
+    return RankMemory(os.getpid(), (Buffer(-1, max(end, 1), 0, str(path)),), places)
+
+
 class Mapped:
     """Another process's parameters: ``tensors`` are read-only 1-D views by local name."""
 
@@ -118,11 +138,11 @@ class Mapped:
 
 
 def _map(pid: int, buffer: Buffer) -> mmap.mmap:
-    path = f"/proc/{pid}/fd/{buffer.fd}"
+    path = buffer.path or f"/proc/{pid}/fd/{buffer.fd}"
     fd = os.open(path, os.O_RDONLY)
     try:
         status = os.fstat(fd)
-        if (status.st_ino, status.st_size) != (buffer.inode, buffer.size):
+        if not buffer.path and (status.st_ino, status.st_size) != (buffer.inode, buffer.size):
             raise RuntimeError(f"{path} is not the memory that process {pid} published: that process has ended")
         # Populated at once: page faults would otherwise double the time of the first swap.
         return mmap.mmap(fd, buffer.size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)

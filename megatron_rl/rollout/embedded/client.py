@@ -1,12 +1,13 @@
 """The trainer's side of the embedded engine. Imports no torch."""
 
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +18,13 @@ from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.rollout.batches import Batches
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.rollout.protocol import Completion, Given, Request, Sampling, Scored
-from megatron_rl.system.channel import KEY, PROGRESS, parse_address
+from megatron_rl.system.channel import KEY, PROGRESS, dial, parse_address
 
 START_SECONDS = 180.0  # an engine may still have to start
 _RETRY_SECONDS = 0.05
 _KEPT_ERRORS = {error.__name__: error for error in (SwapError, InputError, FloatingPointError)}
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class EngineError(RuntimeError):
@@ -61,14 +63,15 @@ class EmbeddedEngine:
 
     def __init__(self, address: str, key: bytes, seconds: float = START_SECONDS) -> None:
         self.address = address
+        self.far = isinstance(parse_address(address), tuple)  # not at a Unix socket: it may be on another machine
         self._lock = threading.Lock()
         self._connection = self._connect(key, time.monotonic() + seconds)
         self._progress = 0, 0
         self._batches = Batches()
 
-    def reach(self, places: Sequence[str]) -> Reach:
-        """See ``protocol.Engine``."""
-        return self._call("reach", places)
+    def place(self) -> str:
+        """``machine.place()`` of its process."""
+        return self._call("place")
 
     def attach(self, source: Any) -> Attached:
         """See ``protocol.Engine``."""
@@ -116,10 +119,9 @@ class EmbeddedEngine:
             self._connection.close()
 
     def _connect(self, key: bytes, deadline: float) -> Connection:
-        address = parse_address(self.address)
         while True:
             try:
-                return Client(address, authkey=key)
+                return dial(self.address, key)
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > deadline:
                     raise ConnectionError(f"no rollout engine listens at {self.address}; its log says why") from None
@@ -154,16 +156,25 @@ class EmbeddedEngine:
 
 
 class EnginePool:
-    """Several engines as one: requests are dealt out, swaps go to all."""
+    """Several engines as one ``protocol.Engine``: requests are dealt out, swaps go to all.
 
-    def __init__(self, engines: Sequence[EmbeddedEngine]) -> None:
-        self.engines = engines
+    Weights go to engines on the ranks' machine through its memory. Where some are elsewhere they go through files in
+    ``folder``, which all see. An engine elsewhere that is lost is missed no more as long as another one is left: what
+    it was asked is asked of the others.
+    """
+
+    def __init__(self, engines: Sequence[EmbeddedEngine], folder: Path | None = None) -> None:
+        self.engines, self.folder = list(engines), folder
         self._threads = ThreadPoolExecutor(len(engines))
         self._batches = Batches()
 
     def reach(self, places: Sequence[str]) -> Reach:
         """See ``protocol.Engine``."""
-        return self._all(lambda engine: engine.reach(places))[0]
+        if len({*places, *self._all(lambda engine: engine.place())}) == 1:
+            return Reach()
+        if self.folder is None:
+            raise InputError("The trainer's ranks and the engines run on several machines, with no folder in common.")
+        return Reach("files", folder=str(self.folder.absolute()), attempt=secrets.token_hex(8))
 
     def attach(self, source: Any) -> Attached:
         """See ``protocol.Engine``. Raises ``SwapError`` when the engines made different plans."""
@@ -188,21 +199,12 @@ class EnginePool:
         )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        """Engine i takes requests i, i + n, …; the completions come back in the order of the requests."""
-        count = len(self.engines)
-        results: list[list[Completion]] = [[] for _ in requests]
-        shares = self._each(lambda i, engine: engine.generate(requests[i::count], sampling))
-        for i, share in enumerate(shares):
-            results[i::count] = share
-        return results
+        """The completions come back in the order of the requests."""
+        return self._dealt(requests, lambda engine, share: engine.generate(share, sampling))
 
     def score(self, given: Sequence[Given]) -> list[Scored]:
         """As ``EmbeddedEngine.score``; dealt out as ``generate`` does."""
-        count = len(self.engines)
-        results: list[Scored] = [Scored([], False)] * len(given)
-        for i, share in enumerate(self._each(lambda i, engine: engine.score(given[i::count]))):
-            results[i::count] = share
-        return results
+        return self._dealt(given, lambda engine, share: engine.score(share))
 
     async def complete(self, request: Request, sampling: Sampling) -> list[Completion]:
         """See ``protocol.Engine``; a batch is dealt out as ``generate`` does."""
@@ -230,11 +232,27 @@ class EnginePool:
         self._all(lambda engine: engine.stop())
         self._threads.shutdown()
 
-    def _all(self, call: Callable[[EmbeddedEngine], _T]) -> list[_T]:
-        return self._each(lambda _, engine: call(engine))
+    def _dealt(self, work: Sequence[_U], ask: Callable[[EmbeddedEngine, Sequence[_U]], Sequence[_T]]) -> list[_T]:
+        """The answers in the order of the work, of n engines engine i takes pieces i, i + n, …; again what is lost."""
+        results: dict[int, _T] = {}
+        while left := [i for i in range(len(work)) if i not in results]:
+            dealt = {engine: left[n :: len(self.engines)] for n, engine in enumerate(self.engines)}
 
-    def _each(self, call: Callable[[int, EmbeddedEngine], _T]) -> list[_T]:
-        """Call every engine at the same time and wait for all, also when one fails."""
-        futures = [self._threads.submit(call, i, engine) for i, engine in enumerate(self.engines)]
-        wait(futures)
-        return [future.result() for future in futures]
+            def answers(engine: EmbeddedEngine, dealt: dict[EmbeddedEngine, list[int]] = dealt) -> dict[int, _T]:
+                return dict(zip(dealt[engine], ask(engine, [work[i] for i in dealt[engine]]), strict=True))
+
+            for found in self._all(answers):
+                results |= found
+        return [results[i] for i in range(len(work))]
+
+    def _all(self, call: Callable[[EmbeddedEngine], _T]) -> list[_T]:
+        """Call every engine at the same time and wait for all, also when one fails; what those say that are left."""
+        futures = {engine: self._threads.submit(call, engine) for engine in self.engines}
+        wait(futures.values())
+        lost = {e: error for e, future in futures.items() if isinstance(error := future.exception(), ConnectionError)}
+        if len(lost) == len(futures) or any(not engine.far for engine in lost):
+            raise next(iter(lost.values()))
+        for engine, error in lost.items():
+            print(f"warning: {error}; its requests go to the other engines", flush=True)
+            self.engines.remove(engine)
+        return [future.result() for engine, future in futures.items() if engine not in lost]

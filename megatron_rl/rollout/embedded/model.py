@@ -21,7 +21,7 @@ from megatron_rl.resharding.folders.load import open_hf_folder
 from megatron_rl.resharding.layouts.transformers import files_layout, transformers_layout
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.swap import Receiver, SwapSource
-from megatron_rl.resharding.terms import Attached, Reach, SwapReport
+from megatron_rl.resharding.terms import Attached, SwapReport
 from megatron_rl.rollout.embedded.attention import ATTENTION
 from megatron_rl.rollout.embedded.decoder import stack_weights
 from megatron_rl.rollout.embedded.generate import generate
@@ -66,14 +66,9 @@ class TransformersEngine:
             pull(plan.copies, sources, {name: flat(p) for name, p in self.model.named_parameters()})
         self.version = 0
 
-    def reach(self, places: Sequence[str]) -> Reach:
-        """The ranks' shared memory."""
-        if set(places) != {machine.place()}:
-            raise InputError(
-                "The embedded engine reads the memory of the trainer's ranks, which must all run on its machine: use "
-                "rollout.engine=sglang for a trainer on several."
-            )
-        return Reach()
+    def place(self) -> str:
+        """Of this process, to compare with the ranks'."""
+        return machine.place()
 
     def attach(self, source: SwapSource) -> Attached:
         """Plan the way from the ranks' memory into the model.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_rl.errors import InputError
+from megatron_rl.system import channel
 from megatron_rl.system.channel import METHODS, PROGRESS, key_from_environment, parse_address
 from megatron_rl.system.control import answer
 from megatron_rl.system.processes import die_with_parent, run
@@ -38,7 +39,7 @@ def listen(text: str, key: bytes) -> Listener:
     if isinstance(address, str) and Path(address).is_socket() and not _answers(address):
         os.unlink(address)  # left by a process that was killed
     try:
-        return Listener(address, authkey=key)
+        return channel.listen(text, key=key)
     except OSError as error:
         raise InputError(f"the rollout engine cannot listen at {text}: {error.strerror}. Choose another.") from error
 

@@ -1,6 +1,7 @@
 """Runs a group of processes as one: they start together, and none outlives the others or their supervisor.
 
-Each of them leads a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
+Each of them leads a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone. Where a group is on
+several machines, each has a supervisor, and one of these leads: the others are members of its group.
 """
 
 import codecs
@@ -18,7 +19,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from megatron_rl.system.processes import BAD_INPUT, RUN_ENDED, UTF8, last_error, tied_to_this_process
-from megatron_rl.system.screen import LIVE, SHOWN, Screen
+from megatron_rl.system.supervision.members import LOST, Lead, Node
+from megatron_rl.system.supervision.screen import LIVE, SHOWN, Screen
 
 SETTLE = 1.0  # seconds in which the other processes may show that one of them had the first cause
 FAILURE_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a failure: nothing is left to save
@@ -46,20 +48,25 @@ class Process:
 class Outcome:
     """How the group ended."""
 
-    code: int  # 0 | 1 a process failed, or the run must not go on | 2 bad input | 128 + signal
+    code: int  # 0 | 1 a process failed, or the run must not go on | 2 bad input | 75 a machine is lost | 128 + signal
     message: str = ""
 
 
-def supervise(processes: Iterable[Process], logs: Path, grace: float = 10.0, stopping: str = "") -> Outcome:
+def supervise(
+    processes: Iterable[Process], logs: Path, grace: float = 10.0, stopping: str = "", nodes: Sequence[Node] = ()
+) -> Outcome:
     """Run ``processes`` until all but the services have exited with 0; call it from the main thread.
 
     Each process keeps what it prints in ``logs``/{name}.log. The first one that fails ends them all. SIGINT, SIGTERM,
     SIGHUP and SIGUSR1 are passed on as SIGTERM, with ``grace`` seconds before SIGKILL; a second signal kills at once,
     but for SIGUSR1, by which a batch system says that there is time to save.
-    ``stopping`` is printed when processes do not end within a moment of the first signal.
+    ``stopping`` is printed when processes do not end within a moment of the first signal. ``nodes`` are the machines
+    that follow: one that only serves may be lost, and the others go on.
     """
     logs.mkdir(parents=True, exist_ok=True)
     with _Group(logs) as group:
+        for node in nodes:
+            group.add(node)
         for process in processes:
             group.start(process)
         group.wait(lambda: bool(group.signals or group.failed() or not group.running(service=False)))
@@ -75,6 +82,38 @@ def supervise(processes: Iterable[Process], logs: Path, grace: float = 10.0, sto
             return outcome
         group.end(group.running(), LEAST_GRACE)
         return Outcome(0)
+
+
+def follow(processes: Iterable[Process], logs: Path, lead: Lead) -> Outcome:
+    """Run this machine's ``processes`` as a part of the group that another machine's supervisor leads.
+
+    They end when the lead asks for it, or is gone, or one of them fails, or all but services have exited with 0; the
+    lead is told. Signals are for the lead to answer: it is told of them, too. Returns how the supervisor itself ends:
+    0 where the lead knows all, ``LOST`` without a lead.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    told = 0
+    with _Group(logs, lead) as group:
+        children = [group.start(process) for process in processes]
+        serves = all(child.service for child in children)
+
+        def over() -> bool:
+            nonlocal told
+            for number in group.signals[told:]:
+                lead.asked(number)
+            told = len(group.signals)
+            done = not serves and not group.running(service=False)
+            return lead.gone or lead.wants_end or bool(group.failed()) or done
+
+        group.wait(over)
+        if not (lead.gone or lead.wants_end) and (failed := group.failed()):
+            if failed.code not in _SAYS_WHY:
+                group.wait(lambda: not group.running() or lead.gone, SETTLE)
+            outcome = _explain(group.culprit() or failed)
+            lead.ended(outcome.code, outcome.message)
+        group.end(group.running(), 0.0 if lead.gone else FAILURE_GRACE)
+        lead.ended(0, "")
+        return Outcome(LOST, "The connection to the first node was lost.") if lead.gone else Outcome(0)
 
 
 def _stop(group: "_Group", grace: float, stopping: str) -> Outcome:
@@ -98,6 +137,7 @@ def _stop(group: "_Group", grace: float, stopping: str) -> Outcome:
 class _Child:
     def __init__(self, process: Process, log: Path, screen: Screen) -> None:
         self.process, self.log_path, self.screen = process, log, screen
+        self.service, self.follows = process.service, process.follows
         self.log: BinaryIO = log.open("ab")
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.code: int | None = None  # exit code, once ended; negative: the signal
@@ -144,11 +184,13 @@ class _Child:
 class _Group:
     """The processes, and what has happened to them so far."""
 
-    def __init__(self, logs: Path) -> None:
-        self.logs = logs
+    def __init__(self, logs: Path, lead: Lead | None = None) -> None:
+        self.logs, self.lead = logs, lead
         self.children: list[_Child] = []
-        self.ended: list[_Child] = []  # in the order in which they ended
-        self.signals: list[int] = []  # received by this process
+        self.nodes: list[Node] = []
+        self.ended: list[_Member] = []  # in the order in which they ended
+        self.signals: list[int] = []  # received by this process, or the first by another machine's supervisor
+        self.passed_on = False  # whether that was the first: the same may be on its way to this process
         self.screen = Screen(sys.stdout)
         self.selector = selectors.DefaultSelector()
 
@@ -159,6 +201,8 @@ class _Group:
         handled = [n for n in _HANDLED if signal.getsignal(n) != signal.SIG_IGN]
         self.previous = {number: signal.signal(number, lambda *_: None) for number in handled}
         self.selector.register(self.wakeup, selectors.EVENT_READ, self._on_signal)
+        if self.lead is not None:
+            self.selector.register(self.lead, selectors.EVENT_READ, self._on_lead)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -176,29 +220,37 @@ class _Group:
         os.close(self.wakeup)
         os.close(self.wakeup_in)
 
-    def start(self, process: Process) -> None:
+    def add(self, node: Node) -> None:
+        """Another machine's part of the group, which has been started there."""
+        self.nodes.append(node)
+        self.selector.register(node, selectors.EVENT_READ, lambda: self._on_node(node))
+
+    def start(self, process: Process) -> "_Child":
         child = _Child(process, self.logs / f"{process.name}.log", self.screen)
         self.children.append(child)
         self.selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_end(child))
         if child.popen.stdout:
             self.selector.register(child.popen.stdout, selectors.EVENT_READ, lambda: self._on_output(child))
+        return child
 
-    def running(self, service: bool | None = None) -> list[_Child]:
+    def running(self, service: bool | None = None) -> "list[_Member]":
         """Those that have not ended; only services, or only the others, when asked for."""
-        return [c for c in self.children if c.code is None and service in (None, c.process.service)]
+        members: list[_Member] = [*self.children, *self.nodes]
+        return [m for m in members if m.code is None and service in (None, m.service)]
 
     @property
     def urged(self) -> int:
         """How many of the signals are such that a second one leaves no time to save."""
         return sum(number != signal.SIGUSR1 for number in self.signals)
 
-    def failed(self) -> _Child | None:
-        """The first that failed."""
-        return next((c for c in self.ended if c.code != 0), None)
+    def failed(self) -> "_Member | None":
+        """The first that failed, but for machines whose services the others can do without."""
+        return next((m for m in self.ended if m.code != 0 and not _can_be_missed(m)), None)
 
-    def culprit(self) -> _Child | None:
-        """One that ended with an InputError or a RunError: it says why the others failed."""
-        return next((c for code in _SAYS_WHY for c in self.ended if c.code == code), None)
+    def culprit(self) -> "_Member | None":
+        """One that ended with an InputError or a RunError, or a lost machine: it says why the others failed."""
+        codes = (*_SAYS_WHY, LOST)
+        return next((m for code in codes for m in self.ended if m.code == code and not _can_be_missed(m)), None)
 
     def has_stopped(self) -> bool:
         """Whether it makes no sense to wait, after a signal: all have ended, one has failed, or there is another."""
@@ -216,26 +268,30 @@ class _Group:
                     key.data()
         return True
 
-    def ask(self, children: Sequence[_Child]) -> None:
+    def ask(self, members: "Sequence[_Member]") -> None:
         """Ask those to stop that do not follow others."""
-        for child in children:
-            if not child.process.follows:
-                child.signal(signal.SIGTERM)
+        for member in members:
+            if isinstance(member, _Child) and not member.follows:
+                member.signal(signal.SIGTERM)
 
-    def end(self, children: Sequence[_Child], grace: float) -> None:
+    def end(self, members: "Sequence[_Member]", grace: float) -> None:
         """SIGTERM, then SIGKILL after ``grace`` seconds or at the next signal that this process receives."""
         received = self.urged
         if grace > 0:
-            for child in children:
-                child.signal(signal.SIGTERM)
-            self.wait(lambda: self.urged > received or all(c.code is not None for c in children), grace)
-        for child in children:
-            child.signal(signal.SIGKILL)
-        while any(c.code is None for c in children):
-            self.wait(lambda: all(c.code is not None for c in children))
+            for member in members:
+                member.signal(signal.SIGTERM)
+            self.wait(lambda: self.urged > received or all(m.code is not None for m in members), grace)
+        for member in members:
+            member.signal(signal.SIGKILL)
+        while any(m.code is None for m in members):
+            self.wait(lambda: all(m.code is not None for m in members))
 
     def _on_signal(self) -> None:
-        self.signals += [number for number in os.read(self.wakeup, 64) if number in self.previous]
+        received = [number for number in os.read(self.wakeup, 64) if number in self.previous]
+        if received and self.passed_on:
+            received.pop(0)
+            self.passed_on = False
+        self.signals += received
         self.screen.may_be_gone = True  # SIGHUP says that the terminal is
 
     def _on_end(self, child: _Child) -> None:
@@ -243,6 +299,23 @@ class _Group:
         child.reap()
         self.ended.append(child)
         self._forget_output(child)
+
+    def _on_node(self, node: Node) -> None:
+        node.hear()
+        if node.asked and not self.signals:
+            self.signals.append(node.asked)
+            self.passed_on = True
+        if node.code is not None:
+            self.selector.unregister(node)
+            self.ended.append(node)
+            if _can_be_missed(node) and node.code != 0:
+                self.screen.line(f"warning: {node.message}\nThe run goes on without its engines.")
+
+    def _on_lead(self) -> None:
+        assert self.lead is not None
+        self.lead.hear()
+        if self.lead.closed:
+            self.selector.unregister(self.lead)
 
     def _on_output(self, child: _Child) -> None:
         if not child.relay():
@@ -258,8 +331,18 @@ def _watched(screen: Screen) -> dict[str, str]:
     return {SHOWN: "1"} | ({LIVE: "1"} if screen.terminal else {})
 
 
-def _explain(child: _Child) -> Outcome:
+_Member = _Child | Node
+
+
+def _can_be_missed(member: _Member) -> bool:
+    return isinstance(member, Node) and member.service and member.code != BAD_INPUT
+
+
+def _explain(child: _Member) -> Outcome:
     """What a failed process said: its InputError alone, or the end of its log."""
+    if isinstance(child, Node):
+        assert child.code is not None
+        return Outcome(child.code, child.message)
     lines = child.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
     if child.code in _SAYS_WHY and (said := last_error(lines)) is not None:
         return Outcome(BAD_INPUT if child.code == BAD_INPUT else 1, said)

@@ -1,0 +1,83 @@
+"""The processes of a run on one of its machines: engines and trainer ranks."""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_rl.config import Config
+from megatron_rl.launch.meeting import Job
+from megatron_rl.launch.placement import LOOPBACK
+from megatron_rl.rollout.embedded.client import engine_command, engine_environment
+from megatron_rl.system import machine, scratch
+from megatron_rl.system.channel import ENGINES, LISTENER
+from megatron_rl.system.supervision.supervisor import Process
+from megatron_rl.tracking.run_folder import RunFolder
+
+
+def processes(
+    job: Job, config: Config, node: int, sockets: Path, listener: socket.socket | None = None
+) -> list[Process]:
+    """Those of a node; its embedded engines listen at Unix sockets in ``sockets`` where the job says so.
+
+    ``listener``: of the port at which the ranks meet, on the first node.
+    """
+    common = {"PYTHONUNBUFFERED": "1"} | scratch.temporary(sockets) | scratch.caches(sockets)
+    if machine.gpus():
+        # megatron-core begins communication before the products that it shall overlap, and relies on that order
+        common["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+        # as SGLang sets it in its servers: NCCL connects only processes that allocate alike
+        common["NCCL_CUMEM_ENABLE"] = os.environ.get("NCCL_CUMEM_ENABLE", "0")
+    else:
+        common["TORCHDYNAMO_DISABLE"] = "1"  # megatron-core compiles small fusions at import: worth it on a GPU only
+        common |= {name: os.environ.get(name, str(size)) for name, size in machine.KEPT.items()}
+    return _engines(job, config, node, common) + _ranks(job, config, node, sockets, common, listener)
+
+
+def _engines(job: Job, config: Config, node: int, common: dict[str, str]) -> list[Process]:
+    if not job.engines:  # rank 0 starts the others
+        return []
+    folder = RunFolder(job.folder).model_folder()
+    return [
+        Process(
+            f"engine{index}",
+            engine_command(config.rollout, folder, job.engines[index], config.model.dtype),
+            common | engine_environment(config.rollout, job.key),
+            service=True,
+        )
+        for index in job.placement.engines_on(node)
+    ]
+
+
+def _ranks(
+    job: Job, config: Config, node: int, sockets: Path, common: dict[str, str], listener: socket.socket | None
+) -> list[Process]:
+    env = common | engine_environment(config.rollout, job.key) | _interface(job.placement.hosts, node)
+    env |= {
+        ENGINES: ",".join(job.engines),
+        scratch.SCRATCH: str(sockets),
+        "OMP_NUM_THREADS": str(config.actor.threads),
+    }
+    found = []
+    for rank in job.placement.ranks_on(node):
+        held = [listener.fileno()] if rank == 0 and listener is not None else []
+        found.append(
+            Process(
+                f"rank{rank}",
+                [sys.executable, "-m", "megatron_rl.train", str(job.folder)],
+                env | job.placement.environment(rank, job.port) | ({LISTENER: str(held[0])} if held else {}),
+                echo=rank == 0,
+                follows=rank != 0,
+                descriptors=held,
+            )
+        )
+    return found
+
+
+def _interface(hosts: Sequence[str], node: int) -> dict[str, str]:
+    """On which network Gloo meets the other nodes: it would take whatever this machine's name stands for."""
+    if tuple(hosts) == (LOOPBACK,) or "GLOO_SOCKET_IFNAME" in os.environ:
+        return {}
+    name = machine.interface_of(hosts[node])
+    return {"GLOO_SOCKET_IFNAME": name} if name else {}
