@@ -214,7 +214,7 @@ class Cluster:
         return found
 
     def requeued(self, number: int, times: int) -> None:
-        """Wait until a job has been requeued so many times, and let it start without the delay that Slurm prescribes."""
+        """Wait until a job has been requeued so many times, and let it start without Slurm's delay."""
         self.until(lambda: self.job(number)["Restarts"] == str(times), f"not requeued: {self.output(number)}")
         self.run("scontrol", "update", f"jobid={number}", "StartTime=now", check=False)
 
