@@ -213,10 +213,24 @@ class Cluster:
         assert found["JobState"] in states, f"{found}\n{self.output(number)}"
         return found
 
+    def says(self, number: int, text: str, times: int = 1) -> None:
+        """Wait until a job has printed a text so often; fails when it ends before."""
+        self.while_it_runs(number, lambda: self.output(number).count(text) >= times, f"{text!r} is not printed")
+
     def requeued(self, number: int, times: int) -> None:
-        """Wait until a job has been requeued so many times, and let it start without Slurm's delay."""
-        self.until(lambda: self.job(number)["Restarts"] == str(times), f"not requeued: {self.output(number)}")
+        """Wait until a job has been requeued so often, and let it start without Slurm's delay; fails when it ends."""
+        self.while_it_runs(number, lambda: self.job(number)["Restarts"] == str(times), "it is not requeued")
         self.run("scontrol", "update", f"jobid={number}", "StartTime=now", check=False)
+
+    def while_it_runs(self, number: int, condition: Callable[[], bool], otherwise: str) -> None:
+        """Wait for a condition; fails when the job ends before."""
+
+        def reached() -> bool:
+            ended = self.job(number)["JobState"] in ENDED
+            assert condition() or not ended, f"job {number}: {otherwise}\n{self.output(number)}"
+            return condition()
+
+        self.until(reached, otherwise)
 
     def output(self, number: int) -> str:
         """What a job has printed so far."""

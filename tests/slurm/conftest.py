@@ -30,7 +30,7 @@ def held(sample: Sample) -> float:
     return 0.0
 """
 SMALL = [
-    *("sft.steps=5", "run.steps=3", "evaluation.every=0", "evaluation.prompts=4", "tracking.wandb=off"),
+    *("sft.steps=5", "run.steps=4", "evaluation.every=0", "evaluation.prompts=4", "tracking.wandb=off"),
     *("rollout.prompts_per_step=4", "rollout.group_size=2", "tracking.tensorboard=false", "run.save_every=0"),
 ]
 HELD = ["run.name=held", "rewards.terms.gate.held=1", "rewards.deadline=3600", "rewards.first_deadline=3600"]
@@ -62,9 +62,8 @@ class Site:
         (self.folder / f"closed-{step}").touch()
 
     def waits(self, job: int, step: int) -> None:
-        """Wait until it does."""
-        self.cluster.until((self.folder / f"waiting-{step}").exists, f"no step {step}: {self.cluster.output(job)}")
-        self.cluster.wait(job, "RUNNING")
+        """Wait until it does; fails when it ends before."""
+        self.cluster.while_it_runs(job, (self.folder / f"waiting-{step}").exists, f"it does not come to step {step}")
 
     def open(self, step: int) -> None:
         """Let it go on."""

@@ -9,6 +9,8 @@ import pytest
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import HELD, SMALL, Site
 
+STOPS = "SIGUSR1: the run stops at the end of this step"
+
 
 @pytest.fixture(scope="module")
 def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, int]:
@@ -24,7 +26,7 @@ def test_a_run_to_its_end(whole: tuple[Site, int]) -> None:
     found, said = site.cluster.job(job), site.cluster.output(job)
     assert (found["ExitCode"], found["Restarts"]) == ("0:0", "0")
     assert "quickstart: nothing is wrong." in said and "after RL" in said
-    assert [row["step"] for row in site.metrics("held") if row["stage"] == "rl"] == [1, 2, 3]
+    assert [row["step"] for row in site.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
     assert (site.folder / "runs" / "latest").resolve() == site.folder / "runs" / "held"
     assert site.cluster.processes("node0") == site.cluster.processes("node1") == []
 
@@ -39,14 +41,14 @@ def test_stopped_by_its_time_limit_and_by_preemption_it_ends_as_if_nothing_had_b
     site.waits(job, 1)
     ran = cluster.run("squeue", "-h", "-j", str(job), "-O", "TimeUsed").stdout.split(":")
     cluster.run("scontrol", "update", f"jobid={job}", f"TimeLimit={int(ran[-2]) + 2}")
-    cluster.until(lambda: "SIGUSR1: the run stops at the end of this step" in cluster.output(job), "no signal")
+    cluster.says(job, STOPS)
     site.open(1)
     cluster.requeued(job, 1)
     cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=60")
 
     site.waits(job, 2)
     urgent = cluster.sbatch("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
-    cluster.until(lambda: cluster.output(job).count("SIGUSR1: the run stops") == 2, "not preempted")
+    cluster.says(job, STOPS, times=2)
     site.open(2)
     cluster.requeued(job, 2)
     cluster.wait(urgent, "COMPLETED")
