@@ -24,7 +24,7 @@ import psutil
 from megatron_rl.actor.checkpoint_folder import latest, read_state, set_damaged_aside
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.launch.meeting import Job, Peer, gathered, join
+from megatron_rl.launch.meeting import Job, Peer, gathered, join, sweep
 from megatron_rl.launch.nodes import ALONE, Nodes
 from megatron_rl.launch.placement import Placement
 from megatron_rl.launch.processes import processes
@@ -50,6 +50,7 @@ def launch(config: Config, nodes: Nodes = ALONE) -> int:
     with gathered(config, nodes) as (address, peers):
         folder = open_run(config)
         try:
+            sweep(config, nodes)
             for warning in set_damaged_aside(folder.checkpoints):
                 print(f"warning: {warning}", flush=True)
             if (done := _completed(folder, config)) is not None:
@@ -124,7 +125,9 @@ def _job(folder: RunFolder, config: Config, sockets: Path, master: tuple[str, in
         host = placement.host_of_engine(engine)
         near = str(sockets / f"engine{engine}")
         addresses.append(near if host == 0 else written(hosts[host], next(ports[host - 1])))
-    return Job(folder.path, folder.logs(), key, placement, master[1], tuple(addresses))
+    far = config.rollout.engine == "sglang" and any(placement.engines_on(node) for node in range(1, len(hosts)))
+    control = written(hosts[0], machine.free_low_port(hosts[0])) if far else ""
+    return Job(folder.path, folder.logs(), key, placement, master[1], tuple(addresses), control)
 
 
 def _completed(folder: RunFolder, config: Config) -> tuple[str, int] | None:

@@ -5,8 +5,10 @@ for the file: so it proves at the same time that they share a file system, and o
 """
 
 import contextlib
+import glob
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -27,6 +29,7 @@ from megatron_rl.system.channel import written
 from megatron_rl.system.control import Control, Worker, WorkerError, call_in
 
 _SESSION = "nodes"
+_JOBS = re.compile(r"(slurm|torchrun-)\S+\.\d+(\.node\d+|\.new)?$")  # how ``nodes.given`` names them
 _POLL = 0.2  # seconds between two looks for the file
 _CLOCKS = 60.0  # seconds by which the machines' clocks may differ
 _PORTS = 64  # that a node offers for its engines
@@ -103,6 +106,14 @@ def gathered(config: Config, nodes: Nodes) -> Iterator[tuple[str, list[Peer]]]:
             peer.say("end")
             peer.connection.close()
         control.close()
+
+
+def sweep(config: Config, nodes: Nodes) -> None:
+    """Remove the files of jobs that were killed while they met; called by who holds the run's folder."""
+    mine, prefix = _file(config, nodes), f".{config.run.name}."
+    for file in mine.parent.glob(f"{glob.escape(prefix)}*"):
+        if file.is_file() and not file.name.startswith(mine.name) and _JOBS.match(file.name.removeprefix(prefix)):
+            file.unlink(missing_ok=True)
 
 
 def join(config: Config, nodes: Nodes) -> tuple[Connection, Job | None]:

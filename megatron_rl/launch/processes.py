@@ -10,6 +10,7 @@ from megatron_rl.config import Config
 from megatron_rl.launch.meeting import Job
 from megatron_rl.launch.placement import LOOPBACK
 from megatron_rl.rollout.embedded.client import engine_command, engine_environment
+from megatron_rl.rollout.sglang.servers.hosts import HOSTS, Hosts
 from megatron_rl.system import machine, scratch
 from megatron_rl.system.channel import ENGINES, LISTENER
 from megatron_rl.system.supervision.supervisor import Process
@@ -32,12 +33,12 @@ def processes(
     else:
         common["TORCHDYNAMO_DISABLE"] = "1"  # megatron-core compiles small fusions at import: worth it on a GPU only
         common |= {name: os.environ.get(name, str(size)) for name, size in machine.KEPT.items()}
-    return _engines(job, config, node, common) + _ranks(job, config, node, sockets, common, listener)
+    return _engines(job, config, node, sockets, common) + _ranks(job, config, node, sockets, common, listener)
 
 
-def _engines(job: Job, config: Config, node: int, common: dict[str, str]) -> list[Process]:
-    if not job.engines:  # rank 0 starts the others
-        return []
+def _engines(job: Job, config: Config, node: int, sockets: Path, common: dict[str, str]) -> list[Process]:
+    if not job.engines:
+        return _keeper(job, config, node, common | {scratch.SCRATCH: str(sockets)})
     folder = RunFolder(job.folder).model_folder()
     return [
         Process(
@@ -48,6 +49,25 @@ def _engines(job: Job, config: Config, node: int, common: dict[str, str]) -> lis
         )
         for index in job.placement.engines_on(node)
     ]
+
+
+def _keeper(job: Job, config: Config, node: int, common: dict[str, str]) -> list[Process]:
+    """Who starts SGLang's servers here, where rank 0 is elsewhere: on its own machine it does that itself."""
+    keeping = [n for n in range(1, len(job.placement.hosts)) if job.placement.engines_on(n)]
+    if node not in keeping:
+        return []
+    module = "megatron_rl.rollout.sglang.servers.keeper"
+    command = [sys.executable, "-m", module, job.control, str(keeping.index(node)), job.placement.hosts[node]]
+    return [Process("keeper", command, common | engine_environment(config.rollout, job.key), service=True)]
+
+
+def _hosts(job: Job) -> dict[str, str]:
+    """What rank 0 must know of SGLang's servers on other machines."""
+    if not job.control:
+        return {}
+    nodes = range(len(job.placement.hosts))
+    engines = tuple(len(job.placement.engines_on(node)) for node in nodes)
+    return {HOSTS: Hosts(engines, tuple(len(job.placement.ranks_on(n)) for n in nodes), job.control).written()}
 
 
 def _ranks(
@@ -62,11 +82,12 @@ def _ranks(
     found = []
     for rank in job.placement.ranks_on(node):
         held = [listener.fileno()] if rank == 0 and listener is not None else []
+        alone = {LISTENER: str(held[0])} | _hosts(job) if held else {}
         found.append(
             Process(
                 f"rank{rank}",
                 [sys.executable, "-m", "megatron_rl.train", str(job.folder)],
-                env | job.placement.environment(rank, job.port) | ({LISTENER: str(held[0])} if held else {}),
+                env | job.placement.environment(rank, job.port) | alone,
                 echo=rank == 0,
                 follows=rank != 0,
                 descriptors=held,

@@ -362,6 +362,9 @@ def _engine(config: Config, run: RunFolder) -> Engine:
     key = key_from_environment()
     if config.rollout.engine == "sglang":
         from megatron_rl.rollout.sglang.pool import SGLangEngines
+        from megatron_rl.rollout.sglang.servers.hosts import hosts_of
 
-        return SGLangEngines(config.served(), run.model_folder(), key, run.logs())
+        served = config.served()
+        hosts = hosts_of(served.rollout.engines, served.trainers)
+        return SGLangEngines(served, run.model_folder(), key, run.logs(), hosts)
     return EnginePool([EmbeddedEngine(address, key) for address in os.environ[ENGINES].split(",")], run.path / "swap")

@@ -24,14 +24,15 @@ from megatron_rl.rollout.protocol import Completion, Request, Sampling
 from megatron_rl.rollout.sglang.full_tensors import FullTensors
 from megatron_rl.rollout.sglang.generation import generate
 from megatron_rl.rollout.sglang.replica import LostError, Replica
-from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, shared
+from megatron_rl.rollout.sglang.servers.hosts import Hosts
 from megatron_rl.rollout.sglang.servers.http import Server, ServerError
-from megatron_rl.rollout.sglang.servers.process import ServerProcess, arguments, environment
+from megatron_rl.rollout.sglang.servers.keeper import SESSION
 from megatron_rl.rollout.sglang.servers.router import Router
+from megatron_rl.rollout.sglang.started import servers
 from megatron_rl.rollout.sglang.swap import Network, Swapped
 from megatron_rl.rollout.sglang.transport import chosen_transport, control_host
 from megatron_rl.system import machine, scratch
-from megatron_rl.system.channel import api_key
+from megatron_rl.system.channel import api_key, parse_address, written
 from megatron_rl.system.control import Control, WorkerError
 from megatron_rl.system.scratch import SCRATCH
 
@@ -48,18 +49,20 @@ class SGLangEngines:
     that is free when it starts, and by then the trainer has taken its own.
     """
 
-    def __init__(self, served: Served, model_folder: Path, key: bytes, logs: Path) -> None:
+    def __init__(self, served: Served, model_folder: Path, key: bytes, logs: Path, hosts: Hosts | None = None) -> None:
         self.served, self.options = served, served.rollout.sglang
         self.dtype: torch.dtype = getattr(torch, served.dtype)
         self.key, self.logs = key, logs
         self._folder = self._make_folder()
-        self.host = control_host(self.options)
-        socket = str(self._folder / "control")
-        self.control = Control(f"{self.host}:{machine.free_port(self.host)}" if self.host else socket, key)
+        hosts = hosts or Hosts((served.rollout.engines,), (served.trainers,))
+        self.host = (hosts.control and parse_address(hosts.control)[0]) or control_host(self.options)
+        socket = written(self.host, machine.free_port(self.host)) if self.host else str(self._folder / "control")
+        self.control = Control(hosts.control or socket, key)
+        self.control.session(SESSION)
         self._backend = ""  # where the trainer's ranks have to send
         self._sessions: tuple[str, ...] = ()
-        self._gpus = engine_gpus(served.rollout, served.trainers)
-        self.replicas = self._replicas(model_folder)
+        self._started = servers(served, model_folder, key, self._folder, logs, self.control, hosts)
+        self.replicas = self._started.replicas
         self.router: Router | None = None
         self.source: SwapSource | None = None
         self._way: FullTensors | None = None  # how weights get into a server; None: its workers pull them
@@ -79,14 +82,14 @@ class SGLangEngines:
 
     def reach(self, places: Sequence[str]) -> Reach:
         """See ``protocol.Engine``."""
-        transport = chosen_transport(self.options, places)
+        transport = chosen_transport(self.options, places, self._started.elsewhere)
         if transport in BACKENDS:
             self._backend = transport
             self._sessions = tuple(self.control.session() for _ in self.replicas)
         control = self.control.address
         if self._sessions and not self.host and set(places) != {machine.place()}:
             self.host = machine.own_address()
-            control = f"{self.host}:{machine.free_port(self.host)}"
+            control = written(self.host, machine.free_port(self.host))
             self.control.listen(control)
         return Reach(
             transport,
@@ -135,10 +138,11 @@ class SGLangEngines:
             self.failed = f"swap {version} failed: {error}"
             raise
         self.proof, self.failed, self._still = (version, hashes), "", True
-        assert self.replicas[0].attached is not None
+        attached = next(replica.attached for replica in self.replicas if not replica.off)
+        assert attached is not None
         phases = {name: max(each.seconds.get(name, 0.0) for each in done) for name in done[0].seconds}
         size = sum(each.bytes for each in done)
-        return SwapReport(version, self.replicas[0].attached.plan_hash, size, phases.pop("copy"), phases)
+        return SwapReport(version, attached.plan_hash, size, phases.pop("copy"), phases)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """See ``protocol.Engine``. Raises ConnectionError when no server is left."""
@@ -187,10 +191,13 @@ class SGLangEngines:
             self.router.stop()
         for replica in self.replicas:
             if replica.process is not None:
-                replica.process.kill(gently=True)
+                with suppress(WorkerError):  # it is on another machine, which has gone
+                    replica.process.kill(gently=True)
             if replica.swap.network is not None:
                 for sender in replica.swap.network.senders:
                     sender.release()
+        for keeper in self._started.keepers:
+            keeper.release()
         self.control.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._removing.close()
@@ -201,29 +208,13 @@ class SGLangEngines:
         made = tempfile.TemporaryDirectory(prefix="mrl-", dir=run) if run else scratch.made()
         return Path(self._removing.enter_context(made))  # type: ignore[arg-type]
 
-    def _replicas(self, model_folder: Path) -> list[Replica]:
-        options, rollout = self.options, self.served.rollout
-        adopted = [url.strip() for url in options.urls.split(",") if url.strip()]
-        if adopted:
-            return [Replica(url, url, None, options, self.control) for url in adopted]
-        env = environment(rollout.threads, options.tensor_parallel, self.key)
-        found = []
-        for index in range(rollout.engines):
-            port = options.port + index if options.port else machine.free_low_port()
-            name = f"sglang{index}"
-            gpus = self._gpus[index] if self._gpus else None
-            chosen = arguments(self.served, model_folder, index, port, self.key, gpus)
-            process = ServerProcess(name, chosen, env, self._folder, self.logs / f"{name}.log")
-            found.append(Replica(name, f"http://127.0.0.1:{port}", process, options, self.control))
-        return found
-
     async def _open(self) -> None:
         # A connection of its own for each call: servers close idle ones, which a large body then finds out too late.
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         key = api_key(self.key)
         for replica in self.replicas:
             replica.open(self._http, key, reads=self.options.swap == "pull")
-        if not shared(self._gpus, self.served.trainers):
+        if not self._started.shares:
             self._start()
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:
@@ -261,10 +252,13 @@ class SGLangEngines:
             replica.swap.network = Network(place, self._backend, senders)
 
     async def _swap_all(self, version: int, hashes: "asyncio.Future[np.ndarray]") -> list[Swapped]:
-        return await self._each(lambda replica: self._swap(replica, version, hashes))
+        swapped = await self._each(lambda replica: self._swap(replica, version, hashes))
+        if not (done := [each for each in swapped if each is not None]):
+            raise SwapError("no server is left: " + "; ".join(replica.lost for replica in self.replicas))
+        return done
 
-    async def _swap(self, replica: Replica, version: int, hashes: "asyncio.Future[np.ndarray]") -> Swapped:
-        """Swap one server, again if it fails, in a new process if it must."""
+    async def _swap(self, replica: Replica, version: int, hashes: "asyncio.Future[np.ndarray]") -> Swapped | None:
+        """Swap one server, again if it fails, in a new process if it must; None where its machine is lost."""
         assert self.source is not None
         async with replica.lock:
             while True:
@@ -273,6 +267,9 @@ class SGLangEngines:
                     swapped = await replica.bring(version, asyncio.shield(hashes), self._way)
                     break
                 except LostError as error:
+                    if replica.off:
+                        self._lose(replica, error)
+                        return None
                     raise SwapError(f"{replica.name} could not be swapped: {error}") from error
                 except _RECOVERABLE as error:
                     replica.failed = error
@@ -378,12 +375,17 @@ class SGLangEngines:
         except Exception as error:
             replica.failed = error
             if isinstance(error, LostError) or not isinstance(error, _RECOVERABLE):  # else it is tried again
-                print(f"{replica.name} is lost: {error}", flush=True)
-                replica.lost = str(error)
+                self._lose(replica, error)
+
+    def _lose(self, replica: Replica, error: Exception) -> None:
+        if not replica.lost:
+            print(f"{replica.name} is lost: {error}", flush=True)
+        replica.lost = str(error)
 
     async def _each(self, call: Any) -> list[Any]:
         """Call for every replica at the same time; the first error, after all are done."""
-        answers = await asyncio.gather(*(call(replica) for replica in self.replicas), return_exceptions=True)
+        calls = (call(replica) for replica in self.replicas if not (replica.off and replica.lost))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer

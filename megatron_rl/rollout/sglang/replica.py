@@ -14,6 +14,7 @@ from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached
 from megatron_rl.rollout.config import SGLangConfig
 from megatron_rl.rollout.sglang.servers.http import Server, ServerError
+from megatron_rl.rollout.sglang.servers.keeper import FarServer
 from megatron_rl.rollout.sglang.servers.process import HOOK, ServerProcess
 from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
 from megatron_rl.system.control import Control, WorkerError
@@ -31,7 +32,7 @@ class Replica:
     """A server with a copy of the model. ``process`` is None for one that somebody else started."""
 
     def __init__(
-        self, name: str, url: str, process: ServerProcess | None, options: SGLangConfig, control: Control
+        self, name: str, url: str, process: ServerProcess | FarServer | None, options: SGLangConfig, control: Control
     ) -> None:
         self.name, self.url, self.process, self.options = name, url, process, options
         self.workers, self.control = options.tensor_parallel, control
@@ -62,9 +63,14 @@ class Replica:
         return self.process is not None and self.process.ended
 
     @property
+    def off(self) -> bool:
+        """Whether its machine is lost: the other servers go on without it."""
+        return self.process is not None and bool(self.process.lost)
+
+    @property
     def exhausted(self) -> bool:
         """Whether it may not be started again."""
-        return self.process is None or self.restarted >= self.options.restarts
+        return self.process is None or bool(self.process.lost) or self.restarted >= self.options.restarts
 
     def poison(self, reason: str) -> None:
         """Note that its weights are not usable, and why."""
@@ -157,6 +163,8 @@ class Replica:
         self.released.clear()
         if self.process is None:
             raise LostError(f"the SGLang server at {self.url} failed and was not started here: {why}")
+        if self.process.lost:
+            raise LostError(f"{self.name}: {self.process.lost}")
         if self.exhausted:
             raise LostError(
                 f"{self.name} failed again after {self.restarted} restarts (rollout.sglang.restarts): {why}. "
@@ -164,12 +172,14 @@ class Replica:
             )
         self.restarted += 1
         print(f"{self.name} is restarted: {why}", flush=True)
-        await asyncio.to_thread(self.process.kill)
-        self.process.start()
         try:
+            await asyncio.to_thread(self.process.kill)
+            self.process.start()
             await self.ready()
         except InputError as error:
             raise ServerError(str(error)) from error
+        except WorkerError as error:
+            raise LostError(f"{self.name}: {error}") from error
         self.failed = None
 
     async def prepare(self, source: SwapSource, dtype: torch.dtype) -> None:

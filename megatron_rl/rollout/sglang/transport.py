@@ -28,15 +28,18 @@ def control_host(options: SGLangConfig) -> str:
     return options.host or (machine.address_towards(far[0]) if far else "")
 
 
-def chosen_transport(options: SGLangConfig, places: Sequence[str]) -> str:
+def chosen_transport(options: SGLangConfig, places: Sequence[str], elsewhere: bool = False) -> str:
     """The transport for trainer ranks at ``places`` (``machine.place()`` of each).
+
+    ``elsewhere``: servers that the run starts are on other machines.
 
     Raises InputError for one that does not reach from there to the servers.
     """
     far = far_hosts(options)
-    apart = f"the server at {far[0]} runs" if far else "trainer ranks run" if set(places) != {machine.place()} else ""
+    apart = "trainer ranks run" if set(places) != {machine.place()} else "servers run" if elsewhere else ""
+    apart = f"the server at {far[0]} runs" if far else apart
     if options.swap != "pull":  # rank 0 reads the ranks' memory
-        if set(places) != {machine.place()}:
+        if set(places) != {machine.place()} or elsewhere:
             raise InputError(f"rollout.sglang.swap={options.swap} needs all trainer ranks on one machine: use pull.")
         return "shared_memory"
     if options.transport == "auto":

@@ -248,9 +248,14 @@ class _Group:
         return next((m for m in self.ended if m.code != 0 and not _can_be_missed(m)), None)
 
     def culprit(self) -> "_Member | None":
-        """One that ended with an InputError or a RunError, or a lost machine: it says why the others failed."""
-        codes = (*_SAYS_WHY, LOST)
-        return next((m for code in codes for m in self.ended if m.code == code and not _can_be_missed(m)), None)
+        """One that ended with an InputError or a RunError, or a lost machine: it says why the others failed.
+
+        Machines that only serve can be missed, unless all of them are lost.
+        """
+        served = [node for node in self.nodes if node.service]
+        missed = any(node.code != LOST for node in served)
+        ended = [m for m in self.ended if not (missed and _can_be_missed(m))]
+        return next((m for code in (*_SAYS_WHY, LOST) for m in ended if m.code == code), None)
 
     def has_stopped(self) -> bool:
         """Whether it makes no sense to wait, after a signal: all have ended, one has failed, or there is another."""

@@ -60,7 +60,13 @@ _END_SECONDS = 5.0
 
 
 def arguments(
-    served: Served, model_folder: Path, index: int, port: int, key: bytes, gpus: range | None = None
+    served: Served,
+    model_folder: Path,
+    index: int,
+    port: int,
+    key: bytes,
+    gpus: range | None = None,
+    host: str = "127.0.0.1",
 ) -> dict[str, Any]:
     """One server's options, by SGLang's own names; ``gpus``: those of its workers, where it is not to choose."""
     rollout, options = served.rollout, served.rollout.sglang
@@ -83,7 +89,7 @@ def arguments(
     chosen |= {
         "model_path": str(model_folder),
         "dtype": served.dtype,
-        "host": "127.0.0.1",
+        "host": host,
         "port": port,
         "nccl_port": machine.free_port(),
         "tp_size": options.tensor_parallel,
@@ -162,6 +168,8 @@ class ServerProcess:
         self._command = [sys.executable, "-m", "sglang.launch_server", "--config", str(file)]
         self._popen: subprocess.Popen[bytes] | None = None
         self._parts: list[psutil.Process] = []
+
+    lost = ""  # why it cannot be started again: this machine is still here
 
     def start(self) -> None:
         """Start it. It dies with the thread that calls this."""
