@@ -23,7 +23,8 @@ from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED
 SITE = "slurm/site.sh"
 # As train.sbatch does: a job that was asked to stop, or lost a node, is requeued, unless it is cancelled.
 REQUEUE = (
-    "trap 'code=$?; if [[ $code =~ ^(75|138|143)$ && $(squeue -h -j $SLURM_JOB_ID -o %T) == RUNNING ]]; "
+    "trap 'code=$?; again=75\\|138\\|143; [[ $SLURM_JOB_NUM_NODES -eq 1 ]] || again+=\\|137; "
+    "if [[ $code =~ ^($again)$ && $(squeue -h -j $SLURM_JOB_ID -o %T) == RUNNING ]]; "
     "then scontrol requeue $SLURM_JOB_ID && sleep 60; fi' EXIT"
 )
 
@@ -133,7 +134,7 @@ def executor(nemo_run: Any, task: Task, options: argparse.Namespace) -> Any:
         gpus_per_node=options.gpus_per_node,
         signal="USR1@300",  # to the processes of the step, which then save
         setup_lines=REQUEUE,
-        srun_args=["--cpu-bind=none"],
+        srun_args=["--kill-on-bad-exit=0", "--cpu-bind=none"],  # NeMo-Run's --wait=60 stays
         additional_parameters=copy.deepcopy(more),
         packager=nemo_run.Packager(),
         tunnel=nemo_run.LocalTunnel(job_dir=os.path.join(get_nemorun_home(), "experiments")),

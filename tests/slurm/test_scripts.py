@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SCRIPTS = sorted((ROOT / "slurm").iterdir())
+SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sbatch"), ROOT / "slurm" / "site.sh"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
