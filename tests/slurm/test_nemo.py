@@ -37,7 +37,7 @@ def test_a_dry_run_shows_the_commands_of_every_seed(site: Site) -> None:
 
 def test_bad_input_submits_nothing(site: Site) -> None:
     for arguments, expected in (
-        (["quickstart", "--executor=local", "run.stepz=2"], "Did you mean"),
+        (["quickstart", "--executor=local", "run.stepz=2"], "did you mean run.steps"),
         (["quickstart", "--executor=slurm"], "--account"),
     ):
         done = launch(site, *arguments)
