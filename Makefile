@@ -1,6 +1,7 @@
 # Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
 # `make test-runs` trains, kills and continues whole runs, `make test-oracles` compares the algorithms with those of other
-# trainers; `make sglang` adds SGLang, `make test-sglang` tests against real SGLang servers.
+# trainers; `make sglang` adds SGLang, `make test-sglang` tests against real SGLang servers; `make test-slurm` against a
+# real Slurm and NeMo-Run; `make wheelhouse` gathers the packages for machines without internet.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -17,7 +18,8 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # A run is several processes, each of which imports torch and Megatron: with bytecode in 4 seconds instead of 9.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-runs test-oracles test-eval sglang test-sglang test-sglang-versions test-gpu test-report report lint clean
+.PHONY: quickstart test test-runs test-oracles test-eval sglang test-sglang test-sglang-versions test-gpu test-slurm test-report report \
+	nemo wheelhouse lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -59,13 +61,31 @@ test-report: $(VENV)/browser
 test-gpu: $(VENV)/installed-dev $(VENV)/installed-sglang
 	$(BIN)/python -m pytest -rs tests/gpu $(ARGS)
 
+# A real Slurm on this machine: Debian's, which root may install here.
+test-slurm: $(VENV)/installed-dev $(VENV)/slurm nemo
+	NEMO=$(abspath $(VENV)-nemo) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm $(ARGS)
+
+nemo: $(VENV)-nemo/installed
+
+# Every package that a machine without internet needs, for the Python and the system of this one:
+#   make wheelhouse [EXTRAS=math,report] [CUDA=1]    CUDA=1: torch with CUDA, several gigabytes
+# and there: pip install --no-index --find-links wheelhouse -c constraints.txt 'megatron-rl[math,report]'
+EXTRAS ?= math,puzzles,report
+WHEELHOUSE ?= wheelhouse
+WHEELS := $(PIP) wheel -q --prefer-binary -c constraints.txt --wheel-dir $(WHEELHOUSE) '.[$(EXTRAS)]'
+
+wheelhouse: $(VENV)/torch
+	@if [ -n "$(CUDA)" ]; then $(WHEELS) torch==$(TORCH); else $(WHEELS) torch==$(TORCH)+cpu 2>/dev/null \
+	|| $(WHEELS) torch==$(TORCH)+cpu --extra-index-url $(CPU_WHEELS); fi
+	@echo "$(WHEELHOUSE): $$(ls $(WHEELHOUSE) | wc -l) wheels, $$(du -sh $(WHEELHOUSE) | cut -f1)"
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-nemo wheelhouse build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # Without a GPU the CPU build of torch, wherever pip is configured to look and else from PyTorch's own list: the
 # default build brings several gigabytes of CUDA.
@@ -103,6 +123,22 @@ $(VENV)/browser: $(VENV)/installed-dev
 	@command -v chromium || command -v google-chrome \
 	|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } \
 	|| $(BIN)/playwright install --with-deps --only-shell chromium
+	@touch $@
+
+SLURM_PACKAGES := slurmctld slurmd slurmdbd slurm-client munge mariadb-server shellcheck
+$(VENV)/slurm: $(VENV)/installed-dev
+	@PATH=$$PATH:/usr/sbin; for p in slurmctld slurmd slurmdbd sbatch munged mariadbd shellcheck; do \
+	command -v $$p > /dev/null || lacking="$$lacking $$p"; done; \
+	test -z "$$lacking" || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) > /dev/null; } \
+	|| { echo "These tests need$$lacking: apt-get install $(SLURM_PACKAGES), as root"; exit 1; }
+	@touch $@
+
+# NeMo-Run asks for other versions of what serves here.
+$(VENV)-nemo/installed: constraints-nemo.txt setup.py
+	@$(MAKE) --no-print-directory VENV=$(VENV)-nemo $(VENV)-nemo/torch
+	@echo "Installing NeMo-Run (a minute or two) …"
+	@$(VENV)-nemo/bin/python -m pip install -qq --disable-pip-version-check --prefer-binary -c constraints-nemo.txt -e '.[nemo]'
 	@touch $@
 
 # In a folder of their own, without what they would bring along: they ask for other versions of what trains here.

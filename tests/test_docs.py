@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from megatron_rl.settings.recipes import all_recipes
 from tests.conftest import ROOT
 
 TARGETS = re.compile(r"^([a-z][\w-]*):", re.MULTILINE)
@@ -75,7 +76,7 @@ def test_modules_named_in_the_documentation_exist() -> None:
 
 
 def test_every_recipe_has_a_page_with_a_verification_card() -> None:
-    modules = {path.stem for path in (ROOT / "recipes").glob("*.py") if not path.name.startswith("_")}
+    modules = {name.partition(".")[0] for name in all_recipes()}
     assert modules == {path.stem for path in pages()} - {"README"}
     index = (ROOT / "docs" / "recipes" / "README.md").read_text(encoding="utf-8")
     for name in modules:

@@ -1,0 +1,84 @@
+"""Runs on two nodes, each with processes and shared memory of its own: to the end, stopped, a node lost."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import HELD, SMALL, Site
+
+TWO = ("--nodes=2",)
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Trained and generated on both nodes, not interrupted."""
+    site = Site(cluster, tmp_path_factory.mktemp("nodes"))
+    job = site.train("quickstart", *SMALL, *HELD, options=TWO)
+    cluster.wait(job, "COMPLETED")
+    submitted = cluster.job(job)["SubmitTime"]
+    first = json.loads((site.folder / "runs/held/metrics.jsonl").read_text().splitlines()[0])
+    print(f"from sbatch ({submitted}) to the first record: {first.get('timestamp')}")
+    return site
+
+
+def test_both_nodes_train(whole: Site) -> None:
+    manifest = json.loads((whole.folder / "runs/held/manifest.json").read_text())
+    assert [row["step"] for row in whole.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
+    assert manifest["attempts"][0]["ended"]["code"] == 0
+    assert all(whole.cluster.processes(node) == [] for node in whole.cluster.nodes)
+    left = [path.name for path in (whole.folder / "runs").iterdir() if path.name.startswith(".held.")]
+    assert left == []  # what the nodes met by
+
+
+def test_one_trains_and_the_other_generates(site: Site) -> None:
+    job = site.train("quickstart", "--rollout-nodes", "1", *SMALL, options=TWO)
+    site.cluster.wait(job, "COMPLETED")
+    assert [row["step"] for row in site.metrics("quickstart") if row["stage"] == "rl"] == [1, 2, 3, 4]
+    assert all(site.cluster.processes(node) == [] for node in site.cluster.nodes)
+
+
+def test_stopped_on_two_nodes_it_is_requeued_and_ends_as_if_nothing_had_been(whole: Site, site: Site) -> None:
+    cluster = site.cluster
+    site.close(1)
+    job = site.train("quickstart", *SMALL, *HELD, options=TWO)
+    site.waits(job, 1)
+    cluster.run("scancel", "--batch", "--signal=USR1", str(job))
+    cluster.says(job, "SIGUSR1: the run stops at the end of this step")
+    site.open(1)
+    cluster.requeued(job, 1)
+    cluster.wait(job, "COMPLETED")
+    assert site.attempts("held") == [138, 0]
+    assert site.metrics("held") == whole.metrics("held")
+
+
+@pytest.mark.parametrize("what", ["supervisor", "node"])
+def test_a_lost_node_requeues_the_job_which_goes_on(whole: Site, site: Site, what: str) -> None:
+    """With a checkpoint of every step, all that is lost is the step that was under way."""
+    cluster = site.cluster
+    if what == "node" and not cluster.apart:
+        pytest.skip("nodes that share process numbers cannot be lost alone: run as root")
+    site.close(2)
+    job = site.train("quickstart", *SMALL, *HELD, "run.save_every=1", options=TWO)
+    site.waits(job, 2)
+    second = cluster.job(job)["NodeList"].replace("[0-1]", "1")
+    if what == "supervisor":
+        [supervisor] = [p for p in cluster.processes(second) if p.cmdline()[1:2] and "train" in p.cmdline()[2:3]]
+        supervisor.kill()
+    else:
+        cluster.kill_node(second)
+    site.open(2)
+    began = time.monotonic()
+    cluster.while_it_runs(job, lambda: cluster.job(job)["Restarts"] == "1", "it is not requeued")
+    print(f"requeued {time.monotonic() - began:.0f} s after the loss")
+    if what == "node":
+        cluster.until(lambda: "down" in "".join(cluster.states()), "Slurm does not miss the node")
+        cluster.start_node(second)
+        cluster.until(lambda: "down" not in "".join(cluster.states()), "the node did not come back")
+    cluster.requeued(job, 1)
+    cluster.wait(job, "COMPLETED")
+    assert site.metrics("held") == whole.metrics("held")
+    assert all(cluster.processes(node) == [] for node in cluster.nodes)
+    assert not list(Path(site.folder, "runs").glob(".held.*"))

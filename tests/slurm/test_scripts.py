@@ -1,0 +1,27 @@
+"""The scripts as text: what a shell and shellcheck say of them."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sbatch"), ROOT / "slurm" / "site.sh"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_the_shell_can_read_it(script) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_shellcheck_finds_nothing() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_no_step_hides_gpus_or_kills_by_name() -> None:
+    text = "".join(script.read_text() for script in SCRIPTS)
+    assert len(SCRIPTS) == 5 and "--gpus-per-task" not in text and "pkill" not in text
