@@ -18,7 +18,7 @@ from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_
 
 COMMANDS = {  # the module of megatron_rl.commands, and what it does
     "train": ("train", "run a recipe: starts, watches and ends every process"),
-    "check": ("check", "list everything that is wrong with a recipe on this machine; starts nothing"),
+    "check": ("check", "list everything that is wrong with a recipe on this machine; --numerics: compute and compare"),
     "plan": (
         "plan",
         "print how weights travel from the trainer to the engines, what it costs, and the proof; needs no weights",
@@ -112,10 +112,11 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The options. Further names behind an option, which argparse leaves over, go to where a command takes them."""
     parser = _parser(arguments[0] if arguments else "")
     options, left = parser.parse_known_args(arguments)
-    if left and (any(text.startswith("-") for text in left) or not hasattr(options, "names")):
+    further = next((name for name in ("names", "overrides") if hasattr(options, name)), "")
+    if left and (any(text.startswith("-") for text in left) or not further):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
-        options.names += left
+        getattr(options, further).extend(left)
     return options
 
 
