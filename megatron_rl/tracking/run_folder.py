@@ -28,6 +28,7 @@ class RunFolder:
         self.manifest_file = self.path / "manifest.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.completions_file = self.path / "completions.jsonl"
+        self.rollouts = self.path / "rollouts"  # of RL steps, where tracking.rollouts asks for them
         self.checkpoints = self.path / "checkpoints"
         self.initial_model = self.path / "initial_model"  # made when the model starts from random weights
         self.warm_start = self.path / "warm_start"  # the policy after supervised training: RL's reference
