@@ -27,6 +27,7 @@ from megatron_rl.system import processes, stop
 from megatron_rl.system.screen import activity
 from megatron_rl.tracking.replayed import read_replay
 from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.tracking.start import started_from
 from megatron_rl.training.batch import scatter
 from megatron_rl.training.controller import Controller, Elsewhere
 from megatron_rl.training.guard import require_agreement, require_calm, require_finite
@@ -55,6 +56,8 @@ def train(run: RunFolder, config: Config) -> None:
     remaining[0].enter(models, at)
     if newest:
         models.load(newest)
+    elif config.run.start_optimizer:
+        models.start(started_from(config.run).checkpoint)
     controller.begin(at, swap.plan_hash, newest)
     swap(at.version)
     if "before" not in at.evaluations:

@@ -129,6 +129,13 @@ def load(actor: Actor, checkpoint: Path, beside: Beside = _NONE) -> dict[str, An
     return read_state(checkpoint)
 
 
+def load_optimizer(actor: Actor, checkpoint: Path) -> None:
+    """Restore the policy's optimiser alone, of a checkpoint of another run with the same weights; collective."""
+    accelerator.adapt()
+    content = {"optimizer": _trained(actor, loading=True)["optimizer"]}
+    _restore_optimizer(actor, dist_checkpointing.load(content, str(checkpoint)))
+
+
 def _restore(actor: Actor, loaded: dict[str, Any], checkpoint: Path) -> None:
     for i, chunk in enumerate(actor.chunks):
         missing, _ = chunk.load_state_dict(loaded[f"model{i}"], strict=not actor.adapted)
@@ -138,6 +145,10 @@ def _restore(actor: Actor, loaded: dict[str, Any], checkpoint: Path) -> None:
         for name, held in loaded.get(f"reference{i}", {}).items():
             assert actor.kept_reference is not None
             actor.kept_reference.held[name].copy_(held)
+    _restore_optimizer(actor, loaded)
+
+
+def _restore_optimizer(actor: Actor, loaded: dict[str, Any]) -> None:
     actor.optimizer.load_state_dict(loaded["optimizer"])
     actor.merge()
     for optimizer in _torch_optimizers(actor):

@@ -193,8 +193,8 @@ def _announce(folder: RunFolder, config: Config, changed: dict[str, list[Any]]) 
 
 
 def _write_initial_model(folder: RunFolder, config: Config, sockets: Path) -> Outcome:
-    """The model that a run from random weights starts from; made anew as long as there is no checkpoint."""
-    if config.model.path or folder.started():
+    """The model that a run from random weights, or from another run, begins with; made anew without a checkpoint."""
+    if (config.model.path and not config.run.start_from) or folder.started():
         return Outcome(0)
     if folder.initial_model.exists():
         shutil.rmtree(folder.initial_model)
@@ -219,9 +219,14 @@ def _commit() -> dict[str, Any] | None:
 
 def _initial_model() -> None:
     from megatron_rl.launch.initial_model import write_initial_model
+    from megatron_rl.launch.start import write_start
+    from megatron_rl.tracking.start import started_from
 
     folder = RunFolder(sys.argv[1])
     config = folder.config()
+    if config.run.start_from:
+        write_start(started_from(config.run), folder.initial_model, config.actor.threads)
+        return
     write_initial_model(config.model, config.data, config.run.seed, folder.initial_model)
 
 

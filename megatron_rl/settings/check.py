@@ -17,7 +17,7 @@ from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.model import check_critic, check_model_folder, check_sizes
 from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
-from megatron_rl.tracking.check import check_tracking
+from megatron_rl.tracking.check import check_tracking, start_problems
 
 
 @dataclass
@@ -52,7 +52,7 @@ def check(config: Config, contents: bool = True) -> Findings:
             critic, about_sizes = check_critic(config, hf_config)
         if not about_sizes and "model.dtype" not in broken:
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
-        found += about_sizes
+        found += about_sizes or start_problems(config, hf_config)
     notes: dict[str, int] = {}
     warnings = fit.warnings(config)
     if contents and hf_config is not None and not packages + about_folder + about_data:

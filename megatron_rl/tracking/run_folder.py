@@ -16,6 +16,7 @@ from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.load import from_yaml, to_yaml
 from megatron_rl.system.files import held, read_json, reserve, write_text
 
+_FIXED = ("run.seed", "run.start_from", "run.start_optimizer", "actor.freeze")  # options of a run that is continued
 EXPORTED = "megatron_rl.json"  # in an exported policy: the step that it is of, and the hash of its weights
 
 
@@ -71,8 +72,8 @@ class RunFolder:
 
     def model_folder(self) -> Path:
         """The Hugging Face folder that the policy starts from."""
-        path = self.config().model.path
-        return Path(path) if path else self.initial_model
+        config = self.config()
+        return self.initial_model if config.run.start_from or not config.model.path else Path(config.model.path)
 
     def hf_config(self) -> dict[str, Any]:
         """The model's config.json; raises InputError when it is missing or broken."""
@@ -202,7 +203,7 @@ def _require_same_settings(run: RunFolder, config: Config) -> None:
     fixed = [
         f"{key} {old!r} -> {new!r}"
         for key, (old, new) in changes(run.config(), config).items()
-        if key in ("run.seed", "actor.freeze") or key.startswith(("model.", "data.", "actor.lora."))
+        if key in _FIXED or key.startswith(("model.", "data.", "actor.lora."))
     ]
     if fixed:
         raise InputError(

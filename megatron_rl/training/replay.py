@@ -38,6 +38,9 @@ class Replayed(Controller):
         """Nothing is evaluated."""
         return {}
 
+    def finish(self, at: Progress) -> None:
+        """Nothing is summed up."""
+
     def stopping(self) -> bool:
         """Whether the step is done, or somebody has asked for an end."""
         return self._done or super().stopping()

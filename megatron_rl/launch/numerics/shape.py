@@ -110,6 +110,7 @@ def _computed(config: Config, actor: ActorConfig) -> Config:
         actor, lora=LoRAConfig(), freeze=[], fp8="none", threads=1, micro_batch_tokens=4 * LONGEST, logprob_chunk=7
     )
     made.model.dtype = "float32"
+    made.run.start_from, made.run.start_optimizer = "", False
     made.rollout.engine, made.rollout.max_new_tokens = "embedded", LONGEST
     made.rollout.prompts_per_step, made.rollout.group_size = GROUPS, SIZE
     made.algorithm.minibatches = made.algorithm.epochs = 1
