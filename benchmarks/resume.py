@@ -1,10 +1,10 @@
 """Runs that are interrupted at random points and continued, held against one that was not.
 
-    python -m benchmarks.resume [--points 10] [--staleness 0] [--in-flight] [--seed 0] [key=value ...]
+    python -m benchmarks.resume [--points 10] [--staleness 0] [--seed 0] [key=value ...]
 
 Each point is a run of its own, broken off once or twice after a random time, start and end included: by SIGKILL of
-every process at once, or of the supervisor alone, or by SIGTERM; then it is started again until it is complete. Compared
-are the metrics (without times), all completions, the weights and the examples of every step's batch. With
+every process at once, or of the supervisor alone, or by SIGTERM; then it is started again until it is complete.
+Compared are the metrics (without times), all completions, the weights and the examples of every step's batch. With
 rollout.staleness the engine's weights differ after an interruption, and only the examples can be equal. Exits with 1
 when something differs.
 """
@@ -66,12 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=10, help="runs that are interrupted (default 10)")
     parser.add_argument("--staleness", type=int, default=0, help="rollout.staleness (default 0)")
-    parser.add_argument("--in-flight", action="store_true", help="rollout.in_flight=true")
     parser.add_argument("--seed", type=int, default=0, help="of the points")
     parser.add_argument("overrides", nargs="*", help="key=value")
     options = parser.parse_intermixed_args()
     rng, exact = random.Random(options.seed), options.staleness == 0
-    more = [f"rollout.staleness={options.staleness}", f"rollout.in_flight={str(options.in_flight).lower()}"]
+    more = [f"rollout.staleness={options.staleness}"]
     equal = 0
     with tempfile.TemporaryDirectory(prefix="resume-") as temporary:
         folder = Path(temporary)
