@@ -11,6 +11,7 @@ reference that moves is in it.
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Mapping
 from multiprocessing.managers import SyncManager
@@ -64,8 +65,9 @@ def save(
         # As Megatron's own, but it dies with this process; without CUDA it can fork instead of importing the trainer
         # again, which takes seconds.
         manager = SyncManager(ctx=multiprocessing.get_context("spawn" if accelerator.on_gpu() else "fork"))
-        manager.start(initializer=die_with_parent)
+        manager.start(initializer=die_with_parent, initargs=(os.getpid(),))
         filesystem_async._results_queue = manager.Queue()
+        tie_writers()
     target, partial = folder / f"step-{name}", folder / f".step-{name}"
     if dist.get_rank() == 0:
         for left in folder.glob(".step-*"):  # by attempts that were killed
@@ -94,6 +96,22 @@ def save(
         raise
     groups.barrier()
     return target
+
+
+def tie_writers() -> None:
+    """Have the processes that Megatron forks to write files die with the one that forks them.
+
+    They wait for each other: where all are killed but some, those would wait for ever. Call it once in a process.
+    """
+    writer: Any = filesystem_async.FileSystemWriterAsync
+    write = writer.write_preloaded_data
+
+    def write_while_wanted(*arguments: Any, **named: Any) -> None:
+        parent = multiprocessing.parent_process()
+        die_with_parent(parent.pid if parent else None)
+        write(*arguments, **named)
+
+    writer.write_preloaded_data = staticmethod(write_while_wanted)
 
 
 @torch.no_grad()
