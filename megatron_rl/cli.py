@@ -18,7 +18,7 @@ from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_
 
 COMMANDS = {  # the module of megatron_rl.commands, and what it does
     "train": ("train", "run a recipe: starts, watches and ends every process"),
-    "check": ("check", "list what is wrong with a recipe, what it needs, and layouts that fit; starts nothing"),
+    "check": ("check", "list what is wrong with a recipe, what it needs, and layouts that fit; --numerics: compare"),
     "plan": (
         "plan",
         "print how weights travel from the trainer to the engines, what it costs, and the proof; needs no weights",
@@ -35,6 +35,7 @@ COMMANDS = {  # the module of megatron_rl.commands, and what it does
     "watch": ("runs.watch", "follow a run from another shell, by its files alone, until it ends"),
     "report": ("runs.report", "write one HTML page about one run or several: curves, rewards, behaviour, samples"),
     "analyze": ("runs.analyze", "what a run's completions say: languages, lengths, stages, signs of reward hacking"),
+    "replay": ("runs.replay", "repeat one step of a run from its checkpoint and saved rollouts, and compare"),
     "convert": ("convert_options", "convert checkpoints between Hugging Face and Megatron, verify and inspect them"),
     "evaluate": (
         "evaluation.evaluate",

@@ -35,6 +35,8 @@ class RunConfig:
     keep: int = number(2, least=1)  # checkpoints kept
     grace_seconds: float = number(600.0, least=0)  # for the step under way and its checkpoint, after Ctrl-C or SIGTERM
     export: bool = True  # write the final policy as a Hugging Face folder
+    start_from: str = ""  # a run's folder, or a checkpoint in one: begin with its policy
+    start_optimizer: bool = False  # and go on with its optimiser's moments
     not_finite: str = choice("stop", "skip")  # where a loss or gradient norm is NaN or infinite: the run, or the update
 
 

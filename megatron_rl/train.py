@@ -25,12 +25,15 @@ from megatron_rl.config import Config
 from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.system import processes, stop
 from megatron_rl.system.supervision.screen import activity
+from megatron_rl.tracking.replayed import read_replay
 from megatron_rl.tracking.run_folder import RunFolder
+from megatron_rl.tracking.start import started_from
 from megatron_rl.training.batch import scatter
 from megatron_rl.training.controller import Controller, Elsewhere
 from megatron_rl.training.guard import require_agreement, require_calm, require_finite
 from megatron_rl.training.models import Models
-from megatron_rl.training.progress import Progress, restore, write_checkpoint
+from megatron_rl.training.progress import Progress, due, restore, write_checkpoint
+from megatron_rl.training.replay import Replayed
 from megatron_rl.training.stages import first_stage, stages
 from megatron_rl.training.stages.stage import Stage
 
@@ -42,16 +45,19 @@ def train(run: RunFolder, config: Config) -> None:
     activity("starting the trainer's ranks")
     groups.initialize(config.actor, config.run.seed)
     at, newest = restore(run, first_stage(config))
-    controller = Controller(config, run, at) if groups.first() else Elsewhere()  # first: its engines start meanwhile
+    controller = make_controller(run, config, at)  # first: its engines start meanwhile
     activity("building the model")
     models = Models(run, config)
-    if config.generates():
+    generates = groups.share(controller.engine is not None)
+    if generates:
         activity("planning the weight swap with the engines")
-    swap = Swap(models.policy, controller.engine) if config.generates() else Alone(models.policy)
+    swap = Swap(models.policy, controller.engine) if generates else Alone(models.policy)
     remaining = stages(config, run, at)
     remaining[0].enter(models, at)
     if newest:
         models.load(newest)
+    elif config.run.start_optimizer:
+        models.start(started_from(config.run).checkpoint)
     controller.begin(at, swap.plan_hash, newest)
     swap(at.version)
     if "before" not in at.evaluations:
@@ -96,6 +102,14 @@ def train(run: RunFolder, config: Config) -> None:
     end(controller, swap, at)
 
 
+def make_controller(run: RunFolder, config: Config, at: Progress) -> Controller | Elsewhere:
+    """What this rank has of the run besides its share of the models."""
+    if not groups.first():
+        return Elsewhere()
+    replay = read_replay(run)
+    return Replayed(config, run, at, replay) if replay else Controller(config, run, at)
+
+
 def end(controller: Controller | Elsewhere, swap: Swap | Alone, at: Progress) -> None:
     """Leave the engines, the workers and the other ranks."""
     controller.close(at)
@@ -123,11 +137,6 @@ def label(stage: Stage, at: Progress) -> str:
     if at.step == stage.steps:
         return f"after {title}"
     return f"step {at.step}" if stage.samples else f"{title} step {at.step}"
-
-
-def due(every: int, at: Progress) -> bool:
-    """Whether something that is done every so many steps (0: never) is done now."""
-    return bool(every) and at.step % every == 0
 
 
 def main() -> None:

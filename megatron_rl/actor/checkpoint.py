@@ -11,6 +11,7 @@ reference that moves is in it.
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Mapping
 from multiprocessing.managers import SyncManager
@@ -65,8 +66,9 @@ def save(
         # As Megatron's own, but it dies with this process; without CUDA it can fork instead of importing the trainer
         # again, which takes seconds.
         manager = SyncManager(ctx=multiprocessing.get_context("spawn" if accelerator.on_gpu() else "fork"))
-        manager.start(initializer=_serve_writers)
+        manager.start(initializer=_serve_writers, initargs=(os.getpid(),))
         filesystem_async._results_queue = manager.Queue()
+        tie_writers()
     target, partial = folder / f"step-{name}", folder / f".step-{name}"
     if dist.get_rank() == 0:
         for left in folder.glob(".step-*"):  # by attempts that were killed
@@ -95,6 +97,22 @@ def save(
         raise
     groups.barrier()
     return target
+
+
+def tie_writers() -> None:
+    """Have the processes that Megatron forks to write files die with the one that forks them.
+
+    They wait for each other: where all are killed but some, those would wait for ever. Call it once in a process.
+    """
+    writer: Any = filesystem_async.FileSystemWriterAsync
+    write = writer.write_preloaded_data
+
+    def write_while_wanted(*arguments: Any, **named: Any) -> None:
+        parent = multiprocessing.parent_process()
+        die_with_parent(parent.pid if parent else None)
+        write(*arguments, **named)
+
+    writer.write_preloaded_data = staticmethod(write_while_wanted)
 
 
 @torch.no_grad()
@@ -130,6 +148,13 @@ def load(actor: Actor, checkpoint: Path, beside: Beside = _NONE) -> dict[str, An
     return read_state(checkpoint)
 
 
+def load_optimizer(actor: Actor, checkpoint: Path) -> None:
+    """Restore the policy's optimiser alone, of a checkpoint of another run with the same weights; collective."""
+    accelerator.adapt()
+    content = {"optimizer": _trained(actor, loading=True)["optimizer"]}
+    _restore_optimizer(actor, dist_checkpointing.load(content, str(checkpoint)))
+
+
 def _restore(actor: Actor, loaded: dict[str, Any], checkpoint: Path) -> None:
     for i, chunk in enumerate(actor.chunks):
         missing, _ = chunk.load_state_dict(loaded[f"model{i}"], strict=not actor.adapted)
@@ -139,6 +164,10 @@ def _restore(actor: Actor, loaded: dict[str, Any], checkpoint: Path) -> None:
         for name, held in loaded.get(f"reference{i}", {}).items():
             assert actor.kept_reference is not None
             actor.kept_reference.held[name].copy_(held)
+    _restore_optimizer(actor, loaded)
+
+
+def _restore_optimizer(actor: Actor, loaded: dict[str, Any]) -> None:
     actor.optimizer.load_state_dict(loaded["optimizer"])
     actor.merge()
     for optimizer in _torch_optimizers(actor):
@@ -265,7 +294,7 @@ def _complete(optimizer: Any) -> None:
     optimizer._set_main_param_and_optimizer_states = MethodType(set_states, optimizer)
 
 
-def _serve_writers() -> None:
+def _serve_writers(parent: int) -> None:
     """First in the process that those which write a checkpoint report to: it must live until all is written."""
-    die_with_parent()
+    die_with_parent(parent)
     leave_to_parent()

@@ -48,10 +48,14 @@ def build_optimizer(model: list[DistributedDataParallel], config: OptimizerConfi
 
 
 def set_hyperparameters(optimizer: Any, config: OptimizerConfig, lr: float) -> None:
-    """Set this step's learning rate, and weight decay per group (Megatron leaves wd_mult, 0 for norms, unapplied)."""
+    """Set this step's learning rate, and weight decay per group (Megatron leaves wd_mult, 0 for norms, unapplied).
+
+    And the rest: a checkpoint's groups have those of the run that wrote it.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
         group["weight_decay"] = config.weight_decay * group.get("wd_mult", 1.0)
+        group["betas"], group["eps"] = (config.beta1, config.beta2), config.eps
 
 
 def step_if_finite(optimizer: Any) -> float:

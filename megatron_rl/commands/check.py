@@ -12,6 +12,7 @@ from megatron_rl.algorithms.registry import asked_of
 from megatron_rl.commands.recipe import add_recipe, checked, print_problems, print_warnings
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
+from megatron_rl.launch.check import resolved
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.check import Findings, check
 from megatron_rl.settings.describe import describe
@@ -20,6 +21,7 @@ from megatron_rl.settings.foresight.forecast import Forecast, foresee
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, this_machine
 from megatron_rl.settings.foresight.rules import check_hardware
 from megatron_rl.settings.foresight.suggest import Suggestion, suggest
+from megatron_rl.settings.load import load
 from megatron_rl.settings.model import check_critic
 from megatron_rl.system import machine
 from megatron_rl.system.files import read_json
@@ -43,11 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", metavar="N", type=float, help="mean length of a completion (half of the longest)")
     parser.add_argument("--suggest", action="store_true", help="list layouts that fit, the fastest first")
     parser.add_argument("--json", action="store_true", help="print plain data")
+    parser.add_argument(
+        "--numerics",
+        action="store_true",
+        help="compute one batch at the recipe's parallel sizes and on one rank, on this machine's CPU, and compare "
+        "log-probs, every gradient and one optimiser step; a large model is made smaller",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Returns 0, or 2 when something is wrong; starts nothing."""
+    """Returns 0, or 2 when something is wrong; starts nothing. With --numerics: 1 where numbers differ."""
+    if options.numerics:
+        return _numerics(options)
     if options.gpus is not None and (not options.gpu or options.gpus < 1):
         raise InputError(f"--gpus {options.gpus} goes with --gpu NAME and is 1 or more.")
     if options.tokens is not None and not options.tokens >= 1:
@@ -62,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, on: Hardware | None) -> int:
     known = _config_json(options.model) if options.model else None
     config, found = checked(options, known)
-    nodes = max(config.launch.nodes, 1)
+    nodes = max(resolved(config.launch).nodes, 1)
     on = this_machine(nodes) if on is None else named(options.gpu, nodes, on.gpus)
     found.problems += check_hardware(config, on)
     forecast, suggestions = _foreseen(options, config, known, on, found)
@@ -131,3 +141,13 @@ def _data(
         "forecast": forecast.data() if forecast else None,
         "suggestions": listed if suggestions is not None else None,
     }
+
+
+def _numerics(options: argparse.Namespace) -> int:
+    from megatron_rl.launch.numerics.report import check_numerics  # torch
+
+    config, problems = load(options.recipe, options.overrides)
+    if problems:
+        print_problems(options.recipe, problems, sys.stdout)
+        return BAD_INPUT
+    return check_numerics(options.recipe, config, sys.stdout)

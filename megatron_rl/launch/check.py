@@ -1,9 +1,19 @@
 """What is wrong with how a run is spread over machines. Imports no torch."""
 
+import contextlib
+from dataclasses import replace
+
 from megatron_rl.errors import InputError
 from megatron_rl.launch.config import LaunchConfig
 from megatron_rl.launch.nodes import planned
 from megatron_rl.rollout.config import NEAR, RolloutConfig
+
+
+def resolved(launch: LaunchConfig) -> LaunchConfig:
+    """With the number of nodes of this job, where it is left to that; unchanged where that cannot be told."""
+    with contextlib.suppress(InputError):
+        return replace(launch, nodes=planned(launch))
+    return launch
 
 
 def check_launch(launch: LaunchConfig, rollout: RolloutConfig, ranks: int, generates: bool) -> list[str]:

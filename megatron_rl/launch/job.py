@@ -95,7 +95,7 @@ def follow(config: Config, nodes: Nodes) -> int:
 def _train(folder: RunFolder, config: Config, sockets: Path, address: str, peers: list[Peer]) -> Outcome:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family) as listener:
-        job = _job(folder, config, sockets, (address, listener.getsockname()[1]), peers)
+        job = make_job(folder, config, sockets, (address, listener.getsockname()[1]), peers)
         members = []
         for index, peer in enumerate(peers, 1):
             peer.say("start", replace(job, folder=job.folder.absolute(), logs=job.logs.absolute()))
@@ -112,7 +112,7 @@ def _train(folder: RunFolder, config: Config, sockets: Path, address: str, peers
     return outcome
 
 
-def _job(folder: RunFolder, config: Config, sockets: Path, master: tuple[str, int], peers: list[Peer]) -> Job:
+def make_job(folder: RunFolder, config: Config, sockets: Path, master: tuple[str, int], peers: list[Peer]) -> Job:
     """What is where, and who listens at which address."""
     adopted = config.rollout.engine == "sglang" and config.rollout.sglang.urls  # they have their key already
     key = key_from_environment() if adopted else secrets.token_bytes(16)
@@ -207,8 +207,8 @@ def _announce(folder: RunFolder, config: Config, changed: dict[str, list[Any]], 
 
 
 def _write_initial_model(folder: RunFolder, config: Config, sockets: Path) -> Outcome:
-    """The model that a run from random weights starts from; made anew as long as there is no checkpoint."""
-    if config.model.path or folder.started():
+    """The model that a run from random weights, or from another run, begins with; made anew without a checkpoint."""
+    if (config.model.path and not config.run.start_from) or folder.started():
         return Outcome(0)
     if folder.initial_model.exists():
         shutil.rmtree(folder.initial_model)
@@ -219,9 +219,14 @@ def _write_initial_model(folder: RunFolder, config: Config, sockets: Path) -> Ou
 
 def _initial_model() -> None:
     from megatron_rl.launch.initial_model import write_initial_model
+    from megatron_rl.launch.start import write_start
+    from megatron_rl.tracking.start import started_from
 
     folder = RunFolder(sys.argv[1])
     config = folder.config()
+    if config.run.start_from:
+        write_start(started_from(config.run), folder.initial_model, config.actor.threads)
+        return
     write_initial_model(config.model, config.data, config.run.seed, folder.initial_model)
 
 

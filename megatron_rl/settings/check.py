@@ -1,6 +1,6 @@
 """Everything that is wrong with a configuration on this machine, found before anything is started. Imports no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_rl.algorithms.check import check_algorithm
@@ -9,7 +9,7 @@ from megatron_rl.algorithms.registry import asked_of
 from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
-from megatron_rl.launch.check import check_launch
+from megatron_rl.launch.check import check_launch, resolved
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.settings import fit
@@ -19,7 +19,7 @@ from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.model import check_critic, check_model, check_sizes, has_tokenizer
 from megatron_rl.settings.rules import violations
 from megatron_rl.system import machine
-from megatron_rl.tracking.check import check_tracking
+from megatron_rl.tracking.check import check_tracking, start_problems
 
 
 @dataclass
@@ -39,6 +39,7 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     GPUs count; packages, data and folders are this machine's.
     """
     broken, packages = violations(config), machine.package_problems()
+    config = replace(config, launch=resolved(config.launch))
     found = packages + list(broken.values())
     if config.generates():
         found += check_rollout(config.rollout) + (check_rewards(config.rewards) if config.scores() else [])
@@ -58,7 +59,7 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
             critic, about_sizes = check_critic(config, hf_config)
         if not about_sizes and "model.dtype" not in broken:
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
-        found += about_sizes
+        found += about_sizes or start_problems(config, hf_config)
     notes: dict[str, int] = {}
     warnings = fit.warnings(config)
     if contents and (known is not None or (machine.elsewhere() and not has_tokenizer(config.model))):

@@ -96,15 +96,21 @@ def _gpus_of_engines(config: Config, needed: Footprint) -> list[str]:
 
 
 def _memory(config: Config, needed: Footprint) -> list[str]:
-    """The trainer's ranks without a GPU, weights that are shared, and engines that compute on this machine's CPUs."""
-    rollout, gpus = config.rollout, machine.gpus()
+    """A machine's ranks without a GPU, weights that are shared, and engines that compute on its CPUs.
+
+    The other machines of a run are taken to be like this one.
+    """
+    rollout, gpus, serving = config.rollout, machine.gpus(), config.launch.rollout_nodes
+    nodes = max(config.launch.nodes, serving + 1)
+    engines = -(-rollout.engines // (serving or nodes))
     available = psutil.virtual_memory().available
     # On a CPU the ranks' own memory is shared, as long as there is room for it where that has a name.
     copied = config.generates() and _shares_memory(config) and (bool(gpus) or needed.shared > machine.shared_memory())
-    weights = (0 if gpus else sum(needed.ranks)) + (needed.shared if copied else 0)
+    weights = ((0 if gpus else sum(needed.ranks)) + (needed.shared if copied else 0)) // (nodes - serving)
     elsewhere = not config.generates() or (rollout.engine == "sglang" and (gpus or rollout.sglang.urls))
-    caches = 0 if elsewhere else rollout.engines * _cache(config, needed, available)
-    memory = weights + caches + (0 if elsewhere else rollout.engines * needed.engine)
+    caches = 0 if elsewhere else engines * _cache(config, needed, available)
+    generating = caches + (0 if elsewhere else engines * needed.engine)
+    memory = max(weights, generating) if serving else weights + generating
     if memory <= available:
         return []
     cure = "use a smaller model or fewer replicas and engines"

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from megatron_rl.tracking.config import TrackingConfig
 from megatron_rl.tracking.mirrors.wandb_run import has_key
+from megatron_rl.tracking.start import start_problems as start_problems  # for the check of the whole
 
 _FORBIDDEN = "/\\#?%:"  # in a wandb project's name
 _LONGEST = 128  # characters of it

@@ -19,3 +19,4 @@ class TrackingConfig:
     mlflow: bool = False  # record to MLflow too (MLFLOW_TRACKING_URI): pip install mlflow-skinny
     tensorboard: bool = True  # event files in the run's folder
     completions: int = number(16, least=0)  # scored completions written per step
+    rollouts: int = number(0, least=0)  # RL steps between two whose rollouts are all written, for replay; 0: none

@@ -16,6 +16,7 @@ from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.load import from_yaml, to_yaml
 from megatron_rl.system.files import held, read_json, reserve, write_text
 
+_FIXED = ("run.seed", "run.start_from", "run.start_optimizer", "actor.freeze")  # options of a run that is continued
 EXPORTED = "megatron_rl.json"  # in an exported policy: the step that it is of, and the hash of its weights
 
 
@@ -28,6 +29,7 @@ class RunFolder:
         self.manifest_file = self.path / "manifest.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.completions_file = self.path / "completions.jsonl"
+        self.rollouts = self.path / "rollouts"  # of RL steps, where tracking.rollouts asks for them
         self.checkpoints = self.path / "checkpoints"
         self.initial_model = self.path / "initial_model"  # made when the model starts from random weights
         self.warm_start = self.path / "warm_start"  # the policy after supervised training: RL's reference
@@ -64,14 +66,19 @@ class RunFolder:
         """The number of the present attempt, from 1; an interrupted run that is continued has several."""
         return len(self.manifest().get("attempts", []))
 
+    def nodes(self) -> int:
+        """How many machines the present attempt has."""
+        attempts = self.manifest().get("attempts") or [{}]
+        return int(attempts[-1].get("nodes", 1))
+
     def logs(self) -> Path:
         """Where the processes of the present attempt keep what they print."""
         return self.path / "logs" / str(self.attempt())
 
     def model_folder(self) -> Path:
         """The Hugging Face folder that the policy starts from."""
-        path = self.config().model.path
-        return Path(path) if path else self.initial_model
+        config = self.config()
+        return self.initial_model if config.run.start_from or not config.model.path else Path(config.model.path)
 
     def hf_config(self) -> dict[str, Any]:
         """The model's config.json; raises InputError when it is missing or broken."""
@@ -201,7 +208,7 @@ def _require_same_settings(run: RunFolder, config: Config) -> None:
     fixed = [
         f"{key} {old!r} -> {new!r}"
         for key, (old, new) in changes(run.config(), config).items()
-        if key in ("run.seed", "actor.freeze") or key.startswith(("model.", "data.", "actor.lora."))
+        if key in _FIXED or key.startswith(("model.", "data.", "actor.lora."))
     ]
     if fixed:
         raise InputError(

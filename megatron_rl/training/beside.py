@@ -26,8 +26,8 @@ _SMALL = {True: 4096, False: 512}  # tokens of a micro-batch that keep a GPU, or
 class Beside:
     """Collects the steps' rows on rank 0; ``peak``: FLOP/s of one rank's device."""
 
-    def __init__(self, config: Config, arch: Architecture, peak: float) -> None:
-        self.config, self.arch, self.on = config, arch, _hardware(config, peak)
+    def __init__(self, config: Config, arch: Architecture, peak: float, nodes: int = 1) -> None:
+        self.config, self.arch, self.on = config, arch, _hardware(config, peak, nodes)
         self.rows: list[dict[str, float]] = []
 
     def add(self, metrics: Mapping[str, float], rollouts: Sequence[Rollout]) -> bool:
@@ -118,8 +118,7 @@ class Beside:
         }
 
 
-def _hardware(config: Config, peak: float) -> Hardware | None:
-    nodes = max(config.launch.nodes, 1)
+def _hardware(config: Config, peak: float, nodes: int) -> Hardware | None:
     if not accelerator.on_gpu():
         return replace(on_cpu(peak, config.actor.threads), nodes=nodes)
     found = of_name(torch.cuda.get_device_name())

@@ -32,6 +32,7 @@ from megatron_rl.rollout.measure import staleness
 from megatron_rl.rollout.prefetch import Prefetch
 from megatron_rl.rollout.protocol import Completion, Engine, Sampling
 from megatron_rl.rollout.rollout import Rollout
+from megatron_rl.rollout.saved import Saved, save_rollouts
 from megatron_rl.rollout.strategies import Strategy
 from megatron_rl.rollout.strategies.hinted import Hinted, require_steps
 from megatron_rl.rollout.strategies.single import Single
@@ -47,16 +48,19 @@ from megatron_rl.tracking.run_folder import RunFolder
 from megatron_rl.training.alarms import Alarms
 from megatron_rl.training.batch import Step
 from megatron_rl.training.beside import Beside
-from megatron_rl.training.progress import Progress
+from megatron_rl.training.progress import Progress, due
 from megatron_rl.training.stages.stage import Stage
 from megatron_rl.training.supply import Supply
 from megatron_rl.training.throughput import peak_flops, update_flops
 
 
 class Controller:
-    """Owns the data, the engines, the reward workers and the records of a run."""
+    """Owns the data, the engines, the reward workers and the records of a run.
 
-    def __init__(self, config: Config, run: RunFolder, at: Progress) -> None:
+    Without ``generates`` it has neither engines nor workers, whatever the configuration says.
+    """
+
+    def __init__(self, config: Config, run: RunFolder, at: Progress, generates: bool = True) -> None:
         self.config, self.run = config, run
         self.tokenizer = load_tokenizer(run.model_folder())
         check_vocabulary(self.tokenizer, run.hf_config())
@@ -70,16 +74,16 @@ class Controller:
         self.strategy = self._strategy()
         self.engine: Engine | None = None
         self.rewards: RewardPool | None = None
-        if self.supply.task is not None and config.scores():
+        if generates and self.supply.task is not None and config.scores():
             refuse(changed_rubrics(run.manifest().get("rewards", {}), reward_facts(config.rewards)))
             self.rewards = RewardPool(config.rewards, self.supply.task.report)
-        if config.generates():
+        if generates and config.generates():
             self.engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
         parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
         self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
         self.alarms = Alarms(config.alarms)
-        self.beside = Beside(config, self.arch, self.peak_flops)
+        self.beside = Beside(config, self.arch, self.peak_flops, run.nodes())
         self.held_out = HeldOut(self.supply.held_out(), config.evaluation)
         suites = config.evaluation.suites if config.generates() else {}
         self.suites = Suites(suites, Speech(self.tokenizer, self.end_tokens), config.rewards, config.run.seed)
@@ -128,6 +132,7 @@ class Controller:
         drawn = self.batches.take(at.step, at.version)
         self.engine.release()
         drawn.metrics |= staleness(drawn.groups, at.version)
+        self._drawn = drawn
         return drawn
 
     def before_swap(self) -> None:
@@ -142,6 +147,8 @@ class Controller:
         metrics |= self._utilisation(at, metrics["time/update"])
         self.records.log(at.step, metrics, at.stage)
         self.records.completions(at.step, self._rows(self._step.rollouts, credit))
+        if self._step.rollouts and due(self.config.tracking.rollouts, at):
+            self.keep_rollouts(self._drawn, at.step, at.version - 1, credit)
         self.shown[at.stage].step(at.step - 1, metrics)
         at.cursors[at.stage] = self._step.cursor
         if self._step.rollouts and self.beside.add(metrics, self._step.rollouts):
@@ -153,6 +160,12 @@ class Controller:
         if found := self.beside.told():
             print("\n".join(found), flush=True)
             self.run.update_manifest(foreseen=self.beside.data())
+
+    def keep_rollouts(self, drawn: Drawn, step: int, version: int, credit: list[float]) -> None:
+        """Write all rollouts of a step that began with weights of a version."""
+        facts = {"step": step, "seed": self.config.run.seed, "weight_version": version, "cursor": drawn.cursor}
+        facts["metrics"] = {name: value for name, value in drawn.metrics.items() if not name.startswith("time/")}
+        save_rollouts(self.run.rollouts, Saved(drawn.groups, credit, facts))
 
     def _utilisation(self, at: Progress, seconds: float) -> dict[str, float]:
         epochs = self.config.algorithm.epochs if at.stage == "rl" else 1

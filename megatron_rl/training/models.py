@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor import checkpoint, groups
+from megatron_rl.actor.checkpoint import load_optimizer
 from megatron_rl.actor.config import ActorConfig, LoRAConfig, OptimizerConfig
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.config import AlgorithmConfig
@@ -72,6 +73,10 @@ class Models:
         """Every trained model as a checkpoint has it (``checkpoint.load``)."""
         checkpoint.load(self.policy, newest, self.beside)
         self.changed()
+
+    def start(self, checkpoint: Path) -> None:
+        """Go on with the moments of the policy that another run has trained, whose weights the policy has."""
+        load_optimizer(self.policy, checkpoint)
 
     def changed(self) -> None:
         """Note that the policy has been trained, or loaded from a checkpoint."""

@@ -61,6 +61,11 @@ class Progress:
         return run.path / self.reference["folder"] if self.reference else None
 
 
+def due(every: int, at: Progress) -> bool:
+    """Whether something that is done every so many steps (0: never) is done now."""
+    return bool(every) and at.step % every == 0
+
+
 def _noted(run: RunFolder, folder: Path) -> dict[str, str]:
     inside = folder.is_relative_to(run.path)
     path = str(folder.relative_to(run.path) if inside else folder.absolute())

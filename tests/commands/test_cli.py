@@ -41,7 +41,8 @@ def test_recipes_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
 def test_options_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["options", "run.s"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("=")[0] for line in lines] == ["run.seed", "run.steps", "run.save_every"]
+    names = ["run.seed", "run.steps", "run.save_every", "run.start_from", "run.start_optimizer"]
+    assert [line.split("=")[0] for line in lines] == names
     assert "RL steps" in lines[1]
     assert main(["options", "rnu"]) == 2
 

@@ -11,7 +11,7 @@ import pytest
 from megatron_rl.actor.checkpoint_folder import STATE, list_files
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.launch.job import _completed, _job, launch
+from megatron_rl.launch.job import _completed, launch, make_job
 from megatron_rl.launch.processes import processes
 from megatron_rl.settings.load import load
 from megatron_rl.system import machine
@@ -26,7 +26,7 @@ def quickstart(tmp_path: Path, *overrides: str):
 
 
 def started_by(folder: RunFolder, config: Config, sockets: Path, listener: socket.socket) -> list[Process]:
-    return processes(_job(folder, config, sockets, listener.getsockname(), []), config, 0, sockets, listener)
+    return processes(make_job(folder, config, sockets, listener.getsockname(), []), config, 0, sockets, listener)
 
 
 @pytest.fixture

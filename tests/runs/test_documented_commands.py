@@ -100,7 +100,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def in_order(command: str) -> int:
     """What makes something that others need goes first."""
-    first = ["python tools/", "megatron-rl train quickstart run.steps", "megatron-rl convert megatron-to-hf"]
+    train = "megatron-rl train quickstart run."
+    first = ["python tools/", f"{train}steps", f"{train}name=kept", "megatron-rl convert megatron-to-hf"]
     return next((place for place, begin in enumerate(first) if command.startswith(begin)), len(first))
 
 
