@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ class Marked:
     def __init__(self, arguments: list[str], log: Path) -> None:
         self.mark = uuid.uuid4().hex
         self.shared: set[Path] = set()  # files of shared memory and folders of sockets that its processes have held
+        # a shell's background job ignores Ctrl-C, and would have its children ignore it
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
         with log.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "megatron_rl.cli", "train", *arguments],
@@ -32,6 +35,7 @@ class Marked:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        signal.signal(signal.SIGINT, before)
 
     def running(self) -> list[psutil.Process]:
         """All processes that it or what it started has started, however far removed; notes what they hold."""
