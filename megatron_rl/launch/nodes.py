@@ -50,8 +50,8 @@ def planned(config: LaunchConfig, env: Mapping[str, str] = os.environ) -> int:
     """How many machines a run has that is to be checked: as asked for, or as this job has been given."""
     if config.nodes:
         return config.nodes
-    allocated = env.get("SLURM_JOB_NUM_NODES", "1")
-    return int(allocated) if allocated.isdecimal() else given(config, env).count
+    found = _from_slurm(env) or _from_torchrun(env)
+    return found.count if found else int(env.get("SLURM_JOB_NUM_NODES", "1"))
 
 
 def _from_slurm(env: Mapping[str, str]) -> Nodes | None:

@@ -3,16 +3,20 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from megatron_rl.system.supervision.supervisor import Outcome, Process, supervise
+from megatron_rl.system.supervision.members import LOST, Lead, Node
+from megatron_rl.system.supervision.supervisor import Outcome, Process, follow, supervise
 from tests.conftest import PATIENCE
 
 SLEEP = "import time; time.sleep(600)"
@@ -265,3 +269,93 @@ def test_killing_the_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     os.kill(supervised.popen.pid, signal.SIGKILL)
     supervised.popen.wait(PATIENCE)
     wait_for(lambda: all(map(gone, supervised.pids)), "a child outlived its supervisor")
+
+
+def two_ends() -> tuple[Connection, Connection]:
+    one, other = socket.socketpair()
+    return Connection(one.detach()), Connection(other.detach())
+
+
+def test_a_machine_that_follows_ends_with_the_first(tmp_path: Path) -> None:
+    """The first process of the group here ends well; what serves on the other machine is told to end."""
+    here, there = two_ends()
+    with ThreadPoolExecutor(1) as pool:
+        orders = pool.submit(there.recv)
+        node = Node("node 1", here, service=True)
+        assert supervise([python("rank0", "pass")], tmp_path, nodes=[node]) == Outcome(0)
+        assert orders.result() == ("end",)
+
+
+@pytest.mark.parametrize("service", [True, False])
+def test_a_machine_that_is_lost(tmp_path: Path, capfd: pytest.CaptureFixture[str], service: bool) -> None:
+    """One that trains ends the group, with a code of its own; without one that only serves the others go on."""
+    here, there = two_ends()
+    other = two_ends()
+    go_on = "import time; time.sleep(1)" if service else SLEEP
+    nodes = [Node("node 1", here, service), Node("node 2", other[0], service=True)]
+    there.close()
+    outcome = supervise([python("rank0", go_on)], tmp_path, nodes=nodes)
+    assert outcome.code == (0 if service else LOST)
+    assert ("node 1 is lost" in outcome.message) == (not service)
+    assert ("The run goes on without its engines" in capfd.readouterr().out) == service
+
+
+def test_the_last_machine_that_serves_says_why_the_run_failed(tmp_path: Path) -> None:
+    here, there = two_ends()
+    there.close()
+    outcome = supervise([python("rank0", "raise SystemExit(1)")], tmp_path, nodes=[Node("node 1", here, True)])
+    assert outcome.code == LOST and "node 1 is lost" in outcome.message
+
+
+def test_what_failed_on_another_machine_is_told(tmp_path: Path) -> None:
+    here, there = two_ends()
+    there.send(("ended", 2, "data.path is not there."))
+    outcome = supervise([python("rank0", SLEEP)], tmp_path, nodes=[Node("node 1", here)])
+    assert outcome == Outcome(2, "On node 1: data.path is not there.")
+
+
+def test_a_signal_to_another_machine_stops_all(tmp_path: Path) -> None:
+    """The first rank is asked to stop, and the other machine ends when its own ranks have."""
+    here, there = two_ends()
+    ready = tmp_path / "ready"
+    stops = f"import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); open(r'{ready}', 'w'); signal.pause()"
+    with ThreadPoolExecutor(1) as pool:
+
+        def end() -> None:
+            wait_for(ready.exists, "the first rank is ready")
+            there.send(("asked", signal.SIGUSR1))
+            there.send(("ended", 0, ""))
+
+        pool.submit(end)
+        outcome = supervise([python("rank0", stops)], tmp_path, 30.0, nodes=[Node("node 1", here)])
+    assert outcome.code == 128 + signal.SIGUSR1
+
+
+def test_following(tmp_path: Path) -> None:
+    """Processes end when the lead says so or is gone; one that fails is told to it."""
+    pids = tmp_path / "pid"
+    service = python("engine0", f"import os; open(r'{pids}', 'w').write(str(os.getpid())); {SLEEP}", service=True)
+    for last_words, code in ((("end",), 0), (None, LOST)):
+        here, there = two_ends()
+        pids.unlink(missing_ok=True)
+        with ThreadPoolExecutor(1) as pool:
+
+            def lead(last_words=last_words, there=there) -> None:
+                wait_for(lambda: pids.exists() and pids.read_text(), "the engine runs")
+                if last_words:
+                    there.send(last_words)
+                else:
+                    there.close()
+
+            pool.submit(lead)
+            assert follow([service], tmp_path, Lead(here)).code == code
+        assert gone(int(pids.read_text()))
+        if last_words:
+            assert there.recv() == ("ended", 0, "")
+    here, there = two_ends()
+    assert follow([python("rank3", "raise SystemExit(7)"), service], tmp_path, Lead(here)) == Outcome(0)
+    kind, code, said = there.recv()
+    assert (kind, code) == ("ended", 1) and "rank3 ended with exit code 7" in said
+    here, there = two_ends()
+    assert follow([python("rank3", "pass"), service], tmp_path, Lead(here)) == Outcome(0)
+    assert there.recv() == ("ended", 0, "")
