@@ -93,7 +93,7 @@ def scatter(values: Sequence[Any] | None, shares: Sequence[int]) -> Any:
             under_way += _send(mine, other)
     for message in under_way:
         message.wait()
-    return pickle.loads(mine.numpy())
+    return pickle.loads(memoryview(mine.numpy()))  # type: ignore[arg-type]
 
 
 def gather(value: Any) -> list[Any]:
