@@ -1,10 +1,12 @@
 """torch.distributed and Megatron's parallel groups for one trainer rank."""
 
 import contextlib
+import io
 import ipaddress
 import os
+import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -68,11 +70,30 @@ def share(value: Any) -> Any:
     return box[0]
 
 
-def scatter(values: list[Any] | None) -> Any:
-    """This rank's of rank 0's values (picklable), one for each rank; the other ranks give None."""
-    box = [None]
-    dist.scatter_object_list(box, values, src=0, group=_objects)
-    return box[0]
+def scatter(values: Sequence[Any] | None, shares: Sequence[int]) -> Any:
+    """``values[shares[rank]]`` of rank 0's values (picklable); the other ranks give None. ``shares``: on every rank.
+
+    Rank 0 sends each value once, to the first rank of its share, and that one to the others: what rank 0 has to do
+    does not grow with their number.
+    """
+    rank = dist.get_rank()
+    first, *others = (holder for holder, share in enumerate(shares) if share == shares[rank])
+    under_way: list[Any] = []
+    mine = None
+    for share, value in enumerate(values or ()):
+        content = _pickled(value)
+        if share == shares[0]:
+            mine = content
+        else:
+            under_way += _send(content, shares.index(share))
+    if mine is None:
+        mine = _receive(0 if rank == first else first)
+    if rank == first:
+        for other in others:
+            under_way += _send(mine, other)
+    for message in under_way:
+        message.wait()
+    return pickle.loads(memoryview(mine.numpy()))  # type: ignore[arg-type]
 
 
 def gather(value: Any) -> list[Any]:
@@ -85,6 +106,26 @@ def gather(value: Any) -> list[Any]:
 def barrier() -> None:
     """Wait for all ranks; not for their GPUs."""
     dist.barrier(group=_objects)
+
+
+def _pickled(value: Any) -> torch.Tensor:
+    """As bytes."""
+    content = io.BytesIO()
+    pickle.dump(value, content, pickle.HIGHEST_PROTOCOL)
+    return torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
+
+
+def _send(content: torch.Tensor, rank: int) -> list[Any]:
+    size = torch.tensor([len(content)])
+    return [dist.isend(size, rank, group=_objects), dist.isend(content, rank, group=_objects)]
+
+
+def _receive(rank: int) -> torch.Tensor:
+    size = torch.zeros(1, dtype=torch.int64)
+    dist.recv(size, rank, group=_objects)
+    content = torch.empty(int(size), dtype=torch.uint8)
+    dist.recv(content, rank, group=_objects)
+    return content
 
 
 def shutdown() -> None:

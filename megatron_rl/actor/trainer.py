@@ -71,8 +71,8 @@ class Actor:
         self.optimizer: Any = None
         self.optimizer_config = config.optimizer
         self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-        # of each rank of the job; rank 0 hands out rows by it
-        self.data_parallel_ranks: list[int] = groups.gather(parallel_state.get_data_parallel_rank())
+        # of each rank of the job: rows are handed out by it
+        self.data_parallel_ranks: list[int] = groups.share(groups.gather(parallel_state.get_data_parallel_rank()))
         self._frozen: dict[str, Reference] = {}  # weights of other models of the policy's shape, by role
         self._replay = trained
 

@@ -129,15 +129,20 @@ class Landing:
         return self.hashes
 
     def verify(self, version: int, expected: np.ndarray) -> None:
-        """Compare what landed with the owners' hashes (uint64, one per copy of the plan).
+        """Compare what landed with the owners' hashes (uint64, one per copy of the plan, or per one to this rank).
 
         Raises SwapError naming the first tensor that differs, and gives the swap up.
         """
         try:
             self._require(version)
-            if len(expected) != len(self.plan.copies):
-                raise SwapError(f"{len(expected)} hashes for a plan of {len(self.plan.copies)} copies.")
-            check_arrival(self.copies, self.hashes, expected[self.indices], version)
+            if len(expected) == len(self.plan.copies):
+                expected = expected[self.indices]
+            if len(expected) != len(self.copies):
+                raise SwapError(
+                    f"{len(expected)} hashes for a plan of {len(self.plan.copies)} copies, {len(self.copies)} to "
+                    f"this rank."
+                )
+            check_arrival(self.copies, self.hashes, expected, version)
         except SwapError:
             self.abort()
             raise

@@ -44,12 +44,15 @@ class Sender:
         thread.start()
         atexit.register(_end, connection, thread)
 
-    def plan(self, destination: Layout, dtypes: Mapping[str, str]) -> str:
-        """Plan the way to the engine's workers, and let go of earlier ones; the plan's hash."""
+    def plan(self, destination: Layout, dtypes: Mapping[str, str]) -> tuple[str, bool]:
+        """Plan the way to the engine's workers, and let go of earlier ones.
+
+        Returns the plan's hash, and whether this rank has anything to send.
+        """
         self._leave()
         self._plan = make_plan(self.layout, destination)
         self._dtypes = held_dtypes(self._plan, dtypes, self.dtype)
-        return self._plan.hash
+        return self._plan.hash, bool(self._plan.copies_from(self.rank))
 
     def connect(self, meeting: Meeting) -> None:
         """Join the workers in a group."""

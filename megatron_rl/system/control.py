@@ -2,26 +2,35 @@
 
 A process calls in with a session's name and its rank; from then on it does what rank 0 asks for, one thing at a time,
 until rank 0 hangs up. Connections are authenticated with the run's key. Imports no torch.
+
+Rank 0 may have thousands of such processes. Its event loop asks them all at the same time (``ask_all``), without a
+thread for each.
 """
 
+import asyncio
 import atexit
 import contextlib
 import logging
 import os
 import secrets
 import socket
+import struct
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
 from typing import Any
 
 from megatron_rl.errors import InputError, SwapError
 from megatron_rl.system.channel import dial, listen, notice_absence
 
-_HELLO_SECONDS = 10.0  # in which a caller must have proved itself and said who it is
+_HELLO_SECONDS = 10.0  # that a caller may be silent until it has proved itself and said who it is
+_ADMITTING = 32  # callers at most, at a time
+_READ = 1 << 20  # bytes at a time
 
 
 class WorkerError(RuntimeError):
@@ -75,6 +84,7 @@ class Worker:
 
     def __init__(self, group: str, rank: int, connection: Connection) -> None:
         self.name, self.connection = f"{group} {rank}", connection
+        self._line: socket.socket | None = None  # while an event loop waits for its answer
 
     def ask(self, method: str, *arguments: Any, seconds: float) -> Any:
         """Have the worker do something; its result.
@@ -86,23 +96,103 @@ class Worker:
             self.connection.send((method, arguments))
             if not self.connection.poll(seconds):
                 self.connection.close()  # a late answer must not be taken for the next one
-                raise WorkerError(f"{self.name} did not answer {method} in {seconds:.0f} s")
+                raise self._late(method, seconds)
             kind, value = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise WorkerError(f"{self.name} ended during {method}") from error
-        if kind == "result":
-            return value
-        name, message = value
-        if name == SwapError.__name__:
-            raise SwapError(f"{self.name}: {message}")
-        if name == InputError.__name__:
-            raise InputError(f"{self.name}: {message}")
-        raise WorkerError(f"{self.name}, {method}: {name}: {message}")
+            raise self._ended(method) from error
+        return self._result(method, kind, value)
+
+    async def asked(self, method: str, order: bytes, seconds: float) -> Any:
+        """As ``ask``, in an event loop; ``order`` is ``message(method, *arguments)``."""
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                kind, value = ForkingPickler.loads(await self._exchange(order))
+        except BaseException as error:
+            self.connection.close()
+            if isinstance(error, EOFError | OSError):
+                raise (self._late(method, seconds) if limit.expired() else self._ended(method)) from error
+            raise
+        return self._result(method, kind, value)
 
     def release(self) -> None:
         """Let it go; weights that were not committed stay poisoned."""
         with contextlib.suppress(OSError):
-            self.connection.close()
+            if self._line is not None:
+                self._line.shutdown(socket.SHUT_RDWR)  # whoever waits closes it
+            else:
+                self.connection.close()
+
+    async def _exchange(self, order: bytes) -> bytearray:
+        """Send what ``Connection.recv`` reads; what ``Connection.send`` sends back."""
+        loop, line = asyncio.get_running_loop(), socket.socket(fileno=self.connection.fileno())
+        line.setblocking(False)
+        self._line = line
+        try:
+            await loop.sock_sendall(line, order)
+            (size,) = struct.unpack("!i", await _read(loop, line, 4))
+            if size < 0:
+                (size,) = struct.unpack("!Q", await _read(loop, line, 8))
+            return await _read(loop, line, size)
+        finally:
+            self._line = None
+            line.setblocking(True)
+            line.detach()
+
+    def _late(self, method: str, seconds: float) -> WorkerError:
+        return WorkerError(f"{self.name} did not answer {method} in {seconds:.0f} s")
+
+    def _ended(self, method: str) -> WorkerError:
+        return WorkerError(f"{self.name} ended during {method}")
+
+    def _result(self, method: str, kind: str, value: Any) -> Any:
+        if kind == "result":
+            return value
+        name, said = value
+        if name == SwapError.__name__:
+            raise SwapError(f"{self.name}: {said}")
+        if name == InputError.__name__:
+            raise InputError(f"{self.name}: {said}")
+        raise WorkerError(f"{self.name}, {method}: {name}: {said}")
+
+
+def message(method: str, *arguments: Any) -> bytes:
+    """What a worker is sent to have it do something, as ``Connection.send`` would: for many, made once."""
+    content = ForkingPickler.dumps((method, arguments))
+    size = len(content)
+    head = struct.pack("!i", size) if size <= 0x7FFFFFFF else struct.pack("!iQ", -1, size)
+    return head + bytes(content)
+
+
+async def ask_all(
+    workers: Sequence[Worker], method: str, *arguments: Any, seconds: float, each: Sequence[Sequence[Any]] = ()
+) -> list[Any]:
+    """Ask every worker at the same time; the first error, as of ``Worker.ask``, after all have answered.
+
+    ``each``: further arguments, of each worker its own.
+    """
+    if each:
+        orders = (message(method, *arguments, *own) for own in each)
+    else:
+        same = message(method, *arguments)
+        orders = (same for _ in workers)
+    asked = [w.asked(method, order, seconds) for w, order in zip(workers, orders, strict=True)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return answers
+
+
+async def _read(loop: asyncio.AbstractEventLoop, line: socket.socket, size: int) -> bytearray:
+    """So many bytes. Raises EOFError."""
+    content = bytearray()
+    while len(content) < size:
+        part = await loop.sock_recv(line, min(size - len(content), _READ))
+        if not part:
+            raise EOFError
+        content += part
+    return content
 
 
 class Control:
@@ -113,6 +203,9 @@ class Control:
         self._arrived: dict[str, dict[int, Connection]] = defaultdict(dict)
         self._twice: dict[str, int] = {}  # by session, a rank as which more than one process called
         self._changed = threading.Condition()
+        self._tell: dict[str, Callable[[], object]] = {}  # by session, who waits for it in an event loop
+        self._callers: SimpleQueue[Connection | None] = SimpleQueue()
+        self._idle, self._admitting = threading.Semaphore(0), 0  # threads that wait for callers, and all that there are
         self._open: set[str] = set()
         self._listeners: list[Listener] = []
         # Before a folder that was made earlier goes: a listener removes its socket, also when nobody closes it.
@@ -145,18 +238,51 @@ class Control:
         """
         deadline = time.monotonic() + seconds
         with self._changed:
-            while len(self._arrived[session]) < count and session in self._open and session not in self._twice:
+            while not self._complete(session, count):
                 if not self._changed.wait(deadline - time.monotonic()):
                     break
+        return self._end(session, group, count, seconds)
+
+    async def collected(self, session: str, group: str, count: int, seconds: float) -> list[Worker]:
+        """As ``collect``, in an event loop."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        with self._changed:
+            self._tell[session] = lambda: loop.call_soon_threadsafe(changed.set)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while not self._complete(session, count):
+                        await changed.wait()
+                        changed.clear()
+        except BaseException:
+            for _, connection in self._over(session)[0]:
+                connection.close()
+            raise
+        finally:
+            del self._tell[session]
+        return self._end(session, group, count, seconds)
+
+    def _complete(self, session: str, count: int) -> bool:
+        """Whether nobody else can come, or need."""
+        with self._changed:
+            come = len(self._arrived[session]) >= count
+            return come or session not in self._open or session in self._twice
+
+    def _over(self, session: str) -> tuple[list[tuple[int, Connection]], int | None]:
+        """Let nobody else in: who came, by rank, and as which rank more than one."""
+        with self._changed:
             self._open.discard(session)
-            arrived, twice = self._arrived.pop(session, {}), self._twice.pop(session, None)
-        workers = [Worker(group, rank, arrived[rank]) for rank in sorted(arrived)]
-        if twice is not None or sorted(arrived) != list(range(count)):
+            return sorted(self._arrived.pop(session, {}).items()), self._twice.pop(session, None)
+
+    def _end(self, session: str, group: str, count: int, seconds: float) -> list[Worker]:
+        arrived, twice = self._over(session)
+        workers = [Worker(group, rank, connection) for rank, connection in arrived]
+        missing = sorted(set(range(count)) - {rank for rank, _ in arrived})
+        if twice is not None or missing or len(arrived) != count:
             for worker in workers:
                 worker.release()
             if twice is not None:
                 raise WorkerError(f"two processes called rank 0 as {group} {twice} of {count}: ranks must differ")
-            missing = sorted(set(range(count)) - set(arrived))
             raise WorkerError(f"{group} {missing} of {count} did not call rank 0 in {seconds:.0f} s")
         return workers
 
@@ -164,13 +290,15 @@ class Control:
         """Nobody will come any more: whoever waits for the session stops waiting."""
         with self._changed:
             self._open.discard(session)
-            self._changed.notify_all()
+            self._notify(session)
 
     def close(self) -> None:
         """Listen no more."""
         atexit.unregister(self.close)
         for listener in self._listeners:
             listener.close()
+        for _ in range(self._admitting):
+            self._callers.put(None)
 
     def _accept(self, listener: Listener) -> None:
         while True:
@@ -178,23 +306,30 @@ class Control:
                 connection = listener.accept()
             except OSError:
                 return  # closed
-            # In a thread: one that says nothing must not keep the others waiting.
-            threading.Thread(target=self._admit, args=(connection,), name="admit", daemon=True).start()
+            with self._changed:  # one that says nothing must not keep the others waiting
+                if not self._idle.acquire(blocking=False) and self._admitting < _ADMITTING:
+                    self._admitting += 1
+                    threading.Thread(target=self._admit_all, name="admit", daemon=True).start()
+            self._callers.put(connection)
+
+    def _admit_all(self) -> None:
+        while (connection := self._callers.get()) is not None:
+            self._admit(connection)
+            self._idle.release()
 
     def _admit(self, connection: Connection) -> None:
         hello: Sequence[Any] = ()
-        limit = threading.Timer(_HELLO_SECONDS, _hang_up, (connection,))
-        limit.daemon = True
-        limit.start()
-        with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not one of ours
+        with (
+            contextlib.suppress(AuthenticationError, EOFError, OSError),  # not one of ours
+            socket.socket(fileno=os.dup(connection.fileno())) as line,
+        ):
+            if line.family != socket.AF_UNIX:
+                notice_absence(line)
+            _patience(line, _HELLO_SECONDS)
             deliver_challenge(connection, self._key)
             answer_challenge(connection, self._key)
             hello = connection.recv()
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
-            if line.family != socket.AF_UNIX:
-                notice_absence(line)
-        limit.cancel()
-        limit.join()  # nothing is to happen to the connection, or to one that takes its number, any more
+            _patience(line, 0.0)
         with self._changed:
             if len(hello) == 2 and hello[0] in self._open:
                 session, rank = hello
@@ -203,12 +338,18 @@ class Control:
                     connection.close()
                 else:
                     self._arrived[session][rank] = connection
-                self._changed.notify_all()
+                self._notify(session)
             else:
                 connection.close()
 
+    def _notify(self, session: str) -> None:
+        self._changed.notify_all()
+        if (tell := self._tell.get(session)) is not None:
+            tell()
 
-def _hang_up(connection: Connection) -> None:
-    """Wake whoever waits for a connection's next bytes, which closing it does not."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
-        end.shutdown(socket.SHUT_RDWR)
+
+def _patience(line: socket.socket, seconds: float) -> None:
+    """How long a blocking read or write of a socket may take before it raises BlockingIOError; 0: for ever."""
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

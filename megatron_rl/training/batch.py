@@ -49,12 +49,11 @@ def scatter(step: Step | None, policy: Actor) -> Batch:
     if step is not None:
         parts = [policy.split(rows) for rows in step.minibatches]  # [mini-batch][data-parallel rank]
         columns, learnable = list(step.minibatches[0][0].columns), step.learnable()
-        of_rank = [
+        shares = [
             Batch([part[rank] for part in parts], columns, step.rewards, step.groups, step.terms, learnable)
             for rank in range(len(parts[0]))
         ]
-        shares = [of_rank[rank] for rank in policy.data_parallel_ranks]
-    return groups.scatter(shares)
+    return groups.scatter(shares, policy.data_parallel_ranks)
 
 
 def tokens(batch: Sequence[TrainingRow]) -> int:

@@ -17,6 +17,7 @@ import torch
 from megatron_rl.errors import InputError, SwapError
 from megatron_rl.resharding.layout import Padding, ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.proof import ProofError
@@ -174,6 +175,24 @@ def test_versions_and_plans_must_agree() -> None:
         with pytest.raises(SwapError, match=message):
             receiver.verify(version, expected)
         assert parameters["model.norm.weight"].isnan().all()
+
+
+def test_a_rank_is_proved_by_the_hashes_of_its_own_copies() -> None:
+    """Of an engine of two ranks, each of which may be given those of the whole plan as well."""
+    job, layout = Job(), sglang_layout(CONFIG, EngineSizes(tensor=2))
+    for rank, shard in enumerate(layout.ranks):
+        parameters = {name: torch.zeros(shape) for name, shape in shard.locals.items()}
+        receiver = Receiver(layout, parameters, job.source, rank)
+        hashes = job.hashes(receiver.plan, torch.float32)
+        own = hashes[receiver.indices]
+        assert 0 < len(own) < len(hashes)
+        for version, expected in ((1, own), (2, hashes)):
+            receiver.pull(version)
+            receiver.verify(version, expected)
+            receiver.commit(version)
+        receiver.pull(3)
+        with pytest.raises(SwapError, match=r"did not arrive in version 3"):
+            receiver.verify(3, own[::-1].copy())
 
 
 def test_weights_stay_poisoned_until_they_are_committed() -> None:

@@ -46,7 +46,7 @@ class Engine:
         tensors = source.tensors()
         shard, unread, dtypes = self.worker.ask("learn", tensors, torch.bfloat16, seconds=SECONDS)
         layout = Layout(tensors, (shard,), unread)
-        plan = self.worker.ask("attach", source, layout, seconds=SECONDS)
+        plan, _ = self.worker.ask("attach", source, layout, seconds=SECONDS)
         return Attached(layout, plan, dtypes)
 
     def begin_swap(self, version: int) -> None:

@@ -1,5 +1,6 @@
 """Processes that call rank 0 and do what it asks for; here threads."""
 
+import asyncio
 import contextlib
 import socket
 import subprocess
@@ -9,14 +10,17 @@ import time
 from collections.abc import Iterator
 from multiprocessing import AuthenticationError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_rl.errors import InputError, LinkError, SwapError
-from megatron_rl.system.control import Control, Worker, WorkerError, answer_calls, call_in
+from megatron_rl.system.control import Control, Worker, WorkerError, answer_calls, ask_all, call_in, message
 from tests.conftest import PATIENCE, free_port
 
 KEY = b"a run's key"
+METHODS = ("double", "fail", "fail_for", "sleep", "wait", "later", "release")
+FREE = threading.Event()  # for those who wait
 ASKED: list[Worker] = []  # let go when a test ends, so that their threads end too
 
 
@@ -32,22 +36,41 @@ class Target:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
+    def fail_for(self, kind: str, _: int) -> None:
+        if kind:
+            self.fail(kind)
+
+    def wait(self, wait: bool) -> None:
+        if wait:
+            FREE.wait(PATIENCE)
+
+    def later(self, content: bytes) -> bytes:
+        FREE.wait(PATIENCE)
+        return content[::-1]
+
+    def release(self) -> None:
+        FREE.set()
+
 
 @pytest.fixture
 def control(tmp_path: Path) -> Iterator[Control]:
     control = Control(str(tmp_path / "c"), KEY)
+    FREE.clear()
     yield control
+    FREE.set()
     while ASKED:
         ASKED.pop().release()
     control.close()
 
 
+def admitting() -> int:
+    return sum(thread.name == "admit" for thread in threading.enumerate())
+
+
 def call(address: str, session: str, rank: int, failed: list[str] | None = None) -> None:
     def obey() -> None:
         with contextlib.suppress(EOFError, OSError), call_in(address, KEY, session, rank) as connection:
-            answer_calls(
-                connection, Target(), ("double", "fail", "sleep"), PATIENCE, lambda: (failed or []).append("x")
-            )
+            answer_calls(connection, Target(), METHODS, PATIENCE, lambda: (failed or []).append("x"))
 
     threading.Thread(target=obey, daemon=True).start()
 
@@ -117,7 +140,8 @@ def test_strangers_and_the_silent_keep_nobody_waiting(control: Control) -> None:
 
 def test_the_silent_and_the_slow_are_hung_up_on(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron_rl.system.control._HELLO_SECONDS", 0.3)
-    port = free_port()
+    monkeypatch.setattr("megatron_rl.system.control._ADMITTING", 2)
+    before, port = admitting(), free_port()
     control.listen(f"127.0.0.1:{port}")
     with (
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as silent,
@@ -130,10 +154,129 @@ def test_the_silent_and_the_slow_are_hung_up_on(control: Control, monkeypatch: p
     worker = let_in(control)
     time.sleep(0.6)  # who has been let in is not hung up on
     assert worker.ask("double", 4, seconds=PATIENCE) == 8
+    assert admitting() <= before + 2
+    control.close()
     deadline = time.monotonic() + PATIENCE
-    while any(thread.name == "admit" for thread in threading.enumerate()):
+    while admitting() > before:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_more_silent_strangers_than_can_be_heard_at_a_time(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_rl.system.control._HELLO_SECONDS", 0.3)
+    monkeypatch.setattr("megatron_rl.system.control._ADMITTING", 2)
+    port = free_port()
+    control.listen(f"127.0.0.1:{port}")
+    with contextlib.ExitStack() as open_lines:
+        for _ in range(5):
+            open_lines.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert let_in(control).ask("double", 4, seconds=PATIENCE) == 8
+
+
+def many(control: Control, count: int) -> list[Worker]:
+    session = control.session()
+    for rank in range(count):
+        call(control.address, session, rank)
+    workers = asyncio.run(control.collected(session, "worker", count, PATIENCE))
+    ASKED.extend(workers)
+    return workers
+
+
+def test_an_event_loop_asks_many_without_a_thread_for_each(control: Control) -> None:
+    workers = many(control, 12)
+    assert [worker.name for worker in workers] == [f"worker {rank}" for rank in range(12)]
+    obeying = threading.active_count()
+    seen = []
+
+    async def ask() -> list[Any]:
+        first = await ask_all(workers, "double", 4, seconds=PATIENCE)
+        own = await ask_all(workers, "double", seconds=PATIENCE, each=[(rank,) for rank in range(12)])
+        seen.append(threading.active_count())
+        return first + own
+
+    assert asyncio.run(ask()) == [8] * 12 + [2 * rank for rank in range(12)]
+    assert seen == [obeying]
+    assert workers[3].ask("double", 5, seconds=PATIENCE) == 10  # as before
+
+
+def test_large_messages_to_a_slow_reader(control: Control) -> None:
+    """More than a socket holds, both ways; meanwhile others are asked."""
+    slow, other = many(control, 2)
+    content = bytes(range(256)) * 20_000
+
+    async def ask() -> tuple[Any, Any]:
+        sleeping = asyncio.ensure_future(ask_all([slow], "later", content, seconds=PATIENCE))
+        (quick,) = await ask_all([other], "double", 1, seconds=PATIENCE)
+        assert not sleeping.done()
+        await ask_all([other], "release", seconds=PATIENCE)
+        return quick, (await sleeping)[0]
+
+    assert asyncio.run(ask()) == (2, content[::-1])
+
+
+def test_what_goes_wrong_in_an_event_loop(control: Control) -> None:
+    workers = many(control, 3)
+
+    def asked(method: str, seconds: float = PATIENCE, each: Any = ()) -> Any:
+        return asyncio.run(ask_all(workers, method, seconds=seconds, each=each))
+
+    with pytest.raises(SwapError, match="worker 1: swap went wrong"):
+        asked("fail_for", each=[("", 0), ("swap", 0), ("link", 0)])
+    with pytest.raises(InputError, match="worker 0: input went wrong"):
+        asked("fail_for", each=[("input", 0), ("", 0), ("", 0)])
+    with pytest.raises(WorkerError, match="worker 2, fail_for: LinkError: link went wrong"):
+        asked("fail_for", each=[("", 0), ("", 0), ("link", 0)])
+    with pytest.raises(WorkerError, match="worker 1 did not answer wait in 0 s"):
+        asked("wait", 0.3, each=[(False,), (True,), (False,)])
+    with pytest.raises(WorkerError, match="worker 1 ended during double"):
+        asked("double", each=[(1,), (1,), (1,)])
+    assert workers[0].ask("double", 4, seconds=PATIENCE) == 8
+
+
+def test_an_event_loop_that_gives_up_leaves_no_answer_behind(control: Control) -> None:
+    (worker,) = many(control, 1)
+
+    async def give_up() -> None:
+        asking = asyncio.ensure_future(worker.asked("wait", message("wait", True), PATIENCE))
+        while worker._line is None:
+            await asyncio.sleep(0)
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(give_up())
+    with pytest.raises(WorkerError, match="worker 0 ended during double"):
+        worker.ask("double", 4, seconds=PATIENCE)
+
+
+def test_a_worker_that_is_let_go_meanwhile(control: Control) -> None:
+    (worker,) = many(control, 1)
+
+    async def let_go() -> None:
+        asking = asyncio.ensure_future(worker.asked("wait", message("wait", True), PATIENCE))
+        while worker._line is None:
+            await asyncio.sleep(0)
+        worker.release()
+        await asking
+
+    with pytest.raises(WorkerError, match="worker 0 ended during wait"):
+        asyncio.run(let_go())
+    assert worker.connection.closed
+
+
+def test_who_is_missing_is_named_in_an_event_loop(control: Control) -> None:
+    session = control.session()
+    call(control.address, session, 1)
+    with pytest.raises(WorkerError, match=r"worker \[0, 2\] of 3 did not call rank 0 in 1 s"):
+        asyncio.run(control.collected(session, "worker", 3, 1.0))
+    session = control.session()
+
+    async def nobody() -> None:
+        asyncio.get_running_loop().call_later(0.05, control.cancel, session)
+        await control.collected(session, "worker", 1, PATIENCE)
+
+    with pytest.raises(WorkerError, match=r"worker \[0\] of 1 did not call"):
+        asyncio.run(nobody())
 
 
 def test_two_processes_of_one_rank_are_refused(control: Control) -> None:

@@ -38,6 +38,7 @@ from megatron_rl.system.scratch import SCRATCH
 
 _T = TypeVar("_T")
 _WATCH = 0.5  # seconds between looks at the servers' processes
+_BESIDE = 32  # threads at most for what would hold the event loop up
 _LOOK = 0.05  # seconds between looks for a server that is armed
 _RECOVERABLE = (ServerError, WorkerError)
 
@@ -75,8 +76,7 @@ class SGLangEngines:
         self._slots = asyncio.Semaphore(2 * served.rollout.max_running * len(self.replicas))
         self._swapping: tuple[asyncio.Future[np.ndarray], Future[list[Swapped]]] | None = None
         self._loop = asyncio.new_event_loop()
-        # One thread for each process that is asked for something: they wait for each other.
-        self._loop.set_default_executor(ThreadPoolExecutor(1 << 14, "asked"))
+        self._loop.set_default_executor(ThreadPoolExecutor(_BESIDE, "sglang"))
         threading.Thread(target=self._loop.run_forever, name="sglang", daemon=True).start()
         self._do(self._open())
 
@@ -248,7 +248,7 @@ class SGLangEngines:
             return
         place, seconds = MeetingPlace(self.host or "127.0.0.1"), self.options.swap_seconds
         for replica, session in zip(self.replicas, self._sessions, strict=True):
-            senders = await asyncio.to_thread(self.control.collect, session, "trainer rank", ranks, seconds)
+            senders = await self.control.collected(session, "trainer rank", ranks, seconds)
             replica.swap.network = Network(place, self._backend, senders)
 
     async def _swap_all(self, version: int, hashes: "asyncio.Future[np.ndarray]") -> list[Swapped]:

@@ -8,7 +8,7 @@ never an HTTP answer.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,7 +25,7 @@ from megatron_rl.resharding.terms import Attached
 from megatron_rl.resharding.transports.meeting import MARGIN, MeetingPlace
 from megatron_rl.rollout.sglang.servers.http import Server, ServerError, UnprocessableError
 from megatron_rl.rollout.sglang.servers.process import HOOK
-from megatron_rl.system.control import Control, Worker, WorkerError
+from megatron_rl.system.control import Control, Worker, WorkerError, ask_all
 
 _TIDY = 10.0  # seconds for a server to leave a swap that broke off
 Bring = Callable[[Server, int], Awaitable[None]]  # how full tensors get into a server without the hook
@@ -61,6 +61,8 @@ class ServerSwap:
         self.name, self.server, self.control, self.workers, self.seconds = name, server, control, workers, seconds
         self.prompt, self.reads = min(prompt, seconds), reads
         self.network: Network | None = None
+        self._own: list[np.ndarray] = []  # of the plan's copies, those to each worker
+        self._owners: list[Worker] = []  # the trainer's ranks that have something to send
 
     async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
         """Learn the workers' layout and plan the way from the trainer's ranks; the server is paused and poisoned.
@@ -78,9 +80,12 @@ class ServerSwap:
             layout = await asyncio.to_thread(Layout, tensors, tuple(shard for shard, _, _ in learnt), unread)
             dtypes = {local: kind for _, _, mine in learnt for local, kind in mine.items()}
             offered = source if self.reads else source.without_memory()
-            hashes = set(await self._all(workers, "attach", offered, layout))
+            attached = await self._all(workers, "attach", offered, layout)
+            hashes, self._own = {plan for plan, _ in attached}, [own for _, own in attached]
             if self.network is not None:
-                hashes |= set(await self._all(self.network.senders, "plan", layout, dtypes))
+                plans = await self._all(self.network.senders, "plan", layout, dtypes)
+                hashes |= {plan for plan, _ in plans}
+                self._owners = [s for s, (_, sends) in zip(self.network.senders, plans, strict=True) if sends]
             if len(hashes) > 1:
                 raise SwapError(f"Different plans were made for {self.name}: {', '.join(sorted(hashes))}.")
             if self.network is not None:
@@ -98,7 +103,7 @@ class ServerSwap:
         pulls = self._all(workers, "pull", version)
         if self.network is None:
             return await pulls
-        return (await self._both(pulls, self._all(self.network.senders, "push", version)))[: len(workers)]
+        return (await self._both(pulls, self._all(self._owners, "push", version)))[: len(workers)]
 
     async def _both(self, ours: Awaitable[list[Any]], theirs: Awaitable[list[Any]]) -> list[Any]:
         """Two sides of one thing, when both have ended. A process that is gone is the reason for what others say."""
@@ -146,7 +151,7 @@ class ServerSwap:
 
     async def _prove(self, workers: list[Worker], version: int, hashes: np.ndarray) -> None:
         """All workers, before any of them becomes usable."""
-        await self._all(workers, "verify", version, hashes)
+        await self._all(workers, "verify", version, each=[(hashes[own],) for own in self._own])
         await self._all(workers, "commit", version)
 
     @asynccontextmanager
@@ -182,7 +187,7 @@ class ServerSwap:
         update.add_done_callback(lambda _: self.control.cancel(session))
         workers: list[Worker] = []
         try:
-            workers = await asyncio.to_thread(self.control.collect, session, self.name, self.workers, self.seconds)
+            workers = await self.control.collected(session, self.name, self.workers, self.seconds)
             yield workers
         except BaseException as error:
             _release(workers)
@@ -196,14 +201,10 @@ class ServerSwap:
         _release(workers)
         await update
 
-    async def _all(self, workers: list[Worker], method: str, *arguments: Any) -> list[Any]:
-        """Ask every worker at the same time; the first error after all have answered."""
-        asked = [asyncio.to_thread(w.ask, method, *arguments, seconds=self.seconds) for w in workers]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return answers
+    async def _all(
+        self, workers: Sequence[Worker], method: str, *arguments: Any, each: Sequence[Sequence[Any]] = ()
+    ) -> list[Any]:
+        return await ask_all(workers, method, *arguments, seconds=self.seconds, each=each)
 
 
 def _release(workers: list[Worker]) -> None:

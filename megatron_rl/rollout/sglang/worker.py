@@ -61,13 +61,16 @@ class Weights:
         dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in self.learnt.parameters.items()}
         return self.learnt.shard, self.learnt.unread, dtypes
 
-    def attach(self, source: SwapSource, layout: Layout) -> str:
-        """Plan the way from the trainer's ranks into this worker, and poison its weights; the plan's hash."""
+    def attach(self, source: SwapSource, layout: Layout) -> tuple[str, np.ndarray]:
+        """Plan the way from the trainer's ranks into this worker, and poison its weights.
+
+        Returns the plan's hash, and which of its copies are to this worker.
+        """
         if self.receiver is not None:
             self.receiver.close()
         self.receiver = Receiver(layout, self.learnt.parameters, source, self.rank)
         self.receiver.poison()
-        return self.receiver.plan_hash
+        return self.receiver.plan_hash, self.receiver.indices
 
     def connect(self, meeting: Meeting) -> None:
         """Meet the trainer's ranks, which send from now on."""
@@ -86,7 +89,7 @@ class Weights:
         return self._timed(lambda receiver: receiver.digest(version))
 
     def verify(self, version: int, hashes: np.ndarray) -> None:
-        """Compare what landed with the owners' hashes (uint64, one per copy of the plan): SwapError."""
+        """Compare what landed with the owners' hashes (uint64, one per copy to this worker): SwapError."""
         self._attached().verify(version, hashes)
 
     def commit(self, version: int) -> None:

@@ -131,7 +131,7 @@ def both(first: Callable[[], list[Any]], second: Callable[[], list[Any]]) -> tup
 def connect(place: MeetingPlace, ranks: list[Worker], engine: list[Worker], seconds: float = SECONDS) -> set[Any]:
     source = SwapSource(CONFIG, SIZES, False, False, [offer(Reach("gloo"), held) for held in HELD])
     meeting = place.meeting("gloo", len(ranks), WORKERS, seconds)
-    plans = [*ask(engine, "attach", source), *ask(ranks, "plan", sglang_layout(CONFIG, ENGINE), {})]
+    plans = [*ask(engine, "attach", source), *(p for p, _ in ask(ranks, "plan", sglang_layout(CONFIG, ENGINE), {}))]
     here, there = both(lambda: ask(engine, "connect", meeting), lambda: ask(ranks, "connect", meeting))
     assert here + there == [None] * (len(engine) + len(ranks))
     return {str(answer) for answer in plans}
