@@ -56,7 +56,7 @@ def listen(text: str, backlog: int = 1, key: bytes | None = None) -> Listener:
 def dial(text: str, key: bytes, seconds: float | None = None) -> Connection:
     """A connection to whoever listens at an address and knows the key. Raises OSError or AuthenticationError.
 
-    ``seconds``: in which a host has to answer. A host that vanishes without a word is noticed in half a minute.
+    ``seconds``: in which a host has to answer. A host that vanishes without a word is noticed in two minutes at most.
     """
     address = parse_address(text)
     if isinstance(address, str):
@@ -80,7 +80,7 @@ def notice_absence(line: socket.socket) -> None:
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)  # milliseconds, for what was sent
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000)  # milliseconds, for what was sent
 
 
 def key_from_environment() -> bytes:

@@ -77,9 +77,7 @@ def _run(folders: Sequence[Path], world: int, logs: Path, program: Sequence[str]
                 Process(
                     f"rank{rank}",
                     [*program, *map(str, folders)],
-                    common
-                    | placement.environment(rank, port)
-                    | (first if rank == 0 else {}),
+                    common | placement.environment(rank, port) | (first if rank == 0 else {}),
                     descriptors=[listener.fileno()] if rank == 0 else [],
                 )
                 for rank in range(world)
