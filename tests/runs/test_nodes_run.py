@@ -1,46 +1,21 @@
-"""A run on three machines, as Slurm would start it: one trains, two generate, one of these is lost on the way.
-
-The machines are this one; who may (root) gives each but the first a process namespace of its own, so that none can read
-another's memory.
-"""
+"""A run on three machines, as Slurm would start it: one trains, two generate, one of these is lost on the way."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from tests.conftest import PATIENCE, ROOT
+from tests.conftest import PATIENCE
+from tests.several_nodes import start_on
 
 SMALL = [
     *("sft.steps=4", "run.steps=4", "run.save_every=2", "evaluation.prompts=8", "evaluation.greedy=false"),
     *("rollout.prompts_per_step=4", "rollout.group_size=4", "rollout.engines=2", "actor.tensor_parallel=1"),
     *("tracking.wandb=off", "tracking.tensorboard=false", "--rollout-nodes", "2"),
 ]
-APART = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-
-
-def start(folder: Path, node: int, apart: bool) -> subprocess.Popen[str]:
-    slurm = {"JOB_ID": "4711", "JOB_NUM_NODES": "3", "STEP_ID": "0", "STEP_NUM_NODES": "3", "STEP_NUM_TASKS": "3"}
-    env = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()} | {"SLURM_NODEID": str(node)}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "megatron_rl.cli", "train", "quickstart", *SMALL]
-    log = (folder / f"node{node}.log").open("w")
-    return subprocess.Popen(
-        [*(APART if apart and node else []), *command],
-        cwd=folder,
-        env=env,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def test_a_node_that_generates_is_lost_and_the_run_goes_on(tmp_path: Path) -> None:
-    apart = bool(shutil.which(APART[0])) and subprocess.run([*APART, "true"], capture_output=True).returncode == 0
-    nodes = [start(tmp_path, node, apart) for node in range(3)]
+    nodes = start_on(3, tmp_path, "train", "quickstart", *SMALL)
     metrics = tmp_path / "runs/quickstart/metrics.jsonl"
     deadline = time.monotonic() + PATIENCE
     while not metrics.exists() or '"stage": "rl", "step": 1,' not in metrics.read_text():
