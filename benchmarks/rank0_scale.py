@@ -126,7 +126,7 @@ class Rank:
     def __init__(self, planned: Planned, rank: int) -> None:
         self.planned, self.rank = planned, rank
 
-    def plan(self, layout: Any, dtypes: Any) -> tuple[str, bool]:
+    def plan(self, layout: Any, dtypes: Any, near: Any) -> tuple[str, bool]:
         return self.planned.hash, self.planned.sends[self.rank]
 
     def connect(self, meeting: Any) -> None: ...

@@ -19,6 +19,7 @@ from megatron_rl.resharding.families.table import FINAL_NORM
 from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, TensorSpec
 from megatron_rl.resharding.layouts.fp8 import quantised_names, quantised_source, quantised_tensors
 from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.nearest import brought_near
 from megatron_rl.resharding.plan import Copy, Plan, make_plan
 from megatron_rl.resharding.proof import check_parameters, prove
 from megatron_rl.resharding.transports.choose import Memory, Shapes, inbound
@@ -215,12 +216,13 @@ class Receiver(Landing):
         prove(plan, layout, destination)
         transport = inbound(plan, rank, parameters, source.memories)
         super().__init__(plan, rank, parameters, transport, destination.ranks[rank].padding)
-        self.rank, self.parameters = rank, parameters
+        self.rank, self.parameters, self.source = rank, parameters, layout
 
     def connect(self, meeting: Meeting) -> None:
         """Let the owners send from now on, all of whom are joining the meeting. Raises LinkError when one does not."""
         ends = meeting.join(meeting.sources + self.rank)
-        self.transport = PointToPointDestination(self.plan, self.rank, self.parameters, ends)
+        sent = brought_near(self.plan, self.source, meeting.near)
+        self.transport = PointToPointDestination(sent, self.rank, self.parameters, ends)
 
 
 def merge_hashes(plan: Plan, parts: Iterable[Owned]) -> np.ndarray:

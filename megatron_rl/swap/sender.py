@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from megatron_rl.resharding.layout import Layout
+from megatron_rl.resharding.nearest import Nearness, brought_near
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.transports.meeting import Meeting
 from megatron_rl.resharding.transports.point_to_point import PointToPointSource
@@ -23,6 +24,7 @@ from megatron_rl.system.control import answer_calls, call_in
 
 METHODS = ("plan", "connect", "push")
 _END_SECONDS = 5.0
+_NOWHERE = Nearness()
 
 
 class Sender:
@@ -44,15 +46,16 @@ class Sender:
         thread.start()
         atexit.register(_end, connection, thread)
 
-    def plan(self, destination: Layout, dtypes: Mapping[str, str]) -> tuple[str, bool]:
+    def plan(self, destination: Layout, dtypes: Mapping[str, str], near: Nearness = _NOWHERE) -> tuple[str, bool]:
         """Plan the way to the engine's workers, and let go of earlier ones.
 
-        Returns the plan's hash, and whether this rank has anything to send.
+        Returns the plan's hash, and whether this rank has anything to send where ranks near the engine come first.
         """
         self._leave()
-        self._plan = make_plan(self.layout, destination)
-        self._dtypes = held_dtypes(self._plan, dtypes, self.dtype)
-        return self._plan.hash, bool(self._plan.copies_from(self.rank))
+        plan = make_plan(self.layout, destination)
+        self._plan = brought_near(plan, self.layout, near)
+        self._dtypes = held_dtypes(plan, dtypes, self.dtype)
+        return plan.hash, bool(self._plan.copies_from(self.rank))
 
     def connect(self, meeting: Meeting) -> None:
         """Join the workers in a group."""

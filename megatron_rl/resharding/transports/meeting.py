@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rl.errors import LinkError
+from megatron_rl.resharding.nearest import Nearness
 from megatron_rl.resharding.transports.endpoints import Endpoints
 from megatron_rl.system.machine import address_towards
 from megatron_rl.system.tcp_store import listening_store
@@ -38,6 +39,7 @@ class Meeting:
     sources: int
     destinations: int
     seconds: float  # that joining, and then each swap, may take
+    near: Nearness = field(default_factory=Nearness)
 
     def join(self, rank: int) -> Endpoints:
         """Join as ``rank`` of the group; returns when all are there. Raises LinkError when somebody is not in time."""
@@ -69,9 +71,11 @@ class MeetingPlace:
         self._store = listening_store(host)
         self.address: tuple[str, int] = (host, self._store.port)
 
-    def meeting(self, backend: str, sources: int, destinations: int, seconds: float) -> Meeting:
+    def meeting(
+        self, backend: str, sources: int, destinations: int, seconds: float, near: Nearness | None = None
+    ) -> Meeting:
         """A new one."""
-        return Meeting(self.address, secrets.token_hex(8), backend, sources, destinations, seconds)
+        return Meeting(self.address, secrets.token_hex(8), backend, sources, destinations, seconds, near or Nearness())
 
 
 def _group(backend: str, store: dist.Store, rank: int, meeting: Meeting) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from megatron_rl.errors import SwapError
+from megatron_rl.resharding.nearest import Nearness
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.resharding.transports.meeting import BACKENDS, MeetingPlace
@@ -61,6 +62,7 @@ class SGLangEngines:
         self.control = Control(hosts.control or socket, key)
         self.control.session(SESSION)
         self._backend = ""  # where the trainer's ranks have to send
+        self._places: tuple[str, ...] = ()  # of the trainer's ranks
         self._sessions: tuple[str, ...] = ()
         self._started = servers(served, model_folder, key, self._folder, logs, self.control, hosts)
         self.replicas = self._started.replicas
@@ -83,6 +85,7 @@ class SGLangEngines:
     def reach(self, places: Sequence[str]) -> Reach:
         """See ``protocol.Engine``."""
         transport = chosen_transport(self.options, places, self._started.elsewhere)
+        self._places = tuple(places)
         if transport in BACKENDS:
             self._backend = transport
             self._sessions = tuple(self.control.session() for _ in self.replicas)
@@ -171,18 +174,7 @@ class SGLangEngines:
 
     def health(self) -> dict[str, Any]:
         """``engines``: address, process id, weight version (-1: poisoned), why, and restarts of each."""
-        return {
-            "engines": [
-                {
-                    "url": replica.url,
-                    "pid": replica.process.pid if replica.process else 0,
-                    "weight_version": replica.version,
-                    "poisoned": "" if replica.armed else replica.poisoned,
-                    "restarts": replica.restarted,
-                }
-                for replica in self.replicas
-            ]
-        }
+        return {"engines": [replica.health() for replica in self.replicas]}
 
     def stop(self) -> None:
         """End what was started here."""
@@ -249,7 +241,8 @@ class SGLangEngines:
         place, seconds = MeetingPlace(self.host or "127.0.0.1"), self.options.swap_seconds
         for replica, session in zip(self.replicas, self._sessions, strict=True):
             senders = await self.control.collected(session, "trainer rank", ranks, seconds)
-            replica.swap.network = Network(place, self._backend, senders)
+            near = Nearness(self._places, replica.place)
+            replica.swap.network = Network(place, self._backend, senders, near)
 
     async def _swap_all(self, version: int, hashes: "asyncio.Future[np.ndarray]") -> list[Swapped]:
         swapped = await self._each(lambda replica: self._swap(replica, version, hashes))

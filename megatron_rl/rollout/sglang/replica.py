@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -63,6 +64,11 @@ class Replica:
         return self.process is not None and self.process.ended
 
     @property
+    def place(self) -> str:
+        """``machine.place()`` where it runs; empty where that is not known."""
+        return self.process.place if self.process is not None else ""
+
+    @property
     def off(self) -> bool:
         """Whether its machine is lost: the other servers go on without it."""
         return self.process is not None and bool(self.process.lost)
@@ -71,6 +77,16 @@ class Replica:
     def exhausted(self) -> bool:
         """Whether it may not be started again."""
         return self.process is None or bool(self.process.lost) or self.restarted >= self.options.restarts
+
+    def health(self) -> dict[str, Any]:
+        """Its address, process id, weight version (-1: poisoned), why, and restarts."""
+        return {
+            "url": self.url,
+            "pid": self.process.pid if self.process else 0,
+            "weight_version": self.version,
+            "poisoned": "" if self.armed else self.poisoned,
+            "restarts": self.restarted,
+        }
 
     def poison(self, reason: str) -> None:
         """Note that its weights are not usable, and why."""

@@ -20,6 +20,7 @@ import torch
 from megatron_rl.errors import InputError, SwapError
 from megatron_rl.resharding.families.architecture import differences
 from megatron_rl.resharding.layout import Layout
+from megatron_rl.resharding.nearest import Nearness
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached
 from megatron_rl.resharding.transports.meeting import MARGIN, MeetingPlace
@@ -46,6 +47,7 @@ class Network:
     place: MeetingPlace
     backend: str
     senders: list[Worker]  # by rank
+    near: Nearness = field(default_factory=Nearness)
 
 
 class ServerSwap:
@@ -83,7 +85,7 @@ class ServerSwap:
             attached = await self._all(workers, "attach", offered, layout)
             hashes, self._own = {plan for plan, _ in attached}, [own for _, own in attached]
             if self.network is not None:
-                plans = await self._all(self.network.senders, "plan", layout, dtypes)
+                plans = await self._all(self.network.senders, "plan", layout, dtypes, self.network.near)
                 hashes |= {plan for plan, _ in plans}
                 self._owners = [s for s, (_, sends) in zip(self.network.senders, plans, strict=True) if sends]
             if len(hashes) > 1:
@@ -95,7 +97,7 @@ class ServerSwap:
     async def _meet(self, network: Network, workers: list[Worker]) -> None:
         """Have the workers and the trainer's ranks join a group."""
         seconds = max(self.seconds - MARGIN, 1.0)
-        meeting = network.place.meeting(network.backend, len(network.senders), self.workers, seconds)
+        meeting = network.place.meeting(network.backend, len(network.senders), self.workers, seconds, network.near)
         await self._both(self._all(workers, "connect", meeting), self._all(network.senders, "connect", meeting))
 
     async def _pull(self, workers: list[Worker], version: int) -> list[Any]:

@@ -140,7 +140,7 @@ class FarServer:
 
     def __init__(self, keeper: FarKeeper, number: int) -> None:
         self.keeper, self.number = keeper, number
-        self.started, self.pid = False, 0
+        self.started, self.pid, self.place = False, 0, keeper.place
 
     @property
     def lost(self) -> str:

@@ -169,6 +169,7 @@ class ServerProcess:
         self._popen: subprocess.Popen[bytes] | None = None
         self._parts: list[psutil.Process] = []
 
+    place = machine.place()
     lost = ""  # why it cannot be started again: this machine is still here
 
     def start(self) -> None:
