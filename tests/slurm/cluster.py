@@ -58,7 +58,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
-SlurmdTimeout=60
+SlurmdTimeout=30
 KillWait=5
 OverTimeLimit=60
 AccountingStorageType=accounting_storage/slurmdbd
