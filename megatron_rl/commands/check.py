@@ -57,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Returns 0, or 2 when something is wrong; starts nothing. With --numerics: 1 where numbers differ."""
     if options.numerics:
+        if options.gpu or options.suggest or options.json:
+            raise InputError("--numerics computes on this machine's CPU: give it without --gpu, --suggest and --json.")
         return _numerics(options)
     if options.gpus is not None and (not options.gpu or options.gpus < 1):
         raise InputError(f"--gpus {options.gpus} goes with --gpu NAME and is 1 or more.")

@@ -82,13 +82,15 @@ def follow(config: Config, nodes: Nodes) -> int:
     with connection:
         if job is None:
             return 0
+        print(f"{nodes.name(nodes.index)} takes part in {job.folder}. Logs: {job.logs}", flush=True)
         config = RunFolder(job.folder).config()
         with scratch.made() as sockets:
             outcome = supervisor.follow(processes(job, config, nodes.index, sockets), job.logs, Lead(connection))
         if config.rollout.engine == "sglang" and config.generates():
             leftovers.remove_after(sockets)
     if outcome.code:
-        print(outcome.message, file=sys.stderr, flush=True)
+        more = f"Logs of every process: {job.logs}\nStarted again, the run continues from its newest checkpoint."
+        print(f"{outcome.message}\n{more}", file=sys.stderr, flush=True)
     return outcome.code
 
 

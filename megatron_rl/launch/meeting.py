@@ -27,6 +27,7 @@ from megatron_rl.launch.source import commit
 from megatron_rl.system import machine
 from megatron_rl.system.channel import written
 from megatron_rl.system.control import Control, Worker, WorkerError, call_in
+from megatron_rl.tracking.run_folder import flat_options
 
 _SESSION = "nodes"
 _JOBS = re.compile(r"(slurm|torchrun-)\S+\.\d+(\.node\d+|\.new)?$")  # how ``nodes.given`` names them
@@ -47,6 +48,7 @@ class Arrival:
     ports: tuple[int, ...]  # that are free there
     facts: Mapping[str, Any]  # machine.facts()
     code: Mapping[str, Any] | None  # the commit it runs
+    options: Mapping[str, Any]  # every option of the recipe as this node was given it
     problems: tuple[str, ...]
 
 
@@ -91,6 +93,7 @@ def gathered(config: Config, nodes: Nodes) -> Iterator[tuple[str, list[Peer]]]:
     at = written(me.address, machine.free_low_port(me.address, nodes.number))
     control = Control(at, key)
     control.session(_SESSION)
+    itself = call_in(at, key, _SESSION, 0)  # so that nodes have their own numbers there
     peers: list[Peer] = []
     try:
         _write_privately(file, json.dumps({"address": at, "key": key.hex()}))
@@ -105,6 +108,7 @@ def gathered(config: Config, nodes: Nodes) -> Iterator[tuple[str, list[Peer]]]:
         for peer in peers:
             peer.say("end")
             peer.connection.close()
+        itself.close()
         control.close()
 
 
@@ -126,7 +130,7 @@ def join(config: Config, nodes: Nodes) -> tuple[Connection, Job | None]:
         with contextlib.suppress(OSError, ValueError, AuthenticationError, EOFError):
             os.listdir(file.parent)  # a network file system may remember that the file was not there
             found = json.loads(file.read_text(encoding="utf-8"))
-            connection = call_in(found["address"], bytes.fromhex(found["key"]), _SESSION, nodes.index - 1)
+            connection = call_in(found["address"], bytes.fromhex(found["key"]), _SESSION, nodes.index)
             break
         if time.monotonic() > deadline:
             raise InputError(
@@ -182,13 +186,14 @@ def _proof(file: Path, index: int) -> Path:
 
 def _peers(control: Control, nodes: Nodes, seconds: float) -> list[Peer]:
     try:
-        workers = control.collect(_SESSION, "node", nodes.count - 1, seconds)
+        workers = control.collect(_SESSION, "node", nodes.count, seconds)
     except WorkerError as error:
         raise InputError(
             f"Not all of the {nodes.count} nodes have called the first one in {seconds:.0f} s (launch.meet_seconds): "
-            f"{error}. Does run.folder lie on a file system that all nodes share, and did the others start?"
+            f"{error}. Does run.folder lie on a file system that all nodes share, and did the others start with the "
+            "same run.folder and run.name?"
         ) from None
-    return [_peer(nodes.name(index), worker) for index, worker in enumerate(workers, 1)]
+    return [_peer(nodes.name(index), worker) for index, worker in enumerate(workers) if index]
 
 
 def _peer(name: str, worker: Worker) -> Peer:
@@ -208,7 +213,8 @@ def _arrival(config: Config, address: str, problems: Sequence[str] = ()) -> Arri
     while len(ports) < _PORTS:
         ports.append(machine.free_low_port(address, ports[-1] - 19999 if ports else secrets.randbelow(10000)))
     place, facts = machine.place(), machine.facts()
-    return Arrival(address, place, time.time(), machine.gpus(), tuple(ports), facts, commit(), tuple(found))
+    options, gpus = flat_options(config), machine.gpus()
+    return Arrival(address, place, time.time(), gpus, tuple(ports), facts, commit(), options, tuple(found))
 
 
 def _problems(me: Arrival, peers: Sequence[Peer], file: Path) -> list[str]:
@@ -224,6 +230,11 @@ def _problems(me: Arrival, peers: Sequence[Peer], file: Path) -> list[str]:
         if abs(it.clock - time.time()) > _CLOCKS:
             found.append(
                 f"{peer.name}'s clock differs from the first node's by {abs(it.clock - time.time()):.0f} s: set it."
+            )
+        for key in (key for key in me.options if me.options[key] != it.options.get(key)):
+            found.append(
+                f"{peer.name} was started with {key}={it.options.get(key)}, the first node with {me.options[key]}: "
+                "start the same command on all."
             )
         if it.code != me.code:
             found.append(f"{peer.name} runs commit {_said(it.code)}, the first node {_said(me.code)}: use one.")

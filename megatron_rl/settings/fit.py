@@ -53,7 +53,7 @@ def warnings(config: Config) -> list[str]:
 def _gpus(config: Config, needed: Footprint) -> list[str]:
     found, gpus, world = [], machine.gpus(), len(needed.ranks)
     nodes = max(config.launch.nodes, 1) - config.launch.rollout_nodes
-    if gpus and world > len(gpus) * nodes:
+    if gpus and nodes > 0 and world > len(gpus) * nodes:
         have = "this machine has" if nodes == 1 else f"{nodes} nodes have"
         found.append(
             f"The parallel sizes make {world} ranks (tensor x pipeline x context x data), and {have} "

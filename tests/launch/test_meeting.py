@@ -72,7 +72,7 @@ def test_who_does_not_come_is_named(config: Config) -> None:
     config.launch.meet_seconds = 3.0
     arrived = ThreadPoolExecutor(1).submit(join, config, node(2))
     with (
-        pytest.raises(InputError, match=r"Not all of the 3 nodes .* 3 s .*node \[0\] of 2 did not call"),
+        pytest.raises(InputError, match=r"Not all of the 3 nodes .* 3 s .*node \[1\] of 3 did not call"),
         gathered(config, node(0)),
     ):
         pass
@@ -111,6 +111,10 @@ Change = Callable[[meeting.Arrival], meeting.Arrival]
     ("change", "said"),
     [
         (lambda it: replace(it, clock=it.clock - 3600), "node 1's clock differs from the first node's by 36"),
+        (
+            lambda it: replace(it, options=dict(it.options) | {"run.steps": 7}),
+            "node 1 was started with run.steps=7, the first node with 100",
+        ),
         (lambda it: replace(it, code={"commit": "f" * 40, "modified": True}), "node 1 runs commit ffffffffffff with"),
         (lambda it: replace(it, gpus=(1, 2)), "node 1 has 2 GPUs, and the first node 0"),
         (lambda it: replace(it, facts=it.facts | {"python": "3.9.1"}), "node 1 has python 3.9.1, the first node 3"),
