@@ -220,7 +220,13 @@ class Cluster:
     def requeued(self, number: int, times: int) -> None:
         """Wait until a job has been requeued so often, and let it start without Slurm's delay; fails when it ends."""
         self.while_it_runs(number, lambda: self.job(number)["Restarts"] == str(times), "it is not requeued")
+        # One that starts while its last attempt is still being ended fails.
+        self.while_it_runs(number, lambda: self.job(number)["JobState"] != "PENDING" or self._over(number), "not over")
         self.run("scontrol", "update", f"jobid={number}", "StartTime=now", check=False)
+
+    def _over(self, number: int) -> bool:
+        """Whether no process of a job is left on any node, Slurm's own (slurmstepd) included."""
+        return not any(_of_job(process, number) for node in self.nodes for process in self.processes(node))
 
     def while_it_runs(self, number: int, condition: Callable[[], bool], otherwise: str) -> None:
         """Wait for a condition; fails when the job ends before."""
@@ -289,3 +295,10 @@ def _family(pid: int) -> list[psutil.Process]:
 
 def _descendants(process: psutil.Process) -> Iterator[psutil.Process]:
     yield from process.children(recursive=True)
+
+
+def _of_job(process: psutil.Process, number: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        steps = any(f"[{number}." in word for word in process.cmdline())
+        return steps or process.environ().get("SLURM_JOB_ID") == str(number)
+    return False
