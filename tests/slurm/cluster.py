@@ -221,7 +221,7 @@ class Cluster:
         """Wait until a job has been requeued so often, and let it start without Slurm's delay; fails when it ends."""
         self.while_it_runs(number, lambda: self.job(number)["Restarts"] == str(times), "it is not requeued")
         # One that starts while its last attempt is still being ended fails.
-        self.while_it_runs(number, lambda: self.job(number)["JobState"] != "PENDING" or self._over(number), "not over")
+        self.while_it_runs(number, lambda: self.job(number)["JobState"] == "RUNNING" or self._over(number), "not over")
         self.run("scontrol", "update", f"jobid={number}", "StartTime=now", check=False)
 
     def _over(self, number: int) -> bool:
