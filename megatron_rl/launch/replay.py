@@ -10,14 +10,13 @@ from typing import Any
 
 from megatron_rl.actor.checkpoint_folder import all_checkpoints, damage, read_sizes, read_state
 from megatron_rl.config import Config
-from megatron_rl.errors import InputError, RunError
+from megatron_rl.errors import InputError
 from megatron_rl.launch.job import make_job
 from megatron_rl.launch.placement import LOOPBACK
 from megatron_rl.launch.processes import processes
 from megatron_rl.rewards.workers.pool import Scored
 from megatron_rl.rollout.saved import differences, file_of, load_rollouts, saved_steps
 from megatron_rl.system import scratch
-from megatron_rl.system.processes import BAD_INPUT
 from megatron_rl.system.supervision.supervisor import supervise
 from megatron_rl.tracking.metrics import rows
 from megatron_rl.tracking.replayed import Replay, write_replay
@@ -156,12 +155,7 @@ def _run(folder: RunFolder, draw: bool) -> None:
         job = make_job(folder, config, sockets, (LOOPBACK, listener.getsockname()[1]), [])
         started = processes(job, config, 0, sockets, listener)
         outcome = supervise([p for p in started if draw or not p.service], folder.logs(), config.run.grace_seconds)
-    if outcome.code == BAD_INPUT:
-        raise InputError(outcome.message)
-    if outcome.code > 128:
-        raise KeyboardInterrupt(outcome.message)
-    if outcome.code:
-        raise RunError(f"The step was not repeated. {outcome.message} Logs of every process: {folder.logs()}")
+    outcome.require("The step was not repeated.", f"Logs of every process: {folder.logs()}")
 
 
 def _ranges(steps: list[int]) -> str:

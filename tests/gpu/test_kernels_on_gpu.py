@@ -11,18 +11,8 @@ from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.plan import Copy
 from megatron_rl.resharding.quantise import ShardQuantiser
 from megatron_rl.resharding.transports import cuda_ipc
+from tests.resharding.reference import CUT as MODEL
 
-MODEL = {  # at TP2, boundaries cut through the tiles of every matrix
-    "model_type": "qwen3",
-    "hidden_size": 200,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 40,
-    "intermediate_size": 180,
-    "vocab_size": 7,
-    "num_hidden_layers": 1,
-    "tie_word_embeddings": True,
-}
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 

@@ -14,6 +14,17 @@ from megatron_rl.resharding.layouts.sglang import EngineSizes
 
 QWEN_MOE, MISTRAL, DEEPSEEK, GLM = "qwen3_moe", "mistral", "deepseek_v3", "glm4_moe"
 TYPES = ("llama", "qwen2", "qwen3", QWEN_MOE, MISTRAL, DEEPSEEK, GLM)
+CUT = {  # at TP2, boundaries cut through the tiles of every matrix
+    "model_type": "qwen3",
+    "hidden_size": 200,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 40,
+    "intermediate_size": 180,
+    "vocab_size": 7,
+    "num_hidden_layers": 1,
+    "tie_word_embeddings": True,
+}
 EXPERTS = (QWEN_MOE, DEEPSEEK, GLM)
 PREDICTORS = (DEEPSEEK, GLM)
 Tensors = dict[str, torch.Tensor]

@@ -13,22 +13,10 @@ from megatron_rl.settings.describe import describe
 from megatron_rl.settings.fit import check_fit, warnings
 from megatron_rl.settings.footprint import footprint, readable
 from megatron_rl.system import machine
+from tests.settings.foresight.shapes import QWEN3_8B
 from tests.settings.test_settings_check import LLAMA
 
-QWEN3_4B = {
-    "model_type": "qwen3",
-    "vocab_size": 151936,
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40960,
-    "rope_theta": 1000000.0,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-}
+QWEN3_4B = QWEN3_8B | {"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True}
 MODEL = LLAMA | {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
 Memory = namedtuple("Memory", ["available"])
 Usage = namedtuple("Usage", ["free"])

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.algorithms.registry import asked_of
-from megatron_rl.errors import InputError, RunError
 from megatron_rl.launch.numerics.compare import Comparison, compare
 from megatron_rl.launch.numerics.models import write_models
 from megatron_rl.launch.numerics.shape import Shape
@@ -20,8 +19,7 @@ from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.system import scratch
 from megatron_rl.system.channel import LISTENER
 from megatron_rl.system.machine import KEPT
-from megatron_rl.system.processes import BAD_INPUT
-from megatron_rl.system.supervision.supervisor import Outcome, Process, supervise
+from megatron_rl.system.supervision.supervisor import Process, supervise
 from megatron_rl.tracking.run_folder import RunFolder
 
 RANK = (sys.executable, "-m", "megatron_rl.launch.numerics.rank")
@@ -84,16 +82,7 @@ def _run(folders: Sequence[Path], world: int, logs: Path, program: Sequence[str]
             ],
             logs,
         )
-    _require(outcome)
-
-
-def _require(outcome: Outcome) -> None:
-    if outcome.code == BAD_INPUT:
-        raise InputError(outcome.message)
-    if outcome.code > 128:
-        raise KeyboardInterrupt(outcome.message)
-    if outcome.code:
-        raise RunError(f"The comparison was not made. {outcome.message}")
+    outcome.require("The comparison was not made.")
 
 
 def _compared(case: Case) -> Comparison:

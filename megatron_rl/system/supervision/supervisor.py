@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from megatron_rl.errors import InputError, RunError
 from megatron_rl.system.processes import BAD_INPUT, RUN_ENDED, UTF8, last_error, tied_to_this_process
 from megatron_rl.system.supervision.members import LOST, Lead, Node
 from megatron_rl.system.supervision.screen import LIVE, SHOWN, Screen
@@ -50,6 +51,15 @@ class Outcome:
 
     code: int  # 0 | 1 a process failed, or the run must not go on | 2 bad input | 75 a machine is lost | 128 + signal
     message: str = ""
+
+    def require(self, otherwise: str, more: str = "") -> None:
+        """Raises what a group that has not ended well stands for; ``otherwise`` says what was not done then."""
+        if self.code == BAD_INPUT:
+            raise InputError(self.message)
+        if self.code > 128:
+            raise KeyboardInterrupt(self.message)
+        if self.code:
+            raise RunError(" ".join(filter(None, (otherwise, self.message, more))))
 
 
 def supervise(

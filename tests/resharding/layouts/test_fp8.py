@@ -35,20 +35,9 @@ from megatron_rl.resharding.quantise import (
 )
 from tests.conftest import PATIENCE, ROOT
 from tests.resharding.families.test_families import DEEPSEEK, DEEPSEEK_V3, GLM4_MOE
+from tests.resharding.reference import CUT as MODEL
 from tests.resharding.reference import Case, Tensors, cases, hf_tensors, megatron_shards
 from tests.resharding.sglang_reference import sglang_shards
-
-MODEL = {  # at TP2, boundaries cut through the tiles of every matrix
-    "model_type": "qwen3",
-    "hidden_size": 200,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 40,
-    "intermediate_size": 180,
-    "vocab_size": 7,
-    "num_hidden_layers": 1,
-    "tie_word_embeddings": True,
-}
 
 
 def tiles_of(weight: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:

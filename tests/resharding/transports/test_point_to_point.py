@@ -166,13 +166,13 @@ def test_another_swap_is_refused(tmp_path: Path, fault: str, told: str, refused:
 @pytest.mark.parametrize(("killed", "name"), [(1, "source rank 1 (process 1)"), (2, "destination rank 0 (process 2)")])
 def test_a_killed_rank_is_named_and_a_new_connection_heals(tmp_path: Path, killed: int, name: str) -> None:
     rounds = [Round(1), Round(2, {killed: "kill 4"}), Round(3, connect=True)]
-    work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=rounds, buffer=SMALL, timeout=60)
+    work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=rounds, buffer=SMALL, timeout=PATIENCE)
     first, second, healed = swap(work, tmp_path)
     assert_arrived(first, expected(torch.float32, None), 1)
     assert killed not in second
     others = [second[2]] if killed == 1 else [second[0], second[1]]
     for outcome in others:
-        assert f"The swap failed: {name} was lost at " in outcome["error"] and outcome["seconds"] < 60
+        assert f"The swap failed: {name} was lost at " in outcome["error"] and outcome["seconds"] < PATIENCE
     if killed == 1:
         assert_poisoned(second[2])
     assert_arrived(healed, expected(torch.float32, None), 3)
@@ -182,7 +182,7 @@ def test_a_killed_rank_is_named_and_a_new_connection_heals(tmp_path: Path, kille
     ("fault", "what"), [("late", "the greeting"), ("stall 3", r"chunk 3 of \d+, from tensor model\.\S+ on,")]
 )
 def test_every_wait_ends_at_the_deadline(tmp_path: Path, fault: str, what: str) -> None:
-    rounds = [Round(1, {1: fault}), Round(2, connect=True, timeout=60)]
+    rounds = [Round(1, {1: fault}), Round(2, connect=True, timeout=PATIENCE)]
     work = job(torch.float32, None, ParallelSizes(tensor=2), rounds=rounds, buffer=SMALL, timeout=10)
     outcomes, healed = swap(work, tmp_path)
     late = rf"source rank 1 \(process 1\) kept {what} waiting until the deadline of 10 s"
