@@ -66,11 +66,7 @@ def digest(held: torch.Tensor, dtype: torch.dtype | None = None) -> int:
     """The hash of a box's elements in row-major order, as numbers of ``dtype`` (its own when left out)."""
     dtype = dtype or held.dtype
     state = xxhash.xxh3_64()
-    if held.dtype == dtype and held.is_contiguous():
-        update(state, held, dtype)
-    else:
-        for piece in bands(tuple(held.shape), dtype.itemsize):
-            update(state, held[piece], dtype)
+    hash_box(held, dtype, state)
     return state.intdigest()
 
 
@@ -105,7 +101,7 @@ class Pull:
         def work(_: int) -> None:
             room = np.empty(BAND // 2, dtype=np.uint8)
             for i in left:
-                hashes[i] = _copy(*self._pairs[i], room)
+                hashes[i] = _copy(*self._pairs[i], xxhash.xxh3_64(), room)
 
         if (threads := min(torch.get_num_threads(), len(self._order))) > 1:
             with ThreadPoolExecutor(threads) as pool:
@@ -124,6 +120,21 @@ def pull(
     return Pull(copies, sources, destinations)()
 
 
+def land(source: torch.Tensor, landed: torch.Tensor, state: xxhash.xxh3_64) -> None:
+    """Copy one box into another of its shape, and continue a hash with what landed there."""
+    read, write = _bits(source, landed) or (source, landed)
+    _copy(read, write, state, np.empty(BAND // 2, dtype=np.uint8))
+
+
+def hash_box(held: torch.Tensor, dtype: torch.dtype, state: xxhash.xxh3_64) -> None:
+    """Continue a hash with a box's elements in row-major order, as numbers of ``dtype``."""
+    if held.dtype == dtype and held.is_contiguous():
+        update(state, held, dtype)
+    else:
+        for piece in bands(tuple(held.shape), dtype.itemsize):
+            update(state, held[piece], dtype)
+
+
 def _bits(source: torch.Tensor, landed: torch.Tensor) -> tuple[np.ndarray, np.ndarray] | None:
     """Two boxes of one dtype in host memory as numpy's: its copies of whole rows are the C library's.
 
@@ -139,9 +150,8 @@ def _bits(source: torch.Tensor, landed: torch.Tensor) -> tuple[np.ndarray, np.nd
     return pair[0], pair[1]
 
 
-def _copy(source: Any, landed: Any, room: np.ndarray) -> int:
+def _copy(source: Any, landed: Any, state: xxhash.xxh3_64, room: np.ndarray) -> int:
     """Copy and hash in turn; ``room``: for the rows of a piece."""
-    state = xxhash.xxh3_64()
     if isinstance(landed, torch.Tensor):
         with torch.no_grad():
             for piece in bands(tuple(source.shape), landed.element_size()):

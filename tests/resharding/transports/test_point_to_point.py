@@ -108,7 +108,7 @@ def test_every_rank_receives_its_copies(tmp_path: Path, dtype: torch.dtype, engi
     work = job(dtype, engine, buffer=SMALL, rounds=[Round(1), Round(2)])
     for outcomes, version in zip(swap(work, tmp_path), (1, 2), strict=True):
         assert_arrived(outcomes, expected(dtype, engine), version)
-        assert all(0 < outcome["staging"] <= SMALL for outcome in outcomes.values())
+        assert all(outcome["staging"] <= SMALL for outcome in outcomes.values())
         plan = make_plan(work.source, work.destination)
         pushed = merge_hashes(plan, [outcomes[r]["owned"] for r in range(4)])
         at_rest = merge_hashes(plan, [owned_hashes(plan, r, held, dtype) for r, held in enumerate(work.held)])
@@ -128,10 +128,8 @@ def test_a_wrong_byte_is_named_on_both_sides_and_the_next_swap_heals(tmp_path: P
     assert f"Tensor {tensor} did not arrive at destination rank" in corrupt[1]["error"] and not corrupt[0]["error"]
     assert_poisoned(wrong)
     (wrong,) = [o for o in list(truncated.values())[2:] if o["error"]]
-    assert (
-        "In version 2 chunk " in wrong["error"] and "came truncated or out of turn from source rank 0" in wrong["error"]
-    )
-    assert "arrived truncated or out of turn at destination rank" in truncated[0]["error"] and not truncated[1]["error"]
+    assert "did not arrive in version 2" in wrong["error"] and "what trainer rank 0 holds in" in wrong["error"]
+    assert " did not arrive at destination rank" in truncated[0]["error"] and not truncated[1]["error"]
     assert_poisoned(wrong)
     assert_arrived(healed, expected(torch.bfloat16, TWO), 3)
     for outcome in list(overlapped.values())[2:]:  # every message was right, the memory that it went to is not
