@@ -105,8 +105,8 @@ def measure(
             copied = {"paused": time.perf_counter() - started}
             if copied["paused"] < best.setdefault("memcpy", copied)["paused"]:
                 best["memcpy"] = copied
-            engine.begin_swap(version)
             owned = [owned_hashes(plan, rank, parameters) for rank, parameters in enumerate(ranks)]
+            engine.begin_swap(version)
             report = engine.finish_swap(version, merge_hashes(plan, owned))
             phases = {**report.phases, "copy and hashes": report.seconds}
             if phases["paused"] < best.setdefault(way, phases)["paused"]:
