@@ -143,8 +143,8 @@ def _map(pid: int, buffer: Buffer) -> mmap.mmap:
         fd = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise SwapError(
-            f"The weights of process {pid} cannot be read here ({path}: {error.strerror}): it has ended, or runs in another "
-            "container or as another user. Containers must share their PID namespace (--pid); else set "
+            f"The weights of process {pid} cannot be read here ({path}: {error.strerror}): it has ended, or runs in "
+            "another container or as another user. Containers must share their PID namespace (--pid); else set "
             "rollout.sglang.transport=gloo."
         ) from error
     try:
