@@ -52,13 +52,14 @@ class Rollout:
 
 def from_completion(example: Example, prompt: tuple[int, ...], completion: Completion, text: str) -> Rollout:
     """The rollout of a single completion of a prompt."""
-    tokens = np.array([*prompt, *completion.tokens], dtype=np.int64)
-    logprobs = np.zeros(len(tokens), dtype=np.float32)
-    logprobs[len(prompt) :] = completion.logprobs
+    whole = len(prompt) + len(completion.tokens)
+    tokens, logprobs, drawn = np.empty(whole, np.int64), np.zeros(whole, np.float32), np.zeros(whole, bool)
+    tokens[: len(prompt)], tokens[len(prompt) :] = prompt, completion.tokens
+    logprobs[len(prompt) :], drawn[len(prompt) :] = completion.logprobs, True
     return Rollout(
         example=example,
         tokens=tokens,
-        drawn=np.arange(len(tokens)) >= len(prompt),
+        drawn=drawn,
         logprobs=logprobs,
         prompt=len(prompt),
         text=text,

@@ -5,6 +5,7 @@ the cache is static, rows that have ended are dropped, waiting groups take their
 token comes with it. Prompts run through the model's own layers; so do steps, unless ``decoder`` knows the model.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -156,8 +157,8 @@ class _Decoding:
             raise FloatingPointError(f"the weights of version {version} give log-probabilities that are not finite")
         flat = [
             Completion(
-                tokens[row, :end].tolist(),
-                logprobs[row, :end].tolist(),
+                tokens[row, :end],
+                logprobs[row, :end],
                 "stop" if stop else "length",
                 ((version, end),),
             )
