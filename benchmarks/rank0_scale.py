@@ -58,6 +58,7 @@ from megatron_rl.swap.sender import METHODS as RANK_METHODS
 from megatron_rl.system import machine
 from megatron_rl.system.channel import api_key
 from megatron_rl.system.control import Control, answer, call_in
+from megatron_rl.system.processes import settle
 from megatron_rl.training.batch import Batch
 from megatron_rl.training.rows import Rows, credited
 
@@ -262,8 +263,9 @@ def batch(tokens: int) -> None:
     policy: Any = SimpleNamespace(
         config=options, arch=SimpleNamespace(layers=64, experts_per_token=0), _shares_prompts=False
     )
-    config, prompt = Config(actor=options), tuple(range(PROMPT_TOKENS))
+    config, prompt = Config(actor=options), np.arange(PROMPT_TOKENS)
     shares = list(range(SIZES.data))
+    settle()  # as a run does
     example: Any = Example.__new__(Example)
     completions = []
     for _ in range(PROMPTS * GROUP):

@@ -45,10 +45,8 @@ class Completion:
     garbage collector would walk along them.
     """
 
-    tokens: Sequence[int] | np.ndarray  # kept as an array of int32; a stop token, when one was drawn, is the last
-    logprobs: (
-        Sequence[float] | np.ndarray
-    )  # kept as an array of float32, nats, of the temperature-scaled distribution before top-p / top-k
+    tokens: Sequence[int]  # kept as an array of int32; a stop token, when one was drawn, is the last
+    logprobs: Sequence[float]  # kept as float32; nats, of the temperature-scaled distribution before top-p / top-k
     finish_reason: str  # "stop" | "length"
     versions: tuple[tuple[int, int], ...]  # (version of the weights, tokens that they drew), in their order
     # int16 [prompt + tokens - 1, layers x top_k], where asked for: the last token goes through no layer. Tokens drawn
@@ -81,11 +79,9 @@ class Scored:
     greedy: bool  # whether each is the most likely token at its place
 
 
-def _compact(kind: str, numbers: Any) -> "array[Any]":
+def _compact(kind: str, numbers: Sequence[Any]) -> "array[Any]":
     """As an array of int32 ("i") or float32 ("f")."""
-    if isinstance(numbers, array) and numbers.typecode == kind:
-        return numbers
-    return array(kind, numbers.astype(kind).tobytes() if isinstance(numbers, np.ndarray) else numbers)
+    return numbers if isinstance(numbers, array) and numbers.typecode == kind else array(kind, numbers)
 
 
 class Completer(Protocol):
