@@ -120,17 +120,17 @@ def test_every_rank_receives_its_copies(tmp_path: Path, dtype: torch.dtype, engi
 
 
 def test_a_wrong_byte_is_named_on_both_sides_and_the_next_swap_heals(tmp_path: Path) -> None:
-    rounds = [Round(1, {1: "corrupt 2"}), Round(2, {0: "truncate 3"}), Round(3), Round(4, connect=True, overlap=True)]
+    rounds = [Round(1, {0: "truncate 3"}), Round(2, {1: "corrupt 2"}), Round(3), Round(4, connect=True, overlap=True)]
     work = job(torch.bfloat16, TWO, ParallelSizes(tensor=2), buffer=SMALL, rounds=rounds)
-    corrupt, truncated, healed, overlapped = swap(work, tmp_path)
+    truncated, corrupt, healed, overlapped = swap(work, tmp_path)
     copies = make_plan(work.source, work.destination).copies
     (wrong,) = [o for o in list(corrupt.values())[2:] if o["error"]]
     (tensor,) = {t for c in copies for t in c.tensors if f"Tensor {t} " in wrong["error"]}
-    assert "did not arrive in version 1" in wrong["error"] and "what trainer rank 1 holds in" in wrong["error"]
+    assert "did not arrive in version 2" in wrong["error"] and "what trainer rank 1 holds in" in wrong["error"]
     assert f"Tensor {tensor} did not arrive at destination rank" in corrupt[1]["error"] and not corrupt[0]["error"]
     assert_poisoned(wrong)
     (wrong,) = [o for o in list(truncated.values())[2:] if o["error"]]
-    assert "did not arrive in version 2" in wrong["error"] and "what trainer rank 0 holds in" in wrong["error"]
+    assert "did not arrive in version 1" in wrong["error"] and "what trainer rank 0 holds in" in wrong["error"]
     assert " did not arrive at destination rank" in truncated[0]["error"] and not truncated[1]["error"]
     assert_poisoned(wrong)
     assert_arrived(healed, expected(torch.bfloat16, TWO), 3)
