@@ -1,5 +1,6 @@
 """Runs on two nodes, each with processes and shared memory of its own: to the end, stopped, a node lost."""
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -38,6 +39,22 @@ def test_one_trains_and_the_other_generates(site: Site) -> None:
     site.cluster.wait(job, "COMPLETED")
     assert [row["step"] for row in site.metrics("quickstart") if row["stage"] == "rl"] == [1, 2, 3, 4]
     assert all(site.cluster.processes(node) == [] for node in site.cluster.nodes)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="SGLang is not installed: make sglang")
+def test_one_trains_and_a_real_sglang_server_on_the_other_generates(site: Site) -> None:
+    """Two ranks send every swap's weights to a server whose node has shared memory and process numbers of its own."""
+    options = ["run.steps=2", "rollout.engine=sglang", "rollout.sglang.start_seconds=1200"]
+    job = site.train("quickstart", "--rollout-nodes", "1", *SMALL, *options, options=TWO)
+    site.cluster.wait(job, "COMPLETED")
+    rows = [row for row in site.metrics("quickstart") if row["stage"] == "rl"]
+    assert [(row["step"], row["weight_version"]) for row in rows] == [(1, 2), (2, 3)]
+    assert all(row["swap_bytes"] > 1e6 for row in rows)
+    logs = {path.name for path in (site.folder / "runs/quickstart/logs/1").iterdir()}
+    assert {"keeper.log", "rank0.log", "rank1.log", "sglang0.log"} <= logs
+    assert all(site.cluster.processes(node) == [] for node in site.cluster.nodes)
+    if site.cluster.apart:
+        assert all(site.cluster.shared_memory(node) == [] for node in site.cluster.nodes)
 
 
 def test_stopped_on_two_nodes_it_is_requeued_and_ends_as_if_nothing_had_been(whole: Site, site: Site) -> None:
