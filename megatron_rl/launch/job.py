@@ -120,7 +120,8 @@ def make_job(folder: RunFolder, config: Config, sockets: Path, master: tuple[str
     key = key_from_environment() if adopted else secrets.token_bytes(16)
     count = config.rollout.engines if config.generates() and not adopted else 0
     hosts = (master[0], *(peer.arrival.address for peer in peers))
-    placement = Placement(hosts, config.actor.sizes().world, count, config.launch.rollout_nodes)
+    span = config.rollout.sglang.nodes if config.rollout.engine == "sglang" and count else 1
+    placement = Placement(hosts, config.actor.sizes().world, count, config.launch.rollout_nodes, span)
     ports = [iter(peer.arrival.ports) for peer in peers]
     addresses = []
     for engine in range(count if config.rollout.engine == "embedded" else 0):

@@ -73,5 +73,6 @@ def _engines(rollout: RolloutConfig) -> str:
     return (
         f"{rollout.engines} sglang"
         + (f" of {workers} workers" if workers > 1 else "")
+        + (f" on {rollout.sglang.nodes} nodes" if rollout.sglang.nodes > 1 else "")
         + (", colocated" if rollout.sglang.colocated else "")
     )

@@ -26,7 +26,7 @@ def test_near_replicas_take_over_what_far_ones_would_send(name: str) -> None:
     plan = make_plan(source, destination)
     # data-parallel neighbours in turn, so that every shard has a rank on both machines
     places = tuple("ab"[rank // sizes.tensor % 2] for rank in range(sizes.world))
-    near = brought_near(plan, source, Nearness(places, "b"))
+    near = brought_near(plan, source, Nearness(places, ("b",)))
     prove(near, source, destination)
     assert {places[c.source_rank] for c in near.copies} == {"b"}
     assert [c._replace(source_rank=0) for c in near.copies] == [c._replace(source_rank=0) for c in plan.copies]
@@ -41,7 +41,7 @@ def test_where_nobody_is_near_the_plan_stays() -> None:
     hf_config = QWEN3
     source = megatron_layout(hf_config, ParallelSizes(tensor=2, data=2))
     plan = make_plan(source, transformers_layout(hf_config))
-    assert brought_near(plan, source, Nearness(("a", "a", "a", "a"), "c")) is plan
+    assert brought_near(plan, source, Nearness(("a", "a", "a", "a"), ("c",))) is plan
     assert brought_near(plan, source, Nearness()) is plan
-    half = brought_near(plan, source, Nearness(("c", "a", "a", "a"), "c"))  # one tensor-parallel half of the weights
+    half = brought_near(plan, source, Nearness(("c", "a", "a", "a"), ("c",)))  # one tensor-parallel half of the weights
     assert {c.source_rank for c in half.copies if source.ranks[c.source_rank] is source.ranks[0]} == {0}

@@ -52,7 +52,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
             "rollout.engines.",
         ),
         ({"args": {"pp_size": 2}}, "rollout.sglang.args.pp_size cannot be given: a server has no pipeline stages, set"),
-        ({"args": {"nnodes": 2}}, "rollout.sglang.args.nnodes cannot be given: a server runs on one machine, start"),
+        ({"args": {"nnodes": 2}}, "rollout.sglang.args.nnodes cannot be given: set rollout.sglang.nodes"),
         (
             {"args": {"preferred-sampling-params": "{}"}},
             "rollout.sglang.args.preferred-sampling-params cannot be given: set rollout.temperature, .top_p and .top_k",

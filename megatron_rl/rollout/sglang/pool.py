@@ -241,7 +241,7 @@ class SGLangEngines:
         place, seconds = MeetingPlace(self.host or "127.0.0.1"), self.options.swap_seconds
         for replica, session in zip(self.replicas, self._sessions, strict=True):
             senders = await self.control.collected(session, "trainer rank", ranks, seconds)
-            near = Nearness(self._places, replica.place)
+            near = Nearness(self._places, replica.places)
             replica.swap.network = Network(place, self._backend, senders, near)
 
     async def _swap_all(self, version: int, hashes: "asyncio.Future[np.ndarray]") -> list[Swapped]:
