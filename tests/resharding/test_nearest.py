@@ -6,6 +6,7 @@ import pytest
 
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.nearest import Nearness, brought_near
 from megatron_rl.resharding.plan import make_plan
@@ -35,6 +36,20 @@ def test_near_replicas_take_over_what_far_ones_would_send(name: str) -> None:
         shards.setdefault(id(source.ranks[c.source_rank]), Counter())[c.source_rank] += c.elements
     for sent in shards.values():  # two near replicas share what is to be sent
         assert max(sent.values()) - min(sent.values()) <= max(c.elements for c in near.copies)
+
+
+def test_each_part_of_an_engine_is_sent_to_from_its_own_machine() -> None:
+    source = megatron_layout(QWEN3, ParallelSizes(tensor=2, data=2))
+    destination = sglang_layout(QWEN3, EngineSizes(tensor=4))
+    places = ("a", "a", "b", "b")
+    near = brought_near(make_plan(source, destination), source, Nearness(places, ("a", "a", "b", "c")))
+    prove(near, source, destination)
+    sent = {(c.destination_rank, places[c.source_rank]) for c in near.copies}
+    assert {place for rank, place in sent if rank < 2} == {"a"}
+    assert {place for rank, place in sent if rank == 2} == {"b"}
+    plain = make_plan(source, destination)
+    kept = [(c, p) for c, p in zip(near.copies, plain.copies, strict=True) if c.destination_rank == 3]
+    assert kept and all(c == p for c, p in kept)  # nobody is near
 
 
 def test_where_nobody_is_near_the_plan_stays() -> None:
