@@ -20,7 +20,7 @@ from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.foresight.forecast import Forecast, foresee
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, this_machine
 from megatron_rl.settings.foresight.rules import check_hardware
-from megatron_rl.settings.foresight.suggest import Suggestion, suggest
+from megatron_rl.settings.foresight.suggest import NEEDS_GPUS, Suggestion, enough_nodes, suggest
 from megatron_rl.settings.load import load
 from megatron_rl.settings.model import check_critic
 from megatron_rl.system import machine
@@ -64,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--gpus {options.gpus} goes with --gpu NAME and is 1 or more.")
     if options.tokens is not None and not options.tokens >= 1:
         raise InputError(f"--tokens {options.tokens:g} is the mean length of a completion: give 1 or more.")
+    if options.suggest and (options.gpu == "cpu" or not (options.gpu or machine.gpus())):
+        raise InputError(NEEDS_GPUS)
     if not options.gpu:
         return _run(options, None)
     on = named(options.gpu, gpus=options.gpus or 8)
@@ -91,7 +93,7 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
             print(f"  note       {what}: {count}")
         print_warnings(found.warnings, sys.stdout)
     if suggestions is not None:
-        print("\n".join(each.line() for each in suggestions) or "No layout fits.")
+        print("\n".join(each.line() for each in suggestions) or _none_fits(config, known, on, options.tokens))
     return BAD_INPUT if found.problems else 0
 
 
@@ -106,6 +108,11 @@ def _foreseen(
     if not found.problems:
         forecast = foresee(config, hf_config, on, options.tokens, **_beside(config, hf_config))
         found.warnings += forecast.warnings()
+        if (longest := config.rollout.max_new_tokens) < (options.tokens or 0):
+            found.warnings.append(
+                f"--tokens {options.tokens:g} counts as {longest}, the longest that a completion may get "
+                "(rollout.max_new_tokens)."
+            )
     if options.suggest and hf_config:
 
         def sound(changed: Config) -> bool:
@@ -114,6 +121,12 @@ def _foreseen(
 
         suggestions = suggest(config, hf_config, on, sound, options.tokens)
     return forecast, suggestions
+
+
+def _none_fits(config: Config, known: dict[str, Any] | None, on: Hardware, tokens: float | None) -> str:
+    nodes = enough_nodes(config, known or read_config(config.model), on, tokens)
+    more = f" On {nodes} nodes there are some: --nodes {nodes}." if nodes else ""
+    return f"No layout fits on {on.nodes} x {on.gpus} {on.name}.{more}"
 
 
 def _beside(config: Config, hf_config: dict[str, Any]) -> dict[str, Mapping[str, Any] | None]:
@@ -125,7 +138,9 @@ def _beside(config: Config, hf_config: dict[str, Any]) -> dict[str, Mapping[str,
 
 
 def _config_json(file: str) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(Path(file), "--model takes the config.json of a model")
+    content = read_json(Path(file), "--model takes the config.json of a model")
+    if not isinstance(content.get("model_type"), str):
+        raise InputError(f"--model {file} has no model_type: it is not the config.json of a model.")
     return content
 
 

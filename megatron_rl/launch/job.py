@@ -67,7 +67,7 @@ def launch(config: Config, nodes: Nodes = ALONE) -> int:
                 folder.mark_ended(outcome.code, outcome.message)
             if outcome.code == BAD_INPUT:
                 raise InputError(outcome.message)
-            _say_how_it_ended(folder, outcome)
+            _say_how_it_ended(folder, outcome, nodes)
         finally:
             folder.unlock()
     return outcome.code
@@ -152,7 +152,7 @@ def _is_complete(folder: RunFolder, stage: str, step: int) -> str:
     )
 
 
-def _say_how_it_ended(folder: RunFolder, outcome: Outcome) -> None:
+def _say_how_it_ended(folder: RunFolder, outcome: Outcome, nodes: Nodes) -> None:
     seconds = time.time() - psutil.Process().create_time()
     if outcome.code == 0:
         print(f"The command took {duration(seconds)}.", flush=True)
@@ -162,7 +162,7 @@ def _say_how_it_ended(folder: RunFolder, outcome: Outcome) -> None:
     lines = [
         outcome.message,
         f"Logs of every process: {folder.logs()}",
-        f"{kept} with: {folder.command()}",
+        f"{kept} with: {nodes.again(folder.command())}",
         f"The command took {duration(seconds)}.",
     ]
     with contextlib.suppress(OSError):  # nobody reads any more: the terminal has been closed

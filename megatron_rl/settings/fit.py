@@ -144,9 +144,12 @@ def _shares_memory(config: Config) -> bool:
 def _disk(config: Config, needed: Footprint) -> list[str]:
     kept = config.run.keep + 1 if config.run.save_every else 1  # a new one is complete before an old one goes
     disk = kept * needed.checkpoint + needed.export * (config.run.export + bool(config.model.architecture))
-    free = shutil.disk_usage(_existing(Path(config.run.folder))).free
+    existing = _existing(Path(config.run.folder))
+    free = shutil.disk_usage(existing).free
     if disk <= free:
         return []
+    if not os.statvfs(existing).f_blocks:
+        return [f"run.folder is {config.run.folder}, and {existing} keeps no files: choose another run.folder."]
     return [
         f"The run writes up to {readable(disk)} to {config.run.folder} ({_counted(kept, 'checkpoint')} of "
         f"{readable(needed.checkpoint)}), and {readable(free)} are free: lower run.keep, or choose another run.folder."

@@ -12,6 +12,7 @@ from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.system import machine
 
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
 GRADIENT_BYTES = 4  # Megatron's gradient buffers are fp32
@@ -47,6 +48,8 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
     trained, changed = trained_elements(config.actor, hf_config)
     adapted = config.actor.lora.rank > 0  # which needs a copy of what changes; so does a reference, and it may be that
     copies = max(frozen, int(adapted))
+    if machine.gpus():  # frozen weights lie on the host, and one policy's come back at a time
+        copies = min(copies, 1)
     layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     beside, of_critic = 0, [0] * len(held)

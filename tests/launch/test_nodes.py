@@ -70,6 +70,15 @@ def test_a_check_plans_for_the_nodes_of_its_job() -> None:
     assert planned(LaunchConfig(), {}) == 1
 
 
+def test_how_the_same_is_started_again() -> None:
+    command = "megatron-rl train runs/mine/config.yaml run.resume=auto"
+    assert ALONE.again(command) == command
+    assert given(LaunchConfig(), STEP).again(command) == (
+        "sbatch --nodes=4 slurm/train.sbatch runs/mine/config.yaml run.resume=auto"
+    )
+    assert given(LaunchConfig(), TORCHRUN).again(command).startswith("torchrun --nnodes 2 --nproc-per-node 1 …")
+
+
 SGLANG = RolloutConfig(engine="sglang", engines=4)
 
 

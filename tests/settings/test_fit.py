@@ -55,6 +55,19 @@ def test_footprint_of_a_known_model() -> None:
     assert (needed.engine, needed.export, needed.checkpoint) == (parameters * 2, parameters * 2, parameters * 14)
 
 
+def test_frozen_policies_lie_on_the_host_of_gpus(gpus) -> None:
+    """All but the one that is being asked; without GPUs all are in a rank's memory."""
+    config = config_of()
+    config.preference.steps = 1
+    config.preference.loss = "sigmoid"
+    one = footprint(config, MODEL).ranks[0]
+    config.preference.loss = "cdpo"
+    three = footprint(config, MODEL)
+    assert three.ranks[0] == one + 2 * 2 * three.parameters
+    gpus(1)
+    assert footprint(config, MODEL).ranks[0] == one
+
+
 def test_a_critic_is_counted() -> None:
     """Its decoder, a head of 64 numbers on the ranks of the last stage, its gradients and its moments."""
     config = config_of()

@@ -30,8 +30,8 @@ class Assumed:
 
     executed: float  # share of the peak that executed FLOPs of training reach; of experts' matrices ``experts`` of it
     experts: float = 0.7
-    fp8: float = 1.36  # times as fast: products of FP8 layers (tensorwise)
-    blockwise: float = 1.24
+    fp8: float = 1.45  # times as fast: products of FP8 layers (tensorwise)
+    blockwise: float = 1.28
     decoding: float = 0.6  # share of the peak in prefill and large decoding batches
     bandwidth: float = 0.8  # share of the memory's bandwidth while weights and caches are read
     links: float = 0.75  # share of NVLink's, PCIe's and the network's
@@ -44,7 +44,7 @@ class Assumed:
     wide: float = 1.6  # times as long: sums in float64 (rollout.embedded.true_on_policy)
 
 
-ON_GPU = Assumed(executed=0.49)
+ON_GPU = Assumed(executed=0.53)
 ON_CPU = Assumed(
     executed=0.3,
     experts=0.5,

@@ -22,6 +22,8 @@ _CHECKED = 100  # layouts, at most
 _RECOMPUTE = ("none", "selective", "full")
 _TOKENS = (4096, 8192, 16384, 32768, 65536)  # of a micro-batch
 _FREE = ("actor.recompute", "actor.micro_batch_tokens")  # layouts that differ in these alone are one, its best
+_TIMES = (2, 4, 8, 16)  # as many nodes, where too few were asked about
+NEEDS_GPUS = "--suggest needs GPUs whose speed is known: give --gpu and --gpus, as --gpu h100 --gpus 8."
 _SPARE = 0.95  # of a GPU's memory, which a layout may take: predictions are that good
 
 
@@ -52,19 +54,10 @@ def suggest(
 ) -> list[Suggestion]:
     """Up to ``SHOWN`` layouts that are ``sound`` and fit. Raises InputError without GPUs, or without steps of RL."""
     if not on.gpus or not on.rate(config.model.dtype):
-        raise InputError("--suggest needs GPUs whose speed is known: give --gpu and --gpus, as --gpu h100 --gpus 8.")
+        raise InputError(NEEDS_GPUS)
     if not config.run.steps:
         raise InputError("--suggest is for runs with steps of RL (run.steps).")
-    arch, load = read_architecture(hf_config), workload(config, tokens)
-    found = []
-    for rollout_nodes in _splits(config, on):
-        for trainer in _trainers(config, arch, on, load, on.total - rollout_nodes * on.gpus):
-            for engine in _engines(config, hf_config, on, rollout_nodes):
-                options = trainer | engine
-                changed = applied(config, options)
-                forecast = foreseen(changed, arch, on, load)
-                if forecast.peak <= _SPARE * on.memory and forecast.running >= 1 and forecast.step is not None:
-                    found.append(Suggestion(options, forecast))
+    found = list(_fitting(config, hf_config, on, tokens))
     found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
     chosen: dict[tuple[int | str | bool, ...], Suggestion] = {}
     for each in found[:_CHECKED]:
@@ -73,6 +66,26 @@ def suggest(
             own = {key: value for key, value in each.options.items() if value != _value(config, key)}
             chosen[layout] = replace(each, options=own)
     return list(chosen.values())
+
+
+def enough_nodes(config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None = None) -> int:
+    """Twice as many nodes as these, or four times, …: the first number on which a layout fits; 0: none does."""
+    for nodes in (on.nodes * times for times in _TIMES):
+        if next(_fitting(config, hf_config, replace(on, nodes=nodes), tokens), None) is not None:
+            return nodes
+    return 0
+
+
+def _fitting(config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None) -> Iterator[Suggestion]:
+    """Layouts that fit, by prediction, whether sound or not."""
+    arch, load = read_architecture(hf_config), workload(config, tokens)
+    for rollout_nodes in _splits(config, on):
+        for trainer in _trainers(config, arch, on, load, on.total - rollout_nodes * on.gpus):
+            for engine in _engines(config, hf_config, on, rollout_nodes):
+                options = trainer | engine
+                forecast = foreseen(applied(config, options), arch, on, load)
+                if forecast.peak <= _SPARE * on.memory and forecast.running >= 1 and forecast.step is not None:
+                    yield Suggestion(options, forecast)
 
 
 def _value(config: Config, key: str) -> Any:
