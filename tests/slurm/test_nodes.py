@@ -93,7 +93,7 @@ def test_a_lost_node_requeues_the_job_which_goes_on(whole: Site, site: Site, wha
     if what != "supervisor":
         assert site.attempts("held") == [75 if what == "node" else None]  # the first also keeps the records
         cluster.start_node(lost)  # until which the job waits
-        cluster.run("scontrol", "update", f"nodename={lost}", "state=resume", check=False)
+        cluster.until(lambda: cluster.states() == ["idle", "idle"], "the node did not come back")
     cluster.requeued(job, 1)
     cluster.wait(job, "COMPLETED")
     assert site.attempts("held")[-1] == 0 and len(site.attempts("held")) == 2
