@@ -109,7 +109,7 @@ def test_a_server_on_two_machines_ends_with_one_of_them(
     made = servers(rollout, tmp_path / "model", PRIVATE, tmp_path, tmp_path / "logs", control, hosts)
     (replica,) = made.replicas
     both = replica.process
-    assert isinstance(both, SpreadServer) and replica.places == (machine.place(),) * 4
+    assert isinstance(both, SpreadServer) and replica.places == (machine.place(),) * 2
     assert not both.started and not both.ended and not both.lost
     both.start()
     assert both.started and both.pid == both.parts[0].pid

@@ -68,9 +68,8 @@ class Replica:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """``machine.place()`` of each worker; empty where that is not known."""
-        found = self.process.places if self.process is not None else ()
-        return tuple(place for place in found for _ in range(self.workers // len(found)))
+        """``machine.place()`` of the machines that it runs on; empty where that is not known."""
+        return self.process.places if self.process is not None else ()
 
     @property
     def off(self) -> bool:

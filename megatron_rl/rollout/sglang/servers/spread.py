@@ -16,7 +16,7 @@ class SpreadServer:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """``machine.place()`` of each part, which have equally many workers in the order of their ranks."""
+        """``machine.place()`` of each part."""
         return tuple(place for part in self.parts for place in part.places)
 
     @property
