@@ -10,8 +10,10 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.architecture import Architecture, read_architecture
 from megatron_rl.resharding.layouts.megatron import fitting_ends
 from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations
+from megatron_rl.settings.footprint import WEIGHT_BYTES
 from megatron_rl.settings.foresight.forecast import Forecast, foreseen
 from megatron_rl.settings.foresight.hardware import Hardware
+from megatron_rl.settings.foresight.held import whole
 from megatron_rl.settings.foresight.memory import trainer_memory
 from megatron_rl.settings.foresight.seconds import learning
 from megatron_rl.settings.foresight.work import Workload, workload
@@ -175,16 +177,21 @@ def _engines(
     config: Config, hf_config: Mapping[str, Any], on: Hardware, rollout_nodes: int
 ) -> Iterator[dict[str, int | str | bool]]:
     """Engines that fill the GPUs which they may have."""
-    gpus = (rollout_nodes or on.nodes) * on.gpus
-    for tensor in [n for n in _divisors(on.gpus, on.gpus) if n & (n - 1) == 0]:
+    nodes = rollout_nodes or on.nodes
+    size = whole(read_architecture(hf_config)) * (1 if config.rollout.sglang.fp8 else WEIGHT_BYTES[config.model.dtype])
+    tensors = [n for n in _divisors(on.gpus, on.gpus) if n & (n - 1) == 0]
+    if size > _SPARE * on.memory * on.gpus:  # else the network between nodes would only make it slower
+        tensors = [on.gpus * span for span in _divisors(nodes, nodes) if span > 1]
+    for tensor in tensors:
         sizes = EngineSizes(tensor=tensor, expert=1)
         if not engine_violations(hf_config, sizes):
             yield {
                 "launch.nodes": on.nodes if on.nodes > 1 else config.launch.nodes,
                 "launch.rollout_nodes": rollout_nodes,
                 "rollout.engine": "sglang",
-                "rollout.engines": gpus // tensor,
+                "rollout.engines": nodes * on.gpus // tensor,
                 "rollout.sglang.tensor_parallel": tensor,
+                "rollout.sglang.nodes": -(-tensor // on.gpus),
                 "rollout.sglang.expert_parallel": 1,
                 "rollout.sglang.colocated": rollout_nodes == 0,
             }

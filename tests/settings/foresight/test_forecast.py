@@ -9,6 +9,7 @@ import pytest
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.check import check
+from megatron_rl.settings.foresight import suggest as suggesting
 from megatron_rl.settings.foresight.forecast import foresee, told
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, on_cpu
 from megatron_rl.settings.foresight.rules import check_hardware
@@ -145,3 +146,16 @@ def test_what_cannot_be_suggested_for() -> None:
     config.run.steps = 0
     with pytest.raises(InputError, match="steps of RL"):
         suggest(config, QWEN3_8B, named("h100", 1, 8), lambda changed: True)
+
+
+def test_engines_too_large_for_a_node_are_spread() -> None:
+    """470 GB of weights: 8 GPUs of 43 GB are too few, and of 86 GB enough."""
+    config = of_235b()
+    spread = list(suggesting._engines(config, QWEN3_235B, named("a100-40", 4, 8), 4))
+    sizes = [
+        tuple(each[f"rollout.{key}"] for key in ("engines", "sglang.tensor_parallel", "sglang.nodes"))
+        for each in spread
+    ]
+    assert sizes == [(2, 16, 2), (1, 32, 4)]
+    alone = list(suggesting._engines(config, QWEN3_235B, named("a100-80", 4, 8), 4))
+    assert {each["rollout.sglang.nodes"] for each in alone} == {1}
