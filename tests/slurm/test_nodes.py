@@ -93,8 +93,8 @@ def test_a_lost_node_requeues_the_job_which_goes_on(whole: Site, site: Site, wha
     if what != "supervisor":
         assert site.attempts("held") == [75 if what == "node" else None]  # the first also keeps the records
         cluster.start_node(lost)  # until which the job waits
-        cluster.until(lambda: cluster.states() == ["idle", "idle"], "the node did not come back")
-    cluster.requeued(job, 1)
+    else:
+        cluster.requeued(job, 1)  # at once; what Slurm still has to tell a node that was away would end a new attempt
     cluster.wait(job, "COMPLETED")
     assert site.attempts("held")[-1] == 0 and len(site.attempts("held")) == 2
     assert site.metrics("held") == whole.metrics("held")
@@ -108,7 +108,7 @@ def test_a_lost_rollout_node_is_done_without(tmp_path: Path) -> None:
         if not cluster.apart:
             pytest.skip("nodes that share process numbers cannot be lost alone: run as root")
         site = Site(cluster, tmp_path)
-        site.env["SBATCH_NO_KILL"] = "yes"
+        site.env["SBATCH_NO_KILL"] = "set"
         site.close(1)
         options = ["rollout.engines=2", "actor.tensor_parallel=1"]
         job = site.train("quickstart", "--rollout-nodes", "2", *SMALL, *HELD, *options, options=("--nodes=3",))
