@@ -103,14 +103,16 @@ def tie_writers() -> None:
     """Have the processes that Megatron forks to write files die with the one that forks them.
 
     They wait for each other: where all are killed but some, those would wait for ever. Call it once in a process.
+    Megatron-Core 0.19 writes by threads of this one, which needs nothing.
     """
     writer: Any = filesystem_async.FileSystemWriterAsync
-    write = writer.write_preloaded_data
+    write, here = writer.write_preloaded_data, os.getpid()
 
-    def write_while_wanted(*arguments: Any, **named: Any) -> None:
-        parent = multiprocessing.parent_process()
-        die_with_parent(parent.pid if parent else None)
-        write(*arguments, **named)
+    def write_while_wanted(*arguments: Any, **named: Any) -> Any:
+        if os.getpid() != here:
+            parent = multiprocessing.parent_process()
+            die_with_parent(parent.pid if parent else None)
+        return write(*arguments, **named)
 
     writer.write_preloaded_data = staticmethod(write_while_wanted)
 
@@ -168,6 +170,11 @@ def _restore(actor: Actor, loaded: dict[str, Any], checkpoint: Path) -> None:
 
 
 def _restore_optimizer(actor: Actor, loaded: dict[str, Any]) -> None:
+    several, now = len(actor.optimizer.chained_optimizers) > 1, actor.optimizer.config
+    for state in loaded["optimizer"].values() if several else [loaded["optimizer"]]:
+        for group in state["optimizer"]["param_groups"]:
+            # Megatron-Core 0.19 tells groups apart by these too, and whoever continues a run may have changed them
+            group["max_lr"], group["min_lr"] = now.lr, now.min_lr
     actor.optimizer.load_state_dict(loaded["optimizer"])
     actor.merge()
     for optimizer in _torch_optimizers(actor):
