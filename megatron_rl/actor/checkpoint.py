@@ -45,6 +45,7 @@ from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
 from megatron_rl.system.stop import leave_to_parent
 
+_COMMON = "common.pt"  # what is not sharded, such as the optimisers' groups
 _NONE: dict[str, Actor] = {}
 
 Beside = Mapping[str, Actor]
@@ -85,6 +86,8 @@ def save(
                 content["base"] = {"hash": fingerprint(actor.model_folder)}
             content["reference"] = {"moves": _reference_moves(actor)}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            if not (partial / _COMMON).exists():  # Megatron-Core 0.19 puts it among the tensors, where 0.16 can't find it
+                torch.save(dist_checkpointing.load_common_state_dict(str(partial)), partial / _COMMON)
             for file, value in (files or {}).items():
                 (partial / file).write_bytes(value)
             list_files(partial)
