@@ -86,7 +86,7 @@ def save(
                 content["base"] = {"hash": fingerprint(actor.model_folder)}
             content["reference"] = {"moves": _reference_moves(actor)}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
-            if not (partial / _COMMON).exists():  # Megatron-Core 0.19 puts it among the tensors, where 0.16 can't find it
+            if not (partial / _COMMON).exists():  # Megatron-Core 0.19 puts it where 0.16 does not look
                 torch.save(dist_checkpointing.load_common_state_dict(str(partial)), partial / _COMMON)
             for file, value in (files or {}).items():
                 (partial / file).write_bytes(value)

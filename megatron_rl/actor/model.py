@@ -184,7 +184,7 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
 
 
 def _inside(spec: Any) -> Any:
-    """What a part of a layer is made of: Megatron-Core 0.16 describes an MLP by a ModuleSpec, 0.19 by a partial call."""
+    """What a part of a layer is made of: an MLP is a ModuleSpec in Megatron-Core 0.16, a partial call in 0.19."""
     return spec.keywords["submodules"] if isinstance(spec, partial) else spec.submodules
 
 
