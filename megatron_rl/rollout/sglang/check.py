@@ -35,10 +35,21 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
         found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
     if options.fp8 and not options.urls and not machine.gpus():
         found.append("rollout.sglang.fp8=true needs engines with GPUs, and there is none here.")
+    if _deterministic(options) and not options.urls and not machine.gpus():
+        found.append(
+            "rollout.sglang.args.enable_deterministic_inference=true is for GPUs, and there is none here: leave it out. "
+            "On a CPU draws follow their seeds without it."
+        )
     for name in options.args:
         if instead := refused(name):
             found.append(f"rollout.sglang.args.{name} cannot be given: {instead}.")
     return found + _addresses(options, rollout.engines)
+
+
+def _deterministic(options: SGLangConfig) -> bool:
+    return any(
+        value and name.replace("-", "_") == "enable_deterministic_inference" for name, value in options.args.items()
+    )
 
 
 def check_sglang_model(options: SGLangConfig, hf_config: Mapping[str, Any]) -> list[str]:
