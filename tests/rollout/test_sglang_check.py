@@ -153,7 +153,7 @@ def test_a_mode_of_gpus(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "installed", lambda _: "0.5.21")
     options = SGLangConfig(args={name: True})
     (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=options))
-    assert found.startswith("rollout.sglang.args.enable_deterministic_inference=true is for GPUs, and there is none here")
+    assert found.startswith("rollout.sglang.args.enable_deterministic_inference=true is for GPUs, and there is none")
     monkeypatch.setattr(machine, "gpus", lambda: (1,))
     assert check_rollout(RolloutConfig(engine="sglang", sglang=options)) == []
 
