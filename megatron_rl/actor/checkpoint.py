@@ -45,6 +45,7 @@ from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
 from megatron_rl.system.stop import leave_to_parent
 
+_COMMON = "common.pt"  # what is not sharded, such as the optimisers' groups
 _NONE: dict[str, Actor] = {}
 
 Beside = Mapping[str, Actor]
@@ -85,6 +86,8 @@ def save(
                 content["base"] = {"hash": fingerprint(actor.model_folder)}
             content["reference"] = {"moves": _reference_moves(actor)}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            if not (partial / _COMMON).exists():  # Megatron-Core 0.19 puts it where 0.16 does not look
+                torch.save(dist_checkpointing.load_common_state_dict(str(partial)), partial / _COMMON)
             for file, value in (files or {}).items():
                 (partial / file).write_bytes(value)
             list_files(partial)
@@ -103,14 +106,16 @@ def tie_writers() -> None:
     """Have the processes that Megatron forks to write files die with the one that forks them.
 
     They wait for each other: where all are killed but some, those would wait for ever. Call it once in a process.
+    Megatron-Core 0.19 writes by threads of this one, which needs nothing.
     """
     writer: Any = filesystem_async.FileSystemWriterAsync
-    write = writer.write_preloaded_data
+    write, here = writer.write_preloaded_data, os.getpid()
 
-    def write_while_wanted(*arguments: Any, **named: Any) -> None:
-        parent = multiprocessing.parent_process()
-        die_with_parent(parent.pid if parent else None)
-        write(*arguments, **named)
+    def write_while_wanted(*arguments: Any, **named: Any) -> Any:
+        if os.getpid() != here:
+            parent = multiprocessing.parent_process()
+            die_with_parent(parent.pid if parent else None)
+        return write(*arguments, **named)
 
     writer.write_preloaded_data = staticmethod(write_while_wanted)
 
@@ -168,6 +173,11 @@ def _restore(actor: Actor, loaded: dict[str, Any], checkpoint: Path) -> None:
 
 
 def _restore_optimizer(actor: Actor, loaded: dict[str, Any]) -> None:
+    several, now = len(actor.optimizer.chained_optimizers) > 1, actor.optimizer.config
+    for state in loaded["optimizer"].values() if several else [loaded["optimizer"]]:
+        for group in state["optimizer"]["param_groups"]:
+            # Megatron-Core 0.19 tells groups apart by these too, and whoever continues a run may have changed them
+            group["max_lr"], group["min_lr"] = now.lr, now.min_lr
     actor.optimizer.load_state_dict(loaded["optimizer"])
     actor.merge()
     for optimizer in _torch_optimizers(actor):

@@ -1,6 +1,7 @@
 """Megatron-Core GPT models from a Hugging Face config.json."""
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -182,6 +183,11 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
     )
 
 
+def _inside(spec: Any) -> Any:
+    """What a part of a layer is made of: an MLP is a ModuleSpec in Megatron-Core 0.16, a partial call in 0.19."""
+    return spec.keywords["submodules"] if isinstance(spec, partial) else spec.submodules
+
+
 def _layer_spec(arch: Architecture, config: ActorConfig, te: bool) -> ModuleSpec:
     if te:
         spec = get_gpt_layer_with_transformer_engine_spec(
@@ -198,8 +204,8 @@ def _layer_spec(arch: Architecture, config: ActorConfig, te: bool) -> ModuleSpec
     inner.core_attention = PackedAttention
     if arch.qk_norm:
         inner.q_layernorm = inner.k_layernorm = RMSNorm
-    mlp = spec.submodules.mlp.submodules
-    (mlp.experts.submodules if arch.experts else mlp).activation_func = SwiGLU
+    mlp = _inside(spec.submodules.mlp)
+    (_inside(mlp.experts) if arch.experts else mlp).activation_func = SwiGLU
     inner.linear_qkv, inner.linear_proj = ColumnParallel, RowParallel
     if not arch.experts:
         mlp.linear_fc1, mlp.linear_fc2 = ColumnParallel, RowParallel

@@ -21,7 +21,11 @@ from packaging.specifiers import SpecifierSet
 
 from megatron_rl.errors import InputError
 
-SUPPORTED = {"torch": ">=2.11,<2.14", "megatron-core": ">=0.16.1,<0.17", "transformers": ">=5.12,<6"}
+SUPPORTED = {
+    "torch": ">=2.11,<2.14",
+    "megatron-core": ">=0.16.1,!=0.17.*,!=0.18.*,<0.20",  # those that the suite passes with
+    "transformers": ">=5.12,<6",
+}
 RECORDED = (*SUPPORTED, "omegaconf", "datasets", "safetensors", "numpy", "xxhash", "transformer-engine", "sglang")
 DRIVER = Path("/dev/nvidiactl")  # there where NVIDIA's driver is
 SHARED = Path("/dev/shm")  # where memory has a name by which processes can share it

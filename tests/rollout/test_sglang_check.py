@@ -153,6 +153,16 @@ def test_servers_that_are_started_here_need_shared_memory(monkeypatch: pytest.Mo
     assert machine.shared_memory() > 0
 
 
+@pytest.mark.parametrize("name", ["enable_deterministic_inference", "enable-deterministic-inference"])
+def test_a_mode_of_gpus(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "installed", lambda _: "0.5.21")
+    options = SGLangConfig(args={name: True})
+    (found,) = check_rollout(RolloutConfig(engine="sglang", sglang=options))
+    assert found.startswith("rollout.sglang.args.enable_deterministic_inference=true is for GPUs, and there is none")
+    monkeypatch.setattr(machine, "gpus", lambda: (1,))
+    assert check_rollout(RolloutConfig(engine="sglang", sglang=options)) == []
+
+
 def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "installed", lambda _: "0.5.21")
     with socket.socket() as holder:

@@ -40,10 +40,21 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
             f"rollout.sglang.tensor_parallel={options.tensor_parallel} workers cannot be dealt out over "
             f"rollout.sglang.nodes={options.nodes}: make them a multiple."
         )
+    if _deterministic(options) and not options.urls and not machine.gpus():
+        found.append(
+            "rollout.sglang.args.enable_deterministic_inference=true is for GPUs, and there is none here: leave it "
+            "out. On a CPU draws follow their seeds without it."
+        )
     for name in options.args:
         if instead := refused(name):
             found.append(f"rollout.sglang.args.{name} cannot be given: {instead}.")
     return found + _addresses(options, rollout.engines)
+
+
+def _deterministic(options: SGLangConfig) -> bool:
+    return any(
+        value and name.replace("-", "_") == "enable_deterministic_inference" for name, value in options.args.items()
+    )
 
 
 def check_sglang_model(options: SGLangConfig, hf_config: Mapping[str, Any]) -> list[str]:
