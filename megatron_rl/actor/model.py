@@ -16,6 +16,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron_rl.actor import accelerator
 from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.megatron.fields import TRANSFORMER
+from megatron_rl.actor.megatron.given import given, readable_refusals
 from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.modules.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_packed_rotary
 from megatron_rl.actor.modules.logprobs import token_logprobs
@@ -111,7 +113,7 @@ class PolicyModel(GPTModel):
 
 
 def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's configuration of this architecture and sharding."""
+    """Megatron's configuration of this architecture and sharding. Raises InputError where it refuses the options."""
     te = transformer_engine(dtype)
     moe: dict[str, Any] = {}
     if arch.experts:
@@ -125,16 +127,8 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
             moe_grouped_gemm=te,
             moe_permute_fusion=te,
         )
-    fp8: dict[str, Any] = {}
-    if config.fp8 != "none":
-        fp8 = dict(fp8="e4m3" if config.fp8 == "blockwise" else "hybrid", fp8_recipe=config.fp8)
-    recompute: dict[str, Any] = {}
-    if config.recompute == "full":
-        recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
-    elif config.recompute == "selective":
-        recompute = dict(recompute_granularity="selective")
     virtual = config.virtual_pipeline if config.virtual_pipeline > 1 else None
-    return TransformerConfig(
+    own: dict[str, Any] = dict(
         num_layers=arch.layers,
         hidden_size=arch.hidden,
         ffn_hidden_size=arch.mlp_hidden,
@@ -177,9 +171,37 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
         masked_softmax_fusion=False,  # apex's, of an attention that is not used here
         apply_rope_fusion=te,
         **moe,
-        **fp8,
-        **recompute,
+        **_precision(config),
+        **_recomputation(config),
     )
+    with readable_refusals():
+        return TransformerConfig(**own | given(config.megatron, TRANSFORMER))
+
+
+def _precision(config: ActorConfig) -> dict[str, Any]:
+    if config.fp8 == "none":
+        return {}
+    blocks = config.fp8 in ("blockwise", "mxfp8")  # whose scales are fine enough for gradients with three bits
+    found: dict[str, Any] = dict(fp8="e4m3" if blocks else "hybrid", fp8_recipe=config.fp8)
+    if config.bf16_layers:
+        found |= dict(
+            first_last_layers_bf16=True,
+            num_layers_at_start_in_bf16=config.bf16_layers,
+            num_layers_at_end_in_bf16=config.bf16_layers,
+        )
+    return found
+
+
+def _recomputation(config: ActorConfig) -> dict[str, Any]:
+    if config.recompute == "full":
+        return dict(
+            recompute_granularity="full",
+            recompute_method=config.recompute_method,
+            recompute_num_layers=config.recompute_layers,
+        )
+    if config.recompute == "selective":
+        return dict(recompute_granularity="selective", recompute_modules=list(config.recompute_modules))
+    return {}
 
 
 def _layer_spec(arch: Architecture, config: ActorConfig, te: bool) -> ModuleSpec:
