@@ -1,5 +1,6 @@
 """Megatron-Core GPT models from a Hugging Face config.json."""
 
+import importlib.util
 import os
 from typing import Any
 
@@ -26,22 +27,23 @@ from megatron_rl.actor.modules.scalar import ScalarHead
 from megatron_rl.actor.modules.true_on_policy import ColumnParallel, RowParallel
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.architecture import Architecture
+from megatron_rl.system.kernels import unusable
 
 _UNFUSED = "NVTE_UNFUSED_ATTN"  # 0: Transformer Engine may not fall back to scores of all pairs of tokens
 
 
 def transformer_engine(dtype: torch.dtype) -> bool:
-    """True when Transformer Engine's layers are used: it imports, and the model computes in bfloat16 on a GPU.
+    """True when Transformer Engine's layers are used: it is there, and the model computes in bfloat16 on a GPU.
 
     In float32 its products round their inputs to TF32 (a mean error of 7e-4 nats was measured for a model of 8 layers);
-    the local layers' do not.
+    the local layers' do not. Raises InputError for one that is there and cannot be imported.
     """
-    if not accelerator.on_gpu() or dtype == torch.float32:
+    if not accelerator.on_gpu() or dtype == torch.float32 or importlib.util.find_spec("transformer_engine") is None:
         return False
     try:
         import transformer_engine.pytorch  # noqa: F401
-    except ImportError:
-        return False
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(unusable(str(error))) from error
     return True
 
 
@@ -171,16 +173,18 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
         masked_softmax_fusion=False,  # apex's, of an attention that is not used here
         apply_rope_fusion=te,
         **moe,
-        **_precision(config),
+        **_precision(config, te),
         **_recomputation(config),
     )
     with readable_refusals():
         return TransformerConfig(**own | given(config.megatron, TRANSFORMER))
 
 
-def _precision(config: ActorConfig) -> dict[str, Any]:
+def _precision(config: ActorConfig, te: bool) -> dict[str, Any]:
     if config.fp8 == "none":
         return {}
+    if not te:
+        raise InputError(f"actor.fp8={config.fp8} needs Transformer Engine's layers, which this rank has not.")
     blocks = config.fp8 in ("blockwise", "mxfp8")  # whose scales are fine enough for gradients with three bits
     found: dict[str, Any] = dict(fp8="e4m3" if blocks else "hybrid", fp8_recipe=config.fp8)
     if config.bf16_layers:

@@ -14,14 +14,19 @@ from megatron_rl.actor.megatron.given import given, readable_refusals
 from megatron_rl.actor.model import PolicyModel
 
 
+def reduction_config(config: ActorConfig) -> DistributedDataParallelConfig:
+    """How gradients are summed. Raises InputError where Megatron refuses ``actor.megatron``."""
+    own: dict[str, Any] = dict(grad_reduce_in_fp32=config.gradients == "float32", use_distributed_optimizer=True)
+    with readable_refusals():
+        return DistributedDataParallelConfig(**own | given(config.megatron, REDUCTION))
+
+
 def wrap(chunks: list[PolicyModel], config: ActorConfig) -> list[DistributedDataParallel]:
     """Give every chunk its gradient buffers and parameter buffer, shared by the data-parallel ranks.
 
     Raises InputError where Megatron refuses ``actor.megatron``.
     """
-    own: dict[str, Any] = dict(grad_reduce_in_fp32=config.gradients == "float32", use_distributed_optimizer=True)
-    with readable_refusals():
-        settings = DistributedDataParallelConfig(**own | given(config.megatron, REDUCTION))
+    settings = reduction_config(config)
     wrapped = [
         # later chunks of an interleaved pipeline reduce in one piece, as Megatron-LM has it
         DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=settings.overlap_grad_reduce and i > 0)
@@ -60,7 +65,12 @@ def gather_matrix(chunk: Any, matrix: torch.Tensor) -> None:
 def build_optimizer(
     model: list[DistributedDataParallel], config: OptimizerConfig, actor: ActorConfig, dtype: torch.dtype
 ) -> Any:
-    """A fresh optimiser over the wrapped chunks. Raises InputError where Megatron refuses ``actor.megatron``."""
+    """A fresh optimiser over the wrapped chunks."""
+    return get_megatron_optimizer(optimizer_config(config, actor, dtype), model)
+
+
+def optimizer_config(config: OptimizerConfig, actor: ActorConfig, dtype: torch.dtype) -> MegatronOptimizerConfig:
+    """AdamW, and where its state is. Raises InputError where Megatron refuses ``actor.megatron``."""
     own: dict[str, Any] = dict(
         optimizer="adam",
         lr=config.lr,
@@ -75,8 +85,7 @@ def build_optimizer(
         use_distributed_optimizer=True,
     )
     with readable_refusals():
-        settings = MegatronOptimizerConfig(**own | _state(actor) | given(actor.megatron, OPTIMIZER))
-    return get_megatron_optimizer(settings, model)
+        return MegatronOptimizerConfig(**own | _state(actor) | given(actor.megatron, OPTIMIZER))
 
 
 def _state(actor: ActorConfig) -> dict[str, Any]:

@@ -40,6 +40,12 @@ def _actor(config: Config) -> list[str]:
             f"actor.micro_batch_tokens is {actor.micro_batch_tokens}, but a prompt with its completion can have "
             f"{longest} tokens (data.max_prompt_tokens + rollout.max_new_tokens): set it to {per_rank} or more."
         )
+    shared = config.rollout.engine == "sglang" and config.rollout.sglang.colocated and config.generates()
+    if actor.asleep and not shared:
+        found.append(
+            "actor.asleep=true makes room for engines on the trainer's own GPUs, and there are none: set "
+            "rollout.sglang.colocated=true, or leave it false."
+        )
     return found + check_megatron(actor, config.model.dtype) + check_memory(actor, config.model.dtype)
 
 

@@ -27,6 +27,7 @@ class Sleeper:
         """Give the memory up."""
         if self.sizes:
             return
+        self.optimizer.zero_grad()  # what refers to them
         for tensor in self._state():
             host = self.kept.get(id(tensor))
             if host is None:

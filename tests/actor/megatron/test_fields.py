@@ -17,6 +17,7 @@ from megatron_rl.actor.megatron.check import check_megatron
 from megatron_rl.actor.megatron.fields import OPTIMIZER, REDUCTION, TRANSFORMER, fields
 from megatron_rl.actor.megatron.given import given
 from megatron_rl.actor.megatron.owned import INSTEAD, REFUSED
+from megatron_rl.cli import main
 from megatron_rl.settings.load import load, options
 from megatron_rl.system import machine
 
@@ -129,3 +130,12 @@ def test_the_command_line() -> None:
     config, problems = load("quickstart", overrides)
     assert not problems and config.actor.megatron == {"moe_z_loss_coeff": 1e-3, "bucket_size": 1000}
     assert typing.get_origin(options()["actor.megatron"]) is dict
+
+
+def test_fields_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    """Megatron's own words, before anything is started; and with them all that is wrong elsewhere."""
+    given = "actor.megatron.moe_router_load_balancing_type=[aux_loss]"
+    assert main(["check", "quickstart", given, "actor.asleep=true"]) == 2
+    said = capsys.readouterr().out
+    assert "does not take these options" in said and "must be a list of the same length" in said
+    assert "actor.asleep=true makes room for engines on the trainer's own GPUs, and there are none" in said

@@ -70,7 +70,8 @@ def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
     buffer = SimpleNamespace(grad_data=gradients)
     each = SimpleNamespace(shard_fp32_from_float16_groups=[[main]], optimizer=SimpleNamespace(state={main: state}))
     sleeper = Sleeper(
-        [SimpleNamespace(buffers=[buffer], expert_parallel_buffers=[])], SimpleNamespace(chained_optimizers=[each])
+        [SimpleNamespace(buffers=[buffer], expert_parallel_buffers=[])],
+        SimpleNamespace(chained_optimizers=[each], zero_grad=lambda: None),
     )
     places = main.data_ptr(), state["exp_avg"].data_ptr()
     for _ in range(2):  # the host's memory is taken once
