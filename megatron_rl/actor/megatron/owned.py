@@ -68,14 +68,14 @@ _REASONS = {
     "float16 needs a scaled loss, which the actor does not make: use model.dtype=bfloat16": """
         fp16 loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis""",
     "the optimiser is AdamW, whose state checkpoints and the memory forecast know": """
-        optimizer decoupled_weight_decay main_params_dtype""",
+        optimizer decoupled_weight_decay main_params_dtype use_layer_wise_distributed_optimizer""",
     "the policy's log-probs would be drawn anew in every pass, and the engine's are without": """
         hidden_dropout attention_dropout moe_input_jitter_eps""",
     "every weight has the rate of actor.optimizer, which follows its schedule": "decoupled_lr decoupled_min_lr",
     "the groups of ranks are made without": "num_distributed_optimizer_instances hybrid_context_parallel",
     "engines generate, not the actor": """
         flash_decode inference_rng_tracker use_inference_optimized_layers inference_fuse_tp_communication
-        mlp_chunks_for_prefill""",
+        mlp_chunks_for_prefill inference_cuda_graph_scope""",
     "the actor sets it itself": "use_distributed_optimizer use_cpu_initialization perform_initialization",
     "set overlap_param_gather, which gathers in the next forward pass": "overlap_param_gather_with_optimizer_step",
     "it needs a kernel that adds to gradients past the hooks that reduce them": "gradient_accumulation_fusion",
@@ -84,7 +84,7 @@ _REASONS = {
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 
 _ATTENTION = """
-    attention_softmax_in_fp32 apply_query_key_layer_scaling attention_backend cp_comm_type
+    flash_attention_version attention_softmax_in_fp32 apply_query_key_layer_scaling attention_backend cp_comm_type
     log_max_attention_logit qk_clip"""
 _LAYERS = """
     masked_softmax_fusion bias_activation_fusion persist_layer_norm memory_efficient_layer_norm
