@@ -294,6 +294,8 @@ def begin(optimizer: Any) -> None:
 
     Megatron's own way asks the first for less than newer versions want, and has the second make a step.
     """
+    if optimizer.optimizer is None:  # this rank trains none of these weights
+        return
     shared = getattr(optimizer.optimizer, "sub_optimizers", None)  # of one that the host has a part of
     if shared is None and not optimizer.config.use_precision_aware_optimizer:
         if optimizer.init_state_fn is not None:

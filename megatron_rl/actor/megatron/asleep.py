@@ -53,6 +53,8 @@ class Sleeper:
         """Every tensor on the device that is the optimiser's own, once."""
         seen: set[int] = set()
         for each in self.optimizer.chained_optimizers:
+            if each.optimizer is None:  # this rank trains none of these weights
+                continue
             main = [p for group in getattr(each, "shard_fp32_from_float16_groups", ()) for p in group if p is not None]
             states = [t for state in each.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
             for tensor in (*main, *states):
