@@ -21,7 +21,8 @@ import psutil
 from benchmarks.marked import LOOK, Marked
 from benchmarks.resume import LONG, SMALL
 
-CODES = {"success": (0,), "error": (1,), "Ctrl-C": (130, 0), "SIGTERM": (143, 0), "time-out": (143, 0)}
+# 0: it was complete already; less than 0: the signal came while the options were checked, when there is nothing to save
+CODES = {"success": (0,), "error": (1,), "Ctrl-C": (130, 0), "SIGTERM": (143, 0, -15), "time-out": (143, 0, -15)}
 
 
 def ranks(run: Marked) -> list[psutil.Process]:

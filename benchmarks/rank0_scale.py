@@ -1,11 +1,11 @@
-"""What a step of a large run costs rank 0: python -m benchmarks.rank0_scale [--network N] [--tokens N]
+"""What a step of a large run costs rank 0: python -m benchmarks.rank0_scale [--tokens N]
 
 512 trainer ranks (tensor 8 x data 64) and 64 engines of 8 workers, a dense model of 64 layers, on one machine. Rank 0's
 side is the trainer's own code. The others are their protocol ends only, in a few forked processes: workers and ranks
 call in and answer as the real ones do, servers answer SGLang's routes, and one rank of each data-parallel share takes
-its rows over gloo (the others get theirs from it). Nobody has weights. Says CPU and wall seconds of rank 0's process by
-part, and what it holds. --network: of the engines, those to which the ranks send (gloo, NCCL): one connection for each
-rank and engine, so 64 need 33,000 open files.
+its rows over gloo (the others get theirs from it). All engines are sent to over the network, each by the ranks that
+``nearest.readers`` chooses. Nobody has weights. Says CPU and wall seconds of rank 0's process by part, and what it
+holds.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from megatron_rl.data.task import Example
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
+from megatron_rl.resharding.nearest import Nearness, read_by, readers
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.replicas import Replicas
 from megatron_rl.resharding.swap import SwapSource, merge_hashes
@@ -57,6 +58,7 @@ from megatron_rl.swap.sender import METHODS as RANK_METHODS
 from megatron_rl.system import machine
 from megatron_rl.system.channel import api_key
 from megatron_rl.system.control import Control, answer, call_in
+from megatron_rl.system.processes import settle
 from megatron_rl.training.batch import Batch
 from megatron_rl.training.rows import Rows, credited
 
@@ -81,6 +83,7 @@ ENGINES, WORKERS, PROCESSES = 64, 8, 4
 PROMPTS, GROUP, PROMPT_TOKENS = 512, 16, 512
 KEY = secrets.token_bytes(16)
 SECONDS = 600.0
+LARGE = {"learn": 2, "attach": 2, "plan": 3}  # asked with a layout: the number of arguments
 
 
 class Planned:
@@ -91,8 +94,10 @@ class Planned:
         self.destination = sglang_layout(MODEL, EngineSizes(tensor=WORKERS))
         self.plan = make_plan(self.source, self.destination)
         self.hash = self.plan.hash
+        self.readers = [readers(self.source, Nearness(workers=WORKERS, number=i)) for i in range(ENGINES)]
+        sent = [read_by(self.plan, self.source, ranks) for ranks in self.readers]
+        self.sends = {(i, r): bool(sent[i].copies_from(r)) for i, ranks in enumerate(self.readers) for r in ranks}
         self.own = [np.array(self.plan.copies_to(worker)) for worker in range(WORKERS)]
-        self.sends = [bool(self.plan.copies_from(rank)) for rank in range(SIZES.world)]
 
 
 class Worker:
@@ -123,11 +128,11 @@ class Worker:
 class Rank:
     """Answers as a trainer's rank does."""
 
-    def __init__(self, planned: Planned, rank: int) -> None:
-        self.planned, self.rank = planned, rank
+    def __init__(self, planned: Planned, engine: int, rank: int) -> None:
+        self.planned, self.engine, self.rank = planned, engine, rank
 
-    def plan(self, layout: Any, dtypes: Any, near: Any) -> tuple[str, bool]:
-        return self.planned.hash, self.planned.sends[self.rank]
+    def plan(self, layout: Any, dtypes: Any, readers: Any) -> tuple[str, bool]:
+        return self.planned.hash, self.planned.sends[self.engine, self.rank]
 
     def connect(self, meeting: Any) -> None: ...
     def push(self, version: int) -> None: ...
@@ -136,8 +141,8 @@ class Rank:
 def respond(connection: Connection, target: Any, methods: tuple[str, ...]) -> None:
     """Answer once. What is as large as a layout is read and not unpickled: a thousand processes share two cores."""
     content = connection.recv_bytes()
-    large = next((name for name in ("learn", "attach", "plan") if name.encode() in content[:32]), None)
-    method, arguments = (large, (None, None)) if large else pickle.loads(content)
+    large = next((name for name in LARGE if name.encode() in content[:32]), None)
+    method, arguments = (large, (None,) * LARGE[large]) if large else pickle.loads(content)
     connection.send(answer(target, methods, method, arguments))
 
 
@@ -181,12 +186,13 @@ def serve_ranks(planned: Planned, control: str, ranks: range, sessions: list[str
     """Connections of a share of the trainer's ranks."""
     go.wait()
     selector = selectors.DefaultSelector()
-    for session in sessions:
-        for rank in ranks:
-            selector.register(call_in(control, KEY, session, rank), selectors.EVENT_READ, Rank(planned, rank))
+    for engine, session in enumerate(sessions):
+        for rank in set(ranks) & set(planned.readers[engine]):
+            connection = call_in(control, KEY, session, rank)
+            selector.register(connection, selectors.EVENT_READ, Rank(planned, engine, rank))
     while selector.get_map():
         for key, _ in selector.select():
-            connection: Connection = key.fileobj  # type: ignore[assignment]
+            connection = key.fileobj  # type: ignore[assignment]
             try:
                 respond(connection, key.data, RANK_METHODS)
             except (EOFError, OSError):
@@ -223,9 +229,10 @@ async def swaps(planned: Planned, control: Control, ports: list[int], sessions: 
         go.set()
 
         async def ranks_call() -> None:
-            for replica, session in zip(replicas, sessions, strict=False):
-                senders = await control.collected(session, "trainer rank", SIZES.world, SECONDS)
-                replica.swap.network = Network(SimpleNamespace(meeting=lambda *_: None), "gloo", senders)  # type: ignore
+            for replica, session, reading in zip(replicas, sessions, planned.readers, strict=True):
+                senders = await control.collected(session, "trainer rank", reading, SECONDS)
+                place: Any = SimpleNamespace(meeting=lambda *_: None)
+                replica.swap.network = Network(place, "gloo", SIZES.world, reading, senders)
 
         await part("ranks call in", ranks_call())
         await part("attach, once", asyncio.gather(*(r.attach(source, torch.bfloat16) for r in replicas)))
@@ -256,8 +263,9 @@ def batch(tokens: int) -> None:
     policy: Any = SimpleNamespace(
         config=options, arch=SimpleNamespace(layers=64, experts_per_token=0), _shares_prompts=False
     )
-    config, prompt = Config(actor=options), tuple(range(PROMPT_TOKENS))
+    config, prompt = Config(actor=options), np.arange(PROMPT_TOKENS)
     shares = list(range(SIZES.data))
+    settle()  # as a run does
     example: Any = Example.__new__(Example)
     completions = []
     for _ in range(PROMPTS * GROUP):
@@ -296,7 +304,6 @@ def proofs(planned: Planned) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--network", type=int, default=16, help="engines that the ranks send to")
     parser.add_argument("--tokens", type=int, default=4096, help="of a completion, at most")
     given = parser.parse_args()
     fork, processes = multiprocessing.get_context("fork"), []
@@ -308,14 +315,14 @@ def main() -> None:
     planned: Planned = timed("plan", Planned)
     meeting, go = machine.free_port(), fork.Event()
     address, ports = f"127.0.0.1:{machine.free_port()}", [machine.free_port() for _ in range(PROCESSES)]
-    sessions = [f"engine{i}" for i in range(given.network)]
+    sessions = [f"engine{i}" for i in range(ENGINES)]
     for rank in range(1, SIZES.data):
         start(take_rows, rank, meeting)
     for number, port in enumerate(ports):
         start(serve_engines, planned, port)
         start(serve_ranks, planned, address, range(number, SIZES.world, PROCESSES), sessions, go)
     try:
-        print(f"-- swap: {ENGINES} engines x {WORKERS} workers, {given.network} over the network")
+        print(f"-- swap: {ENGINES} engines x {WORKERS} workers, each sent to by {len(planned.readers[0])} ranks")
         control = Control(address, KEY)
         for session in sessions:
             control.session(session)

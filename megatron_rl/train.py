@@ -64,6 +64,7 @@ def train(run: RunFolder, config: Config) -> None:
     if "before" not in at.evaluations:
         evaluate(controller, at, "before", True, True)
 
+    processes.settle()
     stop.install()  # before, there is nothing to save
     for stage in remaining:
         if at.stage != stage.name:

@@ -121,11 +121,25 @@ def _spread(state: list[tuple[int, list[int]]], count: int) -> int:
     return state[0][0] - (state[-1][0] if len(state) == count else 0)
 
 
+def _descending(part: tuple[int, list[int]]) -> int:
+    return -part[0]
+
+
 def _merge(
     first: list[tuple[int, list[int]]], second: list[tuple[int, list[int]]], count: int
 ) -> list[tuple[int, list[int]]]:
-    """Sums are descending and empty sets are left out, so only the last sets of ``first`` meet sets of ``second``."""
+    """Sums are descending and empty sets are left out, so only the last sets of ``first`` meet sets of ``second``.
+
+    The most frequent case, a single set, is put in its place in ``first``, without sorting.
+    """
     overlap = max(0, len(first) + len(second) - count)
+    if len(second) == 1:
+        ((total, members),) = second
+        if overlap:
+            least, others = first.pop()
+            total, members = least + total, others + members
+        insort(first, (total, members), key=_descending)
+        return first
     keep = len(first) - overlap
     merged = first[:keep] + second[: len(second) - overlap]
     for (sum_a, members_a), (sum_b, members_b) in zip(

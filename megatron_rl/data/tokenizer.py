@@ -145,7 +145,7 @@ def decode(tokenizer: Any, tokens: Sequence[int], stops: Collection[int] = ()) -
     ``stops``: the tokens that could end it, where one of them did (finish_reason "stop").
     """
     text = tokens[:-1] if tokens and tokens[-1] in stops else tokens
-    return tokenizer.decode(text, skip_special_tokens=False)
+    return tokenizer.decode(list(text), skip_special_tokens=False)
 
 
 def ended(text: str, tokenizer: Any) -> str:

@@ -186,7 +186,7 @@ def _proof(file: Path, index: int) -> Path:
 
 def _peers(control: Control, nodes: Nodes, seconds: float) -> list[Peer]:
     try:
-        workers = control.collect(_SESSION, "node", nodes.count, seconds)
+        workers = control.collect(_SESSION, "node", range(nodes.count), seconds)
     except WorkerError as error:
         raise InputError(
             f"Not all of the {nodes.count} nodes have called the first one in {seconds:.0f} s (launch.meet_seconds): "

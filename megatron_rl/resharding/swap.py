@@ -19,7 +19,7 @@ from megatron_rl.resharding.families.table import FINAL_NORM
 from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, TensorSpec
 from megatron_rl.resharding.layouts.fp8 import quantised_names, quantised_source, quantised_tensors
 from megatron_rl.resharding.layouts.megatron import megatron_layout
-from megatron_rl.resharding.nearest import brought_near
+from megatron_rl.resharding.nearest import read_by
 from megatron_rl.resharding.plan import Copy, Plan, make_plan
 from megatron_rl.resharding.proof import check_parameters, prove
 from megatron_rl.resharding.transports.choose import Memory, Shapes, inbound
@@ -219,9 +219,9 @@ class Receiver(Landing):
         self.rank, self.parameters, self.source = rank, parameters, layout
 
     def connect(self, meeting: Meeting) -> None:
-        """Let the owners send from now on, all of whom are joining the meeting. Raises LinkError when one does not."""
-        ends = meeting.join(meeting.sources + self.rank)
-        sent = brought_near(self.plan, self.source, meeting.near)
+        """Let the meeting's ranks send from now on, who are joining it. Raises LinkError when one does not."""
+        ends = meeting.join_as_destination(self.rank)
+        sent = read_by(self.plan, self.source, meeting.senders)
         self.transport = PointToPointDestination(sent, self.rank, self.parameters, ends)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from megatron_rl.resharding.layout import Layout
+from megatron_rl.resharding.nearest import Nearness
 
 
 @dataclass(frozen=True)
@@ -11,8 +12,8 @@ class Reach:
     """How an engine wants to reach the weights of the trainer's ranks."""
 
     transport: str = "shared_memory"  # one of resharding.reach.TRANSPORTS
-    control: str = ""  # address that each rank calls, where it has to send: once for each of ``sessions``
-    sessions: tuple[str, ...] = ()
+    control: str = ""  # address that ranks call, where they have to send
+    sessions: tuple[tuple[str, Nearness], ...] = ()  # one for each engine, for the ``readers`` of its weights to name
     folder: str = ""  # seen by both sides, where weights are written for it
     attempt: str = ""  # a name of this attempt at the run, for what is written there
     seconds: float = 300.0  # that it waits for a version

@@ -1,5 +1,6 @@
 """What the trainer and a rollout engine say to each other."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -38,15 +39,23 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled continuation; ``tokens`` and ``logprobs`` have the same length."""
+    """One sampled continuation; ``tokens`` and ``logprobs`` have the same length, and may be given as any sequence.
 
-    tokens: list[int]  # a stop token, when one was drawn, is the last
-    logprobs: list[float]  # natural log, of the temperature-scaled distribution before top-p / top-k
+    Rank 0 may hold tens of millions of them: lists of Python's numbers would take eight times the memory, and Python's
+    garbage collector would walk along them.
+    """
+
+    tokens: Sequence[int]  # kept as an array of int32; a stop token, when one was drawn, is the last
+    logprobs: Sequence[float]  # kept as float32; nats, of the temperature-scaled distribution before top-p / top-k
     finish_reason: str  # "stop" | "length"
     versions: tuple[tuple[int, int], ...]  # (version of the weights, tokens that they drew), in their order
     # int16 [prompt + tokens - 1, layers x top_k], where asked for: the last token goes through no layer. Tokens drawn
     # before a swap in mid-generation are computed again after it, and their experts are then the new weights' choice
     experts: np.ndarray | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", _compact("i", self.tokens))
+        object.__setattr__(self, "logprobs", _compact("f", self.logprobs))
 
     @property
     def weight_version(self) -> int:
@@ -68,6 +77,11 @@ class Scored:
 
     logprobs: list[float]  # natural log, one for each
     greedy: bool  # whether each is the most likely token at its place
+
+
+def _compact(kind: str, numbers: Sequence[Any]) -> "array[Any]":
+    """As an array of int32 ("i") or float32 ("f")."""
+    return numbers if isinstance(numbers, array) and numbers.typecode == kind else array(kind, numbers)
 
 
 class Completer(Protocol):

@@ -1,6 +1,6 @@
 """One path of the policy through one question: the record that generation makes and training learns from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,15 +50,16 @@ class Rollout:
         return int(self.drawn.sum())
 
 
-def from_completion(example: Example, prompt: tuple[int, ...], completion: Completion, text: str) -> Rollout:
+def from_completion(example: Example, prompt: Sequence[int] | np.ndarray, completion: Completion, text: str) -> Rollout:
     """The rollout of a single completion of a prompt."""
-    tokens = np.array([*prompt, *completion.tokens], dtype=np.int64)
-    logprobs = np.zeros(len(tokens), dtype=np.float32)
-    logprobs[len(prompt) :] = completion.logprobs
+    whole = len(prompt) + len(completion.tokens)
+    tokens, logprobs, drawn = np.empty(whole, np.int64), np.zeros(whole, np.float32), np.zeros(whole, bool)
+    tokens[: len(prompt)], tokens[len(prompt) :] = prompt, completion.tokens
+    logprobs[len(prompt) :], drawn[len(prompt) :] = completion.logprobs, True
     return Rollout(
         example=example,
         tokens=tokens,
-        drawn=np.arange(len(tokens)) >= len(prompt),
+        drawn=drawn,
         logprobs=logprobs,
         prompt=len(prompt),
         text=text,

@@ -1,7 +1,8 @@
 """A trainer rank's part in swaps over the network: it joins groups and sends when rank 0 says so.
 
 An engine may need the weights at any time at which they hold still, not at swaps only: it is filled anew after a
-restart. So every rank has a thread for each engine, which calls rank 0 (``rollout.control``) and does what it asks.
+restart. So a rank has a thread for each engine that it sends to (``nearest.readers``), which calls rank 0
+(``system.control``) and does what it asks.
 """
 
 import atexit
@@ -15,7 +16,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from megatron_rl.resharding.layout import Layout
-from megatron_rl.resharding.nearest import Nearness, brought_near
+from megatron_rl.resharding.nearest import read_by
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.transports.meeting import Meeting
 from megatron_rl.resharding.transports.point_to_point import PointToPointSource
@@ -24,7 +25,6 @@ from megatron_rl.system.control import answer_calls, call_in
 
 METHODS = ("plan", "connect", "push")
 _END_SECONDS = 5.0
-_NOWHERE = Nearness()
 
 
 class Sender:
@@ -46,14 +46,14 @@ class Sender:
         thread.start()
         atexit.register(_end, connection, thread)
 
-    def plan(self, destination: Layout, dtypes: Mapping[str, str], near: Nearness = _NOWHERE) -> tuple[str, bool]:
+    def plan(self, destination: Layout, dtypes: Mapping[str, str], readers: tuple[int, ...]) -> tuple[str, bool]:
         """Plan the way to the engine's workers, and let go of earlier ones.
 
-        Returns the plan's hash, and whether this rank has anything to send where ranks near the engine come first.
+        Returns the plan's hash, and whether this rank has anything to send where ``readers`` share that.
         """
         self._leave()
         plan = make_plan(self.layout, destination)
-        self._plan = brought_near(plan, self.layout, near)
+        self._plan = read_by(plan, self.layout, readers)
         self._dtypes = held_dtypes(plan, dtypes, self.dtype)
         return plan.hash, bool(self._plan.copies_from(self.rank))
 
@@ -64,7 +64,7 @@ class Sender:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # this thread's
         self._leave()
-        ends = meeting.join(self.rank)
+        ends = meeting.join_as_source(self.rank)
         with self._on_stream():
             self._end = PointToPointSource(self._plan, self.rank, self.parameters, self._dtypes, ends)
 

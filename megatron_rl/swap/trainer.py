@@ -13,6 +13,7 @@ from megatron_rl.actor.groups import barrier, gather, share
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.errors import SwapError
 from megatron_rl.resharding.folders.export import export_hf, needed_from
+from megatron_rl.resharding.nearest import readers
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.replicas import Replicas
@@ -38,8 +39,9 @@ class Swap:
         own, layout = source.own_layout(), source.layout()
         self.offered = Offered(actor, own, reach.transport, reach.fp8)
         self.source = replace(source, memories=gather(offer(reach, self.offered.tensors)))
-        for session in reach.sessions:
-            Sender(layout, rank, self.offered.tensors, actor.dtype).start(reach.control, session)
+        for session, near in reach.sessions:
+            if rank in readers(layout, near):
+                Sender(layout, rank, self.offered.tensors, actor.dtype).start(reach.control, session)
         there: Attached = share(engine and engine.attach(self.source))
         self.plan, self.replicas = make_plan(layout, there.layout), Replicas(own)
         dtypes = held_dtypes(self.plan, there.dtypes, actor.dtype)

@@ -21,16 +21,15 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
-from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any
 
 from megatron_rl.errors import InputError, SwapError
 from megatron_rl.system.channel import dial, listen, notice_absence
+from megatron_rl.system.exchange import Exchange, message
 
 _HELLO_SECONDS = 10.0  # that a caller may be silent until it has proved itself and said who it is
 _ADMITTING = 32  # callers at most, at a time
-_READ = 1 << 20  # bytes at a time
 
 
 class WorkerError(RuntimeError):
@@ -84,7 +83,7 @@ class Worker:
 
     def __init__(self, group: str, rank: int, connection: Connection) -> None:
         self.name, self.connection = f"{group} {rank}", connection
-        self._line: socket.socket | None = None  # while an event loop waits for its answer
+        self._exchange: Exchange | None = None  # while an event loop waits for its answer
 
     def ask(self, method: str, *arguments: Any, seconds: float) -> Any:
         """Have the worker do something; its result.
@@ -102,42 +101,39 @@ class Worker:
             raise self._ended(method) from error
         return self._result(method, kind, value)
 
-    async def asked(self, method: str, order: bytes, seconds: float) -> Any:
-        """As ``ask``, in an event loop; ``order`` is ``message(method, *arguments)``."""
-        limit = asyncio.timeout(seconds)
+    def begin(self, order: bytes) -> "asyncio.Future[Any]":
+        """As ``ask``, in an event loop; when the answer has come, or time is over, ``end`` has the result.
+
+        ``order`` is ``message((method, arguments))``.
+        """
+        self._exchange = Exchange(self.connection, order)
+        return self._exchange.answer
+
+    def end(self, method: str, seconds: float) -> Any:
+        """The result of what was begun; raises as ``ask`` does, which would have waited for so many seconds."""
+        exchange, self._exchange = self._exchange, None
+        assert exchange is not None
         try:
-            async with limit:
-                kind, value = ForkingPickler.loads(await self._exchange(order))
-        except BaseException as error:
-            self.connection.close()
-            if isinstance(error, EOFError | OSError):
-                raise (self._late(method, seconds) if limit.expired() else self._ended(method)) from error
+            if not exchange.answer.done():
+                raise self._late(method, seconds)
+            try:
+                kind, value = exchange.answer.result()
+            except (EOFError, OSError) as error:
+                raise self._ended(method) from error
+        except BaseException:
+            exchange.leave()
+            self.connection.close()  # a late answer must not be taken for the next one
             raise
         return self._result(method, kind, value)
 
     def release(self) -> None:
         """Let it go; weights that were not committed stay poisoned."""
         with contextlib.suppress(OSError):
-            if self._line is not None:
-                self._line.shutdown(socket.SHUT_RDWR)  # whoever waits closes it
-            else:
+            if self._exchange is None:
                 self.connection.close()
-
-    async def _exchange(self, order: bytes) -> bytearray:
-        """Send what ``Connection.recv`` reads; what ``Connection.send`` sends back."""
-        loop, line = asyncio.get_running_loop(), socket.socket(fileno=self.connection.fileno())
-        line.setblocking(False)
-        self._line = line
-        try:
-            await loop.sock_sendall(line, order)
-            (size,) = struct.unpack("!i", await _read(loop, line, 4))
-            if size < 0:
-                (size,) = struct.unpack("!Q", await _read(loop, line, 8))
-            return await _read(loop, line, size)
-        finally:
-            self._line = None
-            line.setblocking(True)
-            line.detach()
+                return
+            with socket.socket(fileno=os.dup(self.connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)  # whoever waits closes it
 
     def _late(self, method: str, seconds: float) -> WorkerError:
         return WorkerError(f"{self.name} did not answer {method} in {seconds:.0f} s")
@@ -156,14 +152,6 @@ class Worker:
         raise WorkerError(f"{self.name}, {method}: {name}: {said}")
 
 
-def message(method: str, *arguments: Any) -> bytes:
-    """What a worker is sent to have it do something, as ``Connection.send`` would: for many, made once."""
-    content = ForkingPickler.dumps((method, arguments))
-    size = len(content)
-    head = struct.pack("!i", size) if size <= 0x7FFFFFFF else struct.pack("!iQ", -1, size)
-    return head + bytes(content)
-
-
 async def ask_all(
     workers: Sequence[Worker], method: str, *arguments: Any, seconds: float, each: Sequence[Sequence[Any]] = ()
 ) -> list[Any]:
@@ -172,27 +160,27 @@ async def ask_all(
     ``each``: further arguments, of each worker its own.
     """
     if each:
-        orders = (message(method, *arguments, *own) for own in each)
+        orders = [message((method, (*arguments, *own))) for own in each]
     else:
-        same = message(method, *arguments)
-        orders = (same for _ in workers)
-    asked = [w.asked(method, order, seconds) for w, order in zip(workers, orders, strict=True)]
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return answers
+        orders = [message((method, arguments))] * len(workers)
+    answers = [worker.begin(order) for worker, order in zip(workers, orders, strict=True)]
+    try:
+        if answers:
+            await asyncio.wait(answers, timeout=seconds)
+    finally:
+        results = [_result(worker, method, seconds) for worker in workers]
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
-async def _read(loop: asyncio.AbstractEventLoop, line: socket.socket, size: int) -> bytearray:
-    """So many bytes. Raises EOFError."""
-    content = bytearray()
-    while len(content) < size:
-        part = await loop.sock_recv(line, min(size - len(content), _READ))
-        if not part:
-            raise EOFError
-        content += part
-    return content
+def _result(worker: Worker, method: str, seconds: float) -> Any:
+    """What a worker was asked for, or its error."""
+    try:
+        return worker.end(method, seconds)
+    except Exception as error:
+        return error
 
 
 class Control:
@@ -230,20 +218,20 @@ class Control:
             self._open.add(name)
         return name
 
-    def collect(self, session: str, group: str, count: int, seconds: float) -> list[Worker]:
-        """Wait for ``count`` processes of a session; in the order of their ranks. ``group`` names them.
+    def collect(self, session: str, group: str, ranks: Sequence[int], seconds: float) -> list[Worker]:
+        """Wait for the processes of a session that call as ``ranks``; in their order. ``group`` names them.
 
         Raises WorkerError naming the ranks that did not call, or one that called twice. The session is over
         afterwards: nobody else is let in.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
-            while not self._complete(session, count):
+            while not self._complete(session, len(ranks)):
                 if not self._changed.wait(deadline - time.monotonic()):
                     break
-        return self._end(session, group, count, seconds)
+        return self._end(session, group, ranks, seconds)
 
-    async def collected(self, session: str, group: str, count: int, seconds: float) -> list[Worker]:
+    async def collected(self, session: str, group: str, ranks: Sequence[int], seconds: float) -> list[Worker]:
         """As ``collect``, in an event loop."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         with self._changed:
@@ -251,16 +239,16 @@ class Control:
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    while not self._complete(session, count):
+                    while not self._complete(session, len(ranks)):
                         await changed.wait()
                         changed.clear()
         except BaseException:
-            for _, connection in self._over(session)[0]:
+            for connection in self._over(session)[0].values():
                 connection.close()
             raise
         finally:
             del self._tell[session]
-        return self._end(session, group, count, seconds)
+        return self._end(session, group, ranks, seconds)
 
     def _complete(self, session: str, count: int) -> bool:
         """Whether nobody else can come, or need."""
@@ -268,23 +256,23 @@ class Control:
             come = len(self._arrived[session]) >= count
             return come or session not in self._open or session in self._twice
 
-    def _over(self, session: str) -> tuple[list[tuple[int, Connection]], int | None]:
+    def _over(self, session: str) -> tuple[dict[int, Connection], int | None]:
         """Let nobody else in: who came, by rank, and as which rank more than one."""
         with self._changed:
             self._open.discard(session)
-            return sorted(self._arrived.pop(session, {}).items()), self._twice.pop(session, None)
+            return self._arrived.pop(session, {}), self._twice.pop(session, None)
 
-    def _end(self, session: str, group: str, count: int, seconds: float) -> list[Worker]:
+    def _end(self, session: str, group: str, ranks: Sequence[int], seconds: float) -> list[Worker]:
         arrived, twice = self._over(session)
-        workers = [Worker(group, rank, connection) for rank, connection in arrived]
-        missing = sorted(set(range(count)) - {rank for rank, _ in arrived})
-        if twice is not None or missing or len(arrived) != count:
-            for worker in workers:
-                worker.release()
-            if twice is not None:
-                raise WorkerError(f"two processes called rank 0 as {group} {twice} of {count}: ranks must differ")
-            raise WorkerError(f"{group} {missing} of {count} did not call rank 0 in {seconds:.0f} s")
-        return workers
+        missing = [rank for rank in ranks if rank not in arrived]
+        if twice is None and not missing and len(arrived) == len(ranks):
+            return [Worker(group, rank, arrived[rank]) for rank in ranks]
+        for connection in arrived.values():
+            connection.close()
+        there = f"of {len(ranks)}"
+        if twice is not None:
+            raise WorkerError(f"two processes called rank 0 as {group} {twice} {there}: ranks must differ")
+        raise WorkerError(f"{group} {missing} {there} did not call rank 0 in {seconds:.0f} s")
 
     def cancel(self, session: str) -> None:
         """Nobody will come any more: whoever waits for the session stops waiting."""

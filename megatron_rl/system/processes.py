@@ -5,7 +5,9 @@ parent, process PID, dies: so even a SIGKILL of the parent leaves no orphan, wha
 which a batch system sends to every process of a job and means for the supervisor alone.
 """
 
+import atexit
 import ctypes
+import gc
 import itertools
 import os
 import re
@@ -27,6 +29,13 @@ ERROR_PREFIX = "error: "  # such a process's last words start with it; what goes
 UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 _PR_SET_PDEATHSIG = 1
+
+
+def settle() -> None:
+    """Take what there is now for what stays: looking for garbage along all of it takes as long as making a batch."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries count what is left at the end
 
 
 def speak_utf8() -> None:

@@ -46,12 +46,12 @@ class Rows:
         return number not in self.dropped and not (cut_off and self.options.truncated == "mask")
 
     def _columns(self, rollout: Rollout, weight: float, share: float) -> dict[str, np.ndarray]:
-        weights = np.where(rollout.drawn, weight, 0.0)
+        weights = _where(rollout.drawn, weight)
         if rollout.weights is not None:
-            weights = weights * rollout.weights
-        columns = {"weight": weights.astype(np.float32), "rollout_logprobs": rollout.logprobs}
+            weights = (np.where(rollout.drawn, weight, 0.0) * rollout.weights).astype(np.float32)
+        columns = {"weight": weights, "rollout_logprobs": rollout.logprobs}
         if self.shared:
-            columns["share"] = np.where(rollout.drawn, share, 0.0).astype(np.float32)
+            columns["share"] = _where(rollout.drawn, share)
         if self.imitated:
             hinted = False if rollout.hinted is None else rollout.hinted
             columns[IMITATE] = (np.where(rollout.drawn, 0.0, weight) * self.options.hint_coef * hinted).astype(
@@ -64,6 +64,11 @@ class Rows:
             coef = self.options.kl_coefs.get(rollout.example.data_source, self.options.kl_coef)
             columns["kl_coef"] = np.full(len(rollout.tokens), coef, np.float32)
         return columns
+
+
+def _where(drawn: np.ndarray, value: float) -> np.ndarray:
+    """``value`` as float32 where tokens were drawn, and 0."""
+    return np.where(drawn, np.float32(value), np.float32(0.0))
 
 
 def credited(

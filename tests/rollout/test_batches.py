@@ -44,7 +44,7 @@ def test_calls_of_one_tick_are_one_batch_in_their_order() -> None:
     groups = asyncio.run(run())
     expected = [[10 * i + j for j in range(3)] for i in range(1, 5)]
     assert engine.batches == [([*expected[0], *expected[1], *expected[2]], SHORT), (expected[3], SHORT)]
-    assert [[[c.tokens for c in each] for each in g] for g in groups] == [
+    assert [[[list(c.tokens) for c in each] for each in g] for g in groups] == [
         [[[first, 5], [first, 6]] for first in firsts] for firsts in expected
     ]
 
@@ -68,7 +68,7 @@ def test_what_is_asked_for_meanwhile_is_the_next_batch_of_its_sampling_and_other
         given_up.cancel()
         engine.open.set()
         answers = await asyncio.gather(*tasks)
-        assert [group[0].tokens for group in answers] == [[1, 0], [2, 0], [3, 0], [4, 0]]
+        assert [list(group[0].tokens) for group in answers] == [[1, 0], [2, 0], [3, 0], [4, 0]]
         assert given_up.cancelled()
 
     asyncio.run(run())
@@ -84,7 +84,7 @@ def test_an_error_is_the_answer_to_its_batch_alone() -> None:
         asked = [complete(engine.generate, Request([token], [0]), SHORT) for token in (1, 0)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert [str(answer) for answer in answers] == ["no prompt begins with 0"] * 2
-        assert (await complete(engine.generate, Request([3], [0]), SHORT))[0].tokens == [3, 0]
+        assert list((await complete(engine.generate, Request([3], [0]), SHORT))[0].tokens) == [3, 0]
 
     asyncio.run(run())
 
@@ -100,7 +100,7 @@ def test_loops_do_not_share_batches_and_one_that_ends_leaves_the_others() -> Non
         assert not task.done()
 
     async def run(token: int) -> None:
-        assert (await batches.complete(engine.generate, Request([token], [0]), SHORT))[0].tokens == [token, 0]
+        assert list((await batches.complete(engine.generate, Request([token], [0]), SHORT))[0].tokens) == [token, 0]
 
     loops = [ended(), run(2), run(3)]
     threads = [threading.Thread(target=asyncio.run, args=(loop,)) for loop in loops]

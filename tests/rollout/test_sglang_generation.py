@@ -68,7 +68,7 @@ def completed(server: Any, sampling: Sampling) -> list[list[Completion]]:
 def test_a_completion_never_exceeds_its_budget_however_often_it_is_interrupted(given_up_after: tuple[int, ...]) -> None:
     server = Interrupted(*given_up_after)
     [[done]] = completed(server, Sampling(9))
-    assert done.tokens == list(range(2, 11)) and len(done.logprobs) == 9 and done.finish_reason == "length"
+    assert list(done.tokens) == list(range(2, 11)) and len(done.logprobs) == 9 and done.finish_reason == "length"
     assert sum(count for _, count in done.versions) == 9
     left = [9]
     for count in given_up_after:

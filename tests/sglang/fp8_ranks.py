@@ -37,7 +37,7 @@ class Engine:
         script = Path(__file__).with_name("fp8_engine.py")
         command = [sys.executable, "-W", "ignore", str(script), folder, self.control.address, session]
         self.process = subprocess.Popen(command)
-        (self.worker,) = self.control.collect(session, "worker", 1, SECONDS)
+        (self.worker,) = self.control.collect(session, "worker", [0], SECONDS)
 
     def reach(self, places: Sequence[str]) -> Reach:
         return Reach(fp8=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from megatron_rl.resharding.nearest import readers
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.transports.choose import offer
@@ -30,8 +31,9 @@ def attach(trainer: ServedTrainer, engine: SGLangEngines) -> None:
     """As ranks do (``actor.swap``), each in a thread of this process."""
     reach = engine.reach([machine.place()] * len(trainer.ranks))
     assert reach.transport == "gloo" and reach.control.startswith("127.0.0.1:")
-    for session in reach.sessions:
-        for rank, parameters in enumerate(trainer.ranks):
+    for session, near in reach.sessions:
+        for rank in readers(trainer.layout, near):
+            parameters = trainer.ranks[rank]
             Sender(trainer.layout, rank, parameters, torch.float32).start(reach.control, session)
     memories = [offer(reach, parameters) for parameters in trainer.ranks]
     attached = engine.attach(SwapSource(trainer.hf_config, trainer.sizes, False, False, memories))

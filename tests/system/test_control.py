@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from megatron_rl.errors import InputError, LinkError, SwapError
-from megatron_rl.system.control import Control, Worker, WorkerError, answer_calls, ask_all, call_in, message
+from megatron_rl.system.control import Control, Worker, WorkerError, answer_calls, ask_all, call_in
 from tests.conftest import PATIENCE, free_port
 
 KEY = b"a run's key"
@@ -78,7 +78,7 @@ def call(address: str, session: str, rank: int, failed: list[str] | None = None)
 def one(control: Control, failed: list[str] | None = None) -> Worker:
     session = control.session()
     call(control.address, session, 0, failed)
-    ASKED.extend(control.collect(session, "worker", 1, PATIENCE))
+    ASKED.extend(control.collect(session, "worker", range(1), PATIENCE))
     return ASKED[-1]
 
 
@@ -88,7 +88,7 @@ def let_in(control: Control) -> Worker:
         session = control.session()
         call(control.address, session, 0)
         try:
-            ASKED.extend(control.collect(session, "worker", 1, 2.0))
+            ASKED.extend(control.collect(session, "worker", range(1), 2.0))
         except WorkerError:
             continue
         return ASKED[-1]
@@ -100,7 +100,7 @@ def test_calls_at_two_addresses_in_the_order_of_ranks(control: Control) -> None:
     session = control.session()
     call(other, session, 1)
     call(control.address, session, 0)
-    workers = control.collect(session, "worker", 2, PATIENCE)
+    workers = control.collect(session, "worker", range(2), PATIENCE)
     ASKED.extend(workers)
     assert [worker.name for worker in workers] == ["worker 0", "worker 1"]
     assert [worker.ask("double", 21 + i, seconds=PATIENCE) for i, worker in enumerate(workers)] == [42, 44]
@@ -177,7 +177,7 @@ def many(control: Control, count: int) -> list[Worker]:
     session = control.session()
     for rank in range(count):
         call(control.address, session, rank)
-    workers = asyncio.run(control.collected(session, "worker", count, PATIENCE))
+    workers = asyncio.run(control.collected(session, "worker", range(count), PATIENCE))
     ASKED.extend(workers)
     return workers
 
@@ -237,8 +237,8 @@ def test_an_event_loop_that_gives_up_leaves_no_answer_behind(control: Control) -
     (worker,) = many(control, 1)
 
     async def give_up() -> None:
-        asking = asyncio.ensure_future(worker.asked("wait", message("wait", True), PATIENCE))
-        while worker._line is None:
+        asking = asyncio.ensure_future(ask_all([worker], "wait", True, seconds=PATIENCE))
+        while worker._exchange is None:
             await asyncio.sleep(0)
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -253,8 +253,8 @@ def test_a_worker_that_is_let_go_meanwhile(control: Control) -> None:
     (worker,) = many(control, 1)
 
     async def let_go() -> None:
-        asking = asyncio.ensure_future(worker.asked("wait", message("wait", True), PATIENCE))
-        while worker._line is None:
+        asking = asyncio.ensure_future(ask_all([worker], "wait", True, seconds=PATIENCE))
+        while worker._exchange is None:
             await asyncio.sleep(0)
         worker.release()
         await asking
@@ -268,12 +268,12 @@ def test_who_is_missing_is_named_in_an_event_loop(control: Control) -> None:
     session = control.session()
     call(control.address, session, 1)
     with pytest.raises(WorkerError, match=r"worker \[0, 2\] of 3 did not call rank 0 in 1 s"):
-        asyncio.run(control.collected(session, "worker", 3, 1.0))
+        asyncio.run(control.collected(session, "worker", range(3), 1.0))
     session = control.session()
 
     async def nobody() -> None:
         asyncio.get_running_loop().call_later(0.05, control.cancel, session)
-        await control.collected(session, "worker", 1, PATIENCE)
+        await control.collected(session, "worker", range(1), PATIENCE)
 
     with pytest.raises(WorkerError, match=r"worker \[0\] of 1 did not call"):
         asyncio.run(nobody())
@@ -284,14 +284,14 @@ def test_two_processes_of_one_rank_are_refused(control: Control) -> None:
     for rank in (1, 1):
         call(control.address, session, rank)
     with pytest.raises(WorkerError, match="two processes called rank 0 as worker 1 of 2: ranks must differ"):
-        control.collect(session, "worker", 2, PATIENCE)
+        control.collect(session, "worker", range(2), PATIENCE)
 
 
 def test_who_is_missing_is_named(control: Control) -> None:
     session = control.session()
     call(control.address, session, 1)
     with pytest.raises(WorkerError, match=r"worker \[0, 2\] of 3 did not call rank 0 in 1 s"):
-        control.collect(session, "worker", 3, 1.0)
+        control.collect(session, "worker", range(3), 1.0)
 
 
 def test_an_exit_that_closes_nothing_is_quiet() -> None:

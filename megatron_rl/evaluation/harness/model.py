@@ -188,7 +188,7 @@ class EngineModel(TemplateLM):  # type: ignore[misc]
         return Request(tokens[-room:], [seed]), sampling
 
     def _row(self, asked: tuple[str, dict[str, Any]], completion: Completion, request: Request) -> dict[str, Any]:
-        text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        text = self.tokenizer.decode(list(completion.tokens), skip_special_tokens=True)
         stops = handle_stop_sequences(list(_until(asked[1])), self.tokenizer.decode(self.eot_token_id))
         return {
             "completion": text,

@@ -14,7 +14,7 @@ from megatron_rl.errors import InputError
 class Endpoints:
     """Who is who in the process group, and what both sides must set alike."""
 
-    sources: Sequence[int]  # rank of each of the plan's source ranks
+    sources: Sequence[int]  # rank of each of the plan's source ranks; -1: it is not there, for it sends nothing
     destinations: Sequence[int]  # rank of each of the plan's destination ranks
     buffer: int = 32 << 20  # bytes of staging memory on any rank
     timeout: float = 300.0  # seconds that a swap may take

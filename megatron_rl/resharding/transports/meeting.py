@@ -1,16 +1,16 @@
 """Where processes of a swap over the network find each other: a process group of their own.
 
 A run's default group holds its trainer ranks only, and engines come and go. Rank 0 opens a ``MeetingPlace``; for every
-engine, and again after each restart, it names a ``Meeting``, at which all trainer ranks and the engine's workers join
-a new group. Nobody else's groups are touched when it breaks.
+engine, and again after each restart, it names a ``Meeting``, at which the trainer ranks that send to it and its workers
+join a new group. Nobody else's groups are touched when it breaks.
 """
 
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 
 from megatron_rl.errors import LinkError
-from megatron_rl.resharding.nearest import Nearness
 from megatron_rl.resharding.transports.endpoints import Endpoints
 from megatron_rl.system.machine import address_towards
 from megatron_rl.system.tcp_store import listening_store
@@ -31,21 +30,29 @@ _changing = threading.Lock()  # the environment: a rank has a thread for each en
 
 @dataclass(frozen=True)
 class Meeting:
-    """One group to join (picklable): ``sources`` trainer ranks, then ``destinations`` workers of one engine."""
+    """One group to join (picklable): the trainer ranks ``senders``, then ``destinations`` workers of one engine."""
 
     address: tuple[str, int]  # of the store
     name: str
     backend: str
-    sources: int
+    sources: int  # trainer ranks that there are
+    senders: tuple[int, ...]  # those of them that send to the engine
     destinations: int
     seconds: float  # that joining, and then each swap, may take
-    near: Nearness = field(default_factory=Nearness)
+
+    def join_as_source(self, rank: int) -> Endpoints:
+        """Join as trainer rank ``rank``; as ``join``."""
+        return self.join(self.senders.index(rank))
+
+    def join_as_destination(self, rank: int) -> Endpoints:
+        """Join as worker ``rank``; as ``join``."""
+        return self.join(len(self.senders) + rank)
 
     def join(self, rank: int) -> Endpoints:
         """Join as ``rank`` of the group; returns when all are there. Raises LinkError when somebody is not in time."""
         limit = timedelta(seconds=self.seconds)
         host, port = self.address
-        ranks = range(self.sources + self.destinations)
+        ranks = range(len(self.senders) + self.destinations)
         try:
             store = dist.PrefixStore(
                 self.name, dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
@@ -60,7 +67,12 @@ class Meeting:
             ) from error
         device = torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
         return Endpoints(
-            ranks[: self.sources], ranks[self.sources :], timeout=self.seconds, group=group, device=device, own=True
+            [self.senders.index(r) if r in self.senders else -1 for r in range(self.sources)],
+            ranks[len(self.senders) :],
+            timeout=self.seconds,
+            group=group,
+            device=device,
+            own=True,
         )
 
 
@@ -71,15 +83,13 @@ class MeetingPlace:
         self._store = listening_store(host)
         self.address: tuple[str, int] = (host, self._store.port)
 
-    def meeting(
-        self, backend: str, sources: int, destinations: int, seconds: float, near: Nearness | None = None
-    ) -> Meeting:
-        """A new one."""
-        return Meeting(self.address, secrets.token_hex(8), backend, sources, destinations, seconds, near or Nearness())
+    def meeting(self, backend: str, sources: int, senders: Sequence[int], destinations: int, seconds: float) -> Meeting:
+        """A new one; see ``Meeting``."""
+        return Meeting(self.address, secrets.token_hex(8), backend, sources, tuple(senders), destinations, seconds)
 
 
 def _group(backend: str, store: dist.Store, rank: int, meeting: Meeting) -> Any:
-    world, limit = meeting.sources + meeting.destinations, timedelta(seconds=meeting.seconds)
+    world, limit = len(meeting.senders) + meeting.destinations, timedelta(seconds=meeting.seconds)
     if backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = limit

@@ -5,6 +5,7 @@ the cache is static, rows that have ended are dropped, waiting groups take their
 token comes with it. Prompts run through the model's own layers; so do steps, unless ``decoder`` knows the model.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class _Decoding:
 
     def completions(self, requests: Sequence[Request], version: int) -> list[list[Completion]]:
         """Cut every output row after its first stop token."""
-        tokens = np.zeros((self.total, self.sampling.max_new_tokens), dtype=np.int64)
+        tokens = np.zeros((self.total, self.sampling.max_new_tokens), dtype=np.int32)
         logprobs = np.zeros(tokens.shape, dtype=np.float32)
         if self.drawn:
             output, index, token, logprob = (
@@ -156,8 +157,8 @@ class _Decoding:
             raise FloatingPointError(f"the weights of version {version} give log-probabilities that are not finite")
         flat = [
             Completion(
-                tokens[row, :end].tolist(),
-                logprobs[row, :end].tolist(),
+                array("i", tokens[row, :end].tobytes()),
+                array("f", logprobs[row, :end].tobytes()),
                 "stop" if stop else "length",
                 ((version, end),),
             )

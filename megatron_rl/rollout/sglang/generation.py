@@ -11,8 +11,9 @@ import asyncio
 import base64
 import math
 import secrets
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -54,8 +55,8 @@ def body(request: Request, sampling: Sampling, name: str) -> dict[str, Any]:
 class Part:
     """Tokens of a completion that one request brought; "" as its reason: it was given up before its end."""
 
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))
+    logprobs: "array[float]" = field(default_factory=lambda: array("f"))
     versions: tuple[tuple[int, int], ...] = ()
     finish_reason: str = ""
     experts: np.ndarray | None = None
@@ -76,7 +77,7 @@ class Part:
 
     def whole(self) -> Completion:
         """The completion, when it has ended."""
-        return Completion(list(self.tokens), list(self.logprobs), self.finish_reason, self.versions, self.experts)
+        return Completion(self.tokens, self.logprobs, self.finish_reason, self.versions, self.experts)
 
 
 def part(answer: dict[str, Any], experts: bool = False) -> Part:
@@ -88,11 +89,11 @@ def part(answer: dict[str, Any], experts: bool = False) -> Part:
     meta = answer["meta_info"]
     kind = (meta["finish_reason"] or {"type": "abort"})["type"]
     drawn = meta.get("output_token_logprobs") or []
-    tokens = tuple(int(token) for _, token, *_ in drawn)
-    logprobs = tuple(math.nan if value is None else value for value, *_ in drawn)
+    tokens = array("i", [token for _, token, *_ in drawn])
+    logprobs = array("f", [math.nan if value is None else value for value, *_ in drawn])
     if kind == "abort" and not tokens:
         return Part()
-    if list(tokens) != list(answer["output_ids"]):
+    if tokens.tolist() != list(answer["output_ids"]):
         raise ServerError(f"a server answered {len(answer['output_ids'])} tokens with log-probs of others")
     spans = meta.get("weight_versions") or [{"version": meta["weight_version"], "start": 0, "end": len(tokens)}]
     versions = tuple((_number(span["version"]), span["end"] - span["start"]) for span in spans)

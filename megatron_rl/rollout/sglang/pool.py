@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from megatron_rl.errors import SwapError
-from megatron_rl.resharding.nearest import Nearness
+from megatron_rl.resharding.nearest import Nearness, readers
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached, Reach, SwapReport
 from megatron_rl.resharding.transports.meeting import BACKENDS, MeetingPlace
@@ -62,8 +62,7 @@ class SGLangEngines:
         self.control = Control(hosts.control or socket, key)
         self.control.session(SESSION)
         self._backend = ""  # where the trainer's ranks have to send
-        self._places: tuple[str, ...] = ()  # of the trainer's ranks
-        self._sessions: tuple[str, ...] = ()
+        self._sessions: tuple[tuple[str, Nearness], ...] = ()
         self._started = servers(served, model_folder, key, self._folder, logs, self.control, hosts)
         self.replicas = self._started.replicas
         self.router: Router | None = None
@@ -85,10 +84,10 @@ class SGLangEngines:
     def reach(self, places: Sequence[str]) -> Reach:
         """See ``protocol.Engine``."""
         transport = chosen_transport(self.options, places, self._started.elsewhere)
-        self._places = tuple(places)
         if transport in BACKENDS:
-            self._backend = transport
-            self._sessions = tuple(self.control.session() for _ in self.replicas)
+            self._backend, at, workers = transport, tuple(places), self.options.tensor_parallel
+            near = (Nearness(at, replica.place, workers, number) for number, replica in enumerate(self.replicas))
+            self._sessions = tuple((self.control.session(), each) for each in near)
         control = self.control.address
         if self._sessions and not self.host and set(places) != {machine.place()}:
             self.host = machine.own_address()
@@ -231,18 +230,19 @@ class SGLangEngines:
         if self.router is not None and self.router.server is None:
             await self.router.connect(Server(self._http, self.router.url, api_key(self.key)))
         source, dtype = self.source, self.dtype
-        await self._connect_ranks(len(source.memories))
+        await self._connect_ranks(source)
         return await self._each(lambda replica: replica.attach(source, dtype))
 
-    async def _connect_ranks(self, ranks: int) -> None:
-        """Where the trainer's ranks have to send: wait for their calls."""
+    async def _connect_ranks(self, source: SwapSource) -> None:
+        """Where trainer ranks have to send: wait for their calls."""
         if not self._sessions:
             return
         place, seconds = MeetingPlace(self.host or "127.0.0.1"), self.options.swap_seconds
-        for replica, session in zip(self.replicas, self._sessions, strict=True):
-            senders = await self.control.collected(session, "trainer rank", ranks, seconds)
-            near = Nearness(self._places, replica.place)
-            replica.swap.network = Network(place, self._backend, senders, near)
+        layout = await asyncio.to_thread(source.layout)
+        for replica, (session, near) in zip(self.replicas, self._sessions, strict=True):
+            reading = readers(layout, near)
+            senders = await self.control.collected(session, "trainer rank", reading, seconds)
+            replica.swap.network = Network(place, self._backend, len(layout.ranks), reading, senders)
 
     async def _swap_all(self, version: int, hashes: "asyncio.Future[np.ndarray]") -> list[Swapped]:
         swapped = await self._each(lambda replica: self._swap(replica, version, hashes))

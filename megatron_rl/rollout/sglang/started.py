@@ -62,6 +62,6 @@ def _keepers(control: Control, count: int) -> list[FarKeeper]:
     if not count:
         return []
     try:
-        return [FarKeeper(worker) for worker in control.collect(SESSION, "keeper", count, START_SECONDS)]
+        return [FarKeeper(worker) for worker in control.collect(SESSION, "keeper", range(count), START_SECONDS)]
     except WorkerError as error:
         raise InputError(f"Not all machines that SGLang's servers are to run on have called rank 0: {error}.") from None

@@ -20,7 +20,6 @@ import torch
 from megatron_rl.errors import InputError, SwapError
 from megatron_rl.resharding.families.architecture import differences
 from megatron_rl.resharding.layout import Layout
-from megatron_rl.resharding.nearest import Nearness
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.terms import Attached
 from megatron_rl.resharding.transports.meeting import MARGIN, MeetingPlace
@@ -42,12 +41,13 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Network:
-    """How the trainer's ranks send to one server's workers."""
+    """How trainer ranks send to one server's workers."""
 
     place: MeetingPlace
     backend: str
-    senders: list[Worker]  # by rank
-    near: Nearness = field(default_factory=Nearness)
+    sources: int  # trainer ranks that there are
+    readers: tuple[int, ...]  # those that send
+    senders: list[Worker]  # these
 
 
 class ServerSwap:
@@ -85,7 +85,7 @@ class ServerSwap:
             attached = await self._all(workers, "attach", offered, layout)
             hashes, self._own = {plan for plan, _ in attached}, [own for _, own in attached]
             if self.network is not None:
-                plans = await self._all(self.network.senders, "plan", layout, dtypes, self.network.near)
+                plans = await self._all(self.network.senders, "plan", layout, dtypes, self.network.readers)
                 hashes |= {plan for plan, _ in plans}
                 self._owners = [s for s, (_, sends) in zip(self.network.senders, plans, strict=True) if sends]
             if len(hashes) > 1:
@@ -95,9 +95,9 @@ class ServerSwap:
         return Attached(layout, hashes.pop(), dtypes)
 
     async def _meet(self, network: Network, workers: list[Worker]) -> None:
-        """Have the workers and the trainer's ranks join a group."""
+        """Have the workers and the ranks that send join a group."""
         seconds = max(self.seconds - MARGIN, 1.0)
-        meeting = network.place.meeting(network.backend, len(network.senders), self.workers, seconds, network.near)
+        meeting = network.place.meeting(network.backend, network.sources, network.readers, self.workers, seconds)
         await self._both(self._all(workers, "connect", meeting), self._all(network.senders, "connect", meeting))
 
     async def _pull(self, workers: list[Worker], version: int) -> list[Any]:
@@ -189,7 +189,7 @@ class ServerSwap:
         update.add_done_callback(lambda _: self.control.cancel(session))
         workers: list[Worker] = []
         try:
-            workers = await self.control.collected(session, self.name, self.workers, self.seconds)
+            workers = await self.control.collected(session, self.name, range(self.workers), self.seconds)
             yield workers
         except BaseException as error:
             _release(workers)

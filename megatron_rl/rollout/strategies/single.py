@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from megatron_rl.data.task import Example
 from megatron_rl.rollout.protocol import Completion
 from megatron_rl.rollout.rollout import Rollout, from_completion
@@ -20,7 +22,8 @@ class Single:
     async def group(self, example: Example, size: int, complete: Complete, score: Score) -> list[Rollout]:
         """As ``Strategy.group``."""
         prompt = self.encode(example.prompt)
-        rollouts = [from_completion(example, prompt, c, self.decode(c)) for c in await complete(prompt, size)]
+        tokens = np.array(prompt, dtype=np.int64)  # once for all of them
+        rollouts = [from_completion(example, tokens, c, self.decode(c)) for c in await complete(prompt, size)]
         await score(rollouts)
         return rollouts
 

@@ -17,8 +17,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_rl.errors import LinkError
+from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.sglang import sglang_layout
+from megatron_rl.resharding.nearest import Nearness, readers
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.swap import Receiver, SwapSource, merge_hashes, owned_hashes
 from megatron_rl.resharding.terms import Reach
@@ -31,9 +33,10 @@ from megatron_rl.system.tcp_store import listening_store
 from tests.conftest import PATIENCE, free_port
 from tests.resharding.reference import hf_tensors, megatron_shards
 from tests.resharding.sglang_reference import sglang_shards
-from tests.resharding.transports.test_transport import CONFIG, ENGINE, SIZES
+from tests.resharding.transports.test_transport import CONFIG, ENGINE
 
 SECONDS = PATIENCE
+SIZES = ParallelSizes(tensor=2, data=2)
 LAYOUT = megatron_layout(CONFIG, SIZES)
 HF = hf_tensors(CONFIG, tags=False)
 HELD = megatron_shards(HF, CONFIG, SIZES)
@@ -90,7 +93,7 @@ class Cluster:
             process = context.Process(target=target, args=(self.control.address, session, rank), daemon=True)
             process.start()
             self.processes.append(process)
-        return self.control.collect(session, group, count, SECONDS)
+        return self.control.collect(session, group, range(count), SECONDS)
 
 
 @pytest.fixture
@@ -122,6 +125,10 @@ def ask(workers: list[Worker], method: str, *arguments: Any, each: list[tuple[An
         return list(threads.map(one, workers, each or [()] * len(workers)))
 
 
+def number(worker: Worker) -> int:
+    return int(worker.name.rpartition(" ")[2])
+
+
 def both(first: Callable[[], list[Any]], second: Callable[[], list[Any]]) -> tuple[list[Any], list[Any]]:
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.submit(first), threads.submit(second)
@@ -130,8 +137,10 @@ def both(first: Callable[[], list[Any]], second: Callable[[], list[Any]]) -> tup
 
 def connect(place: MeetingPlace, ranks: list[Worker], engine: list[Worker], seconds: float = SECONDS) -> set[Any]:
     source = SwapSource(CONFIG, SIZES, False, False, [offer(Reach("gloo"), held) for held in HELD])
-    meeting = place.meeting("gloo", len(ranks), WORKERS, seconds)
-    plans = [*ask(engine, "attach", source), *(p for p, _ in ask(ranks, "plan", sglang_layout(CONFIG, ENGINE), {}))]
+    reading = tuple(number(rank) for rank in ranks)
+    meeting = place.meeting("gloo", len(HELD), reading, WORKERS, seconds)
+    planned = ask(ranks, "plan", sglang_layout(CONFIG, ENGINE), {}, reading)
+    plans = [*ask(engine, "attach", source), *(plan for plan, _ in planned)]
     here, there = both(lambda: ask(engine, "connect", meeting), lambda: ask(ranks, "connect", meeting))
     assert here + there == [None] * (len(engine) + len(ranks))
     return {str(answer) for answer in plans}
@@ -163,6 +172,18 @@ def test_ranks_send_whenever_they_are_asked(cluster: Cluster, ranks: list[Worker
         assert sent == [None] * len(ranks)
 
 
+def test_the_readers_of_an_engine_alone_meet_its_workers(cluster: Cluster, ranks: list[Worker]) -> None:
+    chosen = readers(LAYOUT, Nearness(number=1))
+    assert chosen == (2, 3)
+    engine, sending = cluster.start(engine_worker, WORKERS, "worker"), [ranks[rank] for rank in chosen]
+    connect(MeetingPlace("127.0.0.1"), sending, engine)
+    landed, sent = swap(sending, engine, 1)
+    check(landed)
+    assert sent == [None, None]
+    (other,) = ask(ranks[:1], "push", 1)
+    assert "the rank is not connected" in str(other)
+
+
 def test_an_engine_that_was_killed_is_replaced(cluster: Cluster, ranks: list[Worker]) -> None:
     place, first = MeetingPlace("127.0.0.1"), cluster.start(engine_worker, WORKERS, "worker")
     connect(place, ranks, first)
@@ -180,8 +201,9 @@ def test_an_engine_that_was_killed_is_replaced(cluster: Cluster, ranks: list[Wor
 
 
 def test_whoever_does_not_come_is_missed(cluster: Cluster, ranks: list[Worker]) -> None:
-    meeting = MeetingPlace("127.0.0.1").meeting("gloo", len(ranks), WORKERS, 2.0)
-    ask(ranks, "plan", sglang_layout(CONFIG, ENGINE), {})
+    everybody = tuple(range(len(ranks)))
+    meeting = MeetingPlace("127.0.0.1").meeting("gloo", len(ranks), everybody, WORKERS, 2.0)
+    ask(ranks, "plan", sglang_layout(CONFIG, ENGINE), {}, everybody)
     answers = ask(ranks, "connect", meeting)
     assert all("found no way to the others" in str(answer) for answer in answers)
     assert all("the rank is not connected" in str(answer) for answer in ask(ranks, "push", 1))
@@ -191,7 +213,7 @@ def test_whoever_does_not_come_is_missed(cluster: Cluster, ranks: list[Worker]) 
 def test_a_rank_alone_gives_up_at_the_deadline(backend: str) -> None:
     place = MeetingPlace("127.0.0.1")
     with pytest.raises(LinkError, match=f"Process 0 of a swap over {backend} found no way to the others: .*timeout"):
-        place.meeting(backend, 1, 1, 0.5).join(0)
+        place.meeting(backend, 1, [0], 1, 0.5).join(0)
 
 
 @pytest.mark.parametrize("before", [None, "0"])
@@ -213,7 +235,7 @@ def test_groups_over_nccl_raise_instead_of_ending_the_process(
     monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", Group, raising=False)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     place = MeetingPlace("127.0.0.1")
-    ends = place.meeting("nccl", 1, 0, 5.0).join(0)
+    ends = place.meeting("nccl", 1, [0], 0, 5.0).join(0)
     assert isinstance(ends.group, Group) and seen == ["1"]
     assert os.environ.get("TORCH_NCCL_BLOCKING_WAIT") == before
 

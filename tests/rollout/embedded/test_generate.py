@@ -34,7 +34,7 @@ def flat(groups: list[list[Completion]]) -> list[Completion]:
 def reference_logprobs(model, prompt: list[int], completion: Completion, temperature: float) -> np.ndarray:
     """Log-probabilities of the completion from one plain forward of the whole sequence."""
     with torch.no_grad():
-        logits = model(torch.tensor([prompt + completion.tokens])).logits[0]
+        logits = model(torch.tensor([[*prompt, *completion.tokens]])).logits[0]
     scores = (logits.double() / (temperature or 1)).log_softmax(-1)
     drawn = torch.tensor(completion.tokens)
     return scores[len(prompt) - 1 : -1].gather(1, drawn[:, None])[:, 0].numpy()
@@ -86,7 +86,7 @@ def test_greedy_is_transformers_greedy(models, family):
         theirs = reference.generate(
             tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=20, do_sample=False, eos_token_id=None
         )
-        assert completion.tokens == theirs[0, len(request.tokens) :].tolist()
+        assert list(completion.tokens) == theirs[0, len(request.tokens) :].tolist()
         expected = reference_logprobs(reference, list(request.tokens), completion, 0.0)
         assert np.abs(np.array(completion.logprobs) - expected).max() <= 1e-5
 
