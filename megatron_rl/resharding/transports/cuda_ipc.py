@@ -114,10 +114,7 @@ def _open(pid: int, handle: Handle) -> torch.UntypedStorage:
     try:
         return torch.UntypedStorage._new_shared_cuda(visible.index(handle.gpu), *handle.content)
     except RuntimeError as error:
-        raise SwapError(
-            f"The GPU memory of process {pid} cannot be mapped: {str(error).splitlines()[0]}. Processes in containers "
-            "need common namespaces (--pid=host --ipc=host) and all GPUs, and the allocator no expandable_segments."
-        ) from error
+        raise SwapError(f"The GPU memory of process {pid} cannot be mapped: {str(error).splitlines()[0]}.") from error
 
 
 class Batch(NamedTuple):
