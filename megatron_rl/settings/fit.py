@@ -77,7 +77,8 @@ def _gpus(config: Config, needed: Footprint) -> list[str]:
 def _gpus_of_engines(config: Config, needed: Footprint) -> list[str]:
     """SGLang's servers take what a GPU has left for their cache; their weights must fit beside a rank."""
     gpus, options = machine.gpus(), config.rollout.sglang
-    held = dict(enumerate(needed.ranks)) if gpus else {}
+    ranks = needed.resting if config.actor.asleep and options.colocated else needed.ranks
+    held = dict(enumerate(ranks)) if gpus else {}
     servers = (
         engine_gpus(config.rollout, len(needed.ranks))
         if config.rollout.engine == "sglang" and config.generates()

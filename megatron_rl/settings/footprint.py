@@ -30,6 +30,7 @@ class Footprint:
     cache: int  # each engine's keys and values; on GPUs SGLang takes for them what is left
     checkpoint: int
     export: int
+    resting: tuple[int, ...] = ()  # each trainer rank while engines generate on its GPU
     host: int = 0  # all ranks that compute on GPUs, in the memory beside these
 
 
@@ -86,6 +87,7 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
         checkpoint=(beside + (trained if adapted else parameters)) * weight
         + (trained + beside) * (MAIN_WEIGHT_BYTES + MOMENT_BYTES),
         export=parameters * weight,
+        resting=tuple((elements + more) * weight for elements, more in zip(held, of_critic, strict=True)),
         host=int((trained + beside) * host_bytes(config.actor, weight)),
     )
 
