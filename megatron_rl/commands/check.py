@@ -13,12 +13,14 @@ from megatron_rl.commands.recipe import add_recipe, checked, print_problems, pri
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.launch.check import resolved
+from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.check import Findings, check
 from megatron_rl.settings.describe import describe
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.foresight.forecast import Forecast, foresee
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, this_machine
+from megatron_rl.settings.foresight.precision import advice
 from megatron_rl.settings.foresight.rules import check_hardware
 from megatron_rl.settings.foresight.suggest import NEEDS_GPUS, Suggestion, enough_nodes, suggest
 from megatron_rl.settings.load import load
@@ -78,16 +80,18 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
     config, found = checked(options, known)
     nodes = max(resolved(config.launch).nodes, 1)
     on = this_machine(nodes) if on is None else named(options.gpu, nodes, on.gpus)
-    found.problems += check_hardware(config, on)
+    found.problems += [said for said in check_hardware(config, on) if said not in found.problems]
     forecast, suggestions = _foreseen(options, config, known, on, found)
     if options.json:
-        print(json.dumps(_data(options, found, forecast, suggestions), indent=2))
+        data = _data(options, found, forecast, suggestions)
+        data |= _precision(config, known, on) if forecast else {"precision": None}
+        print(json.dumps(data, indent=2))
         return BAD_INPUT if found.problems else 0
     if found.problems:
         print_problems(options.recipe, found.problems, sys.stdout)
     elif forecast is not None:
         print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config, known)}")
-        for name, text in forecast.lines().items():
+        for name, text in (_precision(config, known, on) | forecast.lines()).items():
             print(f"  {name:<11}{text}")
         for what, count in found.notes.items():
             print(f"  note       {what}: {count}")
@@ -95,6 +99,10 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
     if suggestions is not None:
         print("\n".join(each.line() for each in suggestions) or _none_fits(config, known, on, options.tokens))
     return BAD_INPUT if found.problems else 0
+
+
+def _precision(config: Config, known: dict[str, Any] | None, on: Hardware) -> dict[str, str]:
+    return {"precision": advice(config, read_architecture(known or read_config(config.model)), on)}
 
 
 def _foreseen(

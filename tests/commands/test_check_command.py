@@ -11,7 +11,7 @@ from megatron_rl.cli import main
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_235b
 
 RECIPE = "tests.commands.test_check_command.of_8b_here"
-KEYS = {"recipe", "overrides", "problems", "warnings", "notes", "forecast", "suggestions"}
+KEYS = {"recipe", "overrides", "problems", "warnings", "notes", "forecast", "suggestions", "precision"}
 FORECAST = {
     *("hardware", "workload", "memory", "seconds", "mfu", "micro_batch_tokens", "tokens_per_second", "assumptions"),
 }

@@ -160,6 +160,19 @@ def test_engines_share_the_memory_of_the_trainers_gpus(gpus) -> None:
     assert check_fit(config, needed)[0].startswith("A rank needs at least")
 
 
+def test_what_sleeps_is_not_beside_an_engine(gpus) -> None:
+    """Weights alone are there with the engine's; everything comes back when that one has gone."""
+    config = config_of(QWEN3_4B)
+    config.rollout.engine, config.rollout.sglang.colocated, config.actor.asleep = "sglang", True, True
+    needed = footprint(config, QWEN3_4B)
+    assert needed.resting == (2 * needed.parameters,) and needed.host == 12 * needed.parameters
+    gpus(1, size=needed.ranks[0], memory=needed.host)
+    assert check_fit(config, needed) == []
+    gpus(1, size=needed.ranks[0], memory=needed.host - 1)
+    (said,) = check_fit(config, needed)
+    assert "of memory" in said and "set actor.asleep=false" in said
+
+
 def test_a_machine_without_shared_memory(gpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = config_of()
     gpus(0, memory=1 << 50)

@@ -58,6 +58,38 @@ def test_engines_beside_on_and_apart_from_the_trainer() -> None:
     assert not foresee(config, hf_config, named("h100", 2, 8)).together
 
 
+def test_phases_of_a_colocated_step() -> None:
+    """Asleep, gradients and optimiser make room for the engine's cache; nothing else changes."""
+    config, on = of_8b(), named("h200", 1, 8)
+    config.actor.data_parallel = config.rollout.engines = 8
+    awake = foresee(config, QWEN3_8B, on)
+    assert list(awake.phases) == ["generate", "score", "update", "swap"] and awake.peak == max(awake.phases.values())
+    assert awake.phases["update"] == awake.trainer.updating + 1e9
+    assert awake.phases["swap"] == awake.trainer.states + awake.engine_weights
+    config.actor.asleep = True
+    asleep = foresee(config, QWEN3_8B, on)
+    away = awake.trainer.gradients + awake.trainer.optimizer
+    assert asleep.phases["update"] == awake.phases["update"]
+    for phase in ("generate", "score", "swap"):
+        assert awake.phases[phase] - asleep.phases[phase] == away
+    assert asleep.engine_cache == pytest.approx(awake.engine_cache + away)
+    assert "phases" in asleep.lines() and asleep.data()["memory"]["phases"] == asleep.phases
+
+
+def test_computing_anew_takes_time() -> None:
+    config, on, seconds = of_8b(), named("h200", 1, 8), []
+    for how in (
+        {"recompute": "none"},
+        {"recompute": "selective", "recompute_modules": ["mlp"]},
+        {"recompute": "full", "recompute_method": "block", "recompute_layers": 30},
+        {"recompute": "full", "recompute_method": "uniform", "recompute_layers": 1},
+    ):
+        step = foresee(applied(config, {f"actor.{name}": value for name, value in how.items()}), QWEN3_8B, on).step
+        assert step is not None
+        seconds.append(step.update)
+    assert seconds == sorted(seconds) and len(set(seconds)) == 4
+
+
 def test_room_for_caches_bounds_how_many_are_generated_at_a_time() -> None:
     config = of_8b()
     config.actor.data_parallel = config.rollout.engines = 8
