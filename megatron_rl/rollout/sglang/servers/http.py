@@ -184,7 +184,10 @@ class Server:
             body["weight_version"] = str(version)
         if self.abilities is not None and self.abilities.sessions:
             body["selector"] = "target"
-        data = await asyncio.to_thread(_with_tensors, body, content, workers)
+        if isinstance(content, bytes):  # a bucket of weights
+            data = await asyncio.to_thread(_with_tensors, body, content, workers)
+        else:
+            data = _with_tensors(body, content, workers)
         await self.call("POST", "/update_weights_from_tensor", data, seconds=seconds)
 
     async def update_from_disk(self, folder: str, seconds: float) -> None:
