@@ -1,7 +1,8 @@
 # Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
 # `make test-runs` trains, kills and continues whole runs, `make test-oracles` compares the algorithms with those of other
 # trainers; `make sglang` adds SGLang, `make test-sglang` tests against real SGLang servers; `make test-slurm` against a
-# real Slurm and NeMo-Run; `make wheelhouse` gathers the packages for machines without internet.
+# real Slurm, SGLang and NeMo-Run, `make test-megatron` with the other Megatron-Core; `make wheelhouse` gathers the packages for
+# machines without internet. Another Python, in an environment of its own: `make PYTHON=python3.12 VENV=.venv312 test`.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -18,8 +19,8 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # A run is several processes, each of which imports torch and Megatron: with bytecode in 4 seconds instead of 9.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-runs test-oracles test-eval sglang test-sglang test-sglang-versions test-gpu test-slurm test-report report \
-	nemo wheelhouse lint clean
+.PHONY: quickstart test test-runs test-oracles test-megatron test-eval sglang test-sglang test-sglang-versions test-gpu test-slurm \
+	test-report report nemo wheelhouse lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -33,6 +34,16 @@ test-runs: $(VENV)/installed-dev
 
 test-oracles: $(VENV)/oracles
 	PYTHONPATH=$(abspath $(VENV))/oracles OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/oracles $(ARGS)
+
+# What says most about Megatron-Core, with the version that constraints.txt has for other Pythons: Python 3.11 runs the
+# newest, too.
+MEGATRON_TESTS := tests/versions $(foreach t,learning parity training checkpoint_writers,tests/actor/test_$(t).py) \
+	tests/resharding/convert/test_convert_megatron.py tests/launch/numerics/test_numerics.py \
+	$(foreach t,every_step_is_recorded_and_every_swap_proved interrupted_and_broken_it_continues_bit_identically,\
+	tests/runs/test_train.py::test_$(t))
+test-megatron: $(VENV)/megatron
+	@echo "With $$(ls -d $(VENV)/megatron/megatron_core-*.dist-info | sed 's/.*megatron_core-/Megatron-Core /;s/.dist-info//'):"
+	PYTHONPATH=$(abspath $(VENV))/megatron OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(MEGATRON_TESTS) $(ARGS)
 
 sglang: $(VENV)/installed-sglang
 
@@ -62,7 +73,7 @@ test-gpu: $(VENV)/installed-dev $(VENV)/installed-sglang
 	$(BIN)/python -m pytest -rs tests/gpu $(ARGS)
 
 # A real Slurm on this machine: Debian's, which root may install here.
-test-slurm: $(VENV)/installed-dev $(VENV)/slurm nemo
+test-slurm: $(VENV)/installed-dev $(VENV)/installed-sglang $(VENV)/slurm nemo
 	NEMO=$(abspath $(VENV)-nemo) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm $(ARGS)
 
 nemo: $(VENV)-nemo/installed
@@ -105,6 +116,12 @@ $(VENV)/installed: $(VENV)/torch setup.py
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing what the tests need …"
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/megatron: $(VENV)/installed-dev
+	@here=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("megatron-core"))') \
+	&& other=$$(sed -n 's/^megatron-core==\([^;]*\);.*/\1/p' constraints.txt | grep -vFx "$$here") && rm -rf $@ \
+	&& $(PIP) install -qq --no-deps --only-binary :all: --python-version 3.12 --target $@ megatron-core==$$other
 	@touch $@
 
 $(VENV)/installed-eval: $(VENV)/installed-dev

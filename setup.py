@@ -44,12 +44,14 @@ SERVED = (  # what SGLang's servers import on a CPU
     "sglang-router",
 )
 LINES = (HERE / "constraints.txt").read_text(encoding="utf-8").splitlines()
-PINS = {m[1]: m[2] for line in LINES if (m := re.match(r"([A-Za-z][\w.-]*?)\s*([=<>~].*)", line))}
+PINS = [(m[1], m[2]) for line in LINES if (m := re.match(r"([A-Za-z][\w.-]*?)\s*([=<>~][^#]*)", line))]
 
 
 def pinned(*requirements: str) -> list[str]:
-    """Each requirement at the version that constraints.txt gives its name."""
-    return [requirement + PINS[requirement.partition("[")[0]] for requirement in requirements]
+    """Each requirement at the version that constraints.txt gives its name: one for each Python, where they differ."""
+    found = {name: [rest.strip() for pin, rest in PINS if pin == name.partition("[")[0]] for name in requirements}
+    assert all(found.values()), found
+    return [name + rest for name, pins in found.items() for rest in dict.fromkeys(pins)]
 
 
 setup(

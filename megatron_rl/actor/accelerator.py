@@ -1,6 +1,6 @@
 """Runs Megatron-Core on a machine without a GPU: the one place that adapts it to CPU and gloo.
 
-Megatron-Core 0.16.1 names CUDA in about sixty places: devices of small tensors, streams and events, the
+Megatron-Core (0.16 and 0.19) names CUDA in about sixty places: devices of small tensors, streams and events, the
 random state, type names. None of them is numerics. ``adapt()`` gives each its CPU meaning, in this process
 only and only when there is no GPU; on CUDA it binds one name that Megatron leaves out. Call it before Megatron
 modules are used, and again after importing further ones.

@@ -45,6 +45,7 @@ from megatron_rl.system.files import rename_folder
 from megatron_rl.system.processes import die_with_parent
 from megatron_rl.system.stop import leave_to_parent
 
+_COMMON = "common.pt"  # what is not sharded, such as the optimisers' groups
 _NONE: dict[str, Actor] = {}
 
 Beside = Mapping[str, Actor]
@@ -85,6 +86,8 @@ def save(
                 content["base"] = {"hash": fingerprint(actor.model_folder)}
             content["reference"] = {"moves": _reference_moves(actor)}
             (partial / STATE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            if not (partial / _COMMON).exists():  # Megatron-Core 0.19 puts it where 0.16 does not look
+                torch.save(dist_checkpointing.load_common_state_dict(str(partial)), partial / _COMMON)
             for file, value in (files or {}).items():
                 (partial / file).write_bytes(value)
             list_files(partial)
@@ -103,14 +106,16 @@ def tie_writers() -> None:
     """Have the processes that Megatron forks to write files die with the one that forks them.
 
     They wait for each other: where all are killed but some, those would wait for ever. Call it once in a process.
+    Megatron-Core 0.19 writes by threads of this one, which needs nothing.
     """
     writer: Any = filesystem_async.FileSystemWriterAsync
-    write = writer.write_preloaded_data
+    write, here = writer.write_preloaded_data, os.getpid()
 
-    def write_while_wanted(*arguments: Any, **named: Any) -> None:
-        parent = multiprocessing.parent_process()
-        die_with_parent(parent.pid if parent else None)
-        write(*arguments, **named)
+    def write_while_wanted(*arguments: Any, **named: Any) -> Any:
+        if os.getpid() != here:
+            parent = multiprocessing.parent_process()
+            die_with_parent(parent.pid if parent else None)
+        return write(*arguments, **named)
 
     writer.write_preloaded_data = staticmethod(write_while_wanted)
 
@@ -168,6 +173,11 @@ def _restore(actor: Actor, loaded: dict[str, Any], checkpoint: Path) -> None:
 
 
 def _restore_optimizer(actor: Actor, loaded: dict[str, Any]) -> None:
+    several, now = len(actor.optimizer.chained_optimizers) > 1, actor.optimizer.config
+    for state in loaded["optimizer"].values() if several else [loaded["optimizer"]]:
+        for group in state["optimizer"]["param_groups"]:
+            # Megatron-Core 0.19 tells groups apart by these too, and whoever continues a run may have changed them
+            group["max_lr"], group["min_lr"] = now.lr, now.min_lr
     actor.optimizer.load_state_dict(loaded["optimizer"])
     actor.merge()
     for optimizer in _torch_optimizers(actor):
@@ -201,9 +211,8 @@ def _trained(actor: Actor, loading: bool) -> dict[str, Any]:
     """Weights and optimiser of one model, and its reference if that moves."""
     for optimizer in _torch_optimizers(actor):
         _complete(optimizer)
-    for optimizer in actor.optimizer.chained_optimizers:  # Transformer Engine's makes its moments at its first step
-        if optimizer.init_state_fn is not None:
-            optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+    for optimizer in actor.optimizer.chained_optimizers:
+        begin(optimizer)
     metadata: dict[str, Any] = {
         "distrib_optim_sharding_type": "fully_reshardable",  # the type that loads at any sharding
         "chained_optim_avoid_prefix": True,
@@ -278,11 +287,7 @@ def _complete(optimizer: Any) -> None:
     for group in optimizer.optimizer.param_groups:
         for p in group["params"]:
             if not optimizer.optimizer.state[p]:
-                optimizer.optimizer.state[p] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(p.data),
-                    "exp_avg_sq": torch.zeros_like(p.data),
-                }
+                optimizer.optimizer.state[p] = _zeros(p)
 
     def set_states(self: Any, model_param: Any, tensors: dict[str, torch.Tensor]) -> None:
         group, order = self.model_param_group_index_map[model_param]
@@ -292,6 +297,33 @@ def _complete(optimizer: Any) -> None:
                 destination.copy_(tensors[name])
 
     optimizer._set_main_param_and_optimizer_states = MethodType(set_states, optimizer)
+
+
+def begin(optimizer: Any) -> None:
+    """Make the states that Transformer Engine's optimiser, and one on the host, make at their first step.
+
+    Megatron's own way asks the first for less than newer versions want, and has the second make a step.
+    """
+    if optimizer.optimizer is None:  # this rank trains none of these weights
+        return
+    shared = getattr(optimizer.optimizer, "sub_optimizers", None)  # of one that the host has a part of
+    if shared is None and not optimizer.config.use_precision_aware_optimizer:
+        if optimizer.init_state_fn is not None:
+            optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+        return
+    for each in [optimizer.optimizer] if shared is None else shared:
+        for p in [p for group in each.param_groups for p in group["params"] if not each.state[p]]:
+            if hasattr(each, "initialize_state"):  # Transformer Engine's
+                each.initialize_state(p, each.store_param_remainders and p.dtype == torch.bfloat16)
+            else:
+                each.state[p] = _zeros(p)
+    if shared is not None:
+        optimizer.optimizer._sync_sub_optimizers_state_to_hdo()
+
+
+def _zeros(p: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The state of torch's AdamW before its first step."""
+    return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p.data), "exp_avg_sq": torch.zeros_like(p.data)}
 
 
 def _serve_writers(parent: int) -> None:

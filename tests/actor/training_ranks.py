@@ -9,6 +9,7 @@ depend on the step's number alone.
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def run(job: dict, out: Path) -> None:
     actor = Actor(json.loads((folder / "config.json").read_text()), config, job["dtype"], str(folder))
     if job["kl"]:
         actor.freeze_reference()
-    actor.new_optimizer(SETTINGS)
+    actor.new_optimizer(replace(SETTINGS, lr=1.0) if job["load"] else SETTINGS)  # a step's own rate counts
     state = checkpoint.load(actor, Path(job["folder"]) / job["load"]) if job["load"] else {"step": 0}
 
     def objective(logprobs, entropy, batch):
@@ -72,6 +73,8 @@ def run(job: dict, out: Path) -> None:
             assert actor.finite()
             batches[0].columns["weight"] = weight
         losses.append(actor.update(batches, objective, 1e-2)["loss"])
+        assert actor.finite()
+        actor.sleep()  # where actor.asleep says so
         if step + 1 == job["save"]:
             checkpoint.save(actor, Path(job["folder"]), str(step + 1), {"step": step + 1}, keep=1)
     result = {"losses": losses, "weights": {n: p.clone() for n, p in actor.parameters().items()}}

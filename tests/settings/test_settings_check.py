@@ -313,9 +313,11 @@ def test_packages_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_what_setup_installs_is_supported() -> None:
-    pins = dict(re.findall(r"^([\w.-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     for name, specifier in machine.SUPPORTED.items():
-        assert machine.SpecifierSet(specifier).contains(pins[name])
+        found = [version for pin, version in pins if pin == name]
+        assert len(found) == (2 if name == "megatron-core" else 1)  # of Python 3.11, and of later ones
+        assert all(machine.SpecifierSet(specifier).contains(version) for version in found)
     assert f'"torch{machine.SUPPORTED["torch"]}"' in (ROOT / "setup.py").read_text()
 
 

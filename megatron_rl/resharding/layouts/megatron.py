@@ -1,8 +1,8 @@
 """Where Megatron-Core keeps the canonical tensors: the parameters of every rank's GPTModel chunks.
 
-Names and shapes are those of megatron-core 0.16: weights are [out, in]; ``linear_qkv`` holds [q, k, v] per query
-group; ``linear_fc1`` holds [gate shard; up shard]. The router's bias is a buffer there, everything else a parameter.
-Imports no torch.
+Names and shapes are those of megatron-core 0.16 and 0.19: weights are [out, in]; ``linear_qkv`` holds [q, k, v] per
+query group; ``linear_fc1`` holds [gate shard; up shard]. The router's bias is a buffer there, everything else a
+parameter. Imports no torch.
 """
 
 from collections import defaultdict

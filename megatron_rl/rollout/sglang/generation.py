@@ -3,8 +3,8 @@
 Every completion is a request of its own. A request whose server died, was restarted or was too slow is sent again
 under a new name, so that each is answered once; of one that its server gave up, what it drew is kept and the rest is
 asked for. How many are under way is bounded by what the servers can run, whoever asks.
-A request's seed goes along: it decides the draws of servers that were started with enable_deterministic_inference
-(without it they would draw the same for all completions of a prompt), others draw with random numbers of their own.
+A request's seed goes along, as the parameter sampling_seed, which every supported version knows: ``protocol.Request``
+says whose draws it decides. These depend on the position in the text, so what is asked for anew goes on as it would.
 """
 
 import asyncio

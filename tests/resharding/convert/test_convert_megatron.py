@@ -73,7 +73,7 @@ def described(folder: Path) -> dict[str, object]:
     """The model's tensors in a checkpoint, as torch's own reader finds them: dtype, shape and chunks."""
     found: dict[str, object] = {}
     for key, entry in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.items():
-        if not key.startswith(("optimizer", "rng")):
+        if not key.startswith(("optimizer", "rng", "common_state")):
             chunks = sorted((tuple(c.offsets), tuple(c.sizes)) for c in getattr(entry, "chunks", ()))
             found[key] = getattr(entry, "properties", None), tuple(getattr(entry, "size", ())), chunks
     return found

@@ -16,6 +16,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_mtp_block_spec
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
+from megatron.core.transformer.identity_op import IdentityOp
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_rl.actor import accelerator
@@ -128,6 +129,8 @@ def build(config: dict[str, Any], sizes: ParallelSizes, rank: int) -> dict[str, 
         predictors = get_gpt_mtp_block_spec(megatron, spec, use_transformer_engine=False, vp_stage=stage)
         for layer in spec.layer_specs:
             for_cpu(layer)
+            if "kv_lora_rank" in config and config["q_lora_rank"] is None:  # Megatron-Core 0.19 refuses an unused norm
+                layer.submodules.self_attention.submodules.q_layernorm = IdentityOp
         for layer in predictors.layer_specs if predictors else ():
             layer.submodules.enorm = layer.submodules.hnorm = layer.submodules.layer_norm = RMSNorm
         model = GPTModel(

@@ -1,8 +1,8 @@
 """Which canonical tensors lie in which global tensor of a torch_dist checkpoint, and in which rectangle of a chunk.
 
-Names are what megatron-core 0.16's ``sharded_state_dict`` gives: a decoder whose layers are all alike stores each
-weight of all layers as one tensor [layers, ...], any other has one per layer; experts are stacked behind the layer.
-A chunk is a box of such a tensor. Imports no torch.
+Names are those of megatron-core 0.16's and 0.19's ``sharded_state_dict``: a decoder of layers that are alike stores
+each weight of all layers as one tensor [layers, ...], any other has one per layer; experts are stacked behind the
+layer. A chunk is a box of such a tensor. Imports no torch.
 """
 
 from collections import defaultdict
