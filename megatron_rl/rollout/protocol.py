@@ -29,9 +29,9 @@ class Request:
 
     A completion depends on the weights, the prompt, the sampling parameters and its own seed: not on
     the other requests that are decoded with it. The embedded engine keeps that to the last bit. SGLang's servers are
-    sent the seed, and draw by it when they were started with enable_deterministic_inference (on GPUs): a number for each
-    seed and position decides between the tokens. Otherwise they draw with random numbers of their own, and the same
-    seed gives another completion each time.
+    sent the seed, and draw by it when they were started with enable_deterministic_inference (on GPUs): a number for
+    each seed and position decides between the tokens. Otherwise they draw with random numbers of their own, and the
+    same seed gives another completion each time.
     """
 
     tokens: Sequence[int]
