@@ -1,7 +1,7 @@
 # Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
 # `make test-runs` trains, kills and continues whole runs, `make test-oracles` compares the algorithms with those of other
 # trainers; `make sglang` adds SGLang, `make test-sglang` tests against real SGLang servers; `make test-slurm` against a
-# real Slurm and NeMo-Run, `make test-megatron` with the other Megatron-Core; `make wheelhouse` gathers the packages for
+# real Slurm, SGLang and NeMo-Run, `make test-megatron` with the other Megatron-Core; `make wheelhouse` gathers the packages for
 # machines without internet. Another Python, in an environment of its own: `make PYTHON=python3.12 VENV=.venv312 test`.
 
 VENV ?= .venv
@@ -73,7 +73,7 @@ test-gpu: $(VENV)/installed-dev $(VENV)/installed-sglang
 	$(BIN)/python -m pytest -rs tests/gpu $(ARGS)
 
 # A real Slurm on this machine: Debian's, which root may install here.
-test-slurm: $(VENV)/installed-dev $(VENV)/slurm nemo
+test-slurm: $(VENV)/installed-dev $(VENV)/installed-sglang $(VENV)/slurm nemo
 	NEMO=$(abspath $(VENV)-nemo) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm $(ARGS)
 
 nemo: $(VENV)-nemo/installed

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The kernels' figures on one GPU, a line of JSON each: bash benchmarks/gpu_all.sh [--dry-run] [STEP…]
 #
-# Steps, what matters most first: head_check, head_time, train, quantise, swap, tests. One that fails has a line with its
+# Steps, what matters most first: head_check, head_time, train, precision, memory, quantise, swap, tests. One that fails has a line with its
 # exit status and costs only its own. With OUT set, the lines are in $OUT/gpu_all.jsonl and all output in $OUT/gpu_all.log.
 # --dry-run takes tiny shapes and runs anywhere: every step's Python up to what needs the GPU.
 cd "$(dirname "$0")/.." || exit
@@ -29,11 +29,25 @@ layers=18
 memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
 [ "${memory:-0}" -gt 120000 ] || layers=8
 
-for name in ${*:-head_check head_time train quantise swap tests}; do
+train() { # NAME OPTION=VALUE…: the same shape with these
+    local name=$1
+    shift
+    step "$name" 60 "$PYTHON" -m benchmarks.gpu_train --shape qwen3-8b --layers $layers --steps 2 $dry attention=torch "$@"
+}
+
+for name in ${*:-head_check head_time train precision memory quantise swap tests}; do
     case $name in
     head_check) step head_check 60 "$PYTHON" -m benchmarks.gpu_head check $dry ;;
     head_time) step head_time 60 "$PYTHON" -m benchmarks.gpu_head time $dry ;;
     train) step train 90 "$PYTHON" -m benchmarks.gpu_train --shape qwen3-8b --layers $layers --steps 2 --compare-head $dry attention=torch ;;
+    precision)
+        train tensorwise fp8=tensorwise bf16_layers=1
+        train blockwise fp8=blockwise ;;
+    memory)
+        train moments gradients=bfloat16 moments=bfloat16
+        train asleep asleep=true
+        train block recompute=full recompute_method=block recompute_layers=1
+        train host optimizer_on_host=0.5 ;;
     quantise) step quantise 60 "$PYTHON" -m benchmarks.gpu_quantise $dry ;;
     swap) step swap 60 "$PYTHON" -m benchmarks.gpu_swap --repeats 5 $dry ;;
     tests) step tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu/test_kernels_on_gpu.py ;;

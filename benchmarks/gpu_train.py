@@ -129,6 +129,8 @@ def main() -> None:
     chosen = OmegaConf.merge(OmegaConf.structured(ActorConfig), OmegaConf.from_dotlist(options.overrides))
     config: Any = OmegaConf.to_object(chosen)
     config.micro_batch_tokens = options.tokens
+    if options.dry_run and not accelerator.on_gpu():  # what needs Transformer Engine
+        config.fp8, config.bf16_layers, config.moments, config.optimizer_on_host = "none", 0, "float32", 0.0
     join(config)
     actor = RandomActor(shape, config, options.dtype, "")
     actor.new_optimizer(config.optimizer)
@@ -136,6 +138,9 @@ def main() -> None:
     batch = rows(count, options.length, shape["vocab_size"])
     times, metrics = step_seconds(actor, batch, options.steps + 1)
     peak = torch.cuda.max_memory_allocated() / 2**30 if accelerator.on_gpu() else 0.0
+    actor.sleep()  # with asleep=true
+    resting = torch.cuda.memory_allocated() / 2**30 if accelerator.on_gpu() else 0.0
+    actor.wake()
     head = head_seconds(actor, options.tokens) * options.micro_batches
     least = products_seconds(actor, options.tokens) * options.micro_batches
     trained, flops = count * (options.length - 1), update_flops(actor.arch, batch)
@@ -157,6 +162,7 @@ def main() -> None:
         "gflop_per_token": round(flops / trained / 1e9, 2),
         "step_seconds": [round(t, 4) for t in times],
         "peak_gib": round(peak, 2),
+        "resting_gib": round(resting, 2),
         "head_share": round(head / middle, 4),
         "head_share_beside_its_products": round((head - least) / middle, 4),
         "loss": metrics["loss"],

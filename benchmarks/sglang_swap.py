@@ -1,6 +1,6 @@
 """Pause to resume of a real SGLang server: the pull of its workers against SGLang's own routes and against memcpy.
 
-    python -m benchmarks.sglang_swap [--repeats N] [--layers N]
+    python -m benchmarks.sglang_swap [--repeats N] [--layers N] [--ways pull,disk]
 
 A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory of this process, which also plays
 the trainer's ranks. One SGLang server takes its weights by each way in turn; all swaps are proved. memcpy is torch
@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer: a smaller model")
+    parser.add_argument("--ways", default=",".join(WAYS), help="with the pull first")
     options = parser.parse_args()
     torch.set_num_threads(1)
     architecture = CONFIG | {"num_hidden_layers": options.layers, "architectures": ["Qwen3ForCausalLM"]}
@@ -69,7 +70,7 @@ def main() -> None:
         (Path(folder) / "config.json").write_text(json.dumps(architecture), encoding="utf-8")
         engine = SGLangEngines(configuration().served(), Path(folder), secrets.token_bytes(16), Path(folder))
         try:
-            results = measure(engine, source, ranks, options.repeats)
+            results = measure(engine, source, ranks, options.repeats, options.ways.split(","))
         finally:
             engine.stop()
     total = results.pop("bytes")["bytes"]
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def measure(
-    engine: SGLangEngines, source: SwapSource, ranks: list[dict[str, torch.Tensor]], repeats: int
+    engine: SGLangEngines, source: SwapSource, ranks: list[dict[str, torch.Tensor]], repeats: int, ways: list[str]
 ) -> dict[str, dict[str, float]]:
     """Seconds by phase of the best swap by each way."""
     best: dict[str, dict[str, float]] = {}
@@ -94,7 +95,7 @@ def measure(
     origin, target = (torch.zeros(total, dtype=torch.uint8) for _ in range(2))
     publish({"origin": origin})
     version = 0
-    for way in WAYS:
+    for way in ways:
         engine.options.swap = way
         engine.attach(source)
         for _ in range(repeats):
@@ -104,8 +105,8 @@ def measure(
             copied = {"paused": time.perf_counter() - started}
             if copied["paused"] < best.setdefault("memcpy", copied)["paused"]:
                 best["memcpy"] = copied
-            engine.begin_swap(version)
             owned = [owned_hashes(plan, rank, parameters) for rank, parameters in enumerate(ranks)]
+            engine.begin_swap(version)
             report = engine.finish_swap(version, merge_hashes(plan, owned))
             phases = {**report.phases, "copy and hashes": report.seconds}
             if phases["paused"] < best.setdefault(way, phases)["paused"]:

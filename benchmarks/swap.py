@@ -1,8 +1,10 @@
-"""A weight swap against the machine's memory copy: python -m benchmarks.swap [--repeats N] [--mbridge PYTHON]
+"""A weight swap against the machine's memory copy.
+
+    python -m benchmarks.swap [--repeats N] [--threads N] [--mbridge PYTHON]
 
 A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine; the
 same ranks then send it point-to-point, from processes of their own, over gloo on this machine's loopback. The floor is
-torch copying the same bytes once, between the same kinds of memory, with as many threads (one). Every figure is the
+torch copying the same bytes once, between the same kinds of memory, with as many threads. Every figure is the
 best of the repeats, measured in turn in one run. Messages have a floor of their own: gloo carrying as many bytes from
 the same processes, without packing, unpacking or hashing.
 
@@ -91,6 +93,7 @@ def bare(total: int, sources: int, rank: int) -> None:
 
 def send(meet: str, rank: int, plan: Plan, ranks: list[dict[str, torch.Tensor]], repeats: int) -> None:
     """A source process."""
+    torch.set_num_threads(1)  # those of the process that it was forked from are not there
     end = PointToPointSource(plan, rank, ranks[rank], torch.bfloat16, join(meet, rank, ranks))
     total = sum(plan.bytes().values())
     for version in range(repeats):
@@ -126,10 +129,11 @@ def mbridge(python: str, ranks: int, repeats: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="of memcpy, copies and pull")
     parser.add_argument("--mbridge", metavar="PYTHON", help="interpreter with megatron-core and mbridge")
     options = parser.parse_args()
     repeats = options.repeats
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     source_layout, destination = megatron_layout(CONFIG, SIZES), transformers_layout(CONFIG)
     planning = seconds(lambda: prove(make_plan(source_layout, destination), source_layout, destination))
     ranks = []
@@ -154,6 +158,7 @@ def main() -> None:
         times["owners"].append(seconds(partial(hash_all, receiver.plan, ranks, owned)))
         receiver.verify(version, merge_hashes(receiver.plan, owned))
         receiver.commit(version)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         meet = f"file://{folder}/meet"
         fork = multiprocessing.get_context("fork")

@@ -58,6 +58,7 @@ def train(run: RunFolder, config: Config) -> None:
         models.load(newest)
     elif config.run.start_optimizer:
         models.start(started_from(config.run).checkpoint)
+    models.rest()
     controller.begin(at, swap.plan_hash, newest)
     swap(at.version)
     if "before" not in at.evaluations:

@@ -28,7 +28,6 @@ def on_gpus(config: Config, tensor: int, data: int) -> Config:
         tensor_parallel=tensor,
         data_parallel=data,
         sequence_parallel=tensor > 1,
-        recompute="selective" if tensor > 1 else "none",
         optimizer=optimizer,
     )
     config.rollout.engine, config.rollout.engines = "sglang", tensor * data

@@ -38,6 +38,14 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def settle() -> None:
+    """Wait until what this thread's stream has begun is done, by an event: other streams of the GPU go on."""
+    if on_gpu():
+        done = torch.cuda.Event()
+        done.record()
+        done.synchronize()
+
+
 def give_back_memory() -> None:
     """Return what torch keeps of this process's GPU without using it: an engine that shares the GPU needs it."""
     if on_gpu():

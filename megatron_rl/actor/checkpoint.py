@@ -211,9 +211,8 @@ def _trained(actor: Actor, loading: bool) -> dict[str, Any]:
     """Weights and optimiser of one model, and its reference if that moves."""
     for optimizer in _torch_optimizers(actor):
         _complete(optimizer)
-    for optimizer in actor.optimizer.chained_optimizers:  # Transformer Engine's makes its moments at its first step
-        if optimizer.init_state_fn is not None:
-            optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+    for optimizer in actor.optimizer.chained_optimizers:
+        begin(optimizer)
     metadata: dict[str, Any] = {
         "distrib_optim_sharding_type": "fully_reshardable",  # the type that loads at any sharding
         "chained_optim_avoid_prefix": True,
@@ -288,11 +287,7 @@ def _complete(optimizer: Any) -> None:
     for group in optimizer.optimizer.param_groups:
         for p in group["params"]:
             if not optimizer.optimizer.state[p]:
-                optimizer.optimizer.state[p] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(p.data),
-                    "exp_avg_sq": torch.zeros_like(p.data),
-                }
+                optimizer.optimizer.state[p] = _zeros(p)
 
     def set_states(self: Any, model_param: Any, tensors: dict[str, torch.Tensor]) -> None:
         group, order = self.model_param_group_index_map[model_param]
@@ -302,6 +297,33 @@ def _complete(optimizer: Any) -> None:
                 destination.copy_(tensors[name])
 
     optimizer._set_main_param_and_optimizer_states = MethodType(set_states, optimizer)
+
+
+def begin(optimizer: Any) -> None:
+    """Make the states that Transformer Engine's optimiser, and one on the host, make at their first step.
+
+    Megatron's own way asks the first for less than newer versions want, and has the second make a step.
+    """
+    if optimizer.optimizer is None:  # this rank trains none of these weights
+        return
+    shared = getattr(optimizer.optimizer, "sub_optimizers", None)  # of one that the host has a part of
+    if shared is None and not optimizer.config.use_precision_aware_optimizer:
+        if optimizer.init_state_fn is not None:
+            optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+        return
+    for each in [optimizer.optimizer] if shared is None else shared:
+        for p in [p for group in each.param_groups for p in group["params"] if not each.state[p]]:
+            if hasattr(each, "initialize_state"):  # Transformer Engine's
+                each.initialize_state(p, each.store_param_remainders and p.dtype == torch.bfloat16)
+            else:
+                each.state[p] = _zeros(p)
+    if shared is not None:
+        optimizer.optimizer._sync_sub_optimizers_state_to_hdo()
+
+
+def _zeros(p: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The state of torch's AdamW before its first step."""
+    return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p.data), "exp_avg_sq": torch.zeros_like(p.data)}
 
 
 def _serve_writers(parent: int) -> None:

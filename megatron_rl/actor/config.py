@@ -70,12 +70,25 @@ class ActorConfig:
     packing: bool = True  # several sequences per forward pass (THD); false: one by one
     logprob_chunk: int = number(2048, least=1)  # tokens whose logits exist at the same time
     recompute: str = choice("none", "selective", "full")  # activations computed anew in the backward pass
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # of selective: mlp, moe, layernorm …
+    recompute_method: str = choice("uniform", "block")  # of full: all layers, or the first ones of every model chunk
+    recompute_layers: int = number(1, least=1)  # uniform: layers between what is kept; block: layers computed anew
     attention: str = choice("transformer_engine", "torch")  # whose kernels in Transformer Engine's layers, on a GPU
-    fp8: str = choice("none", "delayed", "tensorwise", "blockwise")  # Transformer Engine's FP8 recipe
+    fp8: str = choice("none", "delayed", "tensorwise", "blockwise", "mxfp8")  # Transformer Engine's FP8 recipe
+    bf16_layers: int = number(0, least=0)  # beside fp8: so many of the first and of the last layers stay in bfloat16
+    gradients: str = choice("float32", "bfloat16")  # in which gradients are added up, and summed over the ranks
+    moments: str = choice("float32", "bfloat16", "float16")  # AdamW's, as Transformer Engine's optimiser keeps them
+    optimizer_on_host: float = number(0.0, least=0, most=1)  # share of AdamW's state on the host, which steps it there
+    asleep: bool = (
+        False  # while engines generate on its GPUs, gradients and AdamW's state are not there: docs/precision.md
+    )
     threads: int = number(1, least=1, most=1024)  # CPU threads per rank
     freeze: list[str] = field(default_factory=list)  # Hugging Face tensors that stay as they are: docs/lora.md
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    megatron: dict[str, Any] = field(
+        default_factory=dict
+    )  # more fields of Megatron-Core's configurations, by its names
 
     def sizes(self) -> ParallelSizes:
         """The sharding, in resharding's terms."""

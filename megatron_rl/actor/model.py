@@ -17,6 +17,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron_rl.actor import accelerator
 from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.megatron.fields import TRANSFORMER
+from megatron_rl.actor.megatron.given import given, readable_refusals
 from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.modules.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_packed_rotary
 from megatron_rl.actor.modules.logprobs import token_logprobs
@@ -25,22 +27,25 @@ from megatron_rl.actor.modules.scalar import ScalarHead
 from megatron_rl.actor.modules.true_on_policy import ColumnParallel, RowParallel
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.architecture import Architecture
+from megatron_rl.system.kernels import unusable
 
 _UNFUSED = "NVTE_UNFUSED_ATTN"  # 0: Transformer Engine may not fall back to scores of all pairs of tokens
 
 
 def transformer_engine(dtype: torch.dtype) -> bool:
-    """True when Transformer Engine's layers are used: it imports, and the model computes in bfloat16 on a GPU.
+    """True when Transformer Engine's layers are used: it is there, and the model computes in bfloat16 on a GPU.
 
     In float32 its products round their inputs to TF32 (a mean error of 7e-4 nats was measured for a model of 8 layers);
-    the local layers' do not.
+    the local layers' do not. Raises InputError for one that is there and cannot be imported.
     """
     if not accelerator.on_gpu() or dtype == torch.float32:
         return False
     try:
         import transformer_engine.pytorch  # noqa: F401
-    except ImportError:
-        return False
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "transformer_engine":
+            return False
+        raise InputError(unusable(str(error))) from error
     return True
 
 
@@ -112,7 +117,7 @@ class PolicyModel(GPTModel):
 
 
 def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's configuration of this architecture and sharding."""
+    """Megatron's configuration of this architecture and sharding. Raises InputError where it refuses the options."""
     te = transformer_engine(dtype)
     moe: dict[str, Any] = {}
     if arch.experts:
@@ -126,16 +131,8 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
             moe_grouped_gemm=te,
             moe_permute_fusion=te,
         )
-    fp8: dict[str, Any] = {}
-    if config.fp8 != "none":
-        fp8 = dict(fp8="e4m3" if config.fp8 == "blockwise" else "hybrid", fp8_recipe=config.fp8)
-    recompute: dict[str, Any] = {}
-    if config.recompute == "full":
-        recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
-    elif config.recompute == "selective":
-        recompute = dict(recompute_granularity="selective")
     virtual = config.virtual_pipeline if config.virtual_pipeline > 1 else None
-    return TransformerConfig(
+    own: dict[str, Any] = dict(
         num_layers=arch.layers,
         hidden_size=arch.hidden,
         ffn_hidden_size=arch.mlp_hidden,
@@ -178,9 +175,39 @@ def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dty
         masked_softmax_fusion=False,  # apex's, of an attention that is not used here
         apply_rope_fusion=te,
         **moe,
-        **fp8,
-        **recompute,
+        **_precision(config, te),
+        **_recomputation(config),
     )
+    with readable_refusals():
+        return TransformerConfig(**own | given(config.megatron, TRANSFORMER))
+
+
+def _precision(config: ActorConfig, te: bool) -> dict[str, Any]:
+    if config.fp8 == "none":
+        return {}
+    if not te:
+        raise InputError(f"actor.fp8={config.fp8} needs Transformer Engine's layers, which this rank has not.")
+    blocks = config.fp8 in ("blockwise", "mxfp8")  # whose scales are fine enough for gradients with three bits
+    found: dict[str, Any] = dict(fp8="e4m3" if blocks else "hybrid", fp8_recipe=config.fp8)
+    if config.bf16_layers:
+        found |= dict(
+            first_last_layers_bf16=True,
+            num_layers_at_start_in_bf16=config.bf16_layers,
+            num_layers_at_end_in_bf16=config.bf16_layers,
+        )
+    return found
+
+
+def _recomputation(config: ActorConfig) -> dict[str, Any]:
+    if config.recompute == "full":
+        return dict(
+            recompute_granularity="full",
+            recompute_method=config.recompute_method,
+            recompute_num_layers=config.recompute_layers,
+        )
+    if config.recompute == "selective":
+        return dict(recompute_granularity="selective", recompute_modules=list(config.recompute_modules))
+    return {}
 
 
 def _inside(spec: Any) -> Any:

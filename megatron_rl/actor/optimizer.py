@@ -8,43 +8,97 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 
-from megatron_rl.actor.config import OptimizerConfig
+from megatron_rl.actor.config import ActorConfig, OptimizerConfig
+from megatron_rl.actor.megatron.fields import OPTIMIZER, REDUCTION
+from megatron_rl.actor.megatron.given import given, readable_refusals
 from megatron_rl.actor.model import PolicyModel
 
 
-def wrap(chunks: list[PolicyModel]) -> list[DistributedDataParallel]:
-    """Give every chunk its gradient buffers (fp32) and parameter buffer, shared by the data-parallel ranks."""
-    settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False, overlap_param_gather=False
-    )
-    wrapped = [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks]
+def reduction_config(config: ActorConfig) -> DistributedDataParallelConfig:
+    """How gradients are summed. Raises InputError where Megatron refuses ``actor.megatron``."""
+    own: dict[str, Any] = dict(grad_reduce_in_fp32=config.gradients == "float32", use_distributed_optimizer=True)
+    with readable_refusals():
+        return DistributedDataParallelConfig(**own | given(config.megatron, REDUCTION))
+
+
+def wrap(chunks: list[PolicyModel], config: ActorConfig) -> list[DistributedDataParallel]:
+    """Give every chunk its gradient buffers and parameter buffer, shared by the data-parallel ranks.
+
+    Raises InputError where Megatron refuses ``actor.megatron``.
+    """
+    settings = reduction_config(config)
+    wrapped = [
+        # later chunks of an interleaved pipeline reduce in one piece, as Megatron-LM has it
+        DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=settings.overlap_grad_reduce and i > 0)
+        for i, chunk in enumerate(chunks)
+    ]
+    several = len(wrapped) > 1
     for chunk in chunks:
         # losses are already divided by the global denominator, so Megatron's own division is left out
         chunk.config.finalize_model_grads_func = lambda model, num_tokens=None, **kwargs: finalize_model_grads(
             model, None, **kwargs
         )
-        chunk.config.no_sync_func = [w.no_sync for w in wrapped] if len(wrapped) > 1 else wrapped[0].no_sync
+        chunk.config.no_sync_func = [w.no_sync for w in wrapped] if several else wrapped[0].no_sync
+        if several and settings.overlap_grad_reduce:
+            chunk.config.grad_sync_func = [w.start_grad_sync for w in wrapped]
+        if settings.overlap_param_gather and settings.align_param_gather:
+            chunk.config.param_sync_func = (
+                [w.start_param_sync for w in wrapped] if several else wrapped[0].start_param_sync
+            )
     return wrapped
 
 
-def build_optimizer(model: list[DistributedDataParallel], config: OptimizerConfig, dtype: torch.dtype) -> Any:
+def gather_weights(model: list[Any]) -> None:
+    """Have the weights whole on every rank, where ``overlap_param_gather`` left that to a forward pass; collective."""
+    for chunk in model:
+        if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
+def gather_matrix(chunk: Any, matrix: torch.Tensor) -> None:
+    """The same of one matrix, which a forward pass reads past the module that it belongs to."""
+    overlaps = isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather
+    if overlaps and matrix in chunk.param_to_bucket_group:
+        chunk.param_to_bucket_group[matrix].finish_param_sync()
+
+
+def build_optimizer(
+    model: list[DistributedDataParallel], config: OptimizerConfig, actor: ActorConfig, dtype: torch.dtype
+) -> Any:
     """A fresh optimiser over the wrapped chunks."""
-    return get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=config.lr,
-            min_lr=config.lr * config.min_lr_ratio,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.beta1,
-            adam_beta2=config.beta2,
-            adam_eps=config.eps,
-            clip_grad=config.clip_grad,
-            bf16=dtype == torch.bfloat16,
-            params_dtype=dtype,
-            use_distributed_optimizer=True,
-        ),
-        model,
+    return get_megatron_optimizer(optimizer_config(config, actor, dtype), model)
+
+
+def optimizer_config(config: OptimizerConfig, actor: ActorConfig, dtype: torch.dtype) -> MegatronOptimizerConfig:
+    """AdamW, and where its state is. Raises InputError where Megatron refuses ``actor.megatron``."""
+    own: dict[str, Any] = dict(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.lr * config.min_lr_ratio,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=True,
     )
+    with readable_refusals():
+        return MegatronOptimizerConfig(**own | _state(actor) | given(actor.megatron, OPTIMIZER))
+
+
+def _state(actor: ActorConfig) -> dict[str, Any]:
+    """How and where AdamW's state is kept."""
+    found: dict[str, Any] = {}
+    if actor.optimizer_on_host:
+        found |= dict(optimizer_cpu_offload=True, optimizer_offload_fraction=actor.optimizer_on_host)
+    if actor.moments != "float32":
+        moments = getattr(torch, actor.moments)
+        found |= dict(exp_avg_dtype=moments, exp_avg_sq_dtype=moments)
+    if found:  # Megatron's name for: the state need not be float32 copies on the GPU
+        found |= dict(use_precision_aware_optimizer=True, main_grads_dtype=getattr(torch, actor.gradients))
+    return found
 
 
 def set_hyperparameters(optimizer: Any, config: OptimizerConfig, lr: float) -> None:

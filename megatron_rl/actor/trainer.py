@@ -16,12 +16,21 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
+from megatron_rl.actor.megatron.asleep import Sleeper
+from megatron_rl.actor.megatron.balance import scale_router_losses
 from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
 from megatron_rl.actor.modules import onednn
 from megatron_rl.actor.modules.logprobs import contrast_probs
 from megatron_rl.actor.modules.true_on_policy import use_wide_sums
-from megatron_rl.actor.optimizer import build_optimizer, set_hyperparameters, step_if_finite, wrap
+from megatron_rl.actor.optimizer import (
+    build_optimizer,
+    gather_matrix,
+    gather_weights,
+    set_hyperparameters,
+    step_if_finite,
+    wrap,
+)
 from megatron_rl.actor.packing import assign, group_by_prompt
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.tuning.reference import Reference
@@ -30,7 +39,7 @@ from megatron_rl.algorithms.mismatch import percentile
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.load import load_hf
 
-_FP8 = 16  # Transformer Engine's FP8 products want multiples of so many rows
+_FP8 = {"none": 1, "mxfp8": 32}  # Transformer Engine's FP8 products want multiples of so many rows: 16 but for these
 Objective = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(log-probs [n], entropy [n], their micro-batch) -> (loss, metrics), or (values [n], their micro-batch) with a scalar
 head. Loss and metrics are this micro-batch's share of sums over the whole mini-batch; a metric whose name starts with
@@ -63,12 +72,13 @@ class Actor:
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
         self.fused = transformer_engine(self.dtype)
         self.adapters = restrict(self.chunks, hf_config, config, seed, self.fused)
-        self.wrapped: list[Any] = wrap(self.chunks) if trained else list(self.chunks)
+        self.wrapped: list[Any] = wrap(self.chunks, config) if trained else list(self.chunks)
         self.model_folder = Path(model_folder)
         self.load(model_folder)
         for adapter in self.adapters:
             adapter.keep_base()
         self.optimizer: Any = None
+        self._sleeper: Sleeper | None = None
         self.optimizer_config = config.optimizer
         self.last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         # of each rank of the job: rows are handed out by it
@@ -117,8 +127,21 @@ class Actor:
 
     def new_optimizer(self, config: OptimizerConfig) -> None:
         """Start a stage: fresh moments, this stage's hyper-parameters."""
+        self.wake()
         self.optimizer_config = config
-        self.optimizer = build_optimizer(self.wrapped, config, self.dtype)
+        self.optimizer = build_optimizer(self.wrapped, config, self.config, self.dtype)
+
+        self._sleeper = Sleeper(self.wrapped, self.optimizer) if self.config.asleep else None
+
+    def sleep(self) -> None:
+        """Have gradients and optimiser leave the device until the next update, where ``actor.asleep`` says so."""
+        if self._sleeper is not None:
+            self._sleeper.sleep()
+
+    def wake(self) -> None:
+        """Have them back."""
+        if self._sleeper is not None:
+            self._sleeper.wake()
 
     def split(self, rows: Seq[TrainingRow]) -> list[list[list[TrainingRow]]]:
         """One mini-batch by data-parallel rank and micro-batch, balanced by token count; computed alike on any rank.
@@ -157,8 +180,7 @@ class Actor:
             columns=columns,
             cp_rank=parallel_state.get_context_parallel_rank(),
             cp_size=config.context_parallel,
-            multiple=(config.tensor_parallel if config.sequence_parallel else 1)
-            * (_FP8 if config.fp8 != "none" else 1),
+            multiple=(config.tensor_parallel if config.sequence_parallel else 1) * _FP8.get(config.fp8, 16),
             share_prompts=self._shares_prompts,
             round_up=onednn.rounded if onednn.in_use() else int,
         )
@@ -207,6 +229,7 @@ class Actor:
         head: PolicyModel = getattr(model, "module", model)  # an untrained model is not wrapped
         if self.arch.scalar:
             return (head.values(hidden, batch),)
+        gather_matrix(model, head.output_matrix())
         return head.logprobs(
             hidden, batch, temperature=temperature, vocab_size=self.arch.vocab, chunk=self.config.logprob_chunk
         )
@@ -267,14 +290,19 @@ class Actor:
                     loss + told,
                     metrics | {"loss": loss.detach() + told.detach(), "hint_loss": told.detach()},
                 )
-            return loss, torch.zeros((), dtype=torch.int, device=loss.device), metrics
+            return loss if scale == 1 else scale * loss, torch.zeros((), dtype=torch.int, device=loss.device), metrics
 
+        self.wake()
+        cut = self.config.tensor_parallel if self.config.sequence_parallel else 1
+        scale = scale_router_losses(self.chunks, sum(batch.inputs.shape[1] for batch in batches) // cut)
         for chunk in self.wrapped:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         set_hyperparameters(self.optimizer, self.optimizer_config, lr)
         shares = self._run(batches, finish, forward_only=False)
         grad_norm = step_if_finite(self.optimizer)
+        if self.adapters:
+            gather_weights(self.wrapped)
         self.merge()
         metrics = self.reduce(shares)
         metrics.update(grad_norm=grad_norm, learning_rate=lr, skipped_updates=float(not isfinite(grad_norm)))
@@ -282,7 +310,8 @@ class Actor:
 
     @torch.no_grad()
     def finite(self) -> bool:
-        """Whether all weights of all ranks are finite numbers; collective."""
+        """Whether all weights of all ranks are finite numbers, and there; collective."""
+        gather_weights(self.wrapped)
         parts = [p.isfinite().all() for p in self.parameters().values()]
         worst = torch.stack(parts).all().to(torch.int32)
         dist.all_reduce(worst, dist.ReduceOp.MIN)

@@ -13,14 +13,16 @@ from megatron_rl.commands.recipe import add_recipe, checked, print_problems, pri
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.launch.check import resolved
+from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.check import Findings, check
 from megatron_rl.settings.describe import describe
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.foresight.forecast import Forecast, foresee
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, this_machine
+from megatron_rl.settings.foresight.precision import advice
 from megatron_rl.settings.foresight.rules import check_hardware
-from megatron_rl.settings.foresight.suggest import Suggestion, suggest
+from megatron_rl.settings.foresight.suggest import NEEDS_GPUS, Suggestion, enough_nodes, suggest
 from megatron_rl.settings.load import load
 from megatron_rl.settings.model import check_critic
 from megatron_rl.system import machine
@@ -64,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--gpus {options.gpus} goes with --gpu NAME and is 1 or more.")
     if options.tokens is not None and not options.tokens >= 1:
         raise InputError(f"--tokens {options.tokens:g} is the mean length of a completion: give 1 or more.")
+    if options.suggest and (options.gpu == "cpu" or not (options.gpu or machine.gpus())):
+        raise InputError(NEEDS_GPUS)
     if not options.gpu:
         return _run(options, None)
     on = named(options.gpu, gpus=options.gpus or 8)
@@ -76,23 +80,29 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
     config, found = checked(options, known)
     nodes = max(resolved(config.launch).nodes, 1)
     on = this_machine(nodes) if on is None else named(options.gpu, nodes, on.gpus)
-    found.problems += check_hardware(config, on)
+    found.problems += [said for said in check_hardware(config, on) if said not in found.problems]
     forecast, suggestions = _foreseen(options, config, known, on, found)
     if options.json:
-        print(json.dumps(_data(options, found, forecast, suggestions), indent=2))
+        data = _data(options, found, forecast, suggestions)
+        data |= _precision(config, known, on) if forecast else {"precision": None}
+        print(json.dumps(data, indent=2))
         return BAD_INPUT if found.problems else 0
     if found.problems:
         print_problems(options.recipe, found.problems, sys.stdout)
     elif forecast is not None:
         print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config, known)}")
-        for name, text in forecast.lines().items():
+        for name, text in (_precision(config, known, on) | forecast.lines()).items():
             print(f"  {name:<11}{text}")
         for what, count in found.notes.items():
             print(f"  note       {what}: {count}")
         print_warnings(found.warnings, sys.stdout)
     if suggestions is not None:
-        print("\n".join(each.line() for each in suggestions) or "No layout fits.")
+        print("\n".join(each.line() for each in suggestions) or _none_fits(config, known, on, options.tokens))
     return BAD_INPUT if found.problems else 0
+
+
+def _precision(config: Config, known: dict[str, Any] | None, on: Hardware) -> dict[str, str]:
+    return {"precision": advice(config, read_architecture(known or read_config(config.model)), on)}
 
 
 def _foreseen(
@@ -106,6 +116,11 @@ def _foreseen(
     if not found.problems:
         forecast = foresee(config, hf_config, on, options.tokens, **_beside(config, hf_config))
         found.warnings += forecast.warnings()
+        if (longest := config.rollout.max_new_tokens) < (options.tokens or 0):
+            found.warnings.append(
+                f"--tokens {options.tokens:g} counts as {longest}, the longest that a completion may get "
+                "(rollout.max_new_tokens)."
+            )
     if options.suggest and hf_config:
 
         def sound(changed: Config) -> bool:
@@ -114,6 +129,12 @@ def _foreseen(
 
         suggestions = suggest(config, hf_config, on, sound, options.tokens)
     return forecast, suggestions
+
+
+def _none_fits(config: Config, known: dict[str, Any] | None, on: Hardware, tokens: float | None) -> str:
+    nodes = enough_nodes(config, known or read_config(config.model), on, tokens)
+    more = f" On {nodes} nodes there are some: --nodes {nodes}." if nodes else ""
+    return f"No layout fits on {on.nodes} x {on.gpus} {on.name}.{more}"
 
 
 def _beside(config: Config, hf_config: dict[str, Any]) -> dict[str, Mapping[str, Any] | None]:
@@ -125,7 +146,9 @@ def _beside(config: Config, hf_config: dict[str, Any]) -> dict[str, Mapping[str,
 
 
 def _config_json(file: str) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(Path(file), "--model takes the config.json of a model")
+    content = read_json(Path(file), "--model takes the config.json of a model")
+    if not isinstance(content.get("model_type"), str):
+        raise InputError(f"--model {file} has no model_type: it is not the config.json of a model.")
     return content
 
 

@@ -52,6 +52,7 @@ def _for_one_engine(config: Config) -> Config:
     config = copy.deepcopy(config)
     config.rollout.engine, config.rollout.engines = "sglang", 1
     config.rollout.sglang.urls, config.rollout.sglang.port, config.rollout.sglang.host = "", 0, ""
+    config.rollout.sglang.nodes = 1
     return config
 
 

@@ -1,7 +1,7 @@
 """The arguments of commands that take a recipe, and what is printed about it."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -20,7 +20,20 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         ("--rollout-nodes", "launch.rollout_nodes", "of them, how many only generate, beside the others that train"),
     ):
         help = f"{what}: short for {key}=N"
-        parser.add_argument(flag, metavar="N", dest="flags", type=f"{key}={{}}".format, action="append", help=help)
+        parser.add_argument(
+            flag, metavar="N", dest="flags", type=_counted(key, flag == "--nodes"), action="append", help=help
+        )
+
+
+def _counted(key: str, some: bool) -> Callable[[str], str]:
+    """A flag's number as key=value, as which it is checked; ``some``: 0, which stands for as given, is no answer."""
+
+    def override(given: str) -> str:
+        if some and given.strip() == "0":
+            raise argparse.ArgumentTypeError("0 machines run nothing: give 1 or more, or leave it out")
+        return f"{key}={given}"
+
+    return override
 
 
 def load_checked(options: argparse.Namespace, to: TextIO) -> tuple[Config, Findings] | None:

@@ -23,6 +23,7 @@ def check_launch(launch: LaunchConfig, rollout: RolloutConfig, ranks: int, gener
     except InputError as error:
         return [str(error)]
     found, serving = [], launch.rollout_nodes
+    span = max(rollout.sglang.nodes, 1) if generates and rollout.engine == "sglang" else 1
     if serving >= nodes:
         return [f"launch.rollout_nodes={serving} of {_counted(nodes)} leave none to train on."] if serving else []
     if ranks % (nodes - serving):
@@ -33,7 +34,8 @@ def check_launch(launch: LaunchConfig, rollout: RolloutConfig, ranks: int, gener
     if serving and not generates:
         found.append(f"launch.rollout_nodes={serving}, but the run generates nothing: set it to 0.")
     elif serving:
-        found += _about_rollout_nodes(serving, rollout)
+        found += _about_rollout_nodes(serving, span, rollout)
+    found += _about_spread_engines(serving or nodes, span, rollout)
     if nodes > 1 and generates and rollout.engine == "sglang":
         if rollout.sglang.swap != "pull":
             found.append(f"rollout.sglang.swap={rollout.sglang.swap} needs all trainer ranks on one machine: use pull.")
@@ -45,14 +47,26 @@ def check_launch(launch: LaunchConfig, rollout: RolloutConfig, ranks: int, gener
     return found
 
 
-def _about_rollout_nodes(serving: int, rollout: RolloutConfig) -> list[str]:
+def _about_spread_engines(nodes: int, span: int, rollout: RolloutConfig) -> list[str]:
+    """Why engines cannot be spread over ``span`` of the nodes that have engines each."""
+    if span > 1 and rollout.sglang.urls:
+        return [f"rollout.sglang.nodes={span} is of engines that are started, and rollout.sglang.urls names others."]
+    if nodes % span:
+        return [
+            f"rollout.sglang.nodes={span} nodes for an engine, and {_counted(nodes)} can have engines: make them a "
+            f"multiple of {span}."
+        ]
+    return []
+
+
+def _about_rollout_nodes(serving: int, span: int, rollout: RolloutConfig) -> list[str]:
     if rollout.engine == "sglang" and rollout.sglang.urls:
         return [f"launch.rollout_nodes={serving} start engines, and rollout.sglang.urls names others: set one of them."]
     found = []
-    if rollout.engines < serving:
+    if rollout.engines * span < serving:
         found.append(
             f"rollout.engines={rollout.engines} leaves some of the {serving} rollout nodes (launch.rollout_nodes) with "
-            "nothing to do: start one on each at least."
+            f"nothing to do: start {'one on each' if span == 1 else -(-serving // span)} at least."
         )
     if rollout.engine == "sglang" and rollout.sglang.colocated:
         found.append(

@@ -67,7 +67,7 @@ def launch(config: Config, nodes: Nodes = ALONE) -> int:
                 folder.mark_ended(outcome.code, outcome.message)
             if outcome.code == BAD_INPUT:
                 raise InputError(outcome.message)
-            _say_how_it_ended(folder, outcome)
+            _say_how_it_ended(folder, outcome, nodes)
         finally:
             folder.unlock()
     return outcome.code
@@ -120,7 +120,8 @@ def make_job(folder: RunFolder, config: Config, sockets: Path, master: tuple[str
     key = key_from_environment() if adopted else secrets.token_bytes(16)
     count = config.rollout.engines if config.generates() and not adopted else 0
     hosts = (master[0], *(peer.arrival.address for peer in peers))
-    placement = Placement(hosts, config.actor.sizes().world, count, config.launch.rollout_nodes)
+    span = config.rollout.sglang.nodes if config.rollout.engine == "sglang" and count else 1
+    placement = Placement(hosts, config.actor.sizes().world, count, config.launch.rollout_nodes, span)
     ports = [iter(peer.arrival.ports) for peer in peers]
     addresses = []
     for engine in range(count if config.rollout.engine == "embedded" else 0):
@@ -151,7 +152,7 @@ def _is_complete(folder: RunFolder, stage: str, step: int) -> str:
     )
 
 
-def _say_how_it_ended(folder: RunFolder, outcome: Outcome) -> None:
+def _say_how_it_ended(folder: RunFolder, outcome: Outcome, nodes: Nodes) -> None:
     seconds = time.time() - psutil.Process().create_time()
     if outcome.code == 0:
         print(f"The command took {duration(seconds)}.", flush=True)
@@ -161,7 +162,7 @@ def _say_how_it_ended(folder: RunFolder, outcome: Outcome) -> None:
     lines = [
         outcome.message,
         f"Logs of every process: {folder.logs()}",
-        f"{kept} with: {folder.command()}",
+        f"{kept} with: {nodes.again(folder.command())}",
         f"The command took {duration(seconds)}.",
     ]
     with contextlib.suppress(OSError):  # nobody reads any more: the terminal has been closed

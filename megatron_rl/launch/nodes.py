@@ -24,6 +24,15 @@ class Nodes:
         """What messages call a node."""
         return f"node {index}" + (f" ({self.names[index]})" if index < len(self.names) else "")
 
+    def again(self, command: str) -> str:
+        """How ``megatron-rl train …`` is started on as many machines."""
+        arguments = command.partition(" train ")[2]
+        if self.count == 1:
+            return command
+        if self.job.startswith("slurm"):
+            return f"sbatch --nodes={self.count} slurm/train.sbatch {arguments}"
+        return f"torchrun --nnodes {self.count} --nproc-per-node 1 … -m megatron_rl.cli train {arguments}"
+
 
 ALONE = Nodes()
 

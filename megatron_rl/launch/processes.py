@@ -58,16 +58,17 @@ def _keeper(job: Job, config: Config, node: int, common: dict[str, str]) -> list
         return []
     module = "megatron_rl.rollout.sglang.servers.keeper"
     command = [sys.executable, "-m", module, job.control, str(keeping.index(node)), job.placement.hosts[node]]
-    return [Process("keeper", command, common | engine_environment(config.rollout, job.key), service=True)]
+    env = common | engine_environment(config.rollout, job.key) | _interface(job.placement.hosts, node)
+    return [Process("keeper", command, env, service=True)]
 
 
 def _hosts(job: Job) -> dict[str, str]:
     """What rank 0 must know of SGLang's servers on other machines."""
     if not job.control:
         return {}
-    nodes = range(len(job.placement.hosts))
-    engines = tuple(len(job.placement.engines_on(node)) for node in nodes)
-    return {HOSTS: Hosts(engines, tuple(len(job.placement.ranks_on(n)) for n in nodes), job.control).written()}
+    at, nodes = job.placement, range(len(job.placement.hosts))
+    engines, ranks = (tuple(len(dealt(node)) for node in nodes) for dealt in (at.engines_on, at.ranks_on))
+    return {HOSTS: Hosts(engines, ranks, job.control, at.span).written()}
 
 
 def _ranks(
@@ -97,7 +98,7 @@ def _ranks(
 
 
 def _interface(hosts: Sequence[str], node: int) -> dict[str, str]:
-    """On which network Gloo meets the other nodes: it would take whatever this machine's name stands for."""
+    """On which network Gloo meets other nodes, SGLang's too: it would take what this machine's name stands for."""
     if tuple(hosts) == (LOOPBACK,) or "GLOO_SOCKET_IFNAME" in os.environ:
         return {}
     name = machine.interface_of(hosts[node])

@@ -9,10 +9,10 @@ from megatron_rl.resharding.plan import Plan
 
 @dataclass(frozen=True)
 class Nearness:
-    """Where the source ranks run, and where a destination does: ``machine.place()`` of each."""
+    """Where the source ranks run, and where a destination's do: ``machine.place()`` of each."""
 
     places: tuple[str, ...] = ()  # by source rank; empty: not known
-    destination: str = ""
+    destinations: tuple[str, ...] = ()  # machines that the destination is on
     workers: int = 1  # ranks of the destination
     number: int = 0  # of the destination, from 0: several take turns over the replicas
 
@@ -20,7 +20,7 @@ class Nearness:
 def readers(source: Layout, near: Nearness) -> tuple[int, ...]:
     """The source ranks that read out for the destination, ascending: together they hold every shard.
 
-    Of the ranks that hold a shard those at the destination's place come first. There are at least as many readers as
+    Of the ranks that hold a shard those at the destination's places come first. There are at least as many readers as
     the destination has workers, where there are so many, so that all can receive at a time; all others need no
     connection to it. Destination n takes the n-th of equal replicas, n + 1 the next.
     """
@@ -30,7 +30,7 @@ def readers(source: Layout, near: Nearness) -> tuple[int, ...]:
     each = -(-near.workers // len(holders))
     chosen = []
     for ranks in holders.values():
-        close = [rank for rank in ranks if near.places and near.places[rank] == near.destination] or ranks
+        close = [rank for rank in ranks if near.places and near.places[rank] in near.destinations] or ranks
         first = near.number * each
         chosen += [close[(first + i) % len(close)] for i in range(min(each, len(close)))]
     return tuple(sorted(chosen))

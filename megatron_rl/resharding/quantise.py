@@ -171,7 +171,7 @@ class ShardQuantiser:
         self.boxes = [canonical_box(tensors[s.tensor], s.start, s.shape) for s in self.segments]
         self.sizes = [tile_size(tensors[s.tensor].shape, block) for s in self.segments]
         self.cut = {name: scale_shape(tensors[name].shape, block) for name in cut_tensors(layout, names, block)}
-        self._tiles: Any = None  # the kernels' tables, of the first call's dtype and device
+        self._tiles: Any = None  # see ``_tables``: of the first call's dtype and device
 
     def __call__(
         self, parameters: Mapping[str, torch.Tensor], reduce_max: Callable[[torch.Tensor], object]
@@ -230,30 +230,47 @@ class ShardQuantiser:
         offered: Mapping[str, torch.Tensor],
         reduce_max: Callable[[torch.Tensor], object],
     ) -> list[torch.Tensor]:
-        """As ``_by_torch``: one launch for all tensors without a cut tile; for the others one before and one after the
-        exchange of maxima."""
-        first, cut = parameters[self.segments[0].local], [s.tensor in self.cut for s in self.segments]
+        """As ``_by_torch``: one launch for all tensors without a cut tile; for the others one that leaves its maxima in
+        the vector which is exchanged, and one that takes the scales from there."""
+        first = parameters[self.segments[0].local]
         if self._tiles is None:
-            matrices = [
-                kernels.matrix(s.shape, s.strides, s.offset, *box)
-                for s, box in zip(self.segments, self.boxes, strict=True)
-            ]
-            self._tiles = kernels.Tiles(matrices, cut, first.dtype, first.device)
-        tiles = self._tiles
-        room = torch.empty(sum(tiles.counts), dtype=torch.float32, device=first.device)
+            self._tiles = self._tables(kernels, first)
+        tiles, grids, own_count = self._tiles
+        own = torch.empty(own_count, dtype=torch.float32, device=first.device)
+        shared = torch.zeros(sum(rows * cols for rows, cols in self.cut.values()), device=first.device)
         bases = [(parameters[s.local].data_ptr(), offered[s.local].data_ptr()) for s in self.segments]
-        addresses = tiles.addresses(bases, room.data_ptr())
-        tiles.quantise(addresses)
-        scales = [part.view(grid) for part, grid in zip(room.split(tiles.counts), tiles.grids, strict=True)]
+        tiles.quantise(tiles.addresses(bases, own.data_ptr(), 0))
         if self.cut:
-            tiles.measure(addresses)
-            maxima = list(scales)
-            self._exchange(maxima, first.device, reduce_max)
-            for own, found, of_many in zip(scales, maxima, cut, strict=True):
-                if of_many:
-                    own.copy_(_scale(found))
-            tiles.cast(addresses)
-        return scales
+            tiles.measure(tiles.addresses(bases, 0, shared.data_ptr()))
+            reduce_max(shared)
+            shared = _scale(shared)
+            tiles.cast(tiles.addresses(bases, 0, shared.data_ptr()))
+        return [
+            (shared if s.tensor in self.cut else own).as_strided(grid, (at.stride, 1), at.offset)
+            for s, (grid, at) in zip(self.segments, grids, strict=True)
+        ]
+
+    def _tables(self, kernels: ModuleType, first: torch.Tensor) -> tuple[Any, list[tuple[tuple[int, int], Any]], int]:
+        """The kernels' tables; of each segment the grid of its tiles, and where their numbers lie; how many are not of
+        cut tensors."""
+        matrices = [
+            kernels.matrix(s.shape, s.strides, s.offset, *box) for s, box in zip(self.segments, self.boxes, strict=True)
+        ]
+        begins, end = {}, 0
+        for name, (rows, cols) in self.cut.items():
+            begins[name] = end
+            end += rows * cols
+        numbers, count = [], 0
+        for s, m, box, size in zip(self.segments, matrices, self.boxes, self.sizes, strict=True):
+            if s.tensor in begins:
+                (row, col), width = touched(box, size)[0], self.cut[s.tensor][1]
+                numbers.append(kernels.Numbers(begins[s.tensor] + row * width + col, width))
+            else:
+                numbers.append(kernels.Numbers(count, m.grid[1]))
+                count += m.grid[0] * m.grid[1]
+        cut = [s.tensor in begins for s in self.segments]
+        tiles = kernels.Tiles(matrices, cut, numbers, first.dtype, first.device)
+        return tiles, [(m.grid, at) for m, at in zip(matrices, numbers, strict=True)], count
 
     def _exchange(
         self, maxima: list[torch.Tensor], device: torch.device, reduce_max: Callable[[torch.Tensor], object]

@@ -22,6 +22,13 @@ _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 ELEMENTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}  # of weights
 
 
+class Numbers(NamedTuple):
+    """Where the number of each of a matrix's tiles lies: that of its first one, and from row to row of tiles."""
+
+    offset: int  # float32s, as the stride
+    stride: int
+
+
 class Matrix(NamedTuple):
     """Where a shard's elements lie: row r begins at offset + r // inner x outer stride + r % inner x row stride."""
 
@@ -125,22 +132,25 @@ class Tiles:
     """The tiles of some matrices of one dtype on one device, of which each call brings other ``addresses``.
 
     ``cut``: matrices of which other ranks hold parts of the same tiles; they are measured and, when the scales are
-    known, cast. The others are quantised in one pass. ``grids`` and ``counts``: of the tiles of each.
+    known, cast. The others are quantised in one pass. ``numbers``: of the tiles of each, in the room that a call brings
+    for those that are cut, and for the others.
     """
 
     def __init__(
-        self, matrices: Sequence[Matrix], cut: Sequence[bool], dtype: torch.dtype, device: torch.device
+        self,
+        matrices: Sequence[Matrix],
+        cut: Sequence[bool],
+        numbers: Sequence[Numbers],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self._element, self._device = ELEMENTS[dtype], device
-        self.grids = [m.grid for m in matrices]
-        self.counts = [rows * cols for rows, cols in self.grids]
-        begins = np.cumsum([0, *self.counts[:-1]])
+        self._element, self._device, self._cut = ELEMENTS[dtype], device, np.array(cut)
         self._offsets = np.array(
-            [(m.offset * dtype.itemsize, m.offset, 4 * begin) for m, begin in zip(matrices, begins, strict=True)]
+            [(m.offset * dtype.itemsize, m.offset, 4 * n.offset) for m, n in zip(matrices, numbers, strict=True)]
         )
         shapes = [
-            (m.rows, m.cols, m.start[0] % BLOCK, m.start[1] % BLOCK, m.inner, m.outer_stride, m.row_stride, m.grid[1])
-            for m in matrices
+            (m.rows, m.cols, m.start[0] % BLOCK, m.start[1] % BLOCK, m.inner, m.outer_stride, m.row_stride, n.stride)
+            for m, n in zip(matrices, numbers, strict=True)
         ]
         self._shapes = torch.tensor(shapes, dtype=torch.int64).to(device)
         self._tables: dict[tuple[bool, bool], torch.Tensor] = {}  # by cut and whole
@@ -152,11 +162,12 @@ class Tiles:
             ]
             self._tables[kind] = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts))).to(device)
 
-    def addresses(self, tensors: Sequence[tuple[int, int]], numbers: int) -> np.ndarray:
+    def addresses(self, tensors: Sequence[tuple[int, int]], own: int, of_many: int) -> np.ndarray:
         """Of every matrix (int64 [n, 3]): its first element, the first of its quantised ones, which lie as it does, and
-        its tiles' numbers. ``tensors``: the addresses of the local tensor and its quantised one; ``numbers``: that of
-        one float32 for each tile of all."""
-        return np.array([(*pair, numbers) for pair in tensors], dtype=np.int64) + self._offsets
+        its tiles' numbers. ``tensors``: the addresses of the local tensor and its quantised one; ``own`` and
+        ``of_many``: those of the numbers of matrices that are not cut, and of cut ones."""
+        rooms = np.where(self._cut, of_many, own)[:, None]
+        return np.concatenate([np.array(tensors, dtype=np.int64), rooms], 1) + self._offsets
 
     def quantise(self, addresses: np.ndarray) -> None:
         """Of the matrices that are not cut: scales and quantised elements."""

@@ -27,6 +27,7 @@ class SGLangConfig:
     port: int = number(0, least=0, most=65535)  # of the first server that is started here, the others follow; 0: free
     tensor_parallel: int = number(1, least=1)  # workers that share every matrix
     expert_parallel: int = number(1, least=1)  # groups of the workers that share the experts
+    nodes: int = number(1, least=1)  # machines that the workers of one engine are spread over
     swap: str = choice(*SWAPS)  # pull: workers take their own bytes; the others: full tensors
     transport: str = choice("auto", *NEAR, *FAR, "files")  # of a pull; docs/sglang.md says more
     fp8: bool = False  # engines hold FP8 weights, e4m3 in blocks of 128 x 128; the actor keeps its own

@@ -1,6 +1,7 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
 from megatron_rl.actor.config import CriticConfig, ModelConfig
+from megatron_rl.actor.megatron.check import check_megatron, check_memory
 from megatron_rl.algorithms.pairs.check import without_pairs
 from megatron_rl.algorithms.published import PUBLISHED
 from megatron_rl.algorithms.registry import asked_of
@@ -39,7 +40,13 @@ def _actor(config: Config) -> list[str]:
             f"actor.micro_batch_tokens is {actor.micro_batch_tokens}, but a prompt with its completion can have "
             f"{longest} tokens (data.max_prompt_tokens + rollout.max_new_tokens): set it to {per_rank} or more."
         )
-    return found
+    shared = config.rollout.engine == "sglang" and config.rollout.sglang.colocated and config.generates()
+    if actor.asleep and not shared:
+        found.append(
+            "actor.asleep=true makes room for engines on the trainer's own GPUs, and there are none: set "
+            "rollout.sglang.colocated=true, or leave it false."
+        )
+    return found + check_megatron(actor, config.model.dtype) + check_memory(actor, config.model.dtype)
 
 
 def _reward_model(config: Config) -> list[str]:

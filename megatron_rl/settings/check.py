@@ -16,9 +16,11 @@ from megatron_rl.settings import fit
 from megatron_rl.settings.across import check_across
 from megatron_rl.settings.contents import look
 from megatron_rl.settings.footprint import footprint
+from megatron_rl.settings.foresight.hardware import this_machine
+from megatron_rl.settings.foresight.rules import check_hardware
 from megatron_rl.settings.model import check_critic, check_model, check_sizes, has_tokenizer
 from megatron_rl.settings.rules import violations
-from megatron_rl.system import machine
+from megatron_rl.system import kernels, machine
 from megatron_rl.tracking.check import check_tracking, start_problems
 
 
@@ -39,6 +41,10 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     GPUs count; packages, data and folders are this machine's.
     """
     broken, packages = violations(config), machine.package_problems()
+    if not machine.elsewhere():
+        packages += kernels.apex_problems()
+        if machine.gpus() and config.model.dtype == "bfloat16":
+            packages += kernels.transformer_engine_problems()
     config = replace(config, launch=resolved(config.launch))
     found = packages + list(broken.values())
     if config.generates():
@@ -51,6 +57,8 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     if not any(key.startswith(("actor.", "rollout.", "launch.")) for key in broken):
         found += check_launch(config.launch, config.rollout, config.actor.sizes().world, config.generates())
     found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
+    if machine.gpus() and not machine.elsewhere():
+        found += check_hardware(config, this_machine())
     hf_config, about_folder = check_model(config, known)
     found += about_folder
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):

@@ -19,13 +19,15 @@ from megatron_rl.data.task import UNBOUNDED, Example
 from megatron_rl.errors import InputError
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.load import from_yaml, to_yaml
-from megatron_rl.system import scratch
+from megatron_rl.system import machine, scratch
 from megatron_rl.system.processes import UTF8
 
 
 def look(config: Config) -> tuple[list[str], dict[str, int], list[str]]:
     """What is wrong, a sentence or two each, what the task says of its rows (a text -> how many), and warnings."""
     command = [sys.executable, "-m", "megatron_rl.settings.contents"]
+    if machine.elsewhere():  # whose layers are others
+        config = replace(config, actor=replace(config.actor, megatron={}))
     with scratch.made() as folder:
         env = {**os.environ, **UTF8, **scratch.temporary(folder), **scratch.caches(folder)}
         done = subprocess.run(command, input=to_yaml(config), capture_output=True, encoding="utf-8", env=env)
@@ -65,6 +67,8 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
                 f"algorithm.teacher={config.algorithm.teacher} has another tokenizer than the model that is trained, "
                 "and its log-probs are of other tokens: give a teacher with the same vocabulary."
             )
+    if config.actor.megatron:
+        _configurations(config)
     notes = _sets(config, tokenizer) | _suites(config, tokenizer)
     if not config.asks():
         return [], notes
@@ -97,6 +101,20 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
         return [], notes
     broken = try_rewards(config.rewards, sample_of(example, response), task.report)
     return broken, notes
+
+
+def _configurations(config: Config) -> None:
+    """Make Megatron-Core's configurations, which refuse fields that do not go together; raises InputError."""
+    import torch
+
+    from megatron_rl.actor.model import transformer_config
+    from megatron_rl.actor.optimizer import optimizer_config, reduction_config
+    from megatron_rl.resharding.families.architecture import read_architecture
+
+    dtype = getattr(torch, config.model.dtype)
+    transformer_config(read_architecture(read_config(config.model)), config.actor, dtype)
+    reduction_config(config.actor)
+    optimizer_config(config.actor.optimizer, config.actor, dtype)
 
 
 def _without_template(config: Config, tokenizer: Any) -> list[str]:

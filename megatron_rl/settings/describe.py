@@ -8,7 +8,7 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.order.mixture import parts, weights
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.settings.footprint import footprint, read_config, readable
-from megatron_rl.system import machine
+from megatron_rl.system import kernels, machine
 
 
 def describe(config: Config, known: dict[str, Any] | None = None) -> str:
@@ -34,6 +34,7 @@ def describe(config: Config, known: dict[str, Any] | None = None) -> str:
         "ranks": f"{world} on {where}: tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x "
         f"context {actor.context_parallel} x data {actor.data_parallel}"
         + "".join(f", {name} {size}" for name, size in more.items() if size > 1),
+        "kernels": "taken for Transformer Engine's" if machine.elsewhere() and gpus else kernels.found(),
         "engines": _engines(rollout) if config.generates() else "none: nothing is generated",
         "rewards": f"{terms}; {config.rewards.workers} worker process{'es' if config.rewards.workers > 1 else ''}",
         "data": _data(config.data),
@@ -73,5 +74,6 @@ def _engines(rollout: RolloutConfig) -> str:
     return (
         f"{rollout.engines} sglang"
         + (f" of {workers} workers" if workers > 1 else "")
+        + (f" on {rollout.sglang.nodes} nodes" if rollout.sglang.nodes > 1 else "")
         + (", colocated" if rollout.sglang.colocated else "")
     )

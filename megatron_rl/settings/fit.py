@@ -11,6 +11,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.servers.gpus import engine_gpus
 from megatron_rl.rollout.sglang.transport import chosen_transport
 from megatron_rl.settings.footprint import Footprint, readable
+from megatron_rl.settings.foresight.precision import mismatch
 from megatron_rl.system import machine
 
 
@@ -41,13 +42,13 @@ def check_fit(config: Config, needed: Footprint) -> list[str]:
 
 def warnings(config: Config) -> list[str]:
     """What works, but surely not as it was meant."""
-    gpus = len(machine.gpus())
+    gpus, found = len(machine.gpus()), mismatch(config)
     if gpus and config.rollout.engine == "embedded" and config.generates():
-        return [
+        found.append(
             f"rollout.engine=embedded generates on the CPU, and the trainer computes on {_counted(gpus, 'GPU')}: "
             "nearly all of the time will go there. rollout.engine=sglang generates on GPUs."
-        ]
-    return []
+        )
+    return found
 
 
 def _gpus(config: Config, needed: Footprint) -> list[str]:
@@ -76,7 +77,8 @@ def _gpus(config: Config, needed: Footprint) -> list[str]:
 def _gpus_of_engines(config: Config, needed: Footprint) -> list[str]:
     """SGLang's servers take what a GPU has left for their cache; their weights must fit beside a rank."""
     gpus, options = machine.gpus(), config.rollout.sglang
-    held = dict(enumerate(needed.ranks)) if gpus else {}
+    ranks = needed.resting if config.actor.asleep and options.colocated else needed.ranks
+    held = dict(enumerate(ranks)) if gpus else {}
     servers = (
         engine_gpus(config.rollout, len(needed.ranks))
         if config.rollout.engine == "sglang" and config.generates()
@@ -106,7 +108,8 @@ def _memory(config: Config, needed: Footprint) -> list[str]:
     available = psutil.virtual_memory().available
     # On a CPU the ranks' own memory is shared, as long as there is room for it where that has a name.
     copied = config.generates() and _shares_memory(config) and (bool(gpus) or needed.shared > machine.shared_memory())
-    weights = ((0 if gpus else sum(needed.ranks)) + (needed.shared if copied else 0)) // (nodes - serving)
+    weights = (needed.host if gpus else sum(needed.ranks)) + (needed.shared if copied else 0)
+    weights //= nodes - serving
     elsewhere = not config.generates() or (rollout.engine == "sglang" and (gpus or rollout.sglang.urls))
     caches = 0 if elsewhere else engines * _cache(config, needed, available)
     generating = caches + (0 if elsewhere else engines * needed.engine)
@@ -114,6 +117,8 @@ def _memory(config: Config, needed: Footprint) -> list[str]:
     if memory <= available:
         return []
     cure = "use a smaller model or fewer replicas and engines"
+    if gpus and needed.host > memory / 2:
+        cure = "lower actor.optimizer_on_host, or set actor.asleep=false"
     if caches > memory / 2:
         cure = "lower rollout.max_running, rollout.max_new_tokens or data.max_prompt_tokens"
     return [
@@ -144,9 +149,12 @@ def _shares_memory(config: Config) -> bool:
 def _disk(config: Config, needed: Footprint) -> list[str]:
     kept = config.run.keep + 1 if config.run.save_every else 1  # a new one is complete before an old one goes
     disk = kept * needed.checkpoint + needed.export * (config.run.export + bool(config.model.architecture))
-    free = shutil.disk_usage(_existing(Path(config.run.folder))).free
+    existing = _existing(Path(config.run.folder))
+    free = shutil.disk_usage(existing).free
     if disk <= free:
         return []
+    if not os.statvfs(existing).f_blocks:
+        return [f"run.folder is {config.run.folder}, and {existing} keeps no files: choose another run.folder."]
     return [
         f"The run writes up to {readable(disk)} to {config.run.folder} ({_counted(kept, 'checkpoint')} of "
         f"{readable(needed.checkpoint)}), and {readable(free)} are free: lower run.keep, or choose another run.folder."

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from megatron_rl.actor.config import ModelConfig
+from megatron_rl.actor.config import ActorConfig, ModelConfig
 from megatron_rl.actor.tuning.names import trained_elements
 from megatron_rl.config import Config
 from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.system import machine
 
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
-GRADIENT_BYTES = 4  # Megatron's gradient buffers are fp32
-MOMENT_BYTES = 8  # AdamW's two moments in fp32, sharded over the replicas
+GRADIENT_BYTES = {"bfloat16": 2, "float32": 4}  # Megatron's gradient buffers
+MOMENT_BYTES = 8  # AdamW's two moments in fp32, sharded over the replicas; half of that in 16 bits
 MAIN_WEIGHT_BYTES = 4  # the optimiser's fp32 weights
 
 
@@ -30,6 +31,24 @@ class Footprint:
     cache: int  # each engine's keys and values; on GPUs SGLang takes for them what is left
     checkpoint: int
     export: int
+    resting: tuple[int, ...] = ()  # each trainer rank while engines generate on its GPU
+    host: int = 0  # all ranks that compute on GPUs, in the memory beside these
+
+
+def state_bytes(actor: ActorConfig, weight: int) -> float:
+    """AdamW's state of a weight of so many bytes, where the rank computes.
+
+    Beside 16-bit moments Transformer Engine's optimiser keeps of a float32 weight what bfloat16 does not have, 2 bytes.
+    """
+    halved = actor.moments != "float32"
+    main = 0 if weight >= MAIN_WEIGHT_BYTES else MAIN_WEIGHT_BYTES // (2 if halved else 1)
+    return (main + MOMENT_BYTES / (2 if halved else 1)) * (1 - actor.optimizer_on_host)
+
+
+def host_bytes(actor: ActorConfig, weight: int) -> float:
+    """The same on the host: of a share float32 weights, moments and gradients, and of the rest what sleeps."""
+    away = actor.optimizer_on_host * (MAIN_WEIGHT_BYTES + MOMENT_BYTES + GRADIENT_BYTES["float32"])
+    return away + (state_bytes(actor, weight) if actor.asleep else 0)
 
 
 def read_config(model: ModelConfig) -> dict[str, Any]:
@@ -40,13 +59,15 @@ def read_config(model: ModelConfig) -> dict[str, Any]:
 def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str, Any] | None = None) -> Footprint:
     """What a model that can be sharded as configured needs at least, with a critic of that config.json beside it."""
     weight = WEIGHT_BYTES[config.model.dtype]
-    optimizer = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if weight < MAIN_WEIGHT_BYTES else 0)
+    optimizer, gradient = state_bytes(config.actor, weight), GRADIENT_BYTES[config.actor.gradients]
     pairs = 3 if config.preference.loss == "cdpo" else 1
     frozen = max(int(config.algorithm.uses_reference), pairs if config.preference.steps else 0)  # beside the policy
     parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
     trained, changed = trained_elements(config.actor, hf_config)
     adapted = config.actor.lora.rank > 0  # which needs a copy of what changes; so does a reference, and it may be that
     copies = max(frozen, int(adapted))
+    if machine.gpus():  # frozen weights lie on the host, and one policy's come back at a time
+        copies = min(copies, 1)
     layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     beside, of_critic = 0, [0] * len(held)
@@ -59,9 +80,9 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
         shared=sum(held) * weight,
         ranks=tuple(
             elements * weight
-            + elements * (GRADIENT_BYTES * trained + weight * copies * changed) // parameters
-            + more * (weight + GRADIENT_BYTES)
-            + (trained + beside) * optimizer // len(held)
+            + elements * (gradient * trained + weight * copies * changed) // parameters
+            + more * (weight + gradient)
+            + int((trained + beside) * optimizer) // len(held)
             for elements, more in zip(held, of_critic, strict=True)
         ),
         engine=parameters * weight,
@@ -69,6 +90,8 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
         checkpoint=(beside + (trained if adapted else parameters)) * weight
         + (trained + beside) * (MAIN_WEIGHT_BYTES + MOMENT_BYTES),
         export=parameters * weight,
+        resting=tuple((elements + more) * weight for elements, more in zip(held, of_critic, strict=True)),
+        host=int((trained + beside) * host_bytes(config.actor, weight)),
     )
 
 

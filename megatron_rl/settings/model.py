@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.actor.config import ModelConfig
+from megatron_rl.actor.megatron.shapes import check_shapes
 from megatron_rl.actor.tuning.names import problems
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
@@ -98,7 +99,7 @@ def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
         found = layout_violations(hf_config, config.actor.sizes())
     except InputError as error:
         return [str(error)]
-    found = found or problems(config.actor, hf_config)
+    found = found or problems(config.actor, hf_config) + check_shapes(config.actor, architecture)
     if config.rollout.engine == "sglang" and config.generates():
         found += check_sglang_model(config.rollout.sglang, hf_config)
         found += check_sglang_gpus(config.rollout, config.actor.sizes().world)

@@ -64,11 +64,12 @@ class Swap:
         self.offered.refresh()
         if self.colocated:
             accelerator.give_back_memory()
-        accelerator.synchronize()  # those who read the weights know nothing of this rank's streams
+        accelerator.settle()  # those who read the weights know nothing of this rank's stream, which wrote them
         barrier()
+        owned = self.outbound.push(version)  # before generation stands still
         if self.engine is not None:
             self.engine.begin_swap(version)
-        mine = self.outbound.push(version), self.replicas.hashes(dist.get_rank(), self.actor.parameters())
+        mine = owned, self.replicas.hashes(dist.get_rank(), self.actor.parameters())
         hashes = gather(mine)
         metrics: dict[str, float] = {}
         if self.engine is not None:

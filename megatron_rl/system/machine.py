@@ -85,9 +85,19 @@ def _listed_gpus() -> tuple[int, ...]:
 
 def gpu_name() -> str:
     """What the driver calls the first of this machine's GPUs; empty where nvidia-smi does not say."""
+    return _first_gpu("name")
+
+
+def gpu_capability() -> int:
+    """CUDA's compute capability of the first of this machine's GPUs, x 10; 0 where nvidia-smi does not say."""
+    whole, _, part = _first_gpu("compute_cap").partition(".")
+    return 10 * int(whole) + int(part) if whole.isdecimal() and part.isdecimal() else 0
+
+
+def _first_gpu(field: str) -> str:
     if not shutil.which("nvidia-smi"):
         return ""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace")
     return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else ""
 
@@ -179,10 +189,10 @@ def free_low_port(address: str = "127.0.0.1", first: int | None = None) -> int:
 
 
 def place() -> str:
-    """What processes have in common that can read each other's memory: the system's boot and the process namespace."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() + os.readlink(
-        "/proc/self/ns/pid"
-    )
+    """What processes have in common that can read each other's memory: the system's boot, and the namespaces of
+    processes and of shared memory, which containers have of their own."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return boot + os.readlink("/proc/self/ns/pid") + os.readlink("/proc/self/ns/ipc")
 
 
 def address_towards(host: str) -> str:

@@ -81,6 +81,12 @@ class Models:
     def changed(self) -> None:
         """Note that the policy has been trained, or loaded from a checkpoint."""
         self._holds = None
+        self.rest()
+
+    def rest(self) -> None:
+        """Have what only learning needs leave the GPUs, where ``actor.asleep`` says so."""
+        for model in (self.policy, *self.beside.values()):
+            model.sleep()
 
     def holds(self, folder: Path) -> None:
         """Note that the policy's weights are those of a folder."""

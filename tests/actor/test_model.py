@@ -1,6 +1,7 @@
 """Which layers a model is made of, and what is said where their attention is missing."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,6 +19,17 @@ def test_float32_is_computed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> No
     assert not transformer_engine(torch.bfloat16)  # no GPU
     monkeypatch.setattr(accelerator, "on_gpu", lambda: True)
     assert transformer_engine(torch.bfloat16) and not transformer_engine(torch.float32)
+
+
+def test_one_that_cannot_be_imported_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Built for another torch, it ends the run; where there is none, Megatron's own layers compute."""
+    monkeypatch.setattr(accelerator, "on_gpu", lambda: True)
+    assert not transformer_engine(torch.bfloat16)
+    (tmp_path / "transformer_engine").mkdir()
+    (tmp_path / "transformer_engine" / "__init__.py").write_text("raise ImportError('x.so: undefined symbol: _Z')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=r"cannot be used, it was built for another torch than .*undefined symbol"):
+        transformer_engine(torch.bfloat16)
 
 
 def test_missing_fused_attention_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,8 @@ def run(job: dict, out: Path) -> None:
             assert actor.finite()
             batches[0].columns["weight"] = weight
         losses.append(actor.update(batches, objective, 1e-2)["loss"])
+        assert actor.finite()
+        actor.sleep()  # where actor.asleep says so
         if step + 1 == job["save"]:
             checkpoint.save(actor, Path(job["folder"]), str(step + 1), {"step": step + 1}, keep=1)
     result = {"losses": losses, "weights": {n: p.clone() for n, p in actor.parameters().items()}}

@@ -1,6 +1,7 @@
 """megatron-rl check for this machine, and for one that is elsewhere, without a GPU and without weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from megatron_rl.cli import main
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_235b
 
 RECIPE = "tests.commands.test_check_command.of_8b_here"
-KEYS = {"recipe", "overrides", "problems", "warnings", "notes", "forecast", "suggestions"}
+KEYS = {"recipe", "overrides", "problems", "warnings", "notes", "forecast", "suggestions", "precision"}
 FORECAST = {
     *("hardware", "workload", "memory", "seconds", "mfu", "micro_batch_tokens", "tokens_per_second", "assumptions"),
 }
@@ -129,9 +130,40 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpu", "h100", "--gpus", "0"], "--gpus 0 goes with --gpu NAME and is 1 or more"),
         (["--tokens", "0"], "--tokens 0 is the mean length"),
         (["--suggest"], "--suggest needs GPUs"),
+        (["no.such.recipe", "--suggest", "--gpu", "cpu"], "--suggest needs GPUs"),  # said at once
+        (["--model", "empty.json"], "--model empty.json has no model_type"),
         (["--model", "none.json"], "none.json"),
     ],
 )
 def test_bad_options(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
-    assert main(["check", "quickstart", *arguments]) == 2
+    Path("empty.json").write_text("{}")
+    assert main(["check", *([] if "." in arguments[0] else ["quickstart"]), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_no_machines_run_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("check", "train"):
+        with pytest.raises(SystemExit, match="2"):
+            main([command, "quickstart", "--nodes", "0"])
+        assert "--nodes: 0 machines run nothing" in capsys.readouterr().err
+
+
+def test_completions_longer_than_the_longest_are_said_to_be_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    there = [RECIPE, "--gpu", "h200", "--gpus", "8", "--model", "8b.json", "--tokens"]
+    found = answer(capsys, *there, "5000")
+    assert any(said.startswith("--tokens 5000 counts as 2048, the longest") for said in found["warnings"])
+    assert not any("--tokens" in said for said in answer(capsys, *there, "2048")["warnings"])
+
+
+def test_where_no_layout_fits_it_says_how_many_nodes_would_do(capsys: pytest.CaptureFixture[str]) -> None:
+    here = "tests.commands.test_check_command.big"
+    there = ["launch.nodes=1", "--gpu", "h200", "--gpus", "8", "--model", "235b.json", "--suggest"]
+    assert main(["check", here, *there]) == 2
+    said = capsys.readouterr().out
+    nodes = re.search(r"No layout fits on 1 x 8 H200. On (\d+) nodes there are some: --nodes", said)
+    assert nodes and 2 <= int(nodes[1]) <= 8  # 1.1 TB a node, 3 TB of weights, gradients and moments
+
+
+def test_a_folder_that_keeps_no_files(capsys: pytest.CaptureFixture[str]) -> None:
+    (said,) = answer(capsys, "quickstart", "run.folder=/proc/runs", code=2)["problems"]
+    assert said == "run.folder is /proc/runs, and /proc keeps no files: choose another run.folder."

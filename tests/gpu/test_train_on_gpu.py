@@ -48,7 +48,27 @@ def test_quickstart(dtype: str, gap: float, tmp_path: Path) -> None:
     _check_export(run)
 
 
+SAVING = [  # AdamW's state in 16 bits, or half of it on the host, saved before its first step too
+    ["actor.moments=bfloat16", "actor.gradients=bfloat16"],
+    ["actor.optimizer_on_host=0.5"],
+    ["actor.megatron.overlap_grad_reduce=true", "actor.megatron.overlap_param_gather=true"],
+    ["actor.fp8=tensorwise", "actor.bf16_layers=1"],
+]
+
+
+@pytest.mark.parametrize("how", SAVING)
+def test_options_of_memory(how: list[str], tmp_path: Path) -> None:
+    if machine.installed("transformer-engine") is None:
+        pytest.skip("needs Transformer Engine")
+    options = ["sft.steps=40", "run.steps=2", "evaluation.prompts=16", "evaluation.every=0", "run.save_every=1"]
+    options += ["tracking.wandb=off", "model.dtype=bfloat16", f"run.folder={tmp_path}", "actor.tensor_parallel=1"]
+    rows = _train(tmp_path, [*options, f"actor.data_parallel={min(2, torch.cuda.device_count())}", *how])
+    sft = [r["loss"] for r in rows if r["stage"] == "sft"]
+    assert sft[-1] < sft[0] / 4
+
+
 COLOCATED = ["rollout.sglang.colocated=true"]
+ASLEEP = [*COLOCATED, "actor.asleep=true", "run.save_every=1"]  # a checkpoint reads what lies on the host
 FP8 = ["rollout.sglang.fp8=true", "model.architecture.num_key_value_heads=4"]  # keys and values of whole tiles
 EXPERTS = [  # each of the engine's two workers has two of the four
     *("model.architecture.model_type=qwen3_moe", "model.architecture.num_experts=4"),
@@ -60,7 +80,7 @@ EXPERTS = [  # each of the engine's two workers has two of the four
 
 CASES: list[tuple[str, list[str]]] = [
     *(("cuda_ipc", []), ("shared_memory", []), ("gloo", []), ("nccl", [])),
-    *(("cuda_ipc", COLOCATED), ("cuda_ipc", FP8), ("gloo", FP8), ("cuda_ipc", EXPERTS)),
+    *(("cuda_ipc", COLOCATED), ("cuda_ipc", ASLEEP), ("cuda_ipc", FP8), ("gloo", FP8), ("cuda_ipc", EXPERTS)),
 ]
 
 

@@ -1,6 +1,7 @@
 """Which machines a command has been given, by the environment of Slurm and of torchrun."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -69,7 +70,22 @@ def test_a_check_plans_for_the_nodes_of_its_job() -> None:
     assert planned(LaunchConfig(), {}) == 1
 
 
+def test_how_the_same_is_started_again() -> None:
+    command = "megatron-rl train runs/mine/config.yaml run.resume=auto"
+    assert ALONE.again(command) == command
+    assert given(LaunchConfig(), STEP).again(command) == (
+        "sbatch --nodes=4 slurm/train.sbatch runs/mine/config.yaml run.resume=auto"
+    )
+    assert given(LaunchConfig(), TORCHRUN).again(command).startswith("torchrun --nnodes 2 --nproc-per-node 1 …")
+
+
 SGLANG = RolloutConfig(engine="sglang", engines=4)
+
+
+def spread(nodes: int, engines: int = 2, urls: str = "") -> RolloutConfig:
+    return RolloutConfig(
+        engine="sglang", engines=engines, sglang=SGLangConfig(nodes=nodes, tensor_parallel=4, urls=urls)
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,6 +99,10 @@ SGLANG = RolloutConfig(engine="sglang", engines=4)
         ((2, 1), RolloutConfig(engine="sglang", sglang=SGLangConfig(colocated=True)), 8, "colocated shares GPUs"),
         ((2, 0), RolloutConfig(engine="sglang", sglang=SGLangConfig(swap="disk")), 8, "swap=disk needs all trainer"),
         ((2, 0), RolloutConfig(engine="sglang", sglang=SGLangConfig(transport="cuda_ipc")), 8, "set it to auto"),
+        ((4, 3), spread(2), 8, "sglang.nodes=2 nodes for an engine, and 3 nodes can have .* a multiple of 2"),
+        ((1, 0), spread(2), 8, "1 node can have engines: make them a multiple of 2"),
+        ((5, 4), spread(2, engines=1), 8, "leaves some of the 4 rollout nodes .* nothing to do: start 2 at least"),
+        ((2, 0), spread(2, urls="http://a:1"), 8, "rollout.sglang.nodes=2 is of engines that are started"),
     ],
 )
 def test_placements_that_cannot_be(
@@ -96,5 +116,7 @@ def test_placements_that_cannot_be(
 def test_placements_that_can_be() -> None:
     for launch, ranks in (((4, 0), 8), ((4, 2), 16), ((1, 0), 3)):
         assert check_launch(LaunchConfig(*launch), SGLANG, ranks, True) == []
+    assert check_launch(LaunchConfig(6, 4), spread(2), 8, True) == []
+    assert check_launch(LaunchConfig(6, 3), replace(spread(2), engine="embedded", engines=3), 9, True) == []
     (said,) = check_launch(LaunchConfig(4, 2), SGLANG, 8, False)
     assert "generates nothing" in said

@@ -35,3 +35,11 @@ def test_every_engine_has_one_host(hosts: int, engines: int) -> None:
     assert dealt == list(range(engines))
     sizes = [len(placement.engines_on(host)) for host in range(hosts)]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_engines_on_several_hosts_each() -> None:
+    placement = Placement(tuple("abcde"), ranks=8, engines=3, rollout=4, span=2)
+    assert [list(placement.engines_on(host)) for host in range(5)] == [[], [0, 1], [0, 1], [2], [2]]
+    assert [placement.host_of_engine(engine) for engine in range(3)] == [1, 1, 3]
+    everywhere = Placement(tuple("abcd"), ranks=4, engines=1, span=4)
+    assert [list(everywhere.engines_on(host)) for host in range(4)] == [[0]] * 4

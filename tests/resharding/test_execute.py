@@ -75,6 +75,28 @@ def test_what_lands_is_hashed(dtype: torch.dtype, large: bool) -> None:
     assert source_hashes([moved], {"s": source}, {"d": dtype}) == hash_
 
 
+@settings(max_examples=60, deadline=None)
+@given(layouts(), layouts(), st.sampled_from([torch.uint8, torch.bfloat16, torch.float32, torch.float64]))
+def test_any_boxes_land_where_they_should(
+    read: tuple[Ints, Ints], write: tuple[Ints, Ints], dtype: torch.dtype
+) -> None:
+    """Several threads and one, against torch's own copy; around a box nothing is touched."""
+    shape, steps = read[0], (read[1], write[1] if write[0] == read[0] else row_major(read[0]))
+    source = torch.arange(7, 7 + 700).to(dtype)
+    expected = torch.zeros(700, dtype=dtype)
+    expected.as_strided(shape, steps[1], 3).copy_(source.as_strided(shape, steps[0], 5))
+    copies = [copy(shape, *steps, 5, 3)] * 3
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            hashes = pull(copies, {(0, "s"): source}, {"d": (landed := torch.zeros_like(expected))})
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(landed, expected)
+        assert hashes.tolist() == [digest(expected.as_strided(shape, steps[1], 3))] * 3
+
+
 def test_what_is_hashed_is_read_from_the_destination() -> None:
     """Rows that lie over each other there: what is written first does not stay."""
     source = torch.arange(6.0)

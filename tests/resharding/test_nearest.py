@@ -36,7 +36,7 @@ def test_near_replicas_take_over_what_far_ones_would_send(name: str, workers: in
     places = tuple("ab"[rank // (sizes.world // 2)] for rank in range(sizes.world))
     if sizes.pipeline > 1:
         places = tuple("ab"[rank // sizes.tensor % 2] for rank in range(sizes.world))
-    chosen = readers(source, Nearness(places, "b", workers))
+    chosen = readers(source, Nearness(places, ("b",), workers))
     assert {places[rank] for rank in chosen} == {"b"}
     assert len(chosen) == min(sum(place == "b" for place in places), max(workers, len(shards_of(source, chosen))))
     near = read_by(plan, source, chosen)
@@ -53,17 +53,19 @@ def test_near_replicas_take_over_what_far_ones_would_send(name: str, workers: in
 def test_destinations_that_nobody_is_near_take_turns_over_whole_replicas() -> None:
     source = megatron_layout(QWEN3, ParallelSizes(tensor=2, data=4))
     places = ("a",) * 8
-    assert [readers(source, Nearness(places, "c", 2, number)) for number in range(5)] == [
+    assert [readers(source, Nearness(places, ("c",), 2, number)) for number in range(5)] == [
         (0, 1),
         (2, 3),
         (4, 5),
         (6, 7),
         (0, 1),
     ]
-    assert readers(source, Nearness(places, "c", 4, 1)) == (4, 5, 6, 7)  # as many as it has workers
+    assert readers(source, Nearness(places, ("c",), 4, 1)) == (4, 5, 6, 7)  # as many as it has workers
     assert readers(source, Nearness()) == (0, 1)
-    assert readers(source, Nearness(("a",) * 6 + ("c", "c"), "c", 1, 7)) == (6, 7)  # the near ones, whoever's turn
-    assert readers(source, Nearness(("c", *places[1:]), "c", 1, 2)) == (0, 5)  # where only half of them are near
+    assert readers(source, Nearness(("a",) * 6 + ("c", "c"), ("c",), 1, 7)) == (6, 7)  # the near ones, whoever's turn
+    spread = Nearness(("a", "a", "b", "b", "c", "c", "d", "d"), ("b", "d"), 4)  # its workers are on two machines
+    assert readers(source, spread) == (2, 3, 6, 7)
+    assert readers(source, Nearness(("c", *places[1:]), ("c",), 1, 2)) == (0, 5)  # where only half of them are near
 
 
 @pytest.mark.parametrize("name", SIZES)

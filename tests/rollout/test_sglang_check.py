@@ -52,7 +52,12 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
             "rollout.engines.",
         ),
         ({"args": {"pp_size": 2}}, "rollout.sglang.args.pp_size cannot be given: a server has no pipeline stages, set"),
-        ({"args": {"nnodes": 2}}, "rollout.sglang.args.nnodes cannot be given: a server runs on one machine, start"),
+        (
+            {"nodes": 2, "tensor_parallel": 3},
+            "rollout.sglang.tensor_parallel=3 workers cannot be dealt out over rollout",
+        ),
+        ({"nodes": 0}, "rollout.sglang.nodes is 0; it must be 1 or more."),
+        ({"args": {"nnodes": 2}}, "rollout.sglang.args.nnodes cannot be given: set rollout.sglang.nodes"),
         (
             {"args": {"preferred-sampling-params": "{}"}},
             "rollout.sglang.args.preferred-sampling-params cannot be given: set rollout.temperature, .top_p and .top_k",
@@ -213,6 +218,8 @@ def test_modes_that_exclude_each_other() -> None:
         (4, 2, {"swap": "distributed", "args": {"base_gpu_id": 1}}, "", ""),  # rank 0 alone sends
         (2, 2, {"swap": "distributed"}, "", "rollout.sglang.swap=distributed connects"),
         (2, 1, {"tensor_parallel": 3}, "", "rollout.sglang.tensor_parallel=3 gives every worker of an engine its own"),
+        (2, 1, {"tensor_parallel": 4, "nodes": 2}, "", ""),
+        (2, 1, {"tensor_parallel": 6, "nodes": 2}, "", "rollout.sglang.tensor_parallel=6 gives every worker of an"),
         (2, 1, {"args": {"base_gpu_id": 2}}, "", "rollout.sglang.args.base_gpu_id: an engine takes GPU 2, and the"),
         (2, 2, {"transport": "gloo"}, "expandable_segments:True", ""),
         (2, 1, {}, "max_split_size_mb:64,expandable_segments:True", "The environment variable PYTORCH_ALLOC_CONF has"),

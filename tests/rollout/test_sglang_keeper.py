@@ -9,13 +9,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.config import Served
 from megatron_rl.rollout.sglang import started
 from megatron_rl.rollout.sglang.servers.hosts import HOSTS, Hosts, hosts_of
-from megatron_rl.rollout.sglang.servers.keeper import SESSION, FarServer
+from megatron_rl.rollout.sglang.servers.keeper import SESSION, FarServer, Keeper
+from megatron_rl.rollout.sglang.servers.process import Part
+from megatron_rl.rollout.sglang.servers.spread import SpreadServer
 from megatron_rl.rollout.sglang.started import Started, servers
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, written
@@ -97,6 +100,49 @@ def test_servers_of_other_machines(control: Control, keeping: list["subprocess.P
     until(lambda: not any(process.is_running() for process in family))
 
 
+def test_a_server_on_two_machines_ends_with_one_of_them(
+    control: Control, keeping: list["subprocess.Popen[bytes]"], tmp_path: Path
+) -> None:
+    rollout = served(1, tmp_path)
+    rollout.rollout.sglang.tensor_parallel, rollout.rollout.sglang.nodes = 4, 2
+    hosts = Hosts((0, 1, 1), (1, 0, 0), control.address, span=2)
+    made = servers(rollout, tmp_path / "model", PRIVATE, tmp_path, tmp_path / "logs", control, hosts)
+    (replica,) = made.replicas
+    both = replica.process
+    assert isinstance(both, SpreadServer) and replica.places == (machine.place(),) * 2
+    assert not both.started and not both.ended and not both.lost
+    both.start()
+    assert both.started and both.pid == both.parts[0].pid
+    until(lambda: both.ended)  # it finds no model
+    assert "\n 0:" in both.last_words() or "\n 1:" in both.last_words()
+    both.kill()
+    both.start()
+    keeping[1].kill()  # and with it its machine
+    until(lambda: bool(both.lost))
+    assert replica.off and both.ended and "its machine is lost" in both.lost
+    first = psutil.Process(both.parts[0].pid)
+    both.kill()
+    until(lambda: not first.is_running())
+    for keeper in made.keepers:
+        keeper.release()
+    assert keeping[0].wait(timeout=PATIENCE) == 0
+
+
+def test_how_its_parts_find_each_other(tmp_path: Path) -> None:
+    rollout = served(1, tmp_path)
+    rollout.rollout.sglang.tensor_parallel, rollout.rollout.sglang.nodes = 4, 2
+    first, second = Keeper("::1", PRIVATE, tmp_path), Keeper("127.0.0.1", PRIVATE, tmp_path)
+    meeting = first.free_address()
+    for number, keeper in enumerate((first, second)):
+        urls, shared = keeper.prepare(rollout, tmp_path, tmp_path, [7], 0, parts=[Part(number, 2, meeting)])
+        assert len(urls) == 1 and not shared
+    written = [yaml.safe_load((tmp_path / name).read_text()) for name in ("sglang7.yaml", "sglang7-1.yaml")]
+    assert [each["node-rank"] for each in written] == [0, 1]
+    assert {(each["nnodes"], each["tp-size"], each["dist-init-addr"]) for each in written} == {(2, 4, meeting)}
+    assert written[0]["random-seed"] == written[1]["random-seed"]
+    assert [each["host"] for each in written] == ["::1", "127.0.0.1"] and meeting.startswith("[::1]:")
+
+
 def test_a_keeper_that_does_not_call_is_named(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +154,6 @@ def test_a_keeper_that_does_not_call_is_named(
 def test_where_the_servers_are_is_told_to_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(HOSTS, raising=False)
     assert hosts_of(3, 8) == Hosts((3,), (8,))
-    there = Hosts((0, 2), (4, 0), "[::1]:20001")
+    there = Hosts((0, 2, 2), (4, 0, 0), "[::1]:20001", 2)
     monkeypatch.setenv(HOSTS, there.written())
     assert hosts_of(3, 8) == there

@@ -55,6 +55,19 @@ def test_footprint_of_a_known_model() -> None:
     assert (needed.engine, needed.export, needed.checkpoint) == (parameters * 2, parameters * 2, parameters * 14)
 
 
+def test_frozen_policies_lie_on_the_host_of_gpus(gpus) -> None:
+    """All but the one that is being asked; without GPUs all are in a rank's memory."""
+    config = config_of()
+    config.preference.steps = 1
+    config.preference.loss = "sigmoid"
+    one = footprint(config, MODEL).ranks[0]
+    config.preference.loss = "cdpo"
+    three = footprint(config, MODEL)
+    assert three.ranks[0] == one + 2 * 2 * three.parameters
+    gpus(1)
+    assert footprint(config, MODEL).ranks[0] == one
+
+
 def test_a_critic_is_counted() -> None:
     """Its decoder, a head of 64 numbers on the ranks of the last stage, its gradients and its moments."""
     config = config_of()
@@ -145,6 +158,19 @@ def test_engines_share_the_memory_of_the_trainers_gpus(gpus) -> None:
     assert check_fit(config, needed) == []
     gpus(1, size=needed.ranks[0] - 1)
     assert check_fit(config, needed)[0].startswith("A rank needs at least")
+
+
+def test_what_sleeps_is_not_beside_an_engine(gpus) -> None:
+    """Weights alone are there with the engine's; everything comes back when that one has gone."""
+    config = config_of(QWEN3_4B)
+    config.rollout.engine, config.rollout.sglang.colocated, config.actor.asleep = "sglang", True, True
+    needed = footprint(config, QWEN3_4B)
+    assert needed.resting == (2 * needed.parameters,) and needed.host == 12 * needed.parameters
+    gpus(1, size=needed.ranks[0], memory=needed.host)
+    assert check_fit(config, needed) == []
+    gpus(1, size=needed.ranks[0], memory=needed.host - 1)
+    (said,) = check_fit(config, needed)
+    assert "of memory" in said and "set actor.asleep=false" in said
 
 
 def test_a_machine_without_shared_memory(gpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

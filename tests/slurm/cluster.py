@@ -219,14 +219,22 @@ class Cluster:
 
     def requeued(self, number: int, times: int) -> None:
         """Wait until a job has been requeued so often, and let it start without Slurm's delay; fails when it ends."""
+        self.ended(number, times)
+        self.run("scontrol", "update", f"jobid={number}", "StartTime=now", check=False)
+
+    def ended(self, number: int, times: int) -> None:
+        """Wait until so many attempts of a job have ended and been requeued; fails when it ends itself."""
         self.while_it_runs(number, lambda: self.job(number)["Restarts"] == str(times), "it is not requeued")
         # One that starts while its last attempt is still being ended fails.
         self.while_it_runs(number, lambda: self.job(number)["JobState"] == "RUNNING" or self._over(number), "not over")
-        self.run("scontrol", "update", f"jobid={number}", "StartTime=now", check=False)
 
     def _over(self, number: int) -> bool:
-        """Whether no process of a job is left on any node, Slurm's own (slurmstepd) included."""
-        return not any(_of_job(process, number) for node in self.nodes for process in self.processes(node))
+        """Whether no process of a job is left on any node, Slurm's own (slurmstepd) included, and Slurm knows it."""
+        if self.run("squeue", "-h", "-s", "-j", str(number)).stdout.strip():
+            return False
+        return not any(
+            _of_job(process, number) for node in self.daemons.keys() & self.nodes for process in self.processes(node)
+        )
 
     def while_it_runs(self, number: int, condition: Callable[[], bool], otherwise: str) -> None:
         """Wait for a condition; fails when the job ends before."""

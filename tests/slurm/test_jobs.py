@@ -62,6 +62,25 @@ def test_stopped_by_its_time_limit_and_by_preemption_it_ends_as_if_nothing_had_b
     assert completions[0] == completions[1]
 
 
+def test_where_requeueing_is_forbidden_the_next_of_a_chain_goes_on(whole: tuple[Site, int], site: Site) -> None:
+    """The first is stopped, the second comes to the end, and the third finds nothing to do."""
+    cluster = site.cluster
+    site.close(1)
+    chain = ("--dependency=singleton", "--job-name=chain", "--no-requeue")
+    first, second, third = (site.train("quickstart", *SMALL, *HELD, options=chain) for _ in range(3))
+    site.waits(first, 1)
+    assert cluster.job(second)["JobState"] == cluster.job(third)["JobState"] == "PENDING"
+    cluster.run("scancel", "--batch", "--signal=USR1", str(first))
+    cluster.says(first, STOPS)
+    site.open(1)
+    assert cluster.wait(first, "FAILED")["ExitCode"] == "138:0"
+    for job in (second, third):
+        assert cluster.wait(job, "COMPLETED")["Restarts"] == "0"
+    assert "is complete: 4 steps" in cluster.output(third)
+    assert site.attempts("held") == [138, 0]
+    assert site.metrics("held") == whole[0].metrics("held")
+
+
 def test_a_recipe_that_is_wrong_ends_the_job_before_there_is_a_step(site: Site) -> None:
     job = site.train("quickstart", "run.steps=many")
     assert site.cluster.wait(job, "FAILED")["ExitCode"] == "2:0"

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from megatron_rl.system.supervision import supervisor
 from megatron_rl.system.supervision.members import LOST, Lead, Node
 from megatron_rl.system.supervision.supervisor import Outcome, Process, follow, supervise
 from tests.conftest import PATIENCE
@@ -35,6 +36,30 @@ def wait_for(condition, what: str, seconds: float = PATIENCE) -> None:
 
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_who_fails_late_is_named_and_not_who_lost_him_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SETTLE", 0.0)
+    monkeypatch.setattr(supervisor, "DOUBT", PATIENCE)
+    lost = (
+        f"import os, sys; open(r'{tmp_path}/pid', 'w').write(str(os.getpid())); sys.exit('Connection closed by peer')"
+    )
+    first = (
+        "import os, time\n"
+        f"while not os.path.exists(r'{tmp_path}/pid') or not (pid := open(r'{tmp_path}/pid').read()): time.sleep(.01)\n"
+        "while os.path.exists('/proc/' + pid): time.sleep(.01)\n"
+        "raise ValueError('the cause')"
+    )
+    outcome = supervise([python("rank0", lost), python("rank1", first)], tmp_path / "logs")
+    assert outcome.code == 1 and outcome.message.startswith("rank1 ended with exit code 1")
+    assert "the cause" in outcome.message
+
+
+def test_where_all_lost_another_the_first_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "DOUBT", 0.0)
+    lost = "import sys; sys.exit('Connection reset by peer')"
+    outcome = supervise([python("rank0", lost), python("rank1", SLEEP)], tmp_path / "logs")
+    assert outcome.message.startswith("rank0 ended") and "reset by peer" in outcome.message
 
 
 def test_success_ends_the_service_after_the_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

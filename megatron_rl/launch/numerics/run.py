@@ -4,7 +4,7 @@ import copy
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -55,7 +55,8 @@ def numerics(shapes: Sequence[Shape], folder: Path, program: Sequence[str] = RAN
 def _prepare(shape: Shape, folder: Path) -> Case:
     config = write_models(shape, folder)
     alone = copy.deepcopy(config)
-    alone.actor = replace(ActorConfig(packing=False, threads=1), optimizer=config.actor.optimizer)
+    actor = config.actor
+    alone.actor = ActorConfig(packing=False, threads=1, optimizer=actor.optimizer, megatron=actor.megatron)
     case = Case(shape, folder / "one", folder / "many")
     for path, made in ((case.one, alone), (case.many, config)):
         path.mkdir()

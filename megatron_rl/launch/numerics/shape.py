@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from megatron_rl.actor.config import ActorConfig, LoRAConfig, OptimizerConfig
+from megatron_rl.actor.megatron.owned import needs_transformer_engine
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import canonical_tensors
@@ -107,7 +108,7 @@ def _computed(config: Config, actor: ActorConfig) -> Config:
     """The recipe in fp32 on a CPU, with one small batch and one optimiser step; adapters and frozen weights trained."""
     made = copy.deepcopy(config)
     made.actor = replace(
-        actor, lora=LoRAConfig(), freeze=[], fp8="none", threads=1, micro_batch_tokens=4 * LONGEST, logprob_chunk=7
+        _on_cpu(actor), lora=LoRAConfig(), freeze=[], threads=1, micro_batch_tokens=4 * LONGEST, logprob_chunk=7
     )
     made.model.dtype = "float32"
     made.run.start_from, made.run.start_optimizer = "", False
@@ -121,6 +122,17 @@ def _computed(config: Config, actor: ActorConfig) -> Config:
         setattr(made, name, _optimizer(getattr(made, name)))
     made.critic.optimizer = _optimizer(made.critic.optimizer)
     return made
+
+
+def _on_cpu(actor: ActorConfig) -> ActorConfig:
+    """Without what needs a GPU or a deeper model; losses that balance a micro-batch's experts change with its rows."""
+    default, given = ActorConfig(), actor.megatron
+    names = ("fp8", "bf16_layers", "gradients", "moments", "optimizer_on_host", "asleep", "recompute_layers")
+    left_out = ("moe_router_load_balancing_type", "moe_aux_loss_coeff")
+    fields = {n: v for n, v in given.items() if n not in left_out and not needs_transformer_engine(n)}
+    modules = [name for name in actor.recompute_modules if name not in ("layernorm", "moe_act")]
+    plain = {name: getattr(default, name) for name in names}
+    return replace(actor, **plain, megatron=fields, recompute_modules=modules or default.recompute_modules)
 
 
 def _optimizer(options: OptimizerConfig) -> OptimizerConfig:

@@ -64,7 +64,7 @@ def outbound(
     """
     if reach.transport == "files":
         return FilesSource(plan, rank, parameters, dtypes, Path(reach.folder), reach.attempt)
-    ends = HeldOnDevice if reach.transport == "cuda_ipc" else HeldStill
+    ends = HeldOnDevice if reach.transport in ON_DEVICE else HeldStill
     return ends(plan, rank, parameters, dtypes)
 
 

@@ -114,7 +114,10 @@ def _open(pid: int, handle: Handle) -> torch.UntypedStorage:
     try:
         return torch.UntypedStorage._new_shared_cuda(visible.index(handle.gpu), *handle.content)
     except RuntimeError as error:
-        raise SwapError(f"The GPU memory of process {pid} cannot be mapped: {str(error).splitlines()[0]}.") from error
+        raise SwapError(
+            f"The GPU memory of process {pid} cannot be mapped: {str(error).splitlines()[0]}. Containers must share "
+            "their IPC and PID namespaces (--ipc, --pid); else set rollout.sglang.transport=gloo."
+        ) from error
 
 
 class Batch(NamedTuple):

@@ -1,12 +1,14 @@
 """Weights between processes and machines, over torch.distributed's point-to-point messages (gloo, NCCL).
 
 Every pair of ranks that the plan connects is a link. Its copies travel in the plan's order, in the destination's
-dtype, packed into chunks that both ends derive from the plan: no sizes are sent. Both ends hold two slots per link, so
-one chunk is on its way while the next is packed and the last one unpacked; all slots of a rank fit its buffer.
+dtype, cut into chunks that both ends derive from the plan: no sizes are sent. A chunk that is one run of bytes of a
+tensor leaves from there, or arrives there; others are packed into and unpacked from one of two slots that each end has
+for a link, and all slots of a rank fit its buffer. One chunk is on its way while the next is packed and the last one
+unpacked and hashed.
 
 A swap: (1) every source greets its destinations with version, plan and chunk schedule, and every destination answers;
-(2) chunks, in turn over the links, each closed by a trailer that a truncated or strayed chunk does not have, and
-behind every copy its owner's hash; (3) every destination tells every source its verdict. Waiting in the same turn at
+(2) chunks, in turn over the links; (3) every source closes with its hashes of all copies, which the destination
+compares with those of what landed; (4) every destination tells every source its verdict. Waiting in the same turn at
 both ends cannot deadlock: chunk n waits for nothing but chunks before n.
 
 Every wait ends at the swap's deadline. After a wrong byte the links are in step and the next swap may heal; after a
@@ -24,49 +26,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
 from megatron_rl.errors import InputError, LinkError, SwapError
-from megatron_rl.resharding.execute import box, digest, flat, update
-from megatron_rl.resharding.plan import Plan
-from megatron_rl.resharding.transports.chunks import HASH, chunk_bytes, schedule
+from megatron_rl.resharding.execute import box, digest, flat, hash_box, land
+from megatron_rl.resharding.plan import Copy, Plan
+from megatron_rl.resharding.transports.chunks import CLOSING, GOOD, SLOTS, Link, Piece
+from megatron_rl.resharding.transports.device_hash import Hashes, device_hashes, hash_keys, hashes_of
 from megatron_rl.resharding.transports.endpoints import Endpoints, receive, send
 from megatron_rl.resharding.transports.transport import Owned, check_arrival
 
-SLOTS = 2
 CONTROL = struct.Struct("<8sqq16s16s8x")  # magic, version, verdict, plan hash, schedule hash
-TRAILER = struct.Struct("<qqq8x")  # version, number of the chunk counted from 1, its bytes
-MAGIC = b"swap-p2p"
-GOOD, REFUSED = -1, -2  # verdicts; from 0 on the number of the link's first copy that differs,
-BROKEN_CHUNK = -3  # and from here downwards that of the first chunk without its trailer
+MAGIC, CLOSED = b"swap-p2p", b"swap-end"
+REFUSED = -2  # verdict, as GOOD; from 0 on the number of the link's first copy that differs
 
 Wanted = Mapping[str, torch.dtype] | torch.dtype  # the destination's dtypes: by its local names, or one for all
 _Begun = tuple[Any, float]  # a message under way, and when it was begun
-
-
-class _Link:
-    """One pair of ranks: the peer, the copies between the two, their chunks and the slots for them."""
-
-    def __init__(self, plan: Plan, ends: Endpoints, indices: list[int], dtypes: Wanted) -> None:
-        self.indices, self.copies = indices, [plan.copies[i] for i in indices]
-        source, destination = self.copies[0].source_rank, self.copies[0].destination_rank
-        self.dtypes = [dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes for c in self.copies]
-        capacity = chunk_bytes(plan, source, destination, ends.buffer // SLOTS) - TRAILER.size
-        self.chunks = schedule(self.copies, [d.itemsize for d in self.dtypes], capacity)
-        largest = max(chunk.size for chunk in self.chunks) + TRAILER.size
-        self.slots = torch.zeros(SLOTS, largest, dtype=torch.uint8, device=ends.device)
-        self.works: list[Any] = [None] * SLOTS
-        self.schedule = xxhash.xxh3_128(
-            repr((capacity, [str(d) for d in self.dtypes], [chunk.size for chunk in self.chunks])).encode()
-        ).digest()
-        self.problem = GOOD
-
-    def message(self, number: int) -> torch.Tensor:
-        """The slot of a chunk, cut to its length."""
-        return self.slots[number % SLOTS, : self.chunks[number].size + TRAILER.size]
-
-    def trailer(self, version: int, number: int) -> bytes:
-        return TRAILER.pack(version, number + 1, self.chunks[number].size)
 
 
 def _grouped(pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
@@ -80,14 +54,21 @@ def _grouped(pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
 class _End:
     """What both ends have in common: links, the deadline, and messages that fail by name."""
 
-    def __init__(self, plan: Plan, ends: Endpoints, links: dict[int, _Link], side: str) -> None:
+    def __init__(
+        self, plan: Plan, ends: Endpoints, links: dict[int, Link], side: str, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
         if (len(ends.sources), len(ends.destinations)) != (plan.sources, plan.destinations):
             raise InputError(
                 f"The plan is for {plan.sources} -> {plan.destinations} ranks; {len(ends.sources)} -> "
                 f"{len(ends.destinations)} ranks of torch.distributed are given."
             )
-        self.plan, self.ends, self.links = plan, ends, links
+        self.plan, self.ends, self.links, self._tensors = plan, ends, links, tensors
         self._side, self._ranks = side, ends.sources if side == "source" else ends.destinations
+        for link in links.values():
+            link.connect([[self._place(link, p) for p in chunk.pieces] for chunk in link.chunks], ends.device)
+        # In a GPU's memory all copies are hashed at once (``device_hash``), not piece by piece by the host.
+        self.on_device = ends.device.type == "cuda"
+        self._hashes: Hashes | None = None
         self.broken = ""  # why no further swap can be run
         self._deadline = 0.0
         self._controls = {peer: torch.zeros(CONTROL.size, dtype=torch.uint8, device=ends.device) for peer in links}
@@ -113,6 +94,7 @@ class _End:
         self._deadline = time.monotonic() + self.ends.timeout
         for link in self.links.values():
             link.problem, link.works = GOOD, [None] * SLOTS
+            link.state.reset()
         try:
             yield
         except BaseException as error:
@@ -120,6 +102,17 @@ class _End:
                 self.close(self.broken)
                 clear_frames(error.__traceback__)  # they hold messages, and may live on in a log
             raise
+
+    def _place(self, link: Link, piece: Piece) -> torch.Tensor:
+        """Where a piece lies at this end."""
+        raise NotImplementedError
+
+    def _finish_hashes(self, sums: torch.Tensor) -> None:
+        """Let the links have the hashes that ``sums`` are of."""
+        assert self._hashes is not None
+        found = self._hashes.finish(sums)
+        for link in self.links.values():
+            link.hashes, found = found[: len(link.indices)], found[len(link.indices) :]
 
     def _name(self, peer: int) -> str:
         return f"{self._side} rank {peer} (process {self._ranks[peer]})"
@@ -149,7 +142,7 @@ class _End:
             return self._stop(f"{self._name(peer)} kept {what} waiting until the deadline of {self.ends.timeout:g} s")
         return self._stop(f"{self._name(peer)} was lost at {what} ({str(error).splitlines()[0]})")
 
-    def _chunk(self, link: _Link, number: int) -> str:
+    def _chunk(self, link: Link, number: int) -> str:
         first = link.copies[link.chunks[number].pieces[0].copy].tensor
         return f"chunk {number + 1} of {len(link.chunks)}, from tensor {first} on,"
 
@@ -198,9 +191,13 @@ class PointToPointSource(_End):
     def __init__(
         self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], dtypes: Wanted, ends: Endpoints
     ) -> None:
-        self._tensors = {name: flat(p) for name, p in parameters.items()}
         by_peer = _grouped((plan.copies[i].destination_rank, i) for i in plan.copies_from(rank))
-        super().__init__(plan, ends, {d: _Link(plan, ends, i, dtypes) for d, i in by_peer.items()}, "destination")
+        links = {d: Link(plan, ends, i, dtypes) for d, i in by_peer.items()}
+        super().__init__(plan, ends, links, "destination", {name: flat(p) for name, p in parameters.items()})
+
+    def _place(self, link: Link, piece: Piece) -> torch.Tensor:
+        c = link.copies[piece.copy]
+        return box(self._tensors[c.source], piece.shape, piece.source_strides, c.source_offset)[piece.part]
 
     def push(self, version: int) -> Owned:
         """Send every copy that this rank owns; returns when all destinations have given their verdicts.
@@ -212,21 +209,35 @@ class PointToPointSource(_End):
 
     def _push(self, version: int) -> Owned:
         self._greet(version)
-        owned = [np.zeros(len(link.copies), dtype=np.uint64) for link in self.links.values()]
-        states = [xxhash.xxh3_64() for _ in owned]
+        sums = self._begin_hashes() if self.on_device else None
         for number in range(max((len(link.chunks) for link in self.links.values()), default=0)):
-            for (peer, link), hashes, state in zip(self.links.items(), owned, states, strict=True):
+            for peer, link in self.links.items():
                 if number < len(link.chunks):
                     self._flush(peer, link, number - SLOTS)
-                    self._pack(link, number, link.trailer(version, number), hashes, state)
+                    self._pack(link, number)
                     what = self._chunk(link, number)
                     link.works[number % SLOTS] = self._send(peer, link.message(number), what)
+        if sums is not None:
+            self._finish_hashes(sums)
         for peer, link in self.links.items():
             for number in range(max(len(link.chunks) - SLOTS, 0), len(link.chunks)):
                 self._flush(peer, link, number)
+            content = CLOSING.pack(CLOSED, version, len(link.hashes)) + link.hashes.tobytes()
+            link.closing.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+            link.works[0] = self._send(peer, link.closing, "its hashes")
+        for peer, link in self.links.items():
+            self._wait(peer, link.works[0], "its hashes")
         self._judge(version)
         indices = [i for link in self.links.values() for i in link.indices]
-        return np.array(indices, dtype=np.int64), np.concatenate([np.empty(0, dtype=np.uint64), *owned])
+        owned = [np.empty(0, dtype=np.uint64), *(link.hashes for link in self.links.values())]
+        return np.array(indices, dtype=np.int64), np.concatenate(owned)
+
+    def _begin_hashes(self) -> torch.Tensor:
+        if self._hashes is None:
+            copies = [c for link in self.links.values() for c in link.copies]
+            dtypes = {c.destination: d for link in self.links.values() for c, d in _pairs(link)}
+            self._hashes = hashes_of(copies, self._tensors, dtypes)
+        return self._hashes.begin()
 
     def _greet(self, version: int) -> None:
         what = "the greeting"
@@ -237,23 +248,18 @@ class PointToPointSource(_End):
         if disagreement:
             raise self._stop(disagreement)
 
-    def _flush(self, peer: int, link: _Link, number: int) -> None:
+    def _flush(self, peer: int, link: Link, number: int) -> None:
         """Wait until a chunk has left its slot."""
         if number >= 0:
             self._wait(peer, link.works[number % SLOTS], self._chunk(link, number))
 
-    def _pack(self, link: _Link, number: int, trailer: bytes, hashes: np.ndarray, state: xxhash.xxh3_64) -> None:
-        message, chunk = link.message(number), link.chunks[number]
-        for piece in chunk.pieces:
-            c, dtype = link.copies[piece.copy], link.dtypes[piece.copy]
-            held = box(self._tensors[c.source], piece.shape, piece.source_strides, c.source_offset)[piece.part]
-            message[piece.offset : piece.offset + piece.size].view(dtype).view(held.shape).copy_(held)
-            update(state, held, dtype)
-            if piece.last:
-                hashes[piece.copy] = state.intdigest()
-                state.reset()
-                _write(message, piece.hash_offset, hashes[piece.copy].tobytes())
-        _write(message, chunk.size, trailer)
+    def _pack(self, link: Link, number: int) -> None:
+        for piece, held, part in link.parts(number):
+            if not self.on_device:  # from this rank's own memory, not from the message
+                hash_box(held, link.dtypes[piece.copy], link.state)
+                link.end_of(piece)
+            if part is not None:
+                part.copy_(held, non_blocking=self.on_device)
 
     def _judge(self, version: int) -> None:
         verdicts, disagreement = self._hear(version, "the verdict")
@@ -265,23 +271,31 @@ class PointToPointSource(_End):
             if verdict >= 0:
                 tensors = " and ".join(link.copies[verdict].tensors)
                 raise SwapError(f"Tensor {tensors} did not arrive at {self._name(peer)} in version {version}.")
-            if verdict <= BROKEN_CHUNK:
-                what = self._chunk(link, BROKEN_CHUNK - verdict)
-                raise SwapError(f"In version {version} {what} arrived truncated or out of turn at {self._name(peer)}.")
 
 
 class PointToPointDestination(_End):
     """A destination rank's end (an ``Inbound``). ``parameters``: contiguous, by local name; ``ends`` as everywhere."""
 
     proves = True
-    digest = staticmethod(digest)
 
     def __init__(self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], ends: Endpoints) -> None:
-        self._tensors = {name: flat(p) for name, p in parameters.items()}
         dtypes = {name: p.dtype for name, p in parameters.items()}
-        self._place = {i: n for n, i in enumerate(plan.copies_to(rank))}
-        by_peer = _grouped((plan.copies[i].source_rank, i) for i in self._place)
-        super().__init__(plan, ends, {s: _Link(plan, ends, i, dtypes) for s, i in by_peer.items()}, "source")
+        self._order = {i: n for n, i in enumerate(plan.copies_to(rank))}
+        by_peer = _grouped((plan.copies[i].source_rank, i) for i in self._order)
+        links = {s: Link(plan, ends, i, dtypes) for s, i in by_peer.items()}
+        super().__init__(plan, ends, links, "source", {name: flat(p) for name, p in parameters.items()})
+
+    def _place(self, link: Link, piece: Piece) -> torch.Tensor:
+        c = link.copies[piece.copy]
+        return box(self._tensors[c.destination], piece.shape, piece.destination_strides, c.destination_offset)[
+            piece.part
+        ]
+
+    def digest(self, tensor: torch.Tensor) -> int:
+        """See ``Inbound``."""
+        if self.on_device:
+            return int(device_hashes([tensor], [tensor.dtype], hash_keys(tensor.device))[0])
+        return digest(tensor)
 
     def pull(self, version: int) -> np.ndarray:
         """Receive every copy and compare it with its owner's hash, which comes behind it.
@@ -293,8 +307,6 @@ class PointToPointDestination(_End):
 
     def _pull(self, version: int) -> np.ndarray:
         self._greet(version)
-        landed, expected = (np.zeros(len(self._place), dtype=np.uint64) for _ in range(2))
-        states = {peer: xxhash.xxh3_64() for peer in self.links}
         for peer, link in self.links.items():
             for number in range(min(SLOTS, len(link.chunks))):
                 self._ask(peer, link, number)
@@ -302,14 +314,36 @@ class PointToPointDestination(_End):
             for peer, link in self.links.items():
                 if number < len(link.chunks):
                     self._wait(peer, link.works[number % SLOTS], self._chunk(link, number))
-                    whole = _read(link.message(number), TRAILER.size) == link.trailer(version, number)
-                    if link.problem == GOOD and not whole:
-                        link.problem = BROKEN_CHUNK - number
-                    self._unpack(link, number, landed, expected, states[peer])
+                    self._unpack(link, number)
                     if number + SLOTS < len(link.chunks):
                         self._ask(peer, link, number + SLOTS)
+        if self.on_device:
+            self._finish_hashes(self._begin_hashes())
+        landed, expected = (np.zeros(len(self._order), dtype=np.uint64) for _ in range(2))
+        works = {p: self._receive(p, link.closing, "its hashes") for p, link in self.links.items()}
+        for peer, link in self.links.items():
+            self._wait(peer, works[peer], "its hashes")
+            mine = [self._order[i] for i in link.indices]
+            landed[mine], expected[mine] = link.hashes, self._closed(peer, version)
         self._judge(version, landed, expected)
         return landed
+
+    def _begin_hashes(self) -> torch.Tensor:
+        if self._hashes is None:
+            pairs = [pair for link in self.links.values() for pair in _pairs(link)]
+            boxes = [
+                box(self._tensors[c.destination], c.shape, c.destination_strides, c.destination_offset)
+                for c, _ in pairs
+            ]
+            self._hashes = Hashes(boxes, [dtype for _, dtype in pairs], hash_keys(boxes[0].device))
+        return self._hashes.begin()
+
+    def _closed(self, peer: int, version: int) -> np.ndarray:
+        """A source's hashes."""
+        content = bytes(self.links[peer].closing.cpu().numpy())
+        if CLOSING.unpack_from(content) != (CLOSED, version, len(self.links[peer].hashes)):
+            raise self._stop(f"{self._name(peer)} did not end version {version} by its hashes")
+        return np.frombuffer(content, dtype=np.uint64, offset=CLOSING.size)
 
     def _greet(self, version: int) -> None:
         what = "the greeting"
@@ -320,32 +354,25 @@ class PointToPointDestination(_End):
         if disagreement:
             raise self._stop(disagreement)
 
-    def _ask(self, peer: int, link: _Link, number: int) -> None:
-        message = link.message(number)
-        message[-TRAILER.size :].zero_()  # what a shorter message would leave there must not look like a trailer
-        link.works[number % SLOTS] = self._receive(peer, message, self._chunk(link, number))
+    def _ask(self, peer: int, link: Link, number: int) -> None:
+        link.works[number % SLOTS] = self._receive(peer, link.message(number), self._chunk(link, number))
 
-    def _unpack(
-        self, link: _Link, number: int, landed: np.ndarray, expected: np.ndarray, state: xxhash.xxh3_64
-    ) -> None:
-        message = link.message(number)
-        for piece in link.chunks[number].pieces:
-            c, dtype = link.copies[piece.copy], link.dtypes[piece.copy]
-            place = box(self._tensors[c.destination], piece.shape, piece.destination_strides, c.destination_offset)
-            held = place[piece.part]
-            held.copy_(message[piece.offset : piece.offset + piece.size].view(dtype).view(held.shape))
-            update(state, held, dtype)
-            if piece.last:
-                at = self._place[link.indices[piece.copy]]
-                landed[at] = state.intdigest()
-                state.reset()
-                theirs = _read(message[: piece.hash_offset + HASH], HASH)
-                expected[at] = np.frombuffer(theirs, dtype=np.uint64)[0]
+    def _unpack(self, link: Link, number: int) -> None:
+        for piece, held, part in link.parts(number):
+            if self.on_device:
+                if part is not None:
+                    held.copy_(part, non_blocking=True)
+            else:
+                if part is None:
+                    hash_box(held, held.dtype, link.state)
+                else:
+                    land(part, held, link.state)
+                link.end_of(piece)
 
     def _judge(self, version: int, landed: np.ndarray, expected: np.ndarray) -> None:
         """Tell every source how its copies arrived, then raise what was wrong."""
         for link in self.links.values():
-            mine = [self._place[i] for i in link.indices]
+            mine = [self._order[i] for i in link.indices]
             wrong = np.flatnonzero(landed[mine] != expected[mine])
             if link.problem == GOOD and len(wrong):
                 link.problem = int(wrong[0])
@@ -353,17 +380,9 @@ class PointToPointDestination(_End):
         for peer, work in works.items():
             self._wait(peer, work, "the verdict")
         self.broken = ""
-        for peer, link in self.links.items():
-            if link.problem <= BROKEN_CHUNK:
-                what = self._chunk(link, BROKEN_CHUNK - link.problem)
-                raise SwapError(f"In version {version} {what} came truncated or out of turn from {self._name(peer)}.")
-        check_arrival([self.plan.copies[i] for i in self._place], landed, expected, version)
+        check_arrival([self.plan.copies[i] for i in self._order], landed, expected, version)
 
 
-def _read(message: torch.Tensor, count: int) -> bytes:
-    """The last bytes of a message."""
-    return bytes(message[-count:].cpu().numpy())
-
-
-def _write(message: torch.Tensor, offset: int, content: bytes) -> None:
-    message[offset : offset + len(content)].copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+def _pairs(link: Link) -> Iterator[tuple[Copy, torch.dtype]]:
+    """The copies of a link, and what the destination holds."""
+    return zip(link.copies, link.dtypes, strict=True)

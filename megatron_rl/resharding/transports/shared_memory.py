@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, SwapError
 from megatron_rl.system.machine import SHARED, shared_memory
 
 _ALIGNED = 64  # bytes at whose multiples parameters begin in a file
@@ -55,7 +55,7 @@ class RankMemory:
         return {name: place.shape for name, place in self.places.items()}
 
     def open(self) -> "Mapped":
-        """Map the owner's memory for reading."""
+        """Map the owner's memory for reading. Raises SwapError where it cannot be."""
         return Mapped(self)
 
 
@@ -139,7 +139,14 @@ class Mapped:
 
 def _map(pid: int, buffer: Buffer) -> mmap.mmap:
     path = buffer.path or f"/proc/{pid}/fd/{buffer.fd}"
-    fd = os.open(path, os.O_RDONLY)
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise SwapError(
+            f"The weights of process {pid} cannot be read here ({path}: {error.strerror}): it has ended, or runs in "
+            "another container or as another user. Containers must share their PID namespace (--pid); else set "
+            "rollout.sglang.transport=gloo."
+        ) from error
     try:
         status = os.fstat(fd)
         if not buffer.path and (status.st_ino, status.st_size) != (buffer.inode, buffer.size):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from megatron_rl.errors import SwapError
-from megatron_rl.resharding.execute import digest, flat, pull, source_hashes
+from megatron_rl.resharding.execute import Pull, digest, flat, source_hashes
 from megatron_rl.resharding.plan import Copy, Plan
 from megatron_rl.resharding.transports.shared_memory import RankMemory
 
@@ -92,15 +92,17 @@ class InProcess:
         sources: Mapping[tuple[int, str], torch.Tensor],
         destinations: Mapping[str, torch.Tensor],
     ) -> None:
-        self._copies, self._sources, self._destinations = copies, dict(sources), destinations
+        self._pull: Pull | None = Pull(copies, sources, destinations)
 
     def pull(self, version: int) -> np.ndarray:
-        """Copy, and hash what landed."""
-        return pull(self._copies, self._sources, self._destinations)
+        """Copy, and hash what landed. Raises SwapError after ``close``."""
+        if self._pull is None:
+            raise SwapError(f"Version {version} cannot be read: this end was closed.")
+        return self._pull()
 
     def close(self) -> None:
         """Let go of the sources' tensors."""
-        self._sources.clear()
+        self._pull = None
 
 
 class Loaded:

@@ -35,6 +35,11 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
         found.append(f"rollout.sglang.fp8=true needs rollout.sglang.swap=pull; it is {options.swap}.")
     if options.fp8 and not options.urls and not machine.gpus():
         found.append("rollout.sglang.fp8=true needs engines with GPUs, and there is none here.")
+    if options.nodes > 1 and options.tensor_parallel % options.nodes:
+        found.append(
+            f"rollout.sglang.tensor_parallel={options.tensor_parallel} workers cannot be dealt out over "
+            f"rollout.sglang.nodes={options.nodes}: make them a multiple."
+        )
     if _deterministic(options) and not options.urls and not machine.gpus():
         found.append(
             "rollout.sglang.args.enable_deterministic_inference=true is for GPUs, and there is none here: leave it out."
@@ -73,15 +78,15 @@ def check_sglang_model(options: SGLangConfig, hf_config: Mapping[str, Any]) -> l
 def check_sglang_gpus(rollout: RolloutConfig, world: int) -> list[str]:
     """Why servers cannot use this machine's GPUs beside ``world`` trainer ranks, or on theirs."""
     options, gpus = rollout.sglang, len(machine.gpus())
-    if not gpus or options.tensor_parallel < 1:
+    if not gpus or min(options.tensor_parallel, options.nodes) < 1 or options.tensor_parallel % options.nodes:
         return []
     found = _allocator(options)
     if not (taken := engine_gpus(rollout, world)):
         return found
-    if options.tensor_parallel > gpus:
+    if options.tensor_parallel > gpus * options.nodes:
         found.append(
             f"rollout.sglang.tensor_parallel={options.tensor_parallel} gives every worker of an engine its own GPU, "
-            f"and this machine has {gpus}: lower it."
+            f"and this machine has {gpus}: lower it, or spread engines over several (rollout.sglang.nodes)."
         )
     elif (last := max(place.stop for place in taken) - 1) >= gpus:
         found.append(f"rollout.sglang.args.base_gpu_id: an engine takes GPU {last}, and the last here is {gpus - 1}.")

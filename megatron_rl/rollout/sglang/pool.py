@@ -86,7 +86,7 @@ class SGLangEngines:
         transport = chosen_transport(self.options, places, self._started.elsewhere)
         if transport in BACKENDS:
             self._backend, at, workers = transport, tuple(places), self.options.tensor_parallel
-            near = (Nearness(at, replica.place, workers, number) for number, replica in enumerate(self.replicas))
+            near = (Nearness(at, replica.places, workers, number) for number, replica in enumerate(self.replicas))
             self._sessions = tuple((self.control.session(), each) for each in near)
         control = self.control.address
         if self._sessions and not self.host and set(places) != {machine.place()}:

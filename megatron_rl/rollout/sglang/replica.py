@@ -17,9 +17,11 @@ from megatron_rl.rollout.config import SGLangConfig
 from megatron_rl.rollout.sglang.servers.http import Server, ServerError
 from megatron_rl.rollout.sglang.servers.keeper import FarServer
 from megatron_rl.rollout.sglang.servers.process import HOOK, ServerProcess
+from megatron_rl.rollout.sglang.servers.spread import SpreadServer
 from megatron_rl.rollout.sglang.swap import Bring, ServerSwap, Swapped
 from megatron_rl.system.control import Control, WorkerError
 
+AnyServer = ServerProcess | FarServer | SpreadServer
 MEMORY = ("kv_cache", "weights")  # that a server can give back
 _POLL = 0.3  # seconds
 _log = logging.getLogger(__name__)
@@ -30,11 +32,12 @@ class LostError(ServerError):
 
 
 class Replica:
-    """A server with a copy of the model. ``process`` is None for one that somebody else started."""
+    """A server with a copy of the model, whose workers may be on several machines.
 
-    def __init__(
-        self, name: str, url: str, process: ServerProcess | FarServer | None, options: SGLangConfig, control: Control
-    ) -> None:
+    ``process`` is None for one that somebody else started.
+    """
+
+    def __init__(self, name: str, url: str, process: AnyServer | None, options: SGLangConfig, control: Control) -> None:
         self.name, self.url, self.process, self.options = name, url, process, options
         self.workers, self.control = options.tensor_parallel, control
         self.server: Server
@@ -64,9 +67,9 @@ class Replica:
         return self.process is not None and self.process.ended
 
     @property
-    def place(self) -> str:
-        """``machine.place()`` where it runs; empty where that is not known."""
-        return self.process.place if self.process is not None else ""
+    def places(self) -> tuple[str, ...]:
+        """``machine.place()`` of the machines that it runs on; empty where that is not known."""
+        return self.process.places if self.process is not None else ()
 
     @property
     def off(self) -> bool:
@@ -106,7 +109,8 @@ class Replica:
             await asyncio.sleep(_POLL)
         if self.process is not None:
             self.process.note_parts()
-        found = await self.server.ask_abilities(self.options.health_seconds)
+        nodes = self.options.nodes if self.process is not None else 1
+        found = await self.server.ask_abilities(self.options.health_seconds, nodes)
         if HOOK not in found.hooks:
             raise InputError(
                 f"The SGLang server at {self.url} does not let a trainer into its workers: start it by "
@@ -180,6 +184,7 @@ class Replica:
         if self.process is None:
             raise LostError(f"the SGLang server at {self.url} failed and was not started here: {why}")
         if self.process.lost:
+            await asyncio.to_thread(self.process.kill)  # what it still has elsewhere
             raise LostError(f"{self.name}: {self.process.lost}")
         if self.exhausted:
             raise LostError(

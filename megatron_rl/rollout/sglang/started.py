@@ -1,16 +1,17 @@
 """The servers of a run, as rank 0 has them: those of its own machine, of others, and those that run already."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.config import Served
 from megatron_rl.rollout.sglang.replica import Replica
-from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, shared
 from megatron_rl.rollout.sglang.servers.hosts import Hosts
-from megatron_rl.rollout.sglang.servers.keeper import SESSION, START_SECONDS, FarKeeper, FarServer
-from megatron_rl.rollout.sglang.servers.process import ServerProcess, arguments, environment
+from megatron_rl.rollout.sglang.servers.keeper import SESSION, START_SECONDS, FarKeeper, Keeper
+from megatron_rl.rollout.sglang.servers.process import Part
+from megatron_rl.rollout.sglang.servers.spread import SpreadServer
 from megatron_rl.system import machine
+from megatron_rl.system.channel import parse_address
 from megatron_rl.system.control import Control, WorkerError
 
 
@@ -36,24 +37,28 @@ def servers(
     adopted = [url.strip() for url in options.urls.split(",") if url.strip()]
     if adopted:
         return Started([Replica(url, url, None, options, control) for url in adopted], [], False)
-    local = replace(served.rollout, engines=hosts.engines[0])
-    gpus = engine_gpus(local, hosts.ranks[0])
-    env = environment(local.threads, options.tensor_parallel, key)
-    found, shares = [], shared(gpus, hosts.ranks[0])
-    for index in range(hosts.engines[0]):
-        port = options.port + index if options.port else machine.free_low_port()
-        name = f"sglang{index}"
-        chosen = arguments(served, model, index, port, key, gpus[index] if gpus else None)
-        process = ServerProcess(name, chosen, env, folder, logs / f"{name}.log")
-        found.append(Replica(name, f"http://127.0.0.1:{port}", process, options, control))
-    keepers = _keepers(control, sum(count > 0 for count in hosts.engines[1:]))
-    far = [(count, ranks) for count, ranks in zip(hosts.engines[1:], hosts.ranks[1:], strict=True) if count]
-    for keeper, (count, ranks) in zip(keepers, far, strict=True):
-        indices = range(len(found), len(found) + count)
-        urls, also = keeper.ask("prepare", served, model.absolute(), logs.absolute(), list(indices), ranks)
-        shares |= also
-        for number, (index, url) in enumerate(zip(indices, urls, strict=True)):
-            found.append(Replica(f"sglang{index}", url, FarServer(keeper, number), options, control))
+    here = Keeper(parse_address(hosts.control)[0] if hosts.span > 1 else "127.0.0.1", key, folder)
+    used = [host for host, count in enumerate(hosts.engines) if count]
+    keepers = _keepers(control, sum(host > 0 for host in used))
+    keeping: list[Keeper | FarKeeper] = [here, *keepers] if 0 in used else [*keepers]
+    found: list[Replica] = []
+    shares = False
+    for first in range(0, len(used), hosts.span):
+        group = keeping[first : first + hosts.span]
+        indices = list(range(len(found), len(found) + hosts.engines[used[first]]))
+        meetings = [group[0].ask("free_address") for _ in indices] if hosts.span > 1 else []
+        urls: list[list[str]] = []
+        for number, (keeper, host) in enumerate(zip(group, used[first:], strict=False)):
+            parts = [Part(number, hosts.span, meeting) for meeting in meetings]
+            port, ranks = options.port if keeper is here else 0, hosts.ranks[host]
+            made, also = keeper.ask("prepare", served, model.absolute(), logs.absolute(), indices, ranks, port, parts)
+            shares |= also
+            urls.append(made)
+        for place, index in enumerate(indices):
+            processes = [keeper.server(place) for keeper in group]
+            process = SpreadServer(processes) if hosts.span > 1 else processes[0]
+            found.append(Replica(f"sglang{index}", urls[0][place], process, options, control))
+    for keeper in keepers:
         keeper.watch()
     return Started(found, keepers, shares)
 

@@ -46,7 +46,8 @@ def chosen_transport(options: SGLangConfig, places: Sequence[str], elsewhere: bo
         return (FAR if apart else NEAR)[bool(machine.gpus())]
     if apart and options.transport in NEAR:
         raise InputError(
-            f"rollout.sglang.transport={options.transport} reads the trainer's memory, but {apart} on another machine: "
+            f"rollout.sglang.transport={options.transport} reads the trainer's memory, but {apart} on another machine, "
+            "or in a container without --pid=host and --ipc=host: "
             f"set it to {FAR[0]}, {FAR[1]} or files, or to auto."
         )
     return options.transport

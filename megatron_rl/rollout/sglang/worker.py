@@ -37,6 +37,7 @@ class Weights:
         self.receiver: Receiver | None = None
         self.learnt: Any = None
         self.fingerprint = ""
+        self.found = False  # in this call, where they were learnt: SGLang moves nothing while it is in the hook
 
     def config(self) -> dict[str, Any]:
         """The model's config.json, with the rotary embedding that the server was started with.
@@ -110,8 +111,9 @@ class Weights:
     def _attached(self) -> Receiver:
         if self.receiver is None:
             raise RuntimeError("the worker is not attached to a trainer")
-        if fingerprint(self.model, self.learnt.parameters) != self.fingerprint:
+        if not self.found and fingerprint(self.model, self.learnt.parameters) != self.fingerprint:
             raise RuntimeError("SGLang has moved its parameters since their layout was learnt")
+        self.found = True
         return self.receiver
 
 
@@ -122,6 +124,7 @@ def swap(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Tensor
     if weights is None:
         weights = Weights(model, dist.get_rank())
         setattr(model, _KEPT, weights)
+    weights.found = False
     try:
         with call_in(call["control"], key_from_environment(), call["session"], weights.rank) as connection:
             answer_calls(connection, weights, METHODS, call["seconds"], weights.spoil)

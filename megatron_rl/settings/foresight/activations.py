@@ -6,6 +6,7 @@ read off what autograd saves (tests/settings/foresight), on a CPU; those of Tran
 and checked against measured peaks (docs/planning.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_rl.resharding.families.architecture import Architecture
@@ -24,12 +25,27 @@ class Kernels:
     reach: float = 1.0  # keys that a row has for each of its queries: more where it goes on from a shared prompt
 
 
-def kept(arch: Architecture, sizes: ParallelSizes, kernels: Kernels, recompute: str, sequence: bool) -> float:
-    """Numbers that one layer keeps of each token that the rank computes; ``sequence``: sequence parallelism."""
+def kept(
+    arch: Architecture,
+    sizes: ParallelSizes,
+    kernels: Kernels,
+    recompute: str,
+    sequence: bool,
+    modules: Sequence[str] = ("core_attn",),
+) -> float:
+    """Numbers that one layer keeps of each token that the rank computes; ``sequence``: sequence parallelism.
+
+    ``modules``: of a layer, which ``selective`` computes anew.
+    """
     cut = sizes.tensor if sequence else 1
     if recompute == "full":
         return arch.hidden / cut
-    return 4 * arch.hidden / cut + _attention(arch, sizes, kernels, recompute == "selective") + _mlp(arch, sizes, cut)
+    again = modules if recompute == "selective" else ()
+    norms = 4 * arch.hidden / cut
+    if "layernorm" in again and arch.experts:  # of a dense layer Transformer Engine has the norms inside its products
+        norms -= arch.hidden / cut
+    mlp = 0.0 if {"mlp", "moe"} & set(again) else _mlp(arch, sizes, cut, "moe_act" in again)
+    return norms + _attention(arch, sizes, kernels, "core_attn" in again) + mlp
 
 
 def _attention(arch: Architecture, sizes: ParallelSizes, kernels: Kernels, again: bool) -> float:
@@ -51,12 +67,13 @@ def _attention(arch: Architecture, sizes: ParallelSizes, kernels: Kernels, again
     return count + queries + spread + rows + queries
 
 
-def _mlp(arch: Architecture, sizes: ParallelSizes, cut: int) -> float:
+def _mlp(arch: Architecture, sizes: ParallelSizes, cut: int, again: bool) -> float:
     if not arch.experts:
         return 3 * arch.mlp_hidden / sizes.tensor
     # In the mean a rank gets as many routed tokens as it has sent, and those of its expert-tensor group.
     routed = arch.experts_per_token * sizes.expert_tensor / cut
-    return routed * (arch.hidden + 4 * arch.expert_hidden / sizes.expert_tensor) + 3 * arch.experts / cut
+    inner = 3 if again else 4  # the activation's result is made anew
+    return routed * (arch.hidden + inner * arch.expert_hidden / sizes.expert_tensor) + 3 * arch.experts / cut
 
 
 def passing(arch: Architecture, sizes: ParallelSizes, cut: int) -> float:

@@ -30,6 +30,7 @@ class Forecast:
     running: float  # sequences that an engine decodes at a time
     together: bool  # an engine and a trainer rank share a GPU
     peak: float  # bytes of the fullest GPU, or of the fullest trainer process without one
+    phases: dict[str, float]  # the same in each phase of a step
     step: Step | None  # None: the hardware's speed is not known, or there is no RL
 
     @property
@@ -62,6 +63,8 @@ class Forecast:
             found["predicted"] = f"{readable(self.peak)} of {readable(on.memory)} on the fullest GPU"
         else:
             found["predicted"] = f"{readable(self.peak)} in the fullest trainer process, beyond its libraries"
+        if len(self.phases) > 1:
+            found["phases"] = ", ".join(f"{name} {readable(size)}" for name, size in self.phases.items())
         found["a rank"] = held
         if self.engine_cache:
             found["an engine"] = (
@@ -98,6 +101,7 @@ class Forecast:
                 "engine": {"weights": self.engine_weights, "cache": self.engine_cache, "running": self.running},
                 "together": self.together,
                 "peak": self.peak,
+                "phases": self.phases,
                 "available": self.on.memory,
                 "fits": self.fits,
             },
@@ -153,15 +157,22 @@ def foreseen(
     weights = whole(arch) * (1 if rollout.sglang.fp8 and served else item) / tensor
     a_token = token_bytes(arch, item) / min(tensor, arch.kv_heads)
     together = served and shares(config, on)
-    peak, cache, running = trainer.peak, 0.0, float(rollout.max_running)
+    cache, running = 0.0, float(rollout.max_running)
+    phases = {"score": trainer.scoring, "update": trainer.updating} if trainer.on_gpu else {"update": trainer.peak}
     if served:
         colocated = together and rollout.sglang.colocated
         least = _FEWEST * load.room * a_token
-        beside = (trainer.states if colocated else trainer.peak) if together else trainer.runtime
+        beside = (trainer.resting if colocated else trainer.peak) if together else trainer.runtime
         cache = max(on.memory * 0.95 - beside - weights, 0.0)
         running = min(running, cache / ((load.prompt + load.completion) * a_token))
-        # Everything of the trainer's but its states lives while it learns alone, when a colocated server sleeps.
-        peak = max(trainer.peak + (_ASLEEP if colocated else 0), beside + weights + least)
+        # Everything of the trainer's but what rests lives while it learns alone, when a colocated server sleeps.
+        there = (_ASLEEP if colocated else weights + least) if together else 0.0
+        phases = {
+            "generate": beside + weights + least,
+            **{name: size + there for name, size in phases.items()},
+            "swap": trainer.resting + (weights + (0 if colocated else least) if together else 0),
+        }
+    peak = max(phases.values())
     known = config.run.steps > 0 and on.rate(config.model.dtype) > 0
     return Forecast(
         on,
@@ -172,6 +183,7 @@ def foreseen(
         running,
         together,
         peak,
+        phases,
         seconds(config, arch, on, load, running) if known else None,
     )
 

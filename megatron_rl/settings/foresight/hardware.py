@@ -111,12 +111,12 @@ def of_name(name: str) -> Hardware | None:
 
 
 def this_machine(nodes: int = 1) -> Hardware:
-    """As many machines like this one. Of a GPU that is not known there are memory and number only."""
+    """As many machines like this one. Of a GPU that is not known there are memory, number and capability only."""
     gpus = machine.gpus()
     if not gpus:
         return replace(on_cpu(measured_flops()), nodes=nodes)
     name = machine.gpu_name()
-    found = of_name(name) or Hardware(name or "an unknown GPU", 0, 0.0)
+    found = of_name(name) or Hardware(name or "an unknown GPU", 0, 0.0, capability=machine.gpu_capability())
     return replace(found, memory=min(gpus), nodes=nodes, gpus=len(gpus))
 
 

@@ -11,7 +11,7 @@ from megatron_rl.actor.config import ActorConfig
 from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.settings.footprint import GRADIENT_BYTES, MAIN_WEIGHT_BYTES, MOMENT_BYTES, WEIGHT_BYTES
+from megatron_rl.settings.footprint import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
 from megatron_rl.settings.foresight.activations import Kernels, kept, passing
 from megatron_rl.settings.foresight.hardware import Hardware
 from megatron_rl.settings.foresight.held import held, matrix, stage_layers
@@ -21,6 +21,7 @@ RUNTIME = 2.0e9  # bytes of a GPU that CUDA, cuBLAS and NCCL take for themselves
 FP8_WEIGHT = 1.0  # bytes a weight more: Transformer Engine's FP8 copy (measured: docs/planning.md)
 KERNELS = 30e6  # of a process on a CPU: what oneDNN compiles (measured)
 _TOGETHER = 8192  # tokens whose hidden states' gradients are multiplied at a time (actor.modules.logprobs)
+_FLAGS = ("on_gpu", "asleep", "beside_weights")  # of Memory, what is no part of its own
 _MAPPED = 32 << 20  # system.machine.KEPT: smaller blocks come from the heap, which keeps the gaps between them
 
 
@@ -34,11 +35,32 @@ class Memory:
     activations: float  # kept for the backward passes
     logits: float  # a chunk's, and the output matrix's gradient
     backward: float  # what exists for a moment in a layer's backward pass
-    exchange: float  # copies of gradients while gloo adds them up
+    exchange: float  # copies of gradients while gloo adds them up, or in float32 for the optimiser
     reference: float  # weights of frozen roles; on a GPU their copy while they score
     beside: float  # critic and teacher
     runtime: float  # the libraries' own
     on_gpu: bool = False
+    asleep: bool = False  # gradients and optimiser leave the GPU while engines generate
+    beside_weights: float = 0.0  # of ``beside``, what stays then
+
+    @property
+    def resting(self) -> float:
+        """What is there while engines generate on the same GPU."""
+        if not self.asleep:
+            return self.states
+        return self.weights + self.beside_weights + self.runtime
+
+    @property
+    def scoring(self) -> float:
+        """At the fullest moment of passes without gradients: a frozen role's weights beside the policy's."""
+        return self.resting + self.reference
+
+    @property
+    def updating(self) -> float:
+        """At the fullest moment of an update."""
+        if self.on_gpu:
+            return self.states + max(self.activations + max(self.logits, self.backward), self.exchange)
+        return self.states + self.activations + self.backward + max(self.logits, self.exchange)
 
     @property
     def states(self) -> float:
@@ -52,13 +74,11 @@ class Memory:
 
         A process on a CPU keeps the heap that layers took, in both passes; only large blocks come and go.
         """
-        if self.on_gpu:
-            return self.states + max(self.activations + max(self.logits, self.backward), self.reference)
-        return self.states + self.activations + self.backward + max(self.logits, self.exchange)
+        return max(self.updating, self.scoring) if self.on_gpu else self.updating
 
     def parts(self) -> dict[str, float]:
         """By name."""
-        return {name: value for name, value in asdict(self).items() if name != "on_gpu"}
+        return {name: value for name, value in asdict(self).items() if name not in _FLAGS}
 
 
 def trainer_memory(
@@ -73,8 +93,10 @@ def trainer_memory(
         _rank(config, arch, on, stage, most_tokens(config))
         for stage in sorted({0, config.actor.pipeline_parallel // 2, config.actor.pipeline_parallel - 1})
     ]
-    beside = [_beside(config, model, trained) for model, trained in ((critic, True), (teacher, False)) if model]
-    return max((replace(rank, beside=sum(beside)) for rank in ranks), key=lambda rank: rank.peak)
+    models = [(model, trained) for model, trained in ((critic, True), (teacher, False)) if model]
+    beside = sum(_beside(config, model, trained) for model, trained in models)
+    weights = sum(_beside(config, model, False) for model, _ in models)
+    return max((replace(rank, beside=beside, beside_weights=weights) for rank in ranks), key=lambda rank: rank.peak)
 
 
 def rank_memory(
@@ -99,43 +121,59 @@ def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: 
     actor, sizes, item = config.actor, config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
     own = held(arch, sizes, stage)
     trained = _trained(config, arch)
-    weights = own.all * (item + (FP8_WEIGHT if actor.fp8 != "none" else 0))
+    in_fp8 = 0.0 if actor.fp8 == "none" else 1 - 2 * actor.bf16_layers / arch.layers
+    weights = own.all * (item + FP8_WEIGHT * in_fp8)
     last = stage == sizes.pipeline - 1
     cut = sizes.tensor if actor.sequence_parallel else 1
     how = kernels(config, on, ragged)
     layers, under_way = stage_layers(arch.layers, sizes)[stage], _under_way(actor, stage)
-    each = kept(arch, sizes, how, actor.recompute, actor.sequence_parallel)
-    inside = layers * each + (0 if last else arch.hidden / cut)  # what it sends on lives until it comes back
+    each = kept(arch, sizes, how, actor.recompute, actor.sequence_parallel, actor.recompute_modules)
+    whole_layer = kept(arch, sizes, how, "none", actor.sequence_parallel)
+    inside = _layers(actor, layers, each, whole_layer) + (0 if last else arch.hidden / cut)  # sent on, until it returns
     backward = passing(arch, sizes, cut)
-    if actor.recompute != "none":  # one layer's, computed again
-        backward += kept(arch, sizes, how, "none", actor.sequence_parallel) - each
+    if actor.recompute != "none":  # computed again: of one layer, or of those between two that are kept
+        unit = actor.recompute_layers if actor.recompute == "full" and actor.recompute_method == "uniform" else 1
+        backward += unit * whole_layer - each
     head = _head(actor, arch, item, tokens, on.gpus > 0) if last else 0.0
     copies = 2 if not on.gpus and sizes.data * sizes.context > 1 else 0  # gloo's, of what goes out and comes in
     ends = tokens * 2 * arch.hidden * item if last else 0  # into the final norm, and out of it
     frozen = int(config.algorithm.uses_reference) if config.run.steps else 0
     if config.preference.steps:
         frozen = max(frozen, 3 if config.preference.loss == "cdpo" else 1)
-    adapted = config.actor.lora.rank > 0
+    adapted, gradient = config.actor.lora.rank > 0, GRADIENT_BYTES[actor.gradients]
+    exchange = copies * own.all * gradient * trained
+    if on.gpus and actor.gradients == "bfloat16" and not actor.optimizer_on_host and actor.moments == "float32":
+        exchange = trained * _sharded(own.dense, own.experts, sizes) * GRADIENT_BYTES["float32"]
     return Memory(
         weights=weights,
-        gradients=own.all * GRADIENT_BYTES * trained,
-        optimizer=trained * _optimizer(own.dense, own.experts, sizes, item),
+        gradients=own.all * gradient * trained,
+        optimizer=trained * _sharded(own.dense, own.experts, sizes) * state_bytes(actor, item),
         activations=tokens * inside * item * under_way + ends,
         logits=head,
         backward=tokens * backward * item,
-        exchange=copies * own.all * GRADIENT_BYTES * trained,
+        exchange=exchange,
         reference=own.all * item * (max(frozen, int(adapted)) if not on.gpus else min(frozen, 1)),
         beside=0.0,
         runtime=RUNTIME if on.gpus else KERNELS,
         on_gpu=on.gpus > 0,
+        asleep=actor.asleep,
     )
 
 
-def _optimizer(dense: int, experts: int, sizes: ParallelSizes, item: int) -> float:
-    """AdamW's moments and, beside bfloat16, the float32 weights, sharded over the ranks that hold the same numbers."""
-    size = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if item < MAIN_WEIGHT_BYTES else 0)
+def _layers(actor: ActorConfig, layers: int, each: float, whole: float) -> float:
+    """Numbers of a token that a stage's layers keep, of which ``each`` is what a recomputed one does."""
+    if actor.recompute != "full":
+        return layers * each
+    if actor.recompute_method == "uniform":
+        return layers * each / actor.recompute_layers
+    again = min(actor.recompute_layers * actor.virtual_pipeline, layers)
+    return again * each + (layers - again) * whole
+
+
+def _sharded(dense: int, experts: int, sizes: ParallelSizes) -> float:
+    """The weights whose state a rank keeps: shared by the ranks that hold the same numbers."""
     alike = sizes.stage // (sizes.expert * sizes.expert_tensor)
-    return size * (dense / (sizes.data * sizes.context) + experts / alike)
+    return dense / (sizes.data * sizes.context) + experts / alike
 
 
 def _under_way(actor: ActorConfig, stage: int) -> float:
@@ -167,7 +205,8 @@ def _beside(config: Config, arch: Architecture, trained: bool) -> float:
     found = []
     for stage in (0, sizes.pipeline - 1):
         own = held(arch, sizes, stage)
-        states = own.all * GRADIENT_BYTES + _optimizer(own.dense, own.experts, sizes, item)
+        sharded = _sharded(own.dense, own.experts, sizes)
+        states = own.all * GRADIENT_BYTES[config.actor.gradients] + sharded * state_bytes(config.actor, item)
         found.append(own.all * item + (states if trained else 0))
     return max(found)
 

@@ -16,6 +16,7 @@ from megatron_rl.settings.foresight.hardware import Hardware, on_cpu
 from megatron_rl.settings.foresight.held import active, held, stage_layers, whole
 from megatron_rl.settings.foresight.work import (
     Workload,
+    again,
     attention_flops,
     head_flops,
     layer_flops,
@@ -30,8 +31,8 @@ class Assumed:
 
     executed: float  # share of the peak that executed FLOPs of training reach; of experts' matrices ``experts`` of it
     experts: float = 0.7
-    fp8: float = 1.36  # times as fast: products of FP8 layers (tensorwise)
-    blockwise: float = 1.24
+    fp8: float = 1.45  # times as fast: products of FP8 layers (tensorwise)
+    blockwise: float = 1.28
     decoding: float = 0.6  # share of the peak in prefill and large decoding batches
     bandwidth: float = 0.8  # share of the memory's bandwidth while weights and caches are read
     links: float = 0.75  # share of NVLink's, PCIe's and the network's
@@ -44,7 +45,7 @@ class Assumed:
     wide: float = 1.6  # times as long: sums in float64 (rollout.embedded.true_on_policy)
 
 
-ON_GPU = Assumed(executed=0.49)
+ON_GPU = Assumed(executed=0.53)
 ON_CPU = Assumed(
     executed=0.3,
     experts=0.5,
@@ -124,7 +125,9 @@ def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -
     faster = 1.0
     if actor.fp8 != "none" and on.flops_fp8:
         faster = assume.blockwise if actor.fp8 == "blockwise" else assume.fp8
-    again = {"none": 0.0, "selective": 0.0, "full": 1.0}[actor.recompute]
+    fp8_layers = 1 - 2 * actor.bf16_layers / arch.layers
+    faster = 1 / (1 - fp8_layers + fp8_layers / faster)
+    anew, redone = again(actor, arch)
     bubble = 1 + (sizes.pipeline - 1) / (max(count // max(load.updates // load.passes, 1), 1) * sizes.virtual)
     rate = peak * reached * sizes.stage / bubble  # of one pipeline stage
     stages = stage_layers(arch.layers, sizes)
@@ -137,9 +140,8 @@ def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -
         host = max(computed, waited) if on.gpus else computed + waited
         return host + comms * count * bubble * _sent(config, arch, on, size)
 
-    redone = 1.0 if actor.recompute == "selective" else again
     forward = of(1, 1, 1, 1 / 3, 1)
-    one = of(3 + again, 3 + redone, 4, 1 + again / 3, 2 + again)  # logits are made twice
+    one = of(3 + anew, 3 + redone, 4, 1 + anew / 3, 2 + anew)  # logits are made twice
     update = load.passes * one + load.updates * (_optimizing(config, arch, on) + assume.update)
     model = load.passes * 3 * ((layers + attention) * load.length / length + head)  # prompts count in every row
     return forward, update, model / (peak * sizes.world * update), size

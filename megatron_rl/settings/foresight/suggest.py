@@ -10,8 +10,10 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.architecture import Architecture, read_architecture
 from megatron_rl.resharding.layouts.megatron import fitting_ends
 from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations
+from megatron_rl.settings.footprint import WEIGHT_BYTES
 from megatron_rl.settings.foresight.forecast import Forecast, foreseen
 from megatron_rl.settings.foresight.hardware import Hardware
+from megatron_rl.settings.foresight.held import whole
 from megatron_rl.settings.foresight.memory import trainer_memory
 from megatron_rl.settings.foresight.seconds import learning
 from megatron_rl.settings.foresight.work import Workload, workload
@@ -22,6 +24,8 @@ _CHECKED = 100  # layouts, at most
 _RECOMPUTE = ("none", "selective", "full")
 _TOKENS = (4096, 8192, 16384, 32768, 65536)  # of a micro-batch
 _FREE = ("actor.recompute", "actor.micro_batch_tokens")  # layouts that differ in these alone are one, its best
+_TIMES = (2, 4, 8, 16)  # as many nodes, where too few were asked about
+NEEDS_GPUS = "--suggest needs GPUs whose speed is known: give --gpu and --gpus, as --gpu h100 --gpus 8."
 _SPARE = 0.95  # of a GPU's memory, which a layout may take: predictions are that good
 
 
@@ -52,19 +56,10 @@ def suggest(
 ) -> list[Suggestion]:
     """Up to ``SHOWN`` layouts that are ``sound`` and fit. Raises InputError without GPUs, or without steps of RL."""
     if not on.gpus or not on.rate(config.model.dtype):
-        raise InputError("--suggest needs GPUs whose speed is known: give --gpu and --gpus, as --gpu h100 --gpus 8.")
+        raise InputError(NEEDS_GPUS)
     if not config.run.steps:
         raise InputError("--suggest is for runs with steps of RL (run.steps).")
-    arch, load = read_architecture(hf_config), workload(config, tokens)
-    found = []
-    for rollout_nodes in _splits(config, on):
-        for trainer in _trainers(config, arch, on, load, on.total - rollout_nodes * on.gpus):
-            for engine in _engines(config, hf_config, on, rollout_nodes):
-                options = trainer | engine
-                changed = applied(config, options)
-                forecast = foreseen(changed, arch, on, load)
-                if forecast.peak <= _SPARE * on.memory and forecast.running >= 1 and forecast.step is not None:
-                    found.append(Suggestion(options, forecast))
+    found = list(_fitting(config, hf_config, on, tokens))
     found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
     chosen: dict[tuple[int | str | bool, ...], Suggestion] = {}
     for each in found[:_CHECKED]:
@@ -73,6 +68,26 @@ def suggest(
             own = {key: value for key, value in each.options.items() if value != _value(config, key)}
             chosen[layout] = replace(each, options=own)
     return list(chosen.values())
+
+
+def enough_nodes(config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None = None) -> int:
+    """Twice as many nodes as these, or four times, …: the first number on which a layout fits; 0: none does."""
+    for nodes in (on.nodes * times for times in _TIMES):
+        if next(_fitting(config, hf_config, replace(on, nodes=nodes), tokens), None) is not None:
+            return nodes
+    return 0
+
+
+def _fitting(config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None) -> Iterator[Suggestion]:
+    """Layouts that fit, by prediction, whether sound or not."""
+    arch, load = read_architecture(hf_config), workload(config, tokens)
+    for rollout_nodes in _splits(config, on):
+        for trainer in _trainers(config, arch, on, load, on.total - rollout_nodes * on.gpus):
+            for engine in _engines(config, hf_config, on, rollout_nodes):
+                options = trainer | engine
+                forecast = foreseen(applied(config, options), arch, on, load)
+                if forecast.peak <= _SPARE * on.memory and forecast.running >= 1 and forecast.step is not None:
+                    yield Suggestion(options, forecast)
 
 
 def _value(config: Config, key: str) -> Any:
@@ -162,16 +177,21 @@ def _engines(
     config: Config, hf_config: Mapping[str, Any], on: Hardware, rollout_nodes: int
 ) -> Iterator[dict[str, int | str | bool]]:
     """Engines that fill the GPUs which they may have."""
-    gpus = (rollout_nodes or on.nodes) * on.gpus
-    for tensor in [n for n in _divisors(on.gpus, on.gpus) if n & (n - 1) == 0]:
+    nodes = rollout_nodes or on.nodes
+    size = whole(read_architecture(hf_config)) * (1 if config.rollout.sglang.fp8 else WEIGHT_BYTES[config.model.dtype])
+    tensors = [n for n in _divisors(on.gpus, on.gpus) if n & (n - 1) == 0]
+    if size > _SPARE * on.memory * on.gpus:  # else the network between nodes would only make it slower
+        tensors = [on.gpus * span for span in _divisors(nodes, nodes) if span > 1]
+    for tensor in tensors:
         sizes = EngineSizes(tensor=tensor, expert=1)
         if not engine_violations(hf_config, sizes):
             yield {
                 "launch.nodes": on.nodes if on.nodes > 1 else config.launch.nodes,
                 "launch.rollout_nodes": rollout_nodes,
                 "rollout.engine": "sglang",
-                "rollout.engines": gpus // tensor,
+                "rollout.engines": nodes * on.gpus // tensor,
                 "rollout.sglang.tensor_parallel": tensor,
+                "rollout.sglang.nodes": -(-tensor // on.gpus),
                 "rollout.sglang.expert_parallel": 1,
                 "rollout.sglang.colocated": rollout_nodes == 0,
             }

@@ -31,6 +31,20 @@ def head_flops(arch: Architecture) -> float:
     return 2.0 * arch.hidden * (1 if arch.scalar else arch.vocab)
 
 
+def again(actor: ActorConfig, arch: Architecture) -> tuple[float, float]:
+    """The share of the layers' forward FLOPs that a backward pass computes anew, and of attention's."""
+    if actor.recompute == "none":
+        return 0.0, 0.0
+    if actor.recompute == "full":
+        chunks = actor.pipeline_parallel * actor.virtual_pipeline
+        share = min(actor.recompute_layers * chunks / arch.layers, 1.0) if actor.recompute_method == "block" else 1.0
+        return share, share
+    mlps = {"mlp", "moe"} & set(actor.recompute_modules)
+    queries, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    around = 2.0 * arch.layers * arch.hidden * (2 * queries + 2 * keys)
+    return (1 - around / layer_flops(arch) if mlps else 0.0), float("core_attn" in actor.recompute_modules)
+
+
 def row_flops(arch: Architecture, positions: int, trained: int) -> float:
     """Model FLOPs of one sequence's forward and backward pass.
 

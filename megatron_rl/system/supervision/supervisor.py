@@ -24,9 +24,18 @@ from megatron_rl.system.supervision.members import LOST, Lead, Node
 from megatron_rl.system.supervision.screen import LIVE, SHOWN, Screen
 
 SETTLE = 1.0  # seconds in which the other processes may show that one of them had the first cause
+DOUBT = 10.0  # the same, as long as all that failed say that another one has ended
 FAILURE_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a failure: nothing is left to save
 LEAST_GRACE = 10.0  # the same for services, when all others have ended well
 LAST_LINES = 20  # of a failed process's log
+# Gloo's, NCCL's and torch's store's words for it
+_OTHERS_ENDED = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "failed to recv, got 0 bytes",
+)
 _SAYS_WHY = (BAD_INPUT, RUN_ENDED)
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _SENT_TO_ALL = (-signal.SIGTERM, -signal.SIGUSR1)  # by a batch system, and we may be the last that it reaches
@@ -86,7 +95,7 @@ def supervise(
             if failed.code in _SENT_TO_ALL and group.wait(lambda: bool(group.signals), SETTLE):
                 return _stop(group, grace, stopping)
             if failed.code not in _SAYS_WHY:
-                group.wait(lambda: not group.running(), SETTLE)
+                group.settle(lambda: False)
             outcome = _explain(group.culprit() or failed)
             group.end(group.running(), FAILURE_GRACE)
             return outcome
@@ -118,7 +127,7 @@ def follow(processes: Iterable[Process], logs: Path, lead: Lead) -> Outcome:
         group.wait(over)
         if not (lead.gone or lead.wants_end) and (failed := group.failed()):
             if failed.code not in _SAYS_WHY:
-                group.wait(lambda: not group.running() or lead.gone, SETTLE)
+                group.settle(lambda: lead.gone or lead.wants_end)
             outcome = _explain(group.culprit() or failed)
             lead.ended(outcome.code, outcome.message)
         group.end(group.running(), 0.0 if lead.gone else FAILURE_GRACE)
@@ -260,12 +269,19 @@ class _Group:
     def culprit(self) -> "_Member | None":
         """One that ended with an InputError or a RunError, or a lost machine: it says why the others failed.
 
-        Machines that only serve can be missed, unless all of them are lost.
+        Machines that only serve can be missed, unless all of them are lost. Without such the first that failed, unless
+        it failed because another had.
         """
         served = [node for node in self.nodes if node.service]
         missed = any(node.code != LOST for node in served)
         ended = [m for m in self.ended if not (missed and _can_be_missed(m))]
-        return next((m for code in (*_SAYS_WHY, LOST) for m in ended if m.code == code), None)
+        told = (m for code in (*_SAYS_WHY, LOST) for m in ended if m.code == code)
+        return next(told, next((m for m in ended if m.code != 0 and not _suffered(m)), None))
+
+    def settle(self, until: Callable[[], bool]) -> None:
+        """Wait, after a failure, until it is likely to be known which process had the first cause."""
+        self.wait(lambda: not self.running() or until(), SETTLE)
+        self.wait(lambda: not self.running() or until() or self.culprit() is not None, DOUBT)
 
     def has_stopped(self) -> bool:
         """Whether it makes no sense to wait, after a signal: all have ended, one has failed, or there is another."""
@@ -353,6 +369,17 @@ def _can_be_missed(member: _Member) -> bool:
     return isinstance(member, Node) and member.service and member.code != BAD_INPUT
 
 
+def _suffered(member: _Member) -> bool:
+    """Whether it failed because another one had ended, by what it said last."""
+    said = member.message if isinstance(member, Node) else _last_lines(member.log_path)
+    return any(words in said for words in _OTHERS_ENDED)
+
+
+def _last_lines(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "".join(f"\n  {line}" for line in lines[-LAST_LINES:])
+
+
 def _explain(child: _Member) -> Outcome:
     """What a failed process said: its InputError alone, or the end of its log."""
     if isinstance(child, Node):
@@ -367,5 +394,5 @@ def _explain(child: _Member) -> Outcome:
     )
     if child.code == -signal.SIGKILL:
         how += " (is the machine out of memory?)"
-    last = "".join(f"\n  {line}" for line in lines[-LAST_LINES:]) or "\n  (empty)"
+    last = _last_lines(child.log_path) or "\n  (empty)"
     return Outcome(1, f"{child.process.name} {how}. The end of {child.log_path}:{last}")

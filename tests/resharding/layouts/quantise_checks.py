@@ -50,11 +50,11 @@ def models_are_torchs() -> None:
 
 def by_kernel(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     shape = weight.shape[0], weight.shape[1]
-    tiles = quantise_kernels.Tiles(
-        [quantise_kernels.matrix(shape, weight.stride(), 0, (0, 0), shape)], [False], weight.dtype, CPU
-    )
-    short, scales = torch.zeros(shape, dtype=torch.float8_e4m3fn), torch.empty(tiles.grids[0])
-    tiles.quantise(tiles.addresses([(weight.data_ptr(), short.data_ptr())], scales.data_ptr()))
+    matrix = quantise_kernels.matrix(shape, weight.stride(), 0, (0, 0), shape)
+    at = quantise_kernels.Numbers(0, matrix.grid[1])
+    tiles = quantise_kernels.Tiles([matrix], [False], [at], weight.dtype, CPU)
+    short, scales = torch.zeros(shape, dtype=torch.float8_e4m3fn), torch.empty(matrix.grid)
+    tiles.quantise(tiles.addresses([(weight.data_ptr(), short.data_ptr())], scales.data_ptr(), 0))
     return short, scales
 
 

@@ -48,6 +48,7 @@ class Job:
     buffer: int = 1 << 20
     timeout: float = 60.0
     backend: str = "gloo"  # "nccl": rank n on GPU n
+    at_once: bool = False  # hashes as in a GPU's memory
 
 
 def spoil(fault: str, timeout: float) -> None:
@@ -85,9 +86,13 @@ def ends_of(job: Job, rank: int, plan: Plan, buffer: int, timeout: float) -> Poi
     ends = Endpoints(range(sources), workers, buffer, timeout or job.timeout, device=device)
     if rank < sources:
         dtypes = {name: tensor.dtype for tensors in job.wanted for name, tensor in tensors.items()}
-        return PointToPointSource(plan, rank, job.held[rank], dtypes, ends)
+        source = PointToPointSource(plan, rank, job.held[rank], dtypes, ends)
+        source.on_device |= job.at_once
+        return source
     parameters = job.wanted[rank - sources]
-    return Landing(plan, rank - sources, parameters, PointToPointDestination(plan, rank - sources, parameters, ends))
+    destination = PointToPointDestination(plan, rank - sources, parameters, ends)
+    destination.on_device |= job.at_once
+    return Landing(plan, rank - sources, parameters, destination)
 
 
 def run(job: Job, rank: int, folder: Path, first: int) -> None:

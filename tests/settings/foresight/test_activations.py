@@ -30,9 +30,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     groups.shutdown()
 
 
-def saved(shape: dict, recompute: str) -> tuple[float, int]:
+def saved(shape: dict, recompute: str, *modules: str) -> tuple[float, int]:
     """Bytes of all tensors that one update's forward pass saves, weights left out, and its tokens."""
-    actor = RandomActor(shape, ActorConfig(recompute=recompute, micro_batch_tokens=1024), "float32", "")
+    options = ActorConfig(recompute=recompute, micro_batch_tokens=1024)
+    options.recompute_modules = list(modules) or options.recompute_modules
+    actor = RandomActor(shape, options, "float32", "")
     actor.new_optimizer(actor.config.optimizer)
     batch = rows(4, 257, shape["vocab_size"])
     for row in batch:
@@ -65,6 +67,19 @@ def test_as_many_as_autograd_saves(alone: None, shape: dict, recompute: str) -> 
     (less, _), (more, tokens) = (saved(shape | {"num_hidden_layers": n}, recompute) for n in (2, 3))
     arch = read_architecture(shape)
     predicted = kept(arch, ParallelSizes(), ON_CPU, recompute, False)
+    statistics = 2 + 3 * arch.heads + arch.kv_heads + 4 * arch.experts_per_token
+    assert predicted <= (more - less) / 4 / tokens <= predicted + statistics
+
+
+@pytest.mark.parametrize(
+    ("shape", "modules"),
+    [(SMALL, ("mlp",)), (LLAMA, ("mlp", "core_attn")), (MIXTURE, ("moe",))],
+    ids=["mlp", "both", "moe"],
+)
+def test_modules_that_are_computed_anew(alone: None, shape: dict, modules: tuple[str, ...]) -> None:
+    (less, _), (more, tokens) = (saved(shape | {"num_hidden_layers": n}, "selective", *modules) for n in (2, 3))
+    arch = read_architecture(shape)
+    predicted = kept(arch, ParallelSizes(), ON_CPU, "selective", False, modules)
     statistics = 2 + 3 * arch.heads + arch.kv_heads + 4 * arch.experts_per_token
     assert predicted <= (more - less) / 4 / tokens <= predicted + statistics
 

@@ -9,6 +9,7 @@ import pytest
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.check import check
+from megatron_rl.settings.foresight import suggest as suggesting
 from megatron_rl.settings.foresight.forecast import foresee, told
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, on_cpu
 from megatron_rl.settings.foresight.rules import check_hardware
@@ -55,6 +56,38 @@ def test_engines_beside_on_and_apart_from_the_trainer() -> None:
     assert crowded.together and crowded.peak > crowded.trainer.peak + crowded.engine_weights
     config.launch.nodes, config.launch.rollout_nodes = 2, 1
     assert not foresee(config, hf_config, named("h100", 2, 8)).together
+
+
+def test_phases_of_a_colocated_step() -> None:
+    """Asleep, gradients and optimiser make room for the engine's cache; nothing else changes."""
+    config, on = of_8b(), named("h200", 1, 8)
+    config.actor.data_parallel = config.rollout.engines = 8
+    awake = foresee(config, QWEN3_8B, on)
+    assert list(awake.phases) == ["generate", "score", "update", "swap"] and awake.peak == max(awake.phases.values())
+    assert awake.phases["update"] == awake.trainer.updating + 1e9
+    assert awake.phases["swap"] == awake.trainer.states + awake.engine_weights
+    config.actor.asleep = True
+    asleep = foresee(config, QWEN3_8B, on)
+    away = awake.trainer.gradients + awake.trainer.optimizer
+    assert asleep.phases["update"] == awake.phases["update"]
+    for phase in ("generate", "score", "swap"):
+        assert awake.phases[phase] - asleep.phases[phase] == away
+    assert asleep.engine_cache == pytest.approx(awake.engine_cache + away)
+    assert "phases" in asleep.lines() and asleep.data()["memory"]["phases"] == asleep.phases
+
+
+def test_computing_anew_takes_time() -> None:
+    config, on, seconds = of_8b(), named("h200", 1, 8), []
+    for how in (
+        {"recompute": "none"},
+        {"recompute": "selective", "recompute_modules": ["mlp"]},
+        {"recompute": "full", "recompute_method": "block", "recompute_layers": 30},
+        {"recompute": "full", "recompute_method": "uniform", "recompute_layers": 1},
+    ):
+        step = foresee(applied(config, {f"actor.{name}": value for name, value in how.items()}), QWEN3_8B, on).step
+        assert step is not None
+        seconds.append(step.update)
+    assert seconds == sorted(seconds) and len(set(seconds)) == 4
 
 
 def test_room_for_caches_bounds_how_many_are_generated_at_a_time() -> None:
@@ -145,3 +178,16 @@ def test_what_cannot_be_suggested_for() -> None:
     config.run.steps = 0
     with pytest.raises(InputError, match="steps of RL"):
         suggest(config, QWEN3_8B, named("h100", 1, 8), lambda changed: True)
+
+
+def test_engines_too_large_for_a_node_are_spread() -> None:
+    """470 GB of weights: 8 GPUs of 43 GB are too few, and of 86 GB enough."""
+    config = of_235b()
+    spread = list(suggesting._engines(config, QWEN3_235B, named("a100-40", 4, 8), 4))
+    sizes = [
+        tuple(each[f"rollout.{key}"] for key in ("engines", "sglang.tensor_parallel", "sglang.nodes"))
+        for each in spread
+    ]
+    assert sizes == [(2, 16, 2), (1, 32, 4)]
+    alone = list(suggesting._engines(config, QWEN3_235B, named("a100-80", 4, 8), 4))
+    assert {each["rollout.sglang.nodes"] for each in alone} == {1}

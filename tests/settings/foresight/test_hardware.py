@@ -67,6 +67,7 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ("delayed", {"a100-40", "a100-80"}),
         ("tensorwise", {"a100-40", "a100-80"}),
         ("blockwise", {"a100-40", "a100-80", "l40s", "l4", "rtx4090"}),
+        ("mxfp8", set(GPUS) - {"b200", "gb200"}),
     ],
 )
 def test_precisions(fp8: str, refused: set[str]) -> None:

@@ -17,11 +17,11 @@ def first_gpus(world: int, workers: int, engines: int, gpus: int, colocated: boo
 
 
 def engine_gpus(rollout: RolloutConfig, world: int) -> list[range]:
-    """The GPUs of each server that is started here; empty without a GPU, or where servers run already."""
+    """This machine's GPUs of each server that is started here; empty without a GPU, or where servers run already."""
     options, gpus = rollout.sglang, len(machine.gpus())
     if not gpus or options.urls:
         return []
-    workers = options.tensor_parallel
+    workers = max(options.tensor_parallel // max(options.nodes, 1), 1)
     given = {name.replace("-", "_"): value for name, value in options.args.items()}.get("base_gpu_id")
     if isinstance(given, int):
         firsts = [given] * rollout.engines

@@ -9,11 +9,15 @@ HOSTS = "MEGATRON_RL_HOSTS"  # environment variable of rank 0: a Hosts as JSON, 
 
 @dataclass(frozen=True)
 class Hosts:
-    """How many servers and trainer ranks each machine has."""
+    """How many servers and trainer ranks each machine has.
+
+    Where a server's workers are on ``span`` machines, these follow each other, and each counts it.
+    """
 
     engines: tuple[int, ...]
     ranks: tuple[int, ...]
     control: str = ""  # the address at which the keepers of the other machines call rank 0
+    span: int = 1
 
     def written(self) -> str:
         """For the environment variable."""
@@ -25,4 +29,4 @@ def hosts_of(engines: int, ranks: int) -> Hosts:
     if HOSTS not in os.environ:
         return Hosts((engines,), (ranks,))
     found = json.loads(os.environ[HOSTS])
-    return Hosts(tuple(found["engines"]), tuple(found["ranks"]), found["control"])
+    return Hosts(tuple(found["engines"]), tuple(found["ranks"]), found["control"], found["span"])

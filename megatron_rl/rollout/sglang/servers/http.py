@@ -21,7 +21,7 @@ _FOR_GOOD = (400, 413, 422)  # answers that the same call will always get
 _ONE = {  # sizes that must be 1 in a server that is swapped
     "dp_size": "start a server for each copy and name them all in rollout.sglang.urls",
     "pp_size": "shard it by --tp-size instead",
-    "nnodes": "start a server on each machine and name them all in rollout.sglang.urls",
+    "nnodes": "have the run start it (rollout.sglang.nodes)",
 }
 
 
@@ -88,13 +88,16 @@ class Server:
             raise kind(f"{self.url}{path} answered {response.status}: {text[:500]}")
         return content
 
-    async def ask_abilities(self, seconds: float) -> Abilities:
-        """Learn what the server can do. Raises InputError for a version or a kind that is not supported."""
+    async def ask_abilities(self, seconds: float, nodes: int = 1) -> Abilities:
+        """Learn what the server can do. Raises InputError for a version or a kind that is not supported.
+
+        ``nodes``: of a server that this run has started on so many machines.
+        """
         info = await self.call("GET", "/server_info", seconds=seconds)
         version = str(info.get("version", "0"))
         supported(version)
         for name, what in _ONE.items():
-            if int(info.get(name) or 1) > 1:
+            if int(info.get(name) or 1) > (nodes if name == "nnodes" else 1):
                 raise InputError(
                     f"The SGLang server at {self.url} was started with {name}={info[name]}, which a swap cannot fill: "
                     f"{what}."
@@ -181,7 +184,10 @@ class Server:
             body["weight_version"] = str(version)
         if self.abilities is not None and self.abilities.sessions:
             body["selector"] = "target"
-        data = await asyncio.to_thread(_with_tensors, body, content, workers)
+        if isinstance(content, bytes):  # a bucket of weights
+            data = await asyncio.to_thread(_with_tensors, body, content, workers)
+        else:
+            data = _with_tensors(body, content, workers)
         await self.call("POST", "/update_weights_from_tensor", data, seconds=seconds)
 
     async def update_from_disk(self, folder: str, seconds: float) -> None:

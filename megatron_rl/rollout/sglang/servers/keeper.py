@@ -1,4 +1,6 @@
-"""Who starts, watches and ends the SGLang servers of one machine of a run that is not rank 0's. Imports no torch.
+"""Who starts, watches and ends the SGLang servers of one machine of a run. Imports no torch.
+
+On machines that are not rank 0's it is a process of its own:
 
     MEGATRON_RL_KEY=HEX python -m megatron_rl.rollout.sglang.servers.keeper CONTROL NUMBER ADDRESS
 
@@ -20,15 +22,15 @@ from typing import Any
 
 from megatron_rl.rollout.config import Served
 from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, shared
-from megatron_rl.rollout.sglang.servers.process import ServerProcess, arguments, environment
+from megatron_rl.rollout.sglang.servers.process import Part, ServerProcess, arguments, environment
 from megatron_rl.system import machine, scratch, stop
-from megatron_rl.system.channel import key_from_environment
+from megatron_rl.system.channel import key_from_environment, written
 from megatron_rl.system.control import Worker, WorkerError, answer_calls, call_in
 from megatron_rl.system.processes import run
 
 SESSION = "keepers"
 START_SECONDS = 300.0  # in which rank 0 must listen, and then all keepers have called
-_METHODS = ("place", "prepare", "start", "kill", "ended", "last_words", "note_parts")
+_METHODS = ("place", "prepare", "free_address", "start", "kill", "ended", "last_words", "note_parts")
 _ASK_SECONDS = 60.0
 _LOOK = 0.5  # seconds between looks at the servers of a machine
 _RETRY = 0.1
@@ -41,27 +43,50 @@ class Keeper:
         self.address, self.key, self.folder = address, key, folder
         self.servers: list[ServerProcess] = []
 
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """As ``FarKeeper.ask``, where rank 0 has it in its own process."""
+        return getattr(self, method)(*arguments)
+
+    def server(self, number: int) -> ServerProcess:
+        """One that has been made."""
+        return self.servers[number]
+
     def place(self) -> str:
         """``machine.place()`` of this process."""
         return machine.place()
 
     def prepare(
-        self, served: Served, model: Path, logs: Path, indices: Sequence[int], ranks: int
+        self,
+        served: Served,
+        model: Path,
+        logs: Path,
+        indices: Sequence[int],
+        ranks: int,
+        port: int = 0,
+        parts: Sequence[Part] = (),
     ) -> tuple[list[str], bool]:
         """Make the servers ``indices`` of the run, beside ``ranks`` trainer ranks of this machine.
 
-        Returns their URLs, and whether they compute on GPUs of these ranks.
+        ``port``: of the first of them, the others follow; 0: free ones. ``parts``: which machine of each server this
+        is, where each has several. Returns their URLs, and whether they compute on GPUs of these ranks.
         """
         gpus = engine_gpus(replace(served.rollout, engines=len(indices)), ranks)
         env = environment(served.rollout.threads, served.rollout.sglang.tensor_parallel, self.key)
+        if parts:
+            env["SGLANG_HOST_IP"] = self.address
         urls = []
         for place, index in enumerate(indices):
-            port = machine.free_low_port(self.address)
-            chosen = arguments(served, model, index, port, self.key, gpus[place] if gpus else None, self.address)
-            log = logs / f"sglang{index}.log"
-            self.servers.append(ServerProcess(f"sglang{index}", chosen, env, self.folder, log))
-            urls.append(url(self.address, port))
+            at = port + place if port else machine.free_low_port(self.address)
+            part, on = (parts[place] if parts else None), (gpus[place] if gpus else None)
+            chosen = arguments(served, model, index, at, self.key, on, self.address, part)
+            name = f"sglang{index}" + (f"-{part.number}" if part is not None and part.number else "")
+            self.servers.append(ServerProcess(name, chosen, env, self.folder, logs / f"{name}.log"))
+            urls.append(url(self.address, at))
         return urls, shared(gpus, ranks)
+
+    def free_address(self) -> str:
+        """An address of this machine at which nobody listens."""
+        return written(self.address, machine.free_low_port(self.address))
 
     def start(self, server: int) -> int:
         """Start a server, once more if it has ended; its process id."""
@@ -110,6 +135,10 @@ class FarKeeper:
                 self.lost = f"its machine is lost ({error})"
                 raise
 
+    def server(self, number: int) -> "FarServer":
+        """One that has been made."""
+        return FarServer(self, number)
+
     def watch(self) -> None:
         """Keep looking at its servers, in a thread."""
         threading.Thread(target=self._look, name="keeper", daemon=True).start()
@@ -136,11 +165,14 @@ class FarKeeper:
 
 
 class FarServer:
-    """A server on another machine, with a ``ServerProcess``'s methods. They raise WorkerError when that is lost."""
+    """A server, or a part of one, on another machine, with a ``ServerProcess``'s methods.
+
+    They raise WorkerError when that is lost.
+    """
 
     def __init__(self, keeper: FarKeeper, number: int) -> None:
         self.keeper, self.number = keeper, number
-        self.started, self.pid, self.place = False, 0, keeper.place
+        self.started, self.pid, self.places = False, 0, (keeper.place,)
 
     @property
     def lost(self) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,14 +37,14 @@ OURS = {  # options of SGLang that this project sets itself -> the option to set
     "enable_return_routed_experts": "rollout.sglang.routing_replay",
     "config": "",
     "nccl_port": "",
+    "nnodes": "rollout.sglang.nodes",
+    "node_rank": "rollout.sglang.nodes",
+    "dist_init_addr": "rollout.sglang.nodes",
 }
 UNSUPPORTED = {  # options of SGLang for servers that a swap cannot fill, or that draw otherwise -> what to do instead
     "preferred_sampling_params": "set rollout.temperature, .top_p and .top_k, which the actor's log-probs know of",
     "dp_size": "every server holds one copy of the model, set rollout.engines",
     "pp_size": "a server has no pipeline stages, set rollout.sglang.tensor_parallel",
-    "nnodes": "a server runs on one machine, start one on each by `megatron-rl engine`",
-    "node_rank": "a server runs on one machine, start one on each by `megatron-rl engine`",
-    "dist_init_addr": "a server runs on one machine, start one on each by `megatron-rl engine`",
 }
 ALIASES = {  # SGLang's other names of those
     "model": "model_path",
@@ -59,6 +60,15 @@ _LAST_BYTES = 1 << 16  # that are looked at for them: a long run's log is large
 _END_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which of the ``nodes`` machines of a server this is, and the address on the first at which all of them meet."""
+
+    number: int
+    nodes: int
+    meeting: str
+
+
 def arguments(
     served: Served,
     model_folder: Path,
@@ -67,8 +77,12 @@ def arguments(
     key: bytes,
     gpus: range | None = None,
     host: str = "127.0.0.1",
+    part: Part | None = None,
 ) -> dict[str, Any]:
-    """One server's options, by SGLang's own names; ``gpus``: those of its workers, where it is not to choose."""
+    """One server's options, by SGLang's own names; ``gpus``: those of its workers here, where it is not to choose.
+
+    ``part``: where its workers are on several machines.
+    """
     rollout, options = served.rollout, served.rollout.sglang
     chosen: dict[str, Any] = {
         "random_seed": (served.seed * 1009 + index) % 2**31,
@@ -98,6 +112,8 @@ def arguments(
         "api_key": api_key(key),
         "custom_weight_loader": [HOOK],
     }
+    if part is not None:
+        chosen |= {"nnodes": part.nodes, "node_rank": part.number, "dist_init_addr": part.meeting}
     if options.fp8:
         overrides = json.loads(str(chosen.get("json_model_override_args") or "{}"))
         chosen["json_model_override_args"] = json.dumps(overrides | {"quantization_config": QUANTISATION})
@@ -169,7 +185,7 @@ class ServerProcess:
         self._popen: subprocess.Popen[bytes] | None = None
         self._parts: list[psutil.Process] = []
 
-    place = machine.place()
+    places = (machine.place(),)
     lost = ""  # why it cannot be started again: this machine is still here
 
     def start(self) -> None:

@@ -1,0 +1,64 @@
+"""What only learning needs, away from the GPU while engines generate on it (``actor.asleep``).
+
+Gradients need no copy: every update begins with zeros. AdamW's moments and float32 weights lie on the host meanwhile,
+in pinned memory that is kept. Where the optimiser steps on the model's own bfloat16 weights, these stay: engines read
+them.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from megatron_rl.actor import accelerator
+
+
+class Sleeper:
+    """Gradients and optimiser state of one model, which go and come back. Both methods may be called twice."""
+
+    def __init__(self, wrapped: list[Any], optimizer: Any) -> None:
+        self.buffers = [b for chunk in wrapped for b in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+        self.optimizer = optimizer
+        self.kept: dict[int, torch.Tensor] = {}  # on the host, by id of the tensor
+        self.away: list[tuple[torch.Tensor, torch.device]] = []
+        self.sizes: list[int] = []  # bytes of the gradient buffers that are away
+
+    def sleep(self) -> None:
+        """Give the memory up."""
+        if self.sizes:
+            return
+        self.optimizer.zero_grad()  # what refers to them
+        for tensor in self._state():
+            host = self.kept.get(id(tensor))
+            if host is None:
+                host = torch.empty_like(tensor, device="cpu", pin_memory=accelerator.on_gpu())
+            self.kept[id(tensor)] = host.copy_(tensor)
+            self.away.append((tensor, tensor.device))
+            tensor.data = host
+        for buffer in self.buffers:
+            storage = buffer.grad_data.untyped_storage()
+            self.sizes.append(storage.nbytes())
+            storage.resize_(0)
+
+    def wake(self) -> None:
+        """Have all of it back; gradients are zeros."""
+        for buffer, size in zip(self.buffers, self.sizes, strict=False):
+            buffer.grad_data.untyped_storage().resize_(size)
+            buffer.grad_data.zero_()
+        for tensor, device in self.away:
+            tensor.data = tensor.data.to(device, copy=True)
+        self.sizes, self.away = [], []
+
+    def _state(self) -> Iterator[torch.Tensor]:
+        """Every tensor on the device that is the optimiser's own, once."""
+        seen: set[int] = set()
+        for each in self.optimizer.chained_optimizers:
+            if each.optimizer is None:  # this rank trains none of these weights
+                continue
+            main = [p for group in getattr(each, "shard_fp32_from_float16_groups", ()) for p in group if p is not None]
+            states = [t for state in each.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+            for tensor in (*main, *states):
+                here = tensor.device.type == accelerator.device().type
+                if here and tensor.dim() and id(tensor) not in seen:  # steps are numbers, on the host anyway
+                    seen.add(id(tensor))
+                    yield tensor

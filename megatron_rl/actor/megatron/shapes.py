@@ -1,0 +1,91 @@
+"""Sizes of a model that options of precision and recomputation do not go with. Imports no torch."""
+
+from collections import Counter
+
+from megatron_rl.actor.config import ActorConfig
+from megatron_rl.resharding.families.architecture import Architecture
+from megatron_rl.resharding.layouts.megatron import layer_places
+
+BLOCK = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}  # FP8 products take multiples of so many
+UNIFIED = 128  # rows and columns of a block with one scale in the engines' FP8, and in Transformer Engine's blockwise
+
+
+def check_shapes(config: ActorConfig, arch: Architecture) -> list[str]:
+    """A sentence for each, of a model that can be sharded as configured."""
+    return _blocks(config, arch) + _bf16_layers(config, arch) + _recomputed(config, arch)
+
+
+def widths(config: ActorConfig, arch: Architecture) -> dict[str, int]:
+    """Rows and columns of the layers' matrices on a rank, by what they are called."""
+    tensor, sizes = config.tensor_parallel, arch
+    found = {
+        "hidden_size": sizes.hidden,
+        "the queries of a rank (num_attention_heads x head_dim / actor.tensor_parallel)": sizes.heads
+        * sizes.head_dim
+        // tensor,
+        "queries, keys and values of a rank": (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim // tensor,
+    }
+    if arch.experts:
+        named = "moe_intermediate_size / actor.expert_tensor_parallel"
+        return found | {named: sizes.expert_hidden // config.expert_tensor_parallel}
+    return found | {"intermediate_size / actor.tensor_parallel": sizes.mlp_hidden // tensor}
+
+
+def _blocks(config: ActorConfig, arch: Architecture) -> list[str]:
+    block = BLOCK.get(config.fp8, 1)
+    wrong = [f"{named} is {width}" for named, width in widths(config, arch).items() if width % block]
+    if not wrong:
+        return []
+    return [
+        f"actor.fp8={config.fp8} multiplies in blocks of {block}, and {wrong[0]}: lower the parallel size, or use "
+        + ("actor.fp8=tensorwise." if block > 16 else "actor.fp8=none.")
+    ]
+
+
+def _bf16_layers(config: ActorConfig, arch: Architecture) -> list[str]:
+    count = config.bf16_layers
+    if not count:
+        return []
+    if config.fp8 == "none":
+        return [f"actor.bf16_layers={count} does nothing without actor.fp8: all layers are in bfloat16; leave it at 0."]
+    if config.fp8 == "delayed":
+        return [
+            f"actor.bf16_layers={count} does not go with actor.fp8=delayed, whose scales are kept over all layers: use "
+            "tensorwise, blockwise or mxfp8, or leave it at 0."
+        ]
+    if count > (most := min(arch.layers // config.pipeline_parallel, arch.layers // 2)):
+        return [
+            f"actor.bf16_layers={count} keeps so many first and so many last layers in bfloat16, and there are "
+            f"{arch.layers} in {config.pipeline_parallel} pipeline stages: it can be {most} at most."
+        ]
+    return []
+
+
+def _recomputed(config: ActorConfig, arch: Architecture) -> list[str]:
+    if config.recompute == "selective":
+        return _modules(config, arch)
+    if config.recompute != "full":
+        return []
+    places = layer_places(arch.layers, config.sizes())
+    chunks = set(Counter((stage, chunk) for stage, chunk, _ in places).values())
+    count = config.recompute_layers
+    if config.recompute_method == "block" and count > max(chunks):
+        return [
+            f"actor.recompute_layers={count}: a pipeline stage's model chunk has {max(chunks)} layers; lower it, or "
+            "use actor.recompute_method=uniform, which computes all of them anew."
+        ]
+    if config.recompute_method == "uniform" and (odd := [size for size in chunks if size % count]):
+        return [f"actor.recompute_layers={count} does not divide the {odd[0]} layers of a pipeline stage's chunk."]
+    return []
+
+
+def _modules(config: ActorConfig, arch: Architecture) -> list[str]:
+    found = []
+    for name in config.recompute_modules:
+        if name in ("moe", "moe_act") and not arch.experts:
+            found.append(f"actor.recompute_modules has {name}, and the model is no mixture of experts: leave it out.")
+        if name == "mlp" and arch.experts:
+            found.append("actor.recompute_modules has mlp, and the model's are experts: name moe instead.")
+        if config.fp8 == "delayed" and name in ("layernorm", "moe_act"):
+            found.append(f"actor.recompute_modules={name} does not go with actor.fp8=delayed: use tensorwise.")
+    return found

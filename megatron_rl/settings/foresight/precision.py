@@ -1,0 +1,118 @@
+"""Which precisions GPUs have, and where FP8 pays. Imports no torch.
+
+The recipes' needs are those of Transformer Engine 2.20 (``transformer_engine/pytorch/quantization.py``).
+"""
+
+from dataclasses import dataclass
+
+from megatron_rl.actor.megatron.shapes import UNIFIED, widths
+from megatron_rl.config import Config
+from megatron_rl.resharding.families.architecture import Architecture
+from megatron_rl.settings.foresight.hardware import Hardware
+from megatron_rl.settings.foresight.held import whole
+
+PAYS = 7e9  # weights of a dense model from which FP8 pays on Hopper
+GAINS = {"tensorwise": 1.29, "blockwise": 1.19}  # measured: Qwen3-8B's layers on an H200 (docs/benchmarks.md)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one of Transformer Engine's FP8 recipes needs of a GPU."""
+
+    least: int  # CUDA's compute capability x 10
+    named: str  # the generation that it came with
+    below: int = 1 << 16  # the first capability that lacks it again
+    cuda: tuple[int, int] | None = None  # that torch must be built for
+
+    def on(self, capability: int) -> bool:
+        """Whether a GPU has it."""
+        return self.least <= capability < self.below
+
+
+RECIPES = {
+    "delayed": Recipe(89, "Ada or Hopper"),
+    "tensorwise": Recipe(89, "Ada or Hopper"),
+    "blockwise": Recipe(90, "Hopper", cuda=(12, 9)),
+    "mxfp8": Recipe(100, "Blackwell (B200)", below=120),
+}
+
+
+def recipes(on: Hardware) -> list[str]:
+    """The recipes that a GPU has."""
+    return [name for name, recipe in RECIPES.items() if recipe.on(on.capability)]
+
+
+def check_precision(fp8: str, on: Hardware, cuda: tuple[int, int] | None) -> list[str]:
+    """Why a GPU cannot compute with a recipe; ``cuda``: what torch is built for, None where that is not known."""
+    if fp8 not in RECIPES or not on.capability:
+        return []
+    recipe, rather = RECIPES[fp8], recipes(on)
+    found, instead = [], f"actor.fp8={rather[-1]}" if rather else "actor.fp8=none"
+    if on.capability < recipe.least:
+        found.append(
+            f"actor.fp8={fp8} needs a GPU of {recipe.named} or later, and the {on.name} is older: use {instead}."
+        )
+    elif not recipe.on(on.capability):
+        found.append(
+            f"actor.fp8={fp8} is not among the products of the {on.name} (compute capability {on.capability / 10}): "
+            f"use {instead}."
+        )
+    elif recipe.cuda and cuda and cuda < recipe.cuda:
+        wanted, there = (".".join(map(str, version)) for version in (recipe.cuda, cuda))
+        found.append(f"actor.fp8={fp8} needs torch for CUDA {wanted} or later; it is for {there}. Use tensorwise.")
+    return found
+
+
+def advice(config: Config, arch: Architecture, on: Hardware) -> str:
+    """The precision of a run on these GPUs, and whether another would pay."""
+    fp8 = config.actor.fp8
+    if config.model.dtype == "float32" or not on.gpus:
+        return config.model.dtype
+    if fp8 == "none" and not recipes(on):
+        return "bfloat16" + (f"; the {on.name} has no FP8 products" if on.capability else "")
+    if arch.experts:
+        little = f"for experts of width {arch.expert_hidden} FP8 gains next to nothing"
+    elif whole(arch) < PAYS:
+        little = f"FP8 pays for dense models from about {PAYS / 1e9:.0f} B on, and this one has {_billions(arch)}"
+    else:
+        little = ""
+    measured = " and ".join(f"actor.fp8={name} {gain} x" for name, gain in GAINS.items())
+    if fp8 == "none":
+        return "bfloat16; " + (little or f"{measured} as fast at the 8B shape on an H200 (measured)")
+    said = f"FP8 {fp8}"
+    if config.actor.bf16_layers:
+        said += f", the first and the last {config.actor.bf16_layers} layers in bfloat16"
+    return said + (f"; {unified(config, arch)}" if generates_fp8(config) else "") + (f"; {little}" if little else "")
+
+
+def generates_fp8(config: Config) -> bool:
+    """Whether engines generate with FP8 weights."""
+    return config.rollout.engine == "sglang" and config.rollout.sglang.fp8 and config.generates()
+
+
+def unified(config: Config, arch: Architecture) -> str:
+    """Whether engines multiply with the same e4m3 weights in the same blocks as the actor."""
+    if config.actor.fp8 != "blockwise":
+        return "the engines' FP8 is another: blocks of 128 x 128"
+    cut = [f"{named} is {width}" for named, width in widths(config.actor, arch).items() if width % UNIFIED]
+    if cut:
+        return f"not unified with the engines' FP8: {cut[0]}, which blocks of {UNIFIED} do not divide"
+    return f"unified with the engines' FP8: blocks of {UNIFIED} x {UNIFIED} in both"
+
+
+def mismatch(config: Config) -> list[str]:
+    """A warning of rollouts in FP8 whose mismatch with the actor nothing corrects."""
+    algorithm = config.algorithm
+    if not generates_fp8(config) or config.actor.fp8 == "blockwise" or not config.run.steps:
+        return []
+    if algorithm.correction != "none" or algorithm.bypass:
+        return []
+    actor = "in bfloat16" if config.actor.fp8 == "none" else f"with actor.fp8={config.actor.fp8}"
+    return [
+        f"Engines generate in FP8 (rollout.sglang.fp8=true), the actor computes {actor}, and nothing corrects what is "
+        "between them: set algorithm.correction=truncated or masked, or actor.fp8=blockwise, whose blocks are theirs."
+    ]
+
+
+def _billions(arch: Architecture) -> str:
+    return f"{whole(arch) / 1e9:.1f} B"

@@ -1,0 +1,116 @@
+"""How the optimiser's state is asked for, begun before its first step, and put to sleep."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megatron_rl.actor.checkpoint import begin
+from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.megatron.asleep import Sleeper
+from megatron_rl.actor.megatron.check import check_memory
+from megatron_rl.actor.optimizer import _state
+from megatron_rl.system import machine
+
+
+class Engines(torch.optim.SGD):
+    """Stands for Transformer Engine's FusedAdam: it makes states when asked, for a parameter and its remainders."""
+
+    store_param_remainders = True
+
+    def initialize_state(self, p: torch.Tensor, store_param_remainders: bool) -> None:
+        self.state[p] = {"exp_avg": torch.zeros_like(p), "remainders": store_param_remainders}
+
+
+class Shared:
+    """Stands for Megatron's HybridDeviceOptimizer."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.sub_optimizers, self.state = list(parts), {}
+
+    def _sync_sub_optimizers_state_to_hdo(self) -> None:
+        self.state = {p: state for part in self.sub_optimizers for p, state in part.state.items()}
+
+
+def test_what_megatron_is_asked_for() -> None:
+    assert _state(ActorConfig()) == {} == _state(ActorConfig(gradients="bfloat16"))
+    assert _state(ActorConfig(moments="bfloat16", gradients="bfloat16")) == {
+        "use_precision_aware_optimizer": True,
+        "exp_avg_dtype": torch.bfloat16,
+        "exp_avg_sq_dtype": torch.bfloat16,
+        "main_grads_dtype": torch.bfloat16,
+    }
+    assert _state(ActorConfig(optimizer_on_host=0.25)) == {
+        "use_precision_aware_optimizer": True,
+        "optimizer_cpu_offload": True,
+        "optimizer_offload_fraction": 0.25,
+        "main_grads_dtype": torch.float32,
+    }
+
+
+def test_a_state_is_begun_once() -> None:
+    p, q = torch.ones(3, dtype=torch.bfloat16, requires_grad=True), torch.ones(2, requires_grad=True)
+    precise = SimpleNamespace(use_precision_aware_optimizer=True)
+    engines = Engines([p, q])
+    begin(SimpleNamespace(optimizer=engines, config=precise, init_state_fn=None))
+    assert [engines.state[each]["remainders"] for each in (p, q)] == [True, False]
+    host = torch.optim.AdamW([q])
+    shared = Shared(Engines([p]), host)
+    begin(SimpleNamespace(optimizer=shared, config=precise, init_state_fn=None))
+    assert set(shared.state) == {p, q} and {"step", "exp_avg", "exp_avg_sq"} == set(host.state[q])
+    q.grad = torch.ones(2)
+    host.step()
+    begin(SimpleNamespace(optimizer=shared, config=precise, init_state_fn=None))
+    assert host.state[q]["step"] == 1  # as it was
+
+
+def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
+    gradients, main = torch.full((8,), 3.0), torch.arange(4.0)
+    view, state = gradients[2:6], {"step": torch.ones(()), "exp_avg": torch.full((4,), 2.0)}
+    buffer = SimpleNamespace(grad_data=gradients)
+    each = SimpleNamespace(shard_fp32_from_float16_groups=[[main]], optimizer=SimpleNamespace(state={main: state}))
+    sleeper = Sleeper(
+        [SimpleNamespace(buffers=[buffer], expert_parallel_buffers=[])],
+        SimpleNamespace(chained_optimizers=[each], zero_grad=lambda: None),
+    )
+    places = main.data_ptr(), state["exp_avg"].data_ptr()
+    for _ in range(2):  # the host's memory is taken once
+        sleeper.sleep()
+        sleeper.sleep()
+        assert gradients.untyped_storage().nbytes() == 0 == len([p for p in places if p == main.data_ptr()])
+        held = main.data_ptr()
+        assert main.tolist() == [0, 1, 2, 3] and state["exp_avg"].tolist() == [2.0] * 4  # a checkpoint reads them
+        sleeper.wake()
+        sleeper.wake()
+        assert gradients.tolist() == [0.0] * 8 and view.tolist() == [0.0] * 4
+        assert main.tolist() == [0, 1, 2, 3] and held == sleeper.kept[id(main)].data_ptr() != main.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("actor", "dtype", "words"),
+    [
+        (dict(gradients="bfloat16"), "float32", "for weights in bfloat16"),
+        (dict(moments="bfloat16"), "bfloat16", "needs Transformer Engine's optimiser, and the run is without a GPU"),
+        (dict(optimizer_on_host=0.5), "bfloat16", "the run is without a GPU"),
+        (dict(recompute_modules=["mlp"]), "float32", "without actor.recompute=selective"),
+        (dict(recompute="selective", recompute_modules=["mpl"]), "float32", "has 'mpl'"),
+        (dict(recompute="selective", recompute_modules=[]), "float32", "computes nothing anew"),
+        (dict(recompute="selective", recompute_modules=["layernorm"]), "bfloat16", "needs Transformer Engine's layers"),
+        (dict(recompute_layers=2), "float32", "actor.recompute_layers=2 does nothing"),
+        (dict(recompute="selective", recompute_method="block"), "float32", "actor.recompute_method=block does nothing"),
+    ],
+)
+def test_sentences(actor: dict, dtype: str, words: str) -> None:
+    (said,) = check_memory(ActorConfig(**actor), dtype)
+    assert words in said
+
+
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: (80 << 30,))
+    monkeypatch.setattr(machine, "elsewhere", lambda: True)
+    for actor in (dict(moments="bfloat16"), dict(optimizer_on_host=0.5), dict(gradients="bfloat16")):
+        assert check_memory(ActorConfig(**actor), "bfloat16") == []
+    (said,) = check_memory(ActorConfig(moments="float16", optimizer_on_host=0.5), "bfloat16")
+    assert "set one of them back" in said
+    (said,) = check_memory(ActorConfig(optimizer_on_host=0.5), "float32")
+    assert "in float32" in said

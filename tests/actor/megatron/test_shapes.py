@@ -1,0 +1,45 @@
+"""Sizes that options of precision and recomputation do not go with."""
+
+import pytest
+
+from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.megatron.shapes import check_shapes, widths
+from megatron_rl.resharding.families.architecture import read_architecture
+from tests.settings.foresight.shapes import MIXTURE, QWEN3_8B, QWEN3_235B
+
+DENSE, EXPERTS, SMALL = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_235B, MIXTURE))
+
+
+@pytest.mark.parametrize(
+    ("arch", "actor", "words"),
+    [
+        (DENSE, dict(fp8="mxfp8", tensor_parallel=8), None),
+        (SMALL, dict(fp8="tensorwise"), "multiplies in blocks of 16, and moe_intermediate_size / actor.expert_tensor"),
+        (SMALL, dict(fp8="mxfp8"), "is 24: lower the parallel size, or use actor.fp8=tensorwise."),
+        (EXPERTS, dict(fp8="mxfp8", expert_tensor_parallel=64), "in blocks of 32, and moe_intermediate_size"),
+        (DENSE, dict(bf16_layers=1), "does nothing without actor.fp8"),
+        (DENSE, dict(bf16_layers=1, fp8="delayed"), "does not go with actor.fp8=delayed"),
+        (DENSE, dict(bf16_layers=1, fp8="tensorwise"), None),
+        (DENSE, dict(bf16_layers=10, fp8="tensorwise", pipeline_parallel=4), "it can be 9 at most"),
+        (DENSE, dict(recompute="full", recompute_layers=6, pipeline_parallel=2), None),
+        (DENSE, dict(recompute="full", recompute_layers=4, pipeline_parallel=4), "does not divide the 9 layers"),
+        (DENSE, dict(recompute="full", recompute_layers=4, recompute_method="block", pipeline_parallel=4), None),
+        (
+            DENSE,
+            dict(
+                recompute="full", recompute_layers=4, recompute_method="block", pipeline_parallel=4, virtual_pipeline=3
+            ),
+            "model chunk has 3 layers",
+        ),
+        (DENSE, dict(recompute="selective", recompute_modules=["moe"]), "is no mixture of experts"),
+        (EXPERTS, dict(recompute="selective", recompute_modules=["mlp"]), "name moe instead"),
+        (EXPERTS, dict(recompute="selective", recompute_modules=["moe_act"], fp8="delayed"), "use tensorwise"),
+    ],
+)
+def test_sentences(arch: object, actor: dict, words: str | None) -> None:
+    found = check_shapes(ActorConfig(**actor), arch)  # type: ignore[arg-type]
+    assert len(found) == (words is not None) and all(str(words) in said for said in found)
+
+
+def test_widths_of_a_rank() -> None:
+    assert list(widths(ActorConfig(tensor_parallel=4), DENSE).values()) == [4096, 1024, 1536, 3072]

@@ -1,0 +1,80 @@
+"""What each GPU computes, what check says of it, and what is advised."""
+
+import pytest
+
+from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.settings.fit import warnings
+from megatron_rl.settings.foresight.hardware import Hardware, named
+from megatron_rl.settings.foresight.precision import advice, check_precision, recipes
+from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b
+
+DENSE, EXPERTS, TINY = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_235B, SMALL))
+TABLE = {
+    "a100": [],
+    "rtx4090": ["delayed", "tensorwise"],
+    "h100": ["delayed", "tensorwise", "blockwise"],
+    "h200": ["delayed", "tensorwise", "blockwise"],
+    "b200": ["delayed", "tensorwise", "blockwise", "mxfp8"],
+}
+
+
+@pytest.mark.parametrize("gpu", TABLE)
+def test_the_table(gpu: str) -> None:
+    assert recipes(named(gpu)) == TABLE[gpu]
+    for fp8 in TABLE["b200"]:
+        found = check_precision(fp8, named(gpu), None)
+        assert len(found) == (fp8 not in TABLE[gpu])
+        assert all(f"use actor.fp8={(TABLE[gpu] or ['none'])[-1]}." in said for said in found)
+
+
+def test_a_consumers_blackwell_lacks_mxfp8() -> None:
+    on = Hardware("RTX 5090", 32 << 30, 0.0, capability=120, gpus=1)
+    (said,) = check_precision("mxfp8", on, None)
+    assert said.startswith("actor.fp8=mxfp8 is not among the products of the RTX 5090 (compute capability 12.0)")
+    assert check_precision("blockwise", on, (13, 0)) == [] != check_precision("blockwise", on, (12, 8))
+    assert check_precision("mxfp8", Hardware("an unknown GPU", 0, 0.0, gpus=1), None) == []  # which may have it
+
+
+@pytest.mark.parametrize(
+    ("gpu", "arch", "actor", "said"),
+    [
+        ("a100", DENSE, {}, "bfloat16; the A100 80 GB has no FP8 products"),
+        ("h100", DENSE, {}, "bfloat16; actor.fp8=tensorwise 1.29 x and actor.fp8=blockwise 1.19 x as fast"),
+        ("h100", TINY, {}, "bfloat16; FP8 pays for dense models from about 7 B on, and this one has 0.0 B"),
+        ("h200", EXPERTS, {}, "bfloat16; for experts of width 1536 FP8 gains next to nothing"),
+        ("h200", DENSE, {"fp8": "blockwise"}, "FP8 blockwise; unified with the engines' FP8: blocks of 128 x 128"),
+        (
+            "h200",
+            DENSE,
+            {"fp8": "tensorwise", "bf16_layers": 2},
+            "first and the last 2 layers in bfloat16; the engines'",
+        ),
+        (
+            "h200",
+            TINY,
+            {"fp8": "blockwise"},
+            "not unified with the engines' FP8: hidden_size is 32, which blocks of 128",
+        ),
+    ],
+)
+def test_advice(gpu: str, arch: object, actor: dict, said: str) -> None:
+    config = of_8b()
+    config.rollout.sglang.fp8 = True
+    for name, value in actor.items():
+        setattr(config.actor, name, value)
+    assert said in advice(config, arch, named(gpu, 1, 8))  # type: ignore[arg-type]
+    config.model.dtype = "float32"
+    assert advice(config, arch, named(gpu, 1, 8)) == "float32"  # type: ignore[arg-type]
+
+
+def test_rollouts_in_fp8_need_their_mismatch_corrected() -> None:
+    config = of_8b()
+    assert warnings(config) == []
+    config.rollout.sglang.fp8 = True
+    (said,) = warnings(config)
+    assert "the actor computes in bfloat16" in said and "algorithm.correction=truncated" in said
+    config.actor.fp8 = "tensorwise"
+    assert "with actor.fp8=tensorwise" in warnings(config)[0]
+    for correction, fp8 in (("truncated", "none"), ("masked", "tensorwise"), ("none", "blockwise")):
+        config.algorithm.correction, config.actor.fp8 = correction, fp8
+        assert warnings(config) == []
