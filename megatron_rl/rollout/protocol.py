@@ -28,11 +28,10 @@ class Request:
     """One prompt and one completion for each of ``seeds``.
 
     A completion depends on the weights, the prompt, the sampling parameters and its own seed: not on
-    the other requests that are decoded with it. The embedded engine keeps that to the last bit. SGLang's servers draw
-    by the seed on a CPU, and on GPUs when they were started with enable_deterministic_inference: a number for each seed
-    and position decides between the tokens. What it decides between are their log-probs, whose last bits may depend on
-    what is decoded beside it on a CPU; in the deterministic mode they do not. On GPUs without it they draw with random
-    numbers of their own, and the same seed gives another completion each time.
+    the other requests that are decoded with it. The embedded engine keeps that to the last bit. SGLang's servers are
+    sent the seed, and draw by it when they were started with enable_deterministic_inference (on GPUs): a number for
+    each seed and position decides between the tokens. Otherwise they draw with random numbers of their own, and the
+    same seed gives another completion each time.
     """
 
     tokens: Sequence[int]

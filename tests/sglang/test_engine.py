@@ -100,23 +100,6 @@ def test_sampling_parameters(served: SGLangEngines, model_folder: Models) -> Non
     assert ended.tokens == first[: first.index(first[5]) + 1] and ended.finish_reason == "stop"
 
 
-def test_a_seed_decides_what_is_drawn(served: SGLangEngines) -> None:
-    """Whatever is decoded beside it, and whatever was drawn before."""
-    prompt, seeds = [7, 8, 9], [5, 6, 2**63 - 1]
-    for warm in (Sampling(24, ignore_stop=True), Sampling(24, temperature=0.7, top_p=0.9, top_k=20, ignore_stop=True)):
-        (alone,) = served.generate([Request(prompt, seeds)], warm)
-        beside = served.generate(
-            [Request([i, 4], list(range(i))) for i in range(1, 6)] + [Request(prompt, seeds)], warm
-        )
-        assert [c.tokens for c in beside[-1]] == [c.tokens for c in alone]
-        assert len({tuple(c.tokens) for c in alone}) == 3
-        for (one,), of_all in zip(served.generate([Request(prompt, [s]) for s in seeds], warm), alone, strict=True):
-            assert one.tokens == of_all.tokens
-            assert np.abs(np.subtract(one.logprobs, of_all.logprobs)).max() < EXACT
-        (other,) = served.generate([Request([7, 8, 10], seeds)], warm)
-        assert [c.tokens for c in other] != [c.tokens for c in alone]
-
-
 def test_requests_awaited_one_by_one(served: SGLangEngines) -> None:
     requests = [Request([i, 5, 9], [i, i + 1]) for i in range(24)]
 

@@ -42,8 +42,7 @@ def check_sglang(rollout: RolloutConfig) -> list[str]:
         )
     if _deterministic(options) and not options.urls and not machine.gpus():
         found.append(
-            "rollout.sglang.args.enable_deterministic_inference=true is for GPUs, and there is none here: leave it "
-            "out. On a CPU draws follow their seeds without it."
+            "rollout.sglang.args.enable_deterministic_inference=true is for GPUs, and there is none here: leave it out."
         )
     for name in options.args:
         if instead := refused(name):

@@ -5,6 +5,7 @@ router's bias, and the global number of every layer. A process of its own, becau
 changes torch for good.
 """
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -106,6 +107,14 @@ def for_cpu(layer: Any) -> None:
                 setattr(owner, name, RMSNorm)
 
 
+def let_queries_be_projected() -> None:
+    """Megatron-Core 0.19 fuses a norm into their projection, for which it wants Transformer Engine: not in 0.16."""
+    with contextlib.suppress(ImportError):
+        from megatron.core.transformer.mla_qk_norm_config import QKNormConfigResolver
+
+        QKNormConfigResolver._mla_fused_linear_or_default = lambda self, spec, name: spec
+
+
 def build(config: dict[str, Any], sizes: ParallelSizes, rank: int) -> dict[str, Any]:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=sizes.world)
     parallel_state.initialize_model_parallel(
@@ -131,6 +140,7 @@ def build(config: dict[str, Any], sizes: ParallelSizes, rank: int) -> dict[str, 
             for_cpu(layer)
             if "kv_lora_rank" in config and config["q_lora_rank"] is None:  # Megatron-Core 0.19 refuses an unused norm
                 layer.submodules.self_attention.submodules.q_layernorm = IdentityOp
+                let_queries_be_projected()
         for layer in predictors.layer_specs if predictors else ():
             layer.submodules.enorm = layer.submodules.hnorm = layer.submodules.layer_norm = RMSNorm
         model = GPTModel(
@@ -145,8 +155,11 @@ def build(config: dict[str, Any], sizes: ParallelSizes, rank: int) -> dict[str, 
             mtp_block_spec=predictors,
             vp_stage=stage,
         )
-        shapes |= {f"{i}/{n}": p.shape for n, p in model.named_parameters()}
-        shapes |= {f"{i}/{n}": b.shape for n, b in model.named_buffers() if n.endswith("expert_bias")}
+        # what Megatron-Core 0.19 calls mtp_model_layer has its earlier name in checkpoints still
+        named = [(n.replace(".mtp_model_layer.", ".transformer_layer."), p) for n, p in model.named_parameters()]
+        shapes |= {f"{i}/{n}": p.shape for n, p in named}
+        named = [(n.replace(".mtp_model_layer.", ".transformer_layer."), b) for n, b in model.named_buffers()]
+        shapes |= {f"{i}/{n}": b.shape for n, b in named if n.endswith("expert_bias")}
         layers |= {f"{i}/decoder.layers.{j}.": m.layer_number - 1 for j, m in enumerate(model.decoder.layers)}
         for j, m in enumerate(model.mtp.layers) if predictors else ():
             layers[f"{i}/mtp.layers.{j}.transformer_layer."] = config["num_hidden_layers"] + m.layer_number - 1
