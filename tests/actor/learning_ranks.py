@@ -87,7 +87,7 @@ def run(job: dict, out: Path) -> None:
     groups.initialize(options, seed=0)
     actor = Actor(json.loads((model / "config.json").read_text()), options, "float32", str(model))
     models = object.__new__(Models)  # a policy alone: there is no run
-    models.policy, models.roles = actor, {}
+    models.policy, models.roles, models.beside = actor, {}, {}
     models.changed()
     models.freeze(Role("reference", reference, trained=False))
     for name, algorithm in job["cases"].items():
