@@ -49,6 +49,9 @@ class PackedSequences(PackedSeqParams):
     """Megatron's packing parameters, the blocks that the local attention works on, and the experts to replay."""
 
     blocks: list[AttentionBlock] = field(default_factory=list)
+    # int64 [k]: where the keys lie that the queries of each sequence see, one sequence after the other, and a shared
+    # prompt's again for each completion; cu_seqlens_kv counts them. None: no prompt is shared, each sees its own
+    keys: torch.Tensor | None = None
     # int16 [t, layers x top_k], on the host: a layer takes what it needs; -1: the router's own choice. None: all are
     experts: torch.Tensor | None = None
 
@@ -116,8 +119,9 @@ class MicroBatch:
             setattr(self, name, getattr(self, name).to(device))
         self.columns = {k: v.to(device) for k, v in self.columns.items()}
         self.imitate = None if self.imitate is None else self.imitate.to(device)
-        for name in ("cu_seqlens_q", "cu_seqlens_kv"):
-            setattr(self.packed, name, getattr(self.packed, name).to(device))
+        for name in ("cu_seqlens_q", "cu_seqlens_kv", "keys"):
+            value = getattr(self.packed, name)
+            setattr(self.packed, name, None if value is None else value.to(device))
         for block in self.packed.blocks:
             for name in ("queries", "keys", "mask", "valid"):
                 value = getattr(block, name)
@@ -210,13 +214,18 @@ def build(
             imitated.append(at[chosen])
             to_imitate.append(tokens[predicted[chosen]])
             imitate.append(wanted_of[chosen])
-    cu_seqlens = torch.from_numpy(starts.astype(np.int32))
+    seen = _seen(rows, padded, starts) if prompts else []
+    filled = (
+        [length for length in padded if length] if prompts else padded
+    )  # a completion of one token has no positions
+    reach = [len(keys) for keys in seen] if prompts else padded
     packed = PackedSequences(
         qkv_format="thd",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
+        cu_seqlens_q=_cumulated(filled),
+        cu_seqlens_kv=_cumulated(reach),
         max_seqlen_q=max(padded),
-        max_seqlen_kv=max(padded),
+        max_seqlen_kv=max(reach),
+        keys=torch.from_numpy(np.concatenate(seen)) if prompts else None,
         blocks=_shared_blocks(rows, padded, starts, prompts, apart)
         if prompts
         else _blocks(padded, cp_rank, cp_size, apart),
@@ -256,6 +265,21 @@ def _rows(sequences: Seq[TrainingRow], share_prompts: bool) -> tuple[int, list[_
         first = 0 if prompt < 0 else s.prompt
         rows.append(_Row(s.tokens[first:-1], first, s, prompt, None if s.experts is None else s.experts[first:]))
     return len(shared), rows
+
+
+def _seen(rows: list[_Row], lengths: list[int], starts: np.ndarray) -> list[np.ndarray]:
+    """Where the keys lie that each row with positions sees: its prompt's, if it continues one, and its own."""
+    found = []
+    for row, length, start in zip(rows, lengths, starts[:-1], strict=True):
+        before = starts[row.prompt] + np.arange(row.first) if row.prompt >= 0 else np.zeros(0, dtype=np.int64)
+        if length:
+            found.append(np.concatenate([before, start + np.arange(length)]))
+    return found
+
+
+def _cumulated(lengths: list[int]) -> torch.Tensor:
+    """Megatron's cu_seqlens: int32 [s + 1]."""
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
 def _tensor(parts: list[np.ndarray], dtype: type) -> torch.Tensor:

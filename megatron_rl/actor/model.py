@@ -20,10 +20,11 @@ from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.megatron.fields import TRANSFORMER
 from megatron_rl.actor.megatron.given import given, readable_refusals
 from megatron_rl.actor.micro_batch import MicroBatch
-from megatron_rl.actor.modules.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_packed_rotary
+from megatron_rl.actor.modules.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_rotary
 from megatron_rl.actor.modules.logprobs import token_logprobs
 from megatron_rl.actor.modules.routing import replay_routing
 from megatron_rl.actor.modules.scalar import ScalarHead
+from megatron_rl.actor.modules.shared_prompts import SharedRotary, shared_attention
 from megatron_rl.actor.modules.true_on_policy import ColumnParallel, RowParallel
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.architecture import Architecture
@@ -55,8 +56,7 @@ class PolicyModel(GPTModel):
     wide: torch.dtype | None = None  # see megatron_rl.actor.modules.layers
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if isinstance(self.rotary_pos_emb, PackedRotary):
-            self.rotary_pos_emb.positions = position_ids
+        self.rotary_pos_emb.prepare(position_ids, kwargs["packed_seq_params"])
         try:
             return super().forward(input_ids, position_ids, *args, **kwargs)  # type: ignore[no-any-return]
         except ValueError as error:
@@ -220,8 +220,8 @@ def _layer_spec(arch: Architecture, config: ActorConfig, te: bool) -> ModuleSpec
         spec = get_gpt_layer_with_transformer_engine_spec(
             num_experts=arch.experts or None, moe_grouped_gemm=bool(arch.experts), qk_layernorm=arch.qk_norm
         )
-        if config.attention == "torch":
-            spec.submodules.self_attention.submodules.core_attention = PackedAttention
+        own = PackedAttention if config.attention == "torch" else shared_attention()
+        spec.submodules.self_attention.submodules.core_attention = own
         return spec
     spec = get_gpt_layer_local_spec(
         num_experts=arch.experts or None, moe_grouped_gemm=False, qk_layernorm=arch.qk_norm, normalization="RMSNorm"
@@ -272,14 +272,15 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
             model.output_layer = ScalarHead(megatron)  # in the place of a matrix that never gets weights
         if te:
             model.rotary_pos_emb.inv_freq = frequencies
+            model.rotary_pos_emb = SharedRotary(model.rotary_pos_emb, PackedRotary(frequencies, dtype))
         else:
             model.rotary_pos_emb = PackedRotary(frequencies, dtype)
-            attention.apply_rotary_pos_emb = apply_packed_rotary
         if arch.experts:
             replay_routing(model)
             _mark_experts(model)
         model.to(device=accelerator.device(), dtype=dtype)
         chunks.append(model)
+    attention.apply_rotary_pos_emb = apply_rotary
     os.environ[_UNFUSED] = "0"
     return chunks
 

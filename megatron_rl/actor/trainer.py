@@ -22,6 +22,7 @@ from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
 from megatron_rl.actor.modules import onednn
 from megatron_rl.actor.modules.logprobs import contrast_probs
+from megatron_rl.actor.modules.shared_prompts import shares_prompts
 from megatron_rl.actor.modules.true_on_policy import use_wide_sums
 from megatron_rl.actor.optimizer import (
     build_optimizer,
@@ -71,6 +72,7 @@ class Actor:
         self.device = accelerator.device()
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
         self.fused = transformer_engine(self.dtype)
+        self._shares_prompts = shares_prompts(self.chunks, config, self.fused)
         self.adapters = restrict(self.chunks, hf_config, config, seed, self.fused)
         self.wrapped: list[Any] = wrap(self.chunks, config) if trained else list(self.chunks)
         self.model_folder = Path(model_folder)
@@ -196,12 +198,6 @@ class Actor:
     def pack(self, rows: Seq[TrainingRow]) -> list[MicroBatch]:
         """This rank's micro-batches of a mini-batch that every rank has whole."""
         return self.build(self.split(rows)[parallel_state.get_data_parallel_rank()], list(rows[0].columns))
-
-    @property
-    def _shares_prompts(self) -> bool:
-        config = self.config
-        # Transformer Engine's attention knows whole sequences only
-        return config.packing and config.context_parallel == 1 and config.virtual_pipeline == 1 and not self.fused
 
     def _run(self, batches: list[MicroBatch], finish: Callable[..., Any], *, forward_only: bool) -> list[Any]:
         """One pass of Megatron's pipeline schedule over the micro-batches."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
@@ -120,7 +121,11 @@ class PackedRotary(torch.nn.Module):
     def __init__(self, inverse_frequencies: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.inv_freq, self.dtype = inverse_frequencies, dtype
-        self.positions = torch.empty(0, dtype=torch.int64)  # int64 [1, t], set before every forward pass
+        self.positions = torch.empty(0, dtype=torch.int64)  # int64 [1, t]
+
+    def prepare(self, positions: torch.Tensor, packed: PackedSequences) -> None:
+        """Before every forward pass; positions int64 [1, t]."""
+        self.positions = positions
 
     def get_rotary_seq_len(self, *args: Any) -> int:
         """Part of Megatron's interface; the positions say it all."""
@@ -134,9 +139,14 @@ class PackedRotary(torch.nn.Module):
         return torch.stack([angles.cos(), angles.sin()]).to(self.wide or self.dtype)
 
 
-def apply_packed_rotary(t: torch.Tensor, freqs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Stands for megatron.core.transformer.attention.apply_rotary_pos_emb: t [t, heads, d], freqs of PackedRotary."""
-    return _Rotate.apply(t, freqs)  # type: ignore[no-any-return]
+def apply_rotary(t: torch.Tensor, freqs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Stands for megatron.core.transformer.attention.apply_rotary_pos_emb: t [t, heads, d].
+
+    ``freqs`` are PackedRotary's, a half of d wide, or those of Megatron's own embedding, d wide.
+    """
+    if 2 * freqs.shape[-1] == t.shape[-1]:
+        return _Rotate.apply(t, freqs)  # type: ignore[no-any-return]
+    return apply_rotary_pos_emb(t, freqs, *args, **kwargs)  # type: ignore[no-any-return]
 
 
 class PackedAttention(torch.nn.Module):
