@@ -39,12 +39,14 @@ def test_what_megatron_is_asked_for() -> None:
         "exp_avg_dtype": torch.bfloat16,
         "exp_avg_sq_dtype": torch.bfloat16,
         "main_grads_dtype": torch.bfloat16,
+        "store_param_remainders": False,
     }
     assert _state(ActorConfig(optimizer_on_host=0.25)) == {
         "use_precision_aware_optimizer": True,
         "optimizer_cpu_offload": True,
         "optimizer_offload_fraction": 0.25,
         "main_grads_dtype": torch.float32,
+        "store_param_remainders": False,
     }
 
 
