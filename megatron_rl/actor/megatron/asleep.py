@@ -56,7 +56,9 @@ class Sleeper:
             if each.optimizer is None:  # this rank trains none of these weights
                 continue
             main = [p for group in getattr(each, "shard_fp32_from_float16_groups", ()) for p in group if p is not None]
-            states = [t for state in each.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+            # a checkpoint multiplies Transformer Engine's moments in float16 by their scales
+            kept = (each.optimizer.state, getattr(each.optimizer, "_scales", {}))
+            states = [t for of in kept for state in of.values() for t in state.values() if torch.is_tensor(t)]
             for tensor in (*main, *states):
                 here = tensor.device.type == accelerator.device().type
                 if here and tensor.dim() and id(tensor) not in seen:  # steps are numbers, on the host anyway

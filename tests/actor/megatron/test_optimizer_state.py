@@ -69,17 +69,19 @@ def test_a_state_is_begun_once() -> None:
 def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
     gradients, main = torch.full((8,), 3.0), torch.arange(4.0)
     view, state = gradients[2:6], {"step": torch.ones(()), "exp_avg": torch.full((4,), 2.0)}
-    buffer = SimpleNamespace(grad_data=gradients)
-    each = SimpleNamespace(shard_fp32_from_float16_groups=[[main]], optimizer=SimpleNamespace(state={main: state}))
+    buffer, scale = SimpleNamespace(grad_data=gradients), torch.full((1,), 0.5)
+    optimizer = SimpleNamespace(state={main: state}, _scales={main: {"exp_avg": scale}})
+    each = SimpleNamespace(shard_fp32_from_float16_groups=[[main]], optimizer=optimizer)
     sleeper = Sleeper(
         [SimpleNamespace(buffers=[buffer], expert_parallel_buffers=[])],
         SimpleNamespace(chained_optimizers=[each], zero_grad=lambda: None),
     )
-    places = main.data_ptr(), state["exp_avg"].data_ptr()
+    places = main.data_ptr(), state["exp_avg"].data_ptr(), scale.data_ptr()
     for _ in range(2):  # the host's memory is taken once
         sleeper.sleep()
         sleeper.sleep()
         assert gradients.untyped_storage().nbytes() == 0 == len([p for p in places if p == main.data_ptr()])
+        assert scale.data_ptr() == sleeper.kept[id(scale)].data_ptr() and scale.item() == 0.5
         held = main.data_ptr()
         assert main.tolist() == [0, 1, 2, 3] and state["exp_avg"].tolist() == [2.0] * 4  # a checkpoint reads them
         sleeper.wake()
