@@ -29,6 +29,7 @@ class Sleeper:
             return
         self.optimizer.zero_grad()  # what refers to them
         for tensor in self._state():
+            tensor.grad = None  # one with a part on the host keeps those of the other part
             host = self.kept.get(id(tensor))
             if host is None:
                 host = torch.empty_like(tensor, device="cpu", pin_memory=accelerator.on_gpu())

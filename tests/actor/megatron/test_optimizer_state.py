@@ -76,10 +76,12 @@ def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
         [SimpleNamespace(buffers=[buffer], expert_parallel_buffers=[])],
         SimpleNamespace(chained_optimizers=[each], zero_grad=lambda: None),
     )
+    main.grad = torch.ones(4)
     places = main.data_ptr(), state["exp_avg"].data_ptr(), scale.data_ptr()
     for _ in range(2):  # the host's memory is taken once
         sleeper.sleep()
         sleeper.sleep()
+        assert main.grad is None
         assert gradients.untyped_storage().nbytes() == 0 == len([p for p in places if p == main.data_ptr()])
         assert scale.data_ptr() == sleeper.kept[id(scale)].data_ptr() and scale.item() == 0.5
         held = main.data_ptr()
