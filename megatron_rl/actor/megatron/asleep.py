@@ -23,6 +23,7 @@ class Sleeper:
         self.away: list[tuple[torch.Tensor, torch.device]] = []
         self.sizes: list[int] = []  # bytes of the gradient buffers that are away
 
+    @torch.no_grad()
     def sleep(self) -> None:
         """Give the memory up."""
         if self.sizes:
@@ -41,6 +42,7 @@ class Sleeper:
             self.sizes.append(storage.nbytes())
             storage.resize_(0)
 
+    @torch.no_grad()
     def wake(self) -> None:
         """Have all of it back; gradients are zeros."""
         for buffer, size in zip(self.buffers, self.sizes, strict=False):

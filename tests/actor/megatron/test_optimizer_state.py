@@ -67,7 +67,7 @@ def test_a_state_is_begun_once() -> None:
 
 
 def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
-    gradients, main = torch.full((8,), 3.0), torch.arange(4.0)
+    gradients, main = torch.full((8,), 3.0), torch.arange(4.0).requires_grad_()
     view, state = gradients[2:6], {"step": torch.ones(()), "exp_avg": torch.full((4,), 2.0)}
     buffer, scale = SimpleNamespace(grad_data=gradients), torch.full((1,), 0.5)
     optimizer = SimpleNamespace(state={main: state}, _scales={main: {"exp_avg": scale}})
@@ -85,6 +85,7 @@ def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
         assert gradients.untyped_storage().nbytes() == 0 == len([p for p in places if p == main.data_ptr()])
         assert scale.data_ptr() == sleeper.kept[id(scale)].data_ptr() and scale.item() == 0.5
         held = main.data_ptr()
+        assert not sleeper.kept[id(main)].requires_grad  # no graph that grows from step to step
         assert main.tolist() == [0, 1, 2, 3] and state["exp_avg"].tolist() == [2.0] * 4  # a checkpoint reads them
         sleeper.wake()
         sleeper.wake()
