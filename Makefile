@@ -121,7 +121,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 $(VENV)/megatron: $(VENV)/installed-dev
 	@here=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("megatron-core"))') \
 	&& other=$$(sed -n 's/^megatron-core==\([^;]*\);.*/\1/p' constraints.txt | grep -vFx "$$here") && rm -rf $@ \
-	&& $(PIP) install -qq --no-deps --only-binary :all: --python-version 3.12 --target $@ megatron-core==$$other
+	&& $(PIP) install -qq --no-deps --only-binary :all: --python-version 3.12 --ignore-requires-python --target $@ megatron-core==$$other
 	@touch $@
 
 $(VENV)/installed-eval: $(VENV)/installed-dev

@@ -102,7 +102,7 @@ def test_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         rollouts: Any = [SimpleNamespace(length=1500, tokens=np.zeros(2000))] * 256
         found.add({"time/step": 400.0, "time/generate": 60.0, "time/update": 340.0, "mfu": 0.09}, rollouts)
         why = found.told()[1]
-    assert why.startswith("MFU 9 % (predicted 4") and why.endswith(": packing off; micro-batches of 2k tokens")
+    assert why.startswith("MFU 9 % (predicted 5") and why.endswith(": packing off; micro-batches of 2k tokens")
     monkeypatch.setattr(beside.torch.cuda, "get_device_name", lambda: "NVIDIA X1")
     unknown = Beside(config, read_architecture(QWEN3_8B), 1e15)
     unknown.add(ROW, rollouts)
