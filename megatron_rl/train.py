@@ -70,7 +70,9 @@ def train(run: RunFolder, config: Config) -> None:
         if at.stage != stage.name:
             at.enter(stage.name)
             stage.enter(models, at)
+            processes.settle()  # the last stage's optimiser has gone
             save(run, models, at, controller, config.run.keep)
+            models.rest()
         while at.step < stage.steps:
             batch = scatter(controller.batch(stage, at), models.policy)
             with controller.clock.span("update"):

@@ -98,6 +98,9 @@ def _state(actor: ActorConfig) -> dict[str, Any]:
         found |= dict(exp_avg_dtype=moments, exp_avg_sq_dtype=moments)
     if found:  # Megatron's name for: the state need not be float32 copies on the GPU
         found |= dict(use_precision_aware_optimizer=True, main_grads_dtype=getattr(torch, actor.gradients))
+        # Else of float32 weights only what bfloat16 does not have is kept, and Megatron's reshardable checkpoints take
+        # these 16 bits for weights when they are written, and refuse them when they are loaded (its pull request 4222).
+        found["store_param_remainders"] = False
     return found
 
 

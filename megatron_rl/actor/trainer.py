@@ -132,7 +132,6 @@ class Actor:
         self.wake()
         self.optimizer_config = config
         self.optimizer = build_optimizer(self.wrapped, config, self.config, self.dtype)
-
         self._sleeper = Sleeper(self.wrapped, self.optimizer) if self.config.asleep else None
 
     def sleep(self) -> None:
@@ -298,16 +297,20 @@ class Actor:
         shares = self._run(batches, finish, forward_only=False)
         grad_norm = step_if_finite(self.optimizer)
         if self.adapters:
-            gather_weights(self.wrapped)
+            self.gather()
         self.merge()
         metrics = self.reduce(shares)
         metrics.update(grad_norm=grad_norm, learning_rate=lr, skipped_updates=float(not isfinite(grad_norm)))
         return metrics
 
+    def gather(self) -> None:
+        """Have the weights whole, before anything but a forward pass reads them; collective."""
+        gather_weights(self.wrapped)
+
     @torch.no_grad()
     def finite(self) -> bool:
         """Whether all weights of all ranks are finite numbers, and there; collective."""
-        gather_weights(self.wrapped)
+        self.gather()
         parts = [p.isfinite().all() for p in self.parameters().values()]
         worst = torch.stack(parts).all().to(torch.int32)
         dist.all_reduce(worst, dist.ReduceOp.MIN)

@@ -36,13 +36,9 @@ class Footprint:
 
 
 def state_bytes(actor: ActorConfig, weight: int) -> float:
-    """AdamW's state of a weight of so many bytes, where the rank computes.
-
-    Beside 16-bit moments Transformer Engine's optimiser keeps of a float32 weight what bfloat16 does not have, 2 bytes.
-    """
-    halved = actor.moments != "float32"
-    main = 0 if weight >= MAIN_WEIGHT_BYTES else MAIN_WEIGHT_BYTES // (2 if halved else 1)
-    return (main + MOMENT_BYTES / (2 if halved else 1)) * (1 - actor.optimizer_on_host)
+    """AdamW's state of a weight of so many bytes, where the rank computes."""
+    main = 0 if weight >= MAIN_WEIGHT_BYTES else MAIN_WEIGHT_BYTES
+    return (main + MOMENT_BYTES / (1 if actor.moments == "float32" else 2)) * (1 - actor.optimizer_on_host)
 
 
 def host_bytes(actor: ActorConfig, weight: int) -> float:

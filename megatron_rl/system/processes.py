@@ -32,10 +32,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 def settle() -> None:
-    """Take what there is now for what stays: looking for garbage along all of it takes as long as making a batch."""
+    """Take what there is now for what stays: looking for garbage along all of it takes as long as making a batch.
+
+    Again when some of it has gone: what refers to itself, as an optimiser with hooks does, would stay for good.
+    """
+    if not gc.get_freeze_count():
+        atexit.register(gc.unfreeze)  # libraries count what is left at the end
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
-    atexit.register(gc.unfreeze)  # libraries count what is left at the end
 
 
 def speak_utf8() -> None:

@@ -157,11 +157,12 @@ class Models:
 
     def keep_up(self, config: AlgorithmConfig, step: int) -> None:
         """Have the reference follow the policy after RL step ``step`` (from 1), where it does so at all."""
-        reference = self.policy.kept_reference
-        if reference is not None and config.reference_ema:
-            reference.follow(config.reference_ema)
-        if reference is not None and config.reference_every and step % config.reference_every == 0:
-            reference.follow(0.0)
+        reference, every = self.policy.kept_reference, config.reference_every
+        renewed = bool(every) and step % every == 0
+        if reference is None or not (config.reference_ema or renewed):
+            return
+        self.policy.gather()
+        reference.follow(0.0 if renewed else config.reference_ema)
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[Actor]:

@@ -1,8 +1,8 @@
 """One rank of the training tests: takes optimiser steps, saves, continues, and shows its weights.
 
 argv: a JSON list of jobs {"name", "model", "actor": options, "dtype", "folder" of checkpoints, "load": step or null,
-"save": step or null, "steps", "kl", "broken": step before
-which an update is not finite}, and where to write this rank's results. Every step trains on sequences that
+"save": step or null, "steps", "kl", "broken": step before which an update is not finite, "follow": whether a reference
+becomes the policy after every step}, and where to write this rank's results. Every step trains on sequences that
 depend on the step's number alone.
 """
 
@@ -20,6 +20,8 @@ from megatron_rl.actor import accelerator, checkpoint, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.algorithms.config import AlgorithmConfig
+from megatron_rl.training.models import Models
 
 SETTINGS = OptimizerConfig(lr=1e-2, weight_decay=0.1, clip_grad=0.5, warmup_steps=0, decay="constant")
 
@@ -41,8 +43,8 @@ def run(job: dict, out: Path) -> None:
     groups.initialize(config, seed=0)
     folder = Path(job["model"])
     actor = Actor(json.loads((folder / "config.json").read_text()), config, job["dtype"], str(folder))
-    if job["kl"]:
-        actor.freeze_reference()
+    if job["kl"] or job.get("follow"):
+        actor.freeze_reference(moves=bool(job.get("follow")))
     actor.new_optimizer(replace(SETTINGS, lr=1.0) if job["load"] else SETTINGS)  # a step's own rate counts
     state = checkpoint.load(actor, Path(job["folder"]) / job["load"]) if job["load"] else {"step": 0}
 
@@ -73,7 +75,14 @@ def run(job: dict, out: Path) -> None:
             assert actor.finite()
             batches[0].columns["weight"] = weight
         losses.append(actor.update(batches, objective, 1e-2)["loss"])
+        if job.get("follow"):
+            models = object.__new__(Models)
+            models.policy = actor
+            models.keep_up(AlgorithmConfig(kl_coef=0.1, reference_every=1), step + 1)
         assert actor.finite()
+        if job.get("follow"):
+            held = actor.kept_reference.held
+            assert held and all(torch.equal(part, actor.parameters()[name]) for name, part in held.items())
         actor.sleep()  # where actor.asleep says so
         if step + 1 == job["save"]:
             checkpoint.save(actor, Path(job["folder"]), str(step + 1), {"step": step + 1}, keep=1)

@@ -1,11 +1,13 @@
 """Keepers of servers on other machines: real processes that call rank 0; their servers end at once, without SGLang."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,8 +15,9 @@ import yaml
 
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
-from megatron_rl.rollout.config import Served
+from megatron_rl.rollout.config import Served, SGLangConfig
 from megatron_rl.rollout.sglang import started
+from megatron_rl.rollout.sglang.replica import LostError, Replica
 from megatron_rl.rollout.sglang.servers.hosts import HOSTS, Hosts, hosts_of
 from megatron_rl.rollout.sglang.servers.keeper import SESSION, FarServer, Keeper
 from megatron_rl.rollout.sglang.servers.process import Part
@@ -126,6 +129,28 @@ def test_a_server_on_two_machines_ends_with_one_of_them(
     for keeper in made.keepers:
         keeper.release()
     assert keeping[0].wait(timeout=PATIENCE) == 0
+
+
+def test_one_whose_second_machine_is_lost_as_it_is_started_ends_on_the_first() -> None:
+    class Part:
+        running, lost = True, ""
+
+        def __init__(self, lost: bool) -> None:
+            self.goes = lost
+
+        def start(self) -> None:
+            if self.goes:
+                raise WorkerError("keeper 1 did not answer start in 60 s")
+            self.running = True
+
+        def kill(self, gently: bool = False) -> None:
+            self.running = False
+
+    parts: list[Any] = [Part(False), Part(True)]
+    replica = Replica("sglang0", "http://127.0.0.1:1", SpreadServer(parts), SGLangConfig(), None)  # type: ignore
+    with pytest.raises(LostError, match="did not answer start"):
+        asyncio.run(replica.restart("it ended"))
+    assert not any(part.running for part in parts)
 
 
 def test_how_its_parts_find_each_other(tmp_path: Path) -> None:

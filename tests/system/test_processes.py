@@ -80,3 +80,24 @@ def test_others_are_utf_8_anyhow(tmp_path: Path, env: dict[str, str]) -> None:
 
 def test_output_that_takes_no_such_characters_does_not_end_the_command(tmp_path: Path) -> None:
     assert speak(tmp_path, LC_ALL="C.UTF-8", PYTHONIOENCODING="ascii") == b"?? utf-8 True\nTrue\n"
+
+
+def test_what_has_settled_is_freed_when_it_is_gone() -> None:
+    """Also what refers to itself."""
+    code = """
+import gc, weakref
+from megatron_rl.system.processes import settle
+class Optimizer:
+    pass
+one = Optimizer()
+one.hook = one
+gone = weakref.ref(one)
+settle()
+assert gc.get_freeze_count()
+del one
+gc.collect()
+assert gone() is not None
+settle()
+assert gone() is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

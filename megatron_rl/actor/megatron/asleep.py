@@ -23,12 +23,14 @@ class Sleeper:
         self.away: list[tuple[torch.Tensor, torch.device]] = []
         self.sizes: list[int] = []  # bytes of the gradient buffers that are away
 
+    @torch.no_grad()
     def sleep(self) -> None:
         """Give the memory up."""
         if self.sizes:
             return
         self.optimizer.zero_grad()  # what refers to them
         for tensor in self._state():
+            tensor.grad = None  # one with a part on the host keeps those of the other part
             host = self.kept.get(id(tensor))
             if host is None:
                 host = torch.empty_like(tensor, device="cpu", pin_memory=accelerator.on_gpu())
@@ -40,6 +42,7 @@ class Sleeper:
             self.sizes.append(storage.nbytes())
             storage.resize_(0)
 
+    @torch.no_grad()
     def wake(self) -> None:
         """Have all of it back; gradients are zeros."""
         for buffer, size in zip(self.buffers, self.sizes, strict=False):
@@ -56,7 +59,9 @@ class Sleeper:
             if each.optimizer is None:  # this rank trains none of these weights
                 continue
             main = [p for group in getattr(each, "shard_fp32_from_float16_groups", ()) for p in group if p is not None]
-            states = [t for state in each.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+            # a checkpoint multiplies Transformer Engine's moments in float16 by their scales
+            kept = (each.optimizer.state, getattr(each.optimizer, "_scales", {}))
+            states = [t for of in kept for state in of.values() for t in state.values() if torch.is_tensor(t)]
             for tensor in (*main, *states):
                 here = tensor.device.type == accelerator.device().type
                 if here and tensor.dim() and id(tensor) not in seen:  # steps are numbers, on the host anyway

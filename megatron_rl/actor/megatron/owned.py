@@ -80,6 +80,7 @@ _REASONS = {
     "set overlap_param_gather, which gathers in the next forward pass": "overlap_param_gather_with_optimizer_step",
     "it needs a kernel that adds to gradients past the hooks that reduce them": "gradient_accumulation_fusion",
     "use actor.sequence_parallel, which cuts them as well": "distribute_saved_activations",
+    "checkpoints have the float32 weights whole": "store_param_remainders",
 }
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 
@@ -92,7 +93,7 @@ _LAYERS = """
     disable_parameter_transpose_cache delay_wgrad_compute activation_func_fp8_input_store cpu_offloading
     cpu_offloading_num_layers fine_grained_activation_offloading offload_modules use_kitchen
     use_kitchen_attention batch_invariant_mode use_te_rng_tracker use_te_activation_func tp_only_amax_red
-    use_transformer_engine_op_fuser store_param_remainders bias_dropout_fusion fp32_residual_connection"""
+    use_transformer_engine_op_fuser bias_dropout_fusion fp32_residual_connection"""
 _PREFIXES = ("tp_comm_", "fp8_")
 
 

@@ -200,6 +200,7 @@ class Replica:
         except InputError as error:
             raise ServerError(str(error)) from error
         except WorkerError as error:
+            await asyncio.to_thread(self.process.kill)  # what has been started on machines that are still there
             raise LostError(f"{self.name}: {error}") from error
         self.failed = None
 

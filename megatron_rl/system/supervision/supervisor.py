@@ -95,7 +95,7 @@ def supervise(
             if failed.code in _SENT_TO_ALL and group.wait(lambda: bool(group.signals), SETTLE):
                 return _stop(group, grace, stopping)
             if failed.code not in _SAYS_WHY:
-                group.settle(lambda: False)
+                group.settle(lambda: bool(group.signals))
             outcome = _explain(group.culprit() or failed)
             group.end(group.running(), FAILURE_GRACE)
             return outcome

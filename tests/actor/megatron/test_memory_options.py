@@ -41,7 +41,7 @@ def results(
     moe = {"model": str(mixture)}
     jobs = [
         {"name": "dp2", "actor": DP2},
-        {"name": "overlap", "actor": DP2 | {"megatron": OVERLAP}},
+        {"name": "overlap", "actor": DP2 | {"megatron": OVERLAP}, "follow": True},
         *both("asleep", actor=DP2 | {"asleep": True}),
         {"name": "block", "actor": DP2 | dict(recompute="full", recompute_method="block", recompute_layers=3)},
         {"name": "modules", "actor": DP2 | dict(recompute="selective", recompute_modules=["mlp", "core_attn"])},

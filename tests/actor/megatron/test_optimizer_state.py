@@ -39,12 +39,14 @@ def test_what_megatron_is_asked_for() -> None:
         "exp_avg_dtype": torch.bfloat16,
         "exp_avg_sq_dtype": torch.bfloat16,
         "main_grads_dtype": torch.bfloat16,
+        "store_param_remainders": False,
     }
     assert _state(ActorConfig(optimizer_on_host=0.25)) == {
         "use_precision_aware_optimizer": True,
         "optimizer_cpu_offload": True,
         "optimizer_offload_fraction": 0.25,
         "main_grads_dtype": torch.float32,
+        "store_param_remainders": False,
     }
 
 
@@ -65,20 +67,25 @@ def test_a_state_is_begun_once() -> None:
 
 
 def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
-    gradients, main = torch.full((8,), 3.0), torch.arange(4.0)
+    gradients, main = torch.full((8,), 3.0), torch.arange(4.0).requires_grad_()
     view, state = gradients[2:6], {"step": torch.ones(()), "exp_avg": torch.full((4,), 2.0)}
-    buffer = SimpleNamespace(grad_data=gradients)
-    each = SimpleNamespace(shard_fp32_from_float16_groups=[[main]], optimizer=SimpleNamespace(state={main: state}))
+    buffer, scale = SimpleNamespace(grad_data=gradients), torch.full((1,), 0.5)
+    optimizer = SimpleNamespace(state={main: state}, _scales={main: {"exp_avg": scale}})
+    each = SimpleNamespace(shard_fp32_from_float16_groups=[[main]], optimizer=optimizer)
     sleeper = Sleeper(
         [SimpleNamespace(buffers=[buffer], expert_parallel_buffers=[])],
         SimpleNamespace(chained_optimizers=[each], zero_grad=lambda: None),
     )
-    places = main.data_ptr(), state["exp_avg"].data_ptr()
+    main.grad = torch.ones(4)
+    places = main.data_ptr(), state["exp_avg"].data_ptr(), scale.data_ptr()
     for _ in range(2):  # the host's memory is taken once
         sleeper.sleep()
         sleeper.sleep()
+        assert main.grad is None
         assert gradients.untyped_storage().nbytes() == 0 == len([p for p in places if p == main.data_ptr()])
+        assert scale.data_ptr() == sleeper.kept[id(scale)].data_ptr() and scale.item() == 0.5
         held = main.data_ptr()
+        assert not sleeper.kept[id(main)].requires_grad  # no graph that grows from step to step
         assert main.tolist() == [0, 1, 2, 3] and state["exp_avg"].tolist() == [2.0] * 4  # a checkpoint reads them
         sleeper.wake()
         sleeper.wake()

@@ -55,7 +55,9 @@ def test_it_is_an_average_in_float32(dtype: torch.dtype) -> None:
 def test_it_is_reset_after_every_so_many_steps() -> None:
     models = object.__new__(Models)
     live = parameters()
-    models.policy = SimpleNamespace(kept_reference=Reference(live, {}, moves=True))  # type: ignore[assignment]
+    models.policy = SimpleNamespace(  # type: ignore[assignment]
+        kept_reference=Reference(live, {}, moves=True), gather=lambda: None
+    )
     config = AlgorithmConfig(kl_coef=0.1, reference_every=3)
     same = []
     for step in range(1, 8):

@@ -153,7 +153,7 @@ def test_what_options_of_memory_leave() -> None:
     plain = of_actor()
     weights = plain.weights / 2
     assert plain.optimizer == 12 * weights / 2
-    assert of_actor(moments="bfloat16").optimizer == (4 + 2) * weights / 2  # and the other half of each float32 weight
+    assert of_actor(moments="bfloat16").optimizer == (4 + 4) * weights / 2
     assert of_actor(optimizer_on_host=0.75).optimizer == 3 * weights / 2
     assert of_actor(optimizer_on_host=1.0).optimizer == 0
     rounded = of_actor(gradients="bfloat16")
@@ -185,7 +185,7 @@ def test_the_least_that_check_asks_for_follows() -> None:
     plain = footprint(config, QWEN3_8B)
     config.actor.moments, config.actor.gradients = "bfloat16", "bfloat16"
     count = plain.parameters
-    assert plain.ranks[0] - footprint(config, QWEN3_8B).ranks[0] == 2 * count + 3 * count
+    assert plain.ranks[0] - footprint(config, QWEN3_8B).ranks[0] == 2 * count + 2 * count
     assert footprint(config, QWEN3_8B).host == plain.host == 0
     config.actor.moments, config.actor.gradients, config.actor.optimizer_on_host = "float32", "float32", 0.5
     half = footprint(config, QWEN3_8B)
