@@ -123,6 +123,8 @@ class Controller:
         doing = "generating" if stage.samples else "tokenising"
         with self._signs_of_life(f"{stage.name} step {at.step + 1}: {doing}"):
             self._step = stage.batch(self, at)
+        if self.engine is not None and not stage.samples:
+            self.engine.release()
         activity(f"{stage.name} step {at.step + 1}: learning")
         return self._step
 

@@ -136,7 +136,9 @@ class Replica:
         return self.attached
 
     async def release(self) -> None:
-        """Have it give back the memory of its weights and its cache until the next swap."""
+        """Have it give back the memory of its weights and its cache until the next swap; once."""
+        if self.released == set(MEMORY):
+            return
         self.poison("its memory was given back")
         await self.server.pause(self.options.swap_seconds)  # the last batch may still be under way, and it must be idle
         await self.server.release(MEMORY, self.options.swap_seconds)
