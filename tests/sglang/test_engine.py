@@ -278,7 +278,7 @@ def test_on_a_gpu_of_the_trainer_a_server_starts_when_it_is_attached(
     trainer: ServedTrainer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("megatron_rl.rollout.sglang.started.engine_gpus", lambda *_: [range(gpu, gpu + 1)])
+    monkeypatch.setattr("megatron_rl.rollout.sglang.servers.keeper.engine_gpus", lambda *_: [range(gpu, gpu + 1)])
     engine = start("qwen3", args={"no-such-option": 1})
     (process,) = (replica.process for replica in engine.replicas)
     assert process is not None and process.started == at_once
