@@ -218,9 +218,13 @@ class Cluster:
         self.while_it_runs(number, lambda: self.output(number).count(text) >= times, f"{text!r} is not printed")
 
     def requeued(self, number: int, times: int) -> None:
-        """Wait until a job has been requeued so often, and let it start without Slurm's delay; fails when it ends."""
+        """Wait until a job has been requeued so often, and let it start without Slurm's delay; fails when it ends.
+
+        Not within the second: Slurm's daemons hold the new attempt's credential against the time at which they revoked
+        the last one's, in whole seconds ("Job credential revoked", and the job fails).
+        """
         self.ended(number, times)
-        self.run("scontrol", "update", f"jobid={number}", "StartTime=now", check=False)
+        self.run("scontrol", "update", f"jobid={number}", "StartTime=now+3", check=False)
 
     def ended(self, number: int, times: int) -> None:
         """Wait until so many attempts of a job have ended and been requeued; fails when it ends itself."""
