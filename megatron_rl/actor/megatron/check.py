@@ -6,7 +6,14 @@ from typing import Any
 
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.megatron.fields import fields
-from megatron_rl.actor.megatron.owned import INSTEAD, REFUSED, needs_its_attention, needs_transformer_engine
+from megatron_rl.actor.megatron.owned import (
+    BALANCED,
+    INSTEAD,
+    LEAST,
+    REFUSED,
+    needs_its_attention,
+    needs_transformer_engine,
+)
 from megatron_rl.system import machine
 
 _LOCAL = "computes nothing in Megatron's own layers, which a model takes"
@@ -98,10 +105,25 @@ def _violation(name: str, value: Any, config: ActorConfig, dtype: str) -> str:
         return f"{key} cannot be given: it takes a function or an object, which an option cannot name."
     if not known[name].takes(value):
         return f"{key} is {_shown(value)}; it takes {known[name]}."
+    if out := _out_of_range(name, value):
+        return f"{key} is {_shown(value)}; {out}."
+    if name == "moe_aux_loss_coeff" and "moe_router_load_balancing_type" not in config.megatron:
+        return f"{key} does nothing without actor.megatron.moe_router_load_balancing_type: set that, or leave it out."
     if needs_transformer_engine(name) and (why := local_layers(dtype)):
         return f"{key} {_LOCAL} {why}: leave it out."
     if needs_its_attention(name) and config.attention == "torch":
         return f"{key} does nothing in torch's attention: leave it out, or set actor.attention=transformer_engine."
+    return ""
+
+
+def _out_of_range(name: str, value: Any) -> str:
+    """What a value, or one of a list's, can be; empty where it is that."""
+    values = value if isinstance(value, list) else [value]
+    if name == "moe_router_load_balancing_type" and (other := [each for each in values if each not in BALANCED]):
+        why = " (sinkhorn chooses other experts than the engine)" if "sinkhorn" in other else ""
+        return f"it can be {', '.join(BALANCED[:-1])} or {BALANCED[-1]}{why}"
+    if name in LEAST and any(each is not None and each < LEAST[name] for each in values):
+        return f"it must be {LEAST[name]} or more"
     return ""
 
 
