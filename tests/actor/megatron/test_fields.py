@@ -153,8 +153,8 @@ def test_the_command_line() -> None:
 
 def test_fields_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
     """Megatron's own words, before anything is started; and with them all that is wrong elsewhere."""
-    given = "actor.megatron.moe_router_load_balancing_type=[aux_loss]"
+    given = "actor.megatron.overlap_p2p_comm_warmup_flush=true"
     assert main(["check", "quickstart", given, "actor.asleep=true"]) == 2
     said = capsys.readouterr().out
-    assert "does not take these options" in said and "must be a list of the same length" in said
+    assert "does not take these options" in said and "only compatible with overlap_p2p_comm" in said
     assert "actor.asleep=true makes room for engines on the trainer's own GPUs, and there are none" in said
