@@ -167,3 +167,19 @@ def test_where_no_layout_fits_it_says_how_many_nodes_would_do(capsys: pytest.Cap
 def test_a_folder_that_keeps_no_files(capsys: pytest.CaptureFixture[str]) -> None:
     (said,) = answer(capsys, "quickstart", "run.folder=/proc/runs", code=2)["problems"]
     assert said == "run.folder is /proc/runs, and /proc keeps no files: choose another run.folder."
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["overlap_p2p_comm_warmup_flush=true"], "only compatible with overlap_p2p_comm but not batch_p2p_comm"),
+        (["delay_wgrad_compute=true"], "overlap_moe_expert_parallel_comm must be enabled"),  # of TE's layers
+        (["apply_rope_fusion=true", "tp_comm_overlap=true"], ""),
+        (["no_such_field=1"], "has no such field"),
+    ],
+)
+def test_megatron_is_asked_of_gpus_elsewhere(capsys: pytest.CaptureFixture[str], given: list[str], said: str) -> None:
+    """With Transformer Engine taken for granted, of a model that is known by its config.json."""
+    there = ["--gpu", "h200", "--model", "8b.json", *(f"actor.megatron.{each}" for each in given)]
+    problems = answer(capsys, RECIPE, *there, "actor.moments=bfloat16", code=2 if said else 0)["problems"]
+    assert len(problems) == bool(said) and all(said in each for each in problems)

@@ -33,7 +33,11 @@ DENSE, EXPERTS, SMALL = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_
             ),
             "model chunk has 3 layers",
         ),
-        (DENSE, dict(megatron={"moe_z_loss_coeff": 0.1}), "moe_z_loss_coeff does nothing, for the model has no experts"),
+        (
+            DENSE,
+            dict(megatron={"moe_z_loss_coeff": 0.1}),
+            "moe_z_loss_coeff does nothing, for the model has no experts",
+        ),
         (DENSE, dict(megatron={"overlap_moe_expert_parallel_comm": True}), "the model has no experts"),
         (DENSE, dict(megatron={"overlap_grad_reduce": True}), None),
         (EXPERTS, dict(megatron={"moe_z_loss_coeff": 0.1}), None),
