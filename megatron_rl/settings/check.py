@@ -18,6 +18,7 @@ from megatron_rl.settings.across import check_across
 from megatron_rl.settings.contents import ask_megatron, look
 from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.foresight.hardware import this_machine
+from megatron_rl.settings.foresight.precision import mismatch_on
 from megatron_rl.settings.foresight.rules import check_hardware
 from megatron_rl.settings.model import check_critic, check_model, check_sizes, has_tokenizer
 from megatron_rl.settings.rules import violations
@@ -58,8 +59,9 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     if not any(key.startswith(("actor.", "rollout.", "launch.")) for key in broken):
         found += check_launch(config.launch, config.rollout, config.actor.sizes().world, config.generates())
     found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
-    if machine.gpus() and not machine.elsewhere():
-        found += check_hardware(config, this_machine())
+    here = this_machine() if machine.gpus() and not machine.elsewhere() else None
+    if here:
+        found += check_hardware(config, here)
     hf_config, about_folder = check_model(config, known)
     found += about_folder
     asks = False
@@ -72,7 +74,7 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
         found += about_sizes or start_problems(config, hf_config)
     notes: dict[str, int] = {}
-    warnings = fit.warnings(config)
+    warnings = fit.warnings(config) + (mismatch_on(config, here) if here else [])
     there = known is not None or (machine.elsewhere() and not has_tokenizer(config.model))
     if contents and there:
         warnings.append("The tokenizer and the rows of the data were not looked at: the model's folder is not here.")
