@@ -183,3 +183,18 @@ def test_megatron_is_asked_of_gpus_elsewhere(capsys: pytest.CaptureFixture[str],
     there = ["--gpu", "h200", "--model", "8b.json", *(f"actor.megatron.{each}" for each in given)]
     problems = answer(capsys, RECIPE, *there, "actor.moments=bfloat16", code=2 if said else 0)["problems"]
     assert len(problems) == bool(said) and all(said in each for each in problems)
+
+
+def test_float32_on_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """Megatron's own layers; what is for weights in bfloat16 is refused."""
+    there = ["model.dtype=float32", "--gpu", "b200", "--model", "8b.json"]
+    assert main(["check", RECIPE, *there]) == 0
+    assert "kernels    Megatron's own layers, in float32; for the rest taken for" in capsys.readouterr().out
+    found = answer(capsys, RECIPE, *there, "actor.moments=bfloat16", "rollout.sglang.fp8=true", code=2)["problems"]
+    assert len(found) == 2 and all("for weights in bfloat16, and model.dtype is float32" in said for said in found)
+
+
+def test_fp8_on_blackwell(capsys: pytest.CaptureFixture[str]) -> None:
+    fp8 = ["actor.fp8=blockwise", "rollout.sglang.fp8=true", "--gpu", "b200", "--model", "8b.json"]
+    found = answer(capsys, RECIPE, *fp8)
+    assert "not unified" in found["precision"] and any("once more after loading" in each for each in found["warnings"])
