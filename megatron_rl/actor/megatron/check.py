@@ -44,12 +44,23 @@ def check_memory(config: ActorConfig, dtype: str) -> list[str]:
             f"actor.moments={config.moments} is of Transformer Engine's optimiser, and actor.optimizer_on_host gives "
             "the state to torch's, which keeps float32: set one of them back."
         )
-    elif config.moments != "float32" and (why := local_layers("bfloat16")):  # its optimiser takes any dtype
+    elif config.moments != "float32" and dtype == "float32":
+        found.append(
+            f"actor.moments={config.moments} is for weights in bfloat16, and model.dtype is float32: leave it at "
+            "float32."
+        )
+    elif config.moments != "float32" and (why := local_layers(dtype)):
         found.append(
             f"actor.moments={config.moments} needs Transformer Engine's optimiser, and the run is {why}: leave it at "
             "float32."
         )
-    if config.megatron.get("overlap_param_gather") and config.lora.rank:
+    gathers = config.megatron.get("overlap_param_gather")
+    if gathers and not config.megatron.get("overlap_grad_reduce"):
+        found.append(
+            "actor.megatron.overlap_param_gather overlaps nothing without overlap_grad_reduce, which cuts weights into "
+            "buckets: set both."
+        )
+    if gathers and config.lora.rank:
         found.append(
             "actor.megatron.overlap_param_gather is not for adapters, which are merged into weights before the next "
             "forward pass gathers them: leave it out with actor.lora.rank."
