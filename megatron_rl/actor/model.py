@@ -116,9 +116,14 @@ class PolicyModel(GPTModel):
         return found.index_select(0, batch.trained)
 
 
-def transformer_config(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's configuration of this architecture and sharding. Raises InputError where it refuses the options."""
-    te = transformer_engine(dtype)
+def transformer_config(
+    arch: Architecture, config: ActorConfig, dtype: torch.dtype, te: bool | None = None
+) -> TransformerConfig:
+    """Megatron's configuration of this architecture and sharding. Raises InputError where it refuses the options.
+
+    ``te``: whether of Transformer Engine's layers; None: as this rank has them.
+    """
+    te = transformer_engine(dtype) if te is None else te
     moe: dict[str, Any] = {}
     if arch.experts:
         moe = dict(

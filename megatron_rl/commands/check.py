@@ -20,7 +20,7 @@ from megatron_rl.settings.describe import describe
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.foresight.forecast import Forecast, foresee
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, this_machine
-from megatron_rl.settings.foresight.precision import advice
+from megatron_rl.settings.foresight.precision import advice, mismatch_on
 from megatron_rl.settings.foresight.rules import check_hardware
 from megatron_rl.settings.foresight.suggest import NEEDS_GPUS, Suggestion, enough_nodes, suggest
 from megatron_rl.settings.load import load
@@ -81,6 +81,7 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
     nodes = max(resolved(config.launch).nodes, 1)
     on = this_machine(nodes) if on is None else named(options.gpu, nodes, on.gpus)
     found.problems += [said for said in check_hardware(config, on) if said not in found.problems]
+    found.warnings += [said for said in mismatch_on(config, on) if said not in found.warnings]
     forecast, suggestions = _foreseen(options, config, known, on, found)
     if options.json:
         data = _data(options, found, forecast, suggestions)

@@ -40,7 +40,13 @@ def _actor(config: Config) -> list[str]:
             f"actor.micro_batch_tokens is {actor.micro_batch_tokens}, but a prompt with its completion can have "
             f"{longest} tokens (data.max_prompt_tokens + rollout.max_new_tokens): set it to {per_rank} or more."
         )
-    shared = config.rollout.engine == "sglang" and config.rollout.sglang.colocated and config.generates()
+    served = config.rollout.engine == "sglang" and config.generates()
+    if served and config.rollout.sglang.fp8 and config.model.dtype == "float32":
+        found.append(
+            "rollout.sglang.fp8=true is for weights in bfloat16, and model.dtype is float32: SGLang multiplies no "
+            "float32 by FP8; set one of them back."
+        )
+    shared = served and config.rollout.sglang.colocated
     if actor.asleep and not shared:
         found.append(
             "actor.asleep=true makes room for engines on the trainer's own GPUs, and there are none: set "

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from megatron_rl.actor.megatron.check import check_megatron
 from megatron_rl.algorithms.check import check_algorithm
 from megatron_rl.algorithms.pairs.check import check_preference, check_reward_model
 from megatron_rl.algorithms.registry import asked_of
@@ -14,9 +15,10 @@ from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.settings import fit
 from megatron_rl.settings.across import check_across
-from megatron_rl.settings.contents import look
+from megatron_rl.settings.contents import ask_megatron, look
 from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.foresight.hardware import this_machine
+from megatron_rl.settings.foresight.precision import mismatch_on
 from megatron_rl.settings.foresight.rules import check_hardware
 from megatron_rl.settings.model import check_critic, check_model, check_sizes, has_tokenizer
 from megatron_rl.settings.rules import violations
@@ -57,24 +59,30 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     if not any(key.startswith(("actor.", "rollout.", "launch.")) for key in broken):
         found += check_launch(config.launch, config.rollout, config.actor.sizes().world, config.generates())
     found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
-    if machine.gpus() and not machine.elsewhere():
-        found += check_hardware(config, this_machine())
+    here = this_machine() if machine.gpus() and not machine.elsewhere() else None
+    if here:
+        found += check_hardware(config, here)
     hf_config, about_folder = check_model(config, known)
     found += about_folder
+    asks = False
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
         about_sizes, critic = check_sizes(config, hf_config), None
+        asks = contents and not about_sizes + packages + about_folder + check_megatron(config.actor, config.model.dtype)
         if not about_sizes and config.run.steps and "value" in asked_of(config.algorithm).needs:
             critic, about_sizes = check_critic(config, hf_config)
         if not about_sizes and "model.dtype" not in broken:
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
         found += about_sizes or start_problems(config, hf_config)
     notes: dict[str, int] = {}
-    warnings = fit.warnings(config)
-    if contents and (known is not None or (machine.elsewhere() and not has_tokenizer(config.model))):
+    warnings = fit.warnings(config) + (mismatch_on(config, here) if here else [])
+    there = known is not None or (machine.elsewhere() and not has_tokenizer(config.model))
+    if contents and there:
         warnings.append("The tokenizer and the rows of the data were not looked at: the model's folder is not here.")
-    elif contents and hf_config is not None and not packages + about_folder + about_data:
-        about_rows, notes, of_rows = look(config)
+    if contents and not there and hf_config is not None and not packages + about_folder + about_data:
+        about_rows, notes, of_rows = look(config, asks)
         found, warnings = found + about_rows, warnings + of_rows
+    elif asks and hf_config is not None and config.actor.megatron:
+        found += ask_megatron(config, hf_config)
     return Findings(list(dict.fromkeys(found)), warnings, notes)
 
 

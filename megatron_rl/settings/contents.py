@@ -1,9 +1,11 @@
 """What the tokenizer and the rows of the data show, looked at by a process of its own, for they bring torch along.
 
-``python -m megatron_rl.settings.contents`` reads a configuration as YAML from standard input and prints what it found
-as one line of JSON.
+``python -m megatron_rl.settings.contents PART [BYTES ...]`` reads a configuration as YAML from standard input and
+prints what it found as one line of JSON. PART: ``rows``, ``configurations`` (Megatron-Core's), or ``all``. BYTES: the
+memory of each GPU of a machine that is elsewhere.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -23,11 +25,24 @@ from megatron_rl.system import machine, scratch
 from megatron_rl.system.processes import UTF8
 
 
-def look(config: Config) -> tuple[list[str], dict[str, int], list[str]]:
-    """What is wrong, a sentence or two each, what the task says of its rows (a text -> how many), and warnings."""
-    command = [sys.executable, "-m", "megatron_rl.settings.contents"]
-    if machine.elsewhere():  # whose layers are others
-        config = replace(config, actor=replace(config.actor, megatron={}))
+def look(config: Config, configurations: bool = True) -> tuple[list[str], dict[str, int], list[str]]:
+    """What is wrong, a sentence or two each, what the task says of its rows (a text -> how many), and warnings.
+
+    ``configurations``: ask Megatron-Core of ``actor.megatron`` as well, of which its own check has found nothing.
+    """
+    return _found(config, "all" if configurations else "rows")
+
+
+def ask_megatron(config: Config, hf_config: Mapping[str, Any]) -> list[str]:
+    """What Megatron-Core says of the configurations of a model of this config.json, whose folder is not needed."""
+    alone = replace(config.model, path="", architecture=dict(hf_config))
+    return _found(replace(config, model=alone), "configurations")[0]
+
+
+def _found(config: Config, part: str) -> tuple[list[str], dict[str, int], list[str]]:
+    command = [sys.executable, "-m", "megatron_rl.settings.contents", part]
+    if machine.elsewhere():
+        command += map(str, machine.gpus())
     with scratch.made() as folder:
         env = {**os.environ, **UTF8, **scratch.temporary(folder), **scratch.caches(folder)}
         done = subprocess.run(command, input=to_yaml(config), capture_output=True, encoding="utf-8", env=env)
@@ -67,8 +82,6 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
                 f"algorithm.teacher={config.algorithm.teacher} has another tokenizer than the model that is trained, "
                 "and its log-probs are of other tokens: give a teacher with the same vocabulary."
             )
-    if config.actor.megatron:
-        _configurations(config)
     notes = _sets(config, tokenizer) | _suites(config, tokenizer)
     if not config.asks():
         return [], notes
@@ -103,18 +116,27 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     return broken, notes
 
 
-def _configurations(config: Config) -> None:
-    """Make Megatron-Core's configurations, which refuse fields that do not go together; raises InputError."""
+def _configurations(config: Config, elsewhere: tuple[int, ...]) -> list[str]:
+    """Make Megatron-Core's configurations, which refuse fields that do not go together; says what they say.
+
+    ``elsewhere``: GPUs that are not here, beside which Transformer Engine is taken for granted.
+    """
     import torch
 
+    from megatron_rl.actor.megatron.assumed import assumed_transformer_engine
     from megatron_rl.actor.model import transformer_config
     from megatron_rl.actor.optimizer import optimizer_config, reduction_config
     from megatron_rl.resharding.families.architecture import read_architecture
 
-    dtype = getattr(torch, config.model.dtype)
-    transformer_config(read_architecture(read_config(config.model)), config.actor, dtype)
-    reduction_config(config.actor)
-    optimizer_config(config.actor.optimizer, config.actor, dtype)
+    arch, actor, dtype = read_architecture(read_config(config.model)), config.actor, getattr(torch, config.model.dtype)
+    try:
+        with assumed_transformer_engine() if elsewhere else contextlib.nullcontext():
+            transformer_config(arch, actor, dtype, dtype == torch.bfloat16 if elsewhere else None)
+            reduction_config(actor)
+            optimizer_config(actor.optimizer, actor, dtype)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def _without_template(config: Config, tokenizer: Any) -> list[str]:
@@ -204,6 +226,7 @@ def _without_rows(kl_coefs: Mapping[str, float], train: Sequence[Example]) -> st
 
 def main() -> None:
     """Print what was found."""
+    part, elsewhere = sys.argv[1], tuple(map(int, sys.argv[2:]))
     problems: list[str] = []
     notes: dict[str, int] = {}
     warnings: list[str] = []
@@ -213,8 +236,12 @@ def main() -> None:
         file.write_text(sys.stdin.read(), encoding="utf-8")
         try:
             config = from_yaml(file)
-            problems, notes = _look(config, made)
-            warnings = [] if problems else _trained_on(config)
+            if part != "rows" and config.actor.megatron:
+                problems += _configurations(config, elsewhere)
+            if part != "configurations":
+                wrong, notes = _look(config, made)
+                problems += wrong
+                warnings = [] if problems else _trained_on(config)
         except InputError as error:
             problems.append(str(error))
     print(f"\n{json.dumps([problems, notes, warnings])}")

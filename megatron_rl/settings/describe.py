@@ -34,7 +34,7 @@ def describe(config: Config, known: dict[str, Any] | None = None) -> str:
         "ranks": f"{world} on {where}: tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x "
         f"context {actor.context_parallel} x data {actor.data_parallel}"
         + "".join(f", {name} {size}" for name, size in more.items() if size > 1),
-        "kernels": "taken for Transformer Engine's" if machine.elsewhere() and gpus else kernels.found(),
+        "kernels": _kernels(config.model.dtype),
         "engines": _engines(rollout) if config.generates() else "none: nothing is generated",
         "rewards": f"{terms}; {config.rewards.workers} worker process{'es' if config.rewards.workers > 1 else ''}",
         "data": _data(config.data),
@@ -56,6 +56,12 @@ def describe(config: Config, known: dict[str, Any] | None = None) -> str:
     left_out += [] if config.generates() else ["rewards"]
     left_out += [] if config.asks() else ["data"]
     return "\n".join(f"  {name:<11}{text}" for name, text in lines.items() if name not in left_out)
+
+
+def _kernels(dtype: str) -> str:
+    gpus = bool(machine.gpus())
+    found = "taken for Transformer Engine's" if machine.elsewhere() and gpus else kernels.found()
+    return f"Megatron's own layers, in float32; for the rest {found}" if gpus and dtype == "float32" else found
 
 
 def _data(data: DataConfig) -> str:

@@ -33,6 +33,7 @@ FREEZE = ["model.embed_tokens.*", "model.layers.{0-1}.*", "*.mlp.*", "!model.lay
 UNEVEN = {"pipeline_parallel": 2, "first_stage": 3}
 ATTENTION = LORA | {"targets": ["linear_qkv", "linear_proj"]}
 MIXTURES = {"moe-dp2": LAYOUTS["dp2"] | {"expert_parallel": 2}, "moe-sp": LAYOUTS["sp"]}
+OVERLAP = {"overlap_grad_reduce": True, "bucket_size": 200}
 STEPS, SAVED = 4, 2
 
 
@@ -51,6 +52,7 @@ def results(model: Path, mixture: Path, run_ranks: Callable[..., None], out: Pat
     jobs = [
         {"name": "tp2", "actor": adapted["tp2"], "given": True, "save": SAVED, "kl": True, "moves": True},
         *({"name": name, "actor": adapted[name], "given": True} for name in ("sp", "pp2", "cp2", "dp2", "vpp")),
+        {"name": "overlap", "actor": adapted["dp2"] | {"megatron": OVERLAP}, "given": True},
         {"name": "exact", "actor": adapted["tp2"], "given": True, "exact": True, "steps": 1},
         *({"name": f"then-{name}", "actor": adapted[name], **saved} for name in ("tp2", "pp2", "dp2")),
         {"name": "new", "actor": adapted["tp2"], "steps": 0, "kl": True},
@@ -329,3 +331,11 @@ def test_the_adapter_loads_in_peft(results: dict[str, list[dict]], model: Path, 
         merged.load_state_dict(full(joined(results["sp"], "weights"), model, LAYOUTS["sp"]), strict=False)
         assert (logits - merged(tokens).logits).abs().max() < 1e-5
         assert (logits - plain).abs().max() > 0.1
+
+
+def test_gradients_summed_while_layers_compute(results: dict[str, list[dict]]) -> None:
+    """Megatron's overlap_grad_reduce, in buckets of a matrix or two: the same steps."""
+    for one, two in zip(results["dp2"], results["overlap"], strict=True):
+        assert two["losses"] == pytest.approx(one["losses"], abs=1e-6)
+        for name, weight in one["weights"].items():
+            assert (two["weights"][name] - weight).abs().max() < 1e-6, name

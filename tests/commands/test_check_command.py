@@ -167,3 +167,34 @@ def test_where_no_layout_fits_it_says_how_many_nodes_would_do(capsys: pytest.Cap
 def test_a_folder_that_keeps_no_files(capsys: pytest.CaptureFixture[str]) -> None:
     (said,) = answer(capsys, "quickstart", "run.folder=/proc/runs", code=2)["problems"]
     assert said == "run.folder is /proc/runs, and /proc keeps no files: choose another run.folder."
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["overlap_p2p_comm_warmup_flush=true"], "only compatible with overlap_p2p_comm but not batch_p2p_comm"),
+        (["delay_wgrad_compute=true"], "overlap_moe_expert_parallel_comm must be enabled"),  # of TE's layers
+        (["apply_rope_fusion=true", "tp_comm_overlap=true"], ""),
+        (["no_such_field=1"], "has no such field"),
+    ],
+)
+def test_megatron_is_asked_of_gpus_elsewhere(capsys: pytest.CaptureFixture[str], given: list[str], said: str) -> None:
+    """With Transformer Engine taken for granted, of a model that is known by its config.json."""
+    there = ["--gpu", "h200", "--model", "8b.json", *(f"actor.megatron.{each}" for each in given)]
+    problems = answer(capsys, RECIPE, *there, "actor.moments=bfloat16", code=2 if said else 0)["problems"]
+    assert len(problems) == bool(said) and all(said in each for each in problems)
+
+
+def test_float32_on_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """Megatron's own layers; what is for weights in bfloat16 is refused."""
+    there = ["model.dtype=float32", "--gpu", "b200", "--model", "8b.json"]
+    assert main(["check", RECIPE, *there]) == 0
+    assert "kernels    Megatron's own layers, in float32; for the rest taken for" in capsys.readouterr().out
+    found = answer(capsys, RECIPE, *there, "actor.moments=bfloat16", "rollout.sglang.fp8=true", code=2)["problems"]
+    assert len(found) == 2 and all("for weights in bfloat16, and model.dtype is float32" in said for said in found)
+
+
+def test_fp8_on_blackwell(capsys: pytest.CaptureFixture[str]) -> None:
+    fp8 = ["actor.fp8=blockwise", "rollout.sglang.fp8=true", "--gpu", "b200", "--model", "8b.json"]
+    found = answer(capsys, RECIPE, *fp8)
+    assert "not unified" in found["precision"] and any("once more after loading" in each for each in found["warnings"])

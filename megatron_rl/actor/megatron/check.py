@@ -6,7 +6,14 @@ from typing import Any
 
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.megatron.fields import fields
-from megatron_rl.actor.megatron.owned import INSTEAD, REFUSED, needs_its_attention, needs_transformer_engine
+from megatron_rl.actor.megatron.owned import (
+    BALANCED,
+    INSTEAD,
+    LEAST,
+    REFUSED,
+    needs_its_attention,
+    needs_transformer_engine,
+)
 from megatron_rl.system import machine
 
 _LOCAL = "computes nothing in Megatron's own layers, which a model takes"
@@ -37,12 +44,23 @@ def check_memory(config: ActorConfig, dtype: str) -> list[str]:
             f"actor.moments={config.moments} is of Transformer Engine's optimiser, and actor.optimizer_on_host gives "
             "the state to torch's, which keeps float32: set one of them back."
         )
-    elif config.moments != "float32" and (why := local_layers("bfloat16")):  # its optimiser takes any dtype
+    elif config.moments != "float32" and dtype == "float32":
+        found.append(
+            f"actor.moments={config.moments} is for weights in bfloat16, and model.dtype is float32: leave it at "
+            "float32."
+        )
+    elif config.moments != "float32" and (why := local_layers(dtype)):
         found.append(
             f"actor.moments={config.moments} needs Transformer Engine's optimiser, and the run is {why}: leave it at "
             "float32."
         )
-    if config.megatron.get("overlap_param_gather") and config.lora.rank:
+    gathers = config.megatron.get("overlap_param_gather")
+    if gathers and not config.megatron.get("overlap_grad_reduce"):
+        found.append(
+            "actor.megatron.overlap_param_gather overlaps nothing without overlap_grad_reduce, which cuts weights into "
+            "buckets: set both."
+        )
+    if gathers and config.lora.rank:
         found.append(
             "actor.megatron.overlap_param_gather is not for adapters, which are merged into weights before the next "
             "forward pass gathers them: leave it out with actor.lora.rank."
@@ -98,10 +116,25 @@ def _violation(name: str, value: Any, config: ActorConfig, dtype: str) -> str:
         return f"{key} cannot be given: it takes a function or an object, which an option cannot name."
     if not known[name].takes(value):
         return f"{key} is {_shown(value)}; it takes {known[name]}."
+    if out := _out_of_range(name, value):
+        return f"{key} is {_shown(value)}; {out}."
+    if name == "moe_aux_loss_coeff" and "moe_router_load_balancing_type" not in config.megatron:
+        return f"{key} does nothing without actor.megatron.moe_router_load_balancing_type: set that, or leave it out."
     if needs_transformer_engine(name) and (why := local_layers(dtype)):
         return f"{key} {_LOCAL} {why}: leave it out."
     if needs_its_attention(name) and config.attention == "torch":
         return f"{key} does nothing in torch's attention: leave it out, or set actor.attention=transformer_engine."
+    return ""
+
+
+def _out_of_range(name: str, value: Any) -> str:
+    """What a value, or one of a list's, can be; empty where it is that."""
+    values = value if isinstance(value, list) else [value]
+    if name == "moe_router_load_balancing_type" and (other := [each for each in values if each not in BALANCED]):
+        why = " (sinkhorn chooses other experts than the engine)" if "sinkhorn" in other else ""
+        return f"it can be {', '.join(BALANCED[:-1])} or {BALANCED[-1]}{why}"
+    if name in LEAST and any(each is not None and each < LEAST[name] for each in values):
+        return f"it must be {LEAST[name]} or more"
     return ""
 
 

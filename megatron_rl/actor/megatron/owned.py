@@ -70,7 +70,14 @@ _REASONS = {
     "the optimiser is AdamW, whose state checkpoints and the memory forecast know": """
         optimizer decoupled_weight_decay main_params_dtype use_layer_wise_distributed_optimizer""",
     "the policy's log-probs would be drawn anew in every pass, and the engine's are without": """
-        hidden_dropout attention_dropout moe_input_jitter_eps""",
+        hidden_dropout attention_dropout moe_input_jitter_eps moe_router_force_load_balancing""",
+    "tokens that an expert has no room for would be dropped, and engines drop none: log-probs would differ": """
+        moe_expert_capacity_factor moe_token_dropping moe_token_drop_policy moe_pad_expert_input_to_capacity""",
+    "it weighs what experts take, and engines weigh what they give: log-probs would differ": "moe_apply_probs_on_input",
+    "tokens would choose among fewer experts than in the engine: log-probs would differ": """
+        moe_router_topk_limited_devices""",
+    "it updates a bias of routers, and they have none": "moe_router_bias_update_rate",
+    "it is for Megatron's own tests, in which attention compares its norms over the ranks": "test_mode",
     "every weight has the rate of actor.optimizer, which follows its schedule": "decoupled_lr decoupled_min_lr",
     "the groups of ranks are made without": "num_distributed_optimizer_instances hybrid_context_parallel",
     "engines generate, not the actor": """
@@ -83,6 +90,9 @@ _REASONS = {
     "checkpoints have the float32 weights whole": "store_param_remainders",
 }
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
+
+BALANCED = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")  # not sinkhorn, which chooses other experts
+LEAST = {"moe_aux_loss_coeff": 0, "moe_z_loss_coeff": 0, "bucket_size": 1}  # where a type allows less
 
 _ATTENTION = """
     flash_attention_version attention_softmax_in_fp32 apply_query_key_layer_scaling attention_backend cp_comm_type

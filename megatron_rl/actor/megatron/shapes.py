@@ -12,7 +12,7 @@ UNIFIED = 128  # rows and columns of a block with one scale in the engines' FP8,
 
 def check_shapes(config: ActorConfig, arch: Architecture) -> list[str]:
     """A sentence for each, of a model that can be sharded as configured."""
-    return _blocks(config, arch) + _bf16_layers(config, arch) + _recomputed(config, arch)
+    return _blocks(config, arch) + _bf16_layers(config, arch) + _recomputed(config, arch) + _experts(config, arch)
 
 
 def widths(config: ActorConfig, arch: Architecture) -> dict[str, int]:
@@ -53,12 +53,19 @@ def _bf16_layers(config: ActorConfig, arch: Architecture) -> list[str]:
             f"actor.bf16_layers={count} does not go with actor.fp8=delayed, whose scales are kept over all layers: use "
             "tensorwise, blockwise or mxfp8, or leave it at 0."
         ]
-    if count > (most := min(arch.layers // config.pipeline_parallel, arch.layers // 2)):
+    if count > (most := min(arch.layers // config.pipeline_parallel, (arch.layers - 1) // 2)):
+        none = ", which leaves none in FP8" if 2 * count >= arch.layers else ""
         return [
             f"actor.bf16_layers={count} keeps so many first and so many last layers in bfloat16, and there are "
-            f"{arch.layers} in {config.pipeline_parallel} pipeline stages: it can be {most} at most."
+            f"{arch.layers} in {config.pipeline_parallel} pipeline stages{none}: it can be {most} at most."
         ]
     return []
+
+
+def _experts(config: ActorConfig, arch: Architecture) -> list[str]:
+    """Megatron's fields of experts, of a model that has none."""
+    named = [] if arch.experts else [name for name in config.megatron if "moe_" in name]
+    return [f"actor.megatron.{name} does nothing, for the model has no experts: leave it out." for name in named]
 
 
 def _recomputed(config: ActorConfig, arch: Architecture) -> list[str]:

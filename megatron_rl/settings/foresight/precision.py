@@ -15,6 +15,9 @@ PAYS = 7e9  # weights of a dense model from which FP8 pays on Hopper
 GAINS = {"tensorwise": 1.29, "blockwise": 1.19}  # measured: Qwen3-8B's layers on an H200 (docs/benchmarks.md)
 
 
+BLACKWELL = 100  # the first capability on which SGLang gives FP8 weights other scales after loading
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What one of Transformer Engine's FP8 recipes needs of a GPU."""
@@ -82,7 +85,9 @@ def advice(config: Config, arch: Architecture, on: Hardware) -> str:
     said = f"FP8 {fp8}"
     if config.actor.bf16_layers:
         said += f", the first and the last {config.actor.bf16_layers} layers in bfloat16"
-    return said + (f"; {unified(config, arch)}" if generates_fp8(config) else "") + (f"; {little}" if little else "")
+    return (
+        said + (f"; {unified(config, arch, on)}" if generates_fp8(config) else "") + (f"; {little}" if little else "")
+    )
 
 
 def generates_fp8(config: Config) -> bool:
@@ -90,10 +95,12 @@ def generates_fp8(config: Config) -> bool:
     return config.rollout.engine == "sglang" and config.rollout.sglang.fp8 and config.generates()
 
 
-def unified(config: Config, arch: Architecture) -> str:
+def unified(config: Config, arch: Architecture, on: Hardware) -> str:
     """Whether engines multiply with the same e4m3 weights in the same blocks as the actor."""
     if config.actor.fp8 != "blockwise":
         return "the engines' FP8 is another: blocks of 128 x 128"
+    if on.capability >= BLACKWELL:
+        return f"not unified with the engines' FP8: on the {on.name} SGLang quantises once more after loading"
     cut = [f"{named} is {width}" for named, width in widths(config.actor, arch).items() if width % UNIFIED]
     if cut:
         return f"not unified with the engines' FP8: {cut[0]}, which blocks of {UNIFIED} do not divide"
@@ -102,16 +109,30 @@ def unified(config: Config, arch: Architecture) -> str:
 
 def mismatch(config: Config) -> list[str]:
     """A warning of rollouts in FP8 whose mismatch with the actor nothing corrects."""
-    algorithm = config.algorithm
-    if not generates_fp8(config) or config.actor.fp8 == "blockwise" or not config.run.steps:
-        return []
-    if algorithm.correction != "none" or algorithm.bypass:
+    if config.actor.fp8 == "blockwise" or not _uncorrected(config):
         return []
     actor = "in bfloat16" if config.actor.fp8 == "none" else f"with actor.fp8={config.actor.fp8}"
     return [
         f"Engines generate in FP8 (rollout.sglang.fp8=true), the actor computes {actor}, and nothing corrects what is "
         "between them: set algorithm.correction=truncated or masked, or actor.fp8=blockwise, whose blocks are theirs."
     ]
+
+
+def mismatch_on(config: Config, on: Hardware) -> list[str]:
+    """The same of ``actor.fp8=blockwise``, where GPUs make another quantisation of the engines' weights."""
+    if config.actor.fp8 != "blockwise" or on.capability < BLACKWELL or not _uncorrected(config):
+        return []
+    return [
+        f"On the {on.name} SGLang quantises the weights of rollout.sglang.fp8=true once more after loading, so they "
+        "are not those of actor.fp8=blockwise, and nothing corrects what is between them: set algorithm.correction="
+        "truncated or masked."
+    ]
+
+
+def _uncorrected(config: Config) -> bool:
+    """Whether RL takes what engines generate in FP8 as it is."""
+    algorithm = config.algorithm
+    return generates_fp8(config) and config.run.steps > 0 and algorithm.correction == "none" and not algorithm.bypass
 
 
 def _billions(arch: Architecture) -> str:

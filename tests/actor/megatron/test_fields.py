@@ -85,6 +85,23 @@ def test_what_is_set_elsewhere_names_options_that_there_are() -> None:
         ({"layernorm_epsilon": 1e-3}, ["config.json"]),
         ({"fp8_param": True}, ["swaps, checkpoints"]),
         ({"cuda_graph_impl": "local"}, ["one shape"]),
+        ({"moe_router_force_load_balancing": True}, ["drawn anew in every pass"]),
+        ({"moe_expert_capacity_factor": 1.0}, ["would be dropped, and engines drop none"]),
+        ({"moe_token_dropping": True}, ["would be dropped"]),
+        ({"moe_apply_probs_on_input": True}, ["engines weigh what they give"]),
+        ({"moe_router_topk_limited_devices": 2}, ["fewer experts than in the engine"]),
+        ({"test_mode": True}, ["Megatron's own tests"]),
+        ({"moe_router_bias_update_rate": 0.1}, ["they have none"]),
+        (
+            {"moe_router_load_balancing_type": "nonsense"},
+            ["is 'nonsense'; it can be aux_loss, seq_aux_loss, global_aux_loss or none."],
+        ),
+        ({"moe_router_load_balancing_type": ["aux_loss", "sinkhorn"]}, ["or none (sinkhorn chooses other experts"]),
+        ({"moe_aux_loss_coeff": -0.1}, ["is -0.1; it must be 0 or more."]),
+        ({"moe_aux_loss_coeff": [0.1, -1]}, ["is [0.1, -1]; it must be 0 or more."]),
+        ({"moe_aux_loss_coeff": 0.1}, ["does nothing without actor.megatron.moe_router_load_balancing_type"]),
+        ({"moe_z_loss_coeff": -1}, ["is -1; it must be 0 or more."]),
+        ({"bucket_size": -5}, ["is -5; it must be 1 or more."]),
         ({"timers": "x"}, ["a function or an object"]),
         ({"apply_rope_fusion": True}, ["computes nothing in Megatron's own layers", "without a GPU"]),
         ({"tp_comm_overlap": True}, ["without a GPU"]),
@@ -136,8 +153,8 @@ def test_the_command_line() -> None:
 
 def test_fields_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
     """Megatron's own words, before anything is started; and with them all that is wrong elsewhere."""
-    given = "actor.megatron.moe_router_load_balancing_type=[aux_loss]"
+    given = "actor.megatron.overlap_p2p_comm_warmup_flush=true"
     assert main(["check", "quickstart", given, "actor.asleep=true"]) == 2
     said = capsys.readouterr().out
-    assert "does not take these options" in said and "must be a list of the same length" in said
+    assert "does not take these options" in said and "only compatible with overlap_p2p_comm" in said
     assert "actor.asleep=true makes room for engines on the trainer's own GPUs, and there are none" in said

@@ -97,6 +97,8 @@ def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
     ("actor", "dtype", "words"),
     [
         (dict(gradients="bfloat16"), "float32", "for weights in bfloat16"),
+        (dict(moments="bfloat16"), "float32", "for weights in bfloat16"),
+        (dict(megatron={"overlap_param_gather": True}), "float32", "overlaps nothing without overlap_grad_reduce"),
         (dict(moments="bfloat16"), "bfloat16", "needs Transformer Engine's optimiser, and the run is without a GPU"),
         (dict(optimizer_on_host=0.5), "bfloat16", "the run is without a GPU"),
         (dict(recompute_modules=["mlp"]), "float32", "without actor.recompute=selective"),

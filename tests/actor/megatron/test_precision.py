@@ -1,5 +1,7 @@
 """FP8 recipes and recomputation as Megatron-Core takes them; what a rank without Transformer Engine says."""
 
+import sys
+
 import pytest
 import torch
 from megatron.core.enums import Fp8Recipe
@@ -7,12 +9,15 @@ from megatron.core.fp8_utils import get_fp8_align_size
 from megatron.core.transformer import TransformerConfig
 
 from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.megatron.assumed import assumed_transformer_engine
 from megatron_rl.actor.megatron.shapes import BLOCK
 from megatron_rl.actor.model import _precision, _recomputation, transformer_config
+from megatron_rl.actor.optimizer import optimizer_config
 from megatron_rl.actor.trainer import _FP8
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families.architecture import read_architecture
-from tests.settings.foresight.shapes import SMALL
+from megatron_rl.system import machine
+from tests.settings.foresight.shapes import MIXTURE, SMALL
 
 SHAPE = dict(num_layers=8, hidden_size=64, num_attention_heads=4, bf16=True, params_dtype=torch.bfloat16)
 
@@ -55,3 +60,19 @@ def test_fields_reach_the_model_and_conflicts_are_told() -> None:
     with pytest.raises(InputError, match=r"Megatron-Core .* does not take these options .*moe_aux_loss_coeff"):
         wrong = {"moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"]}
         transformer_config(arch, ActorConfig(megatron=wrong), torch.float32)
+
+
+@pytest.mark.skipif(machine.installed("transformer-engine") is not None, reason="it is itself where it is installed")
+def test_transformer_engine_taken_for_granted() -> None:
+    """Configurations of a GPU's layers are made where it is missing, and everything is as before behind that."""
+    arch, dtype = read_architecture(MIXTURE), torch.bfloat16
+    moe = ActorConfig(fp8="tensorwise", recompute="selective", recompute_modules=["moe_act"], moments="bfloat16")
+    with assumed_transformer_engine():
+        found = transformer_config(arch, moe, dtype, te=True)
+        assert found.moe_permute_fusion and found.apply_rope_fusion and found.fp8_recipe == "tensorwise"
+        assert optimizer_config(moe.optimizer, moe, dtype).exp_avg_dtype == dtype
+        with pytest.raises(InputError, match="overlap_moe_expert_parallel_comm is only supported with expert"):
+            transformer_config(arch, ActorConfig(megatron={"overlap_moe_expert_parallel_comm": True}), dtype, te=True)
+    assert "transformer_engine" not in sys.modules
+    with pytest.raises(InputError, match="is not available"):
+        transformer_config(arch, ActorConfig(), dtype, te=True)

@@ -5,7 +5,7 @@ import pytest
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.fit import warnings
 from megatron_rl.settings.foresight.hardware import Hardware, named
-from megatron_rl.settings.foresight.precision import advice, check_precision, recipes
+from megatron_rl.settings.foresight.precision import advice, check_precision, mismatch_on, recipes
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b
 
 DENSE, EXPERTS, TINY = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_235B, SMALL))
@@ -50,6 +50,12 @@ def test_a_consumers_blackwell_lacks_mxfp8() -> None:
             "first and the last 2 layers in bfloat16; the engines'",
         ),
         (
+            "b200",
+            DENSE,
+            {"fp8": "blockwise"},
+            "not unified with the engines' FP8: on the B200 SGLang quantises once more",
+        ),
+        (
             "h200",
             TINY,
             {"fp8": "blockwise"},
@@ -78,3 +84,15 @@ def test_rollouts_in_fp8_need_their_mismatch_corrected() -> None:
     for correction, fp8 in (("truncated", "none"), ("masked", "tensorwise"), ("none", "blockwise")):
         config.algorithm.correction, config.actor.fp8 = correction, fp8
         assert warnings(config) == []
+
+
+def test_blocks_are_not_the_engines_on_blackwell() -> None:
+    config = of_8b()
+    config.rollout.sglang.fp8, config.actor.fp8 = True, "blockwise"
+    assert mismatch_on(config, named("h200")) == []
+    (said,) = mismatch_on(config, named("b200"))
+    assert said.startswith("On the B200 SGLang quantises the weights of rollout.sglang.fp8=true once more")
+    config.algorithm.correction = "truncated"
+    assert mismatch_on(config, named("b200")) == []
+    config.algorithm.correction, config.actor.fp8 = "none", "mxfp8"
+    assert mismatch_on(config, named("b200")) == []  # of which there is a warning on any GPU
