@@ -94,15 +94,18 @@ def assumed(on: Hardware) -> Assumed:
     return ON_GPU if on.gpus else ON_CPU
 
 
-def seconds(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float) -> Step:
-    """Of one step on this hardware, whose peak is known; ``running``: sequences that an engine has room for."""
+def seconds(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float, crowd: int = 1) -> Step:
+    """Of one step on this hardware, whose peak is known.
+
+    ``running``: sequences that an engine has room for; ``crowd``: engines that share a GPU.
+    """
     forward, update, mfu, size = learning(config, arch, on, load)
     wide = assumed(on).wide if config.rollout.true_on_policy else 1.0
     roles = scored(config)
     apart = on.host if on.gpus else float("inf")
     copied = max(held(arch, config.actor.sizes(), 0).all * WEIGHT_BYTES[config.model.dtype] / apart, 0.0)
     return Step(
-        generate=wide * generating(config, arch, on, load, running) if config.generates() else 0.0,
+        generate=wide * generating(config, arch, on, load, running, crowd) if config.generates() else 0.0,
         score=wide * forward * sum(role != "reference" for role in roles),
         reference=(wide * forward + copied) if "reference" in roles else 0.0,
         update=wide * update * (2 if "critic" in roles else 1),
@@ -193,8 +196,13 @@ def token_bytes(arch: Architecture, item: int) -> int:
     return arch.layers * arch.kv_heads * arch.head_dim * 2 * item
 
 
-def generating(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float) -> float:
-    """Until the last completion is done: the engines' throughput, or the longest completion alone."""
+def generating(
+    config: Config, arch: Architecture, on: Hardware, load: Workload, running: float, crowd: int = 1
+) -> float:
+    """Until the last completion is done: the engines' throughput, or the longest completion alone.
+
+    ``crowd`` engines on a GPU share its speed.
+    """
     rollout, item = config.rollout, WEIGHT_BYTES[config.model.dtype]
     on_gpus = on.gpus > 0 and rollout.engine == "sglang"
     if on.gpus and not on_gpus:
@@ -204,8 +212,8 @@ def generating(config: Config, arch: Architecture, on: Hardware, load: Workload,
     rows = ceil(load.rows / rollout.engine_count)
     rounds = ceil(rows / max(min(rollout.max_running, running), 1.0))
     batch = rows / rounds
-    peak = on.rate(config.model.dtype) * assume.decoding * tensor
-    wide = assume.bandwidth * on.bandwidth * tensor
+    peak = on.rate(config.model.dtype) * assume.decoding * tensor / crowd
+    wide = assume.bandwidth * on.bandwidth * tensor / crowd
     weights = whole(arch) * (1 if rollout.sglang.fp8 and on_gpus else item)
     # Every expert that one of the tokens goes to is read.
     met = 1.0 if not arch.experts else 1 - (1 - arch.experts_per_token / arch.experts) ** batch
