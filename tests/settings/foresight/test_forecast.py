@@ -119,6 +119,27 @@ def test_engines_over_nodes_share_gpus_too() -> None:
     )
 
 
+def test_gpus_with_nothing_to_do_are_named() -> None:
+    """Eight ranks on two nodes are four on each; so are colocated engines, which lie on the ranks' GPUs."""
+    config = of_8b()
+    config.actor.data_parallel = config.rollout.engines = 8
+    config.actor.recompute = "full"
+    two = foresee(config, QWEN3_8B, named("h200", 2, 8))
+    assert (two.places.idle, two.places.ranks) == (8, 4)
+    assert two.warnings()[-1].startswith("8 of 16 GPUs have nothing to do: each node that trains has 4 trainer ranks")
+    for changed, nodes, idle in (
+        ({"rollout.engines": 11}, 2, 5),  # six on the first node and five on the second
+        ({"rollout.engines": 16}, 2, 0),
+        ({"rollout.sglang.colocated": False}, 2, 0),
+        ({"rollout.sglang.colocated": False, "rollout.engines": 3}, 2, 5),
+        ({"rollout.sglang.colocated": False, "launch.rollout_nodes": 1, "rollout.engines": 7}, 2, 1),
+        ({"rollout.sglang.colocated": False, "launch.rollout_nodes": 1}, 3, 8),
+        ({}, 1, 0),
+        ({"rollout.engine": "embedded", "actor.data_parallel": 6}, 1, 2),
+    ):
+        assert foresee(applied(config, changed), QWEN3_8B, named("h200", nodes, 8)).places.idle == idle
+
+
 def test_computing_anew_takes_time() -> None:
     config, on, seconds = of_8b(), named("h200", 1, 8), []
     for how in (
