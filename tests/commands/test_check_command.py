@@ -128,6 +128,10 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpu", "h1000"], "--gpu h1000 is not known"),
         (["--gpus", "8"], "--gpus 8 goes with --gpu NAME"),
         (["--gpu", "h100", "--gpus", "0"], "--gpus 0 goes with --gpu NAME and is 1 or more"),
+        (["--gpu", "h100", "--gpus", "1000000"], "--gpus 1000000 is the number of each node: 128 at most"),
+        (["--gpu", ""], "--gpu is empty"),
+        (["--model", ""], "--model is empty"),
+        (["--nodes", "2", "launch.nodes=4"], "--nodes 2 and launch.nodes=4 contradict each other"),
         (["--tokens", "0"], "--tokens 0 is the mean length"),
         (["--suggest"], "--suggest needs GPUs"),
         (["no.such.recipe", "--suggest", "--gpu", "cpu"], "--suggest needs GPUs"),  # said at once
@@ -139,6 +143,17 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], arguments: list[str], s
     Path("empty.json").write_text("{}")
     assert main(["check", *([] if "." in arguments[0] else ["quickstart"]), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_suggestions_reproduce_with_the_flags(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "there").mkdir()
+    (folder / "8b.json").rename(folder / "there/config.json")  # a folder is as good
+    there = ["--gpu", "h200", "--nodes", "2", "--rollout-nodes", "1", "--model", "there", "actor.recompute=full"]
+    there += ["rollout.sglang.colocated=false"]
+    first = answer(capsys, RECIPE, *there, "--suggest")["suggestions"][0]
+    assert not any(key.startswith("launch.") for key in first["options"])
+    options = [f"{key}={str(value).lower()}" for key, value in first["options"].items()]
+    assert answer(capsys, RECIPE, *there, *options)["forecast"]["seconds"] == first["seconds"]
 
 
 def test_no_machines_run_nothing(capsys: pytest.CaptureFixture[str]) -> None:
