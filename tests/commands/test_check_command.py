@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from megatron_rl.cli import main
+from megatron_rl.config import Config
+from megatron_rl.settings.fit import warnings
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_235b
 
 RECIPE = "tests.commands.test_check_command.of_8b_here"
@@ -154,6 +156,14 @@ def test_suggestions_reproduce_with_the_flags(capsys: pytest.CaptureFixture[str]
     assert not any(key.startswith("launch.") for key in first["options"])
     options = [f"{key}={str(value).lower()}" for key, value in first["options"].items()]
     assert answer(capsys, RECIPE, *there, *options)["forecast"]["seconds"] == first["seconds"]
+
+
+def test_options_of_sglang_do_nothing_with_the_embedded_engine() -> None:
+    config = Config()
+    config.rollout.engine, config.rollout.sglang.nodes, config.rollout.sglang.fp8 = "embedded", 2, True
+    said = " ".join(warnings(config))
+    for option in ("nodes=2", "fp8=true"):
+        assert f"rollout.sglang.{option} does nothing with rollout.engine=embedded" in said
 
 
 def test_no_machines_run_nothing(capsys: pytest.CaptureFixture[str]) -> None:
