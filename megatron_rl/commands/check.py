@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.algorithms.registry import asked_of
-from megatron_rl.commands.recipe import add_recipe, checked, print_problems, print_warnings
+from megatron_rl.commands.recipe import add_recipe, checked, flagged, print_problems, print_warnings
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.launch.check import resolved
@@ -28,6 +28,8 @@ from megatron_rl.settings.model import check_critic
 from megatron_rl.system import machine
 from megatron_rl.system.files import read_json
 from megatron_rl.system.processes import BAD_INPUT
+
+_MOST_GPUS = 128  # of a node
 
 EXAMPLES = """\
 examples:
@@ -62,8 +64,15 @@ def run(options: argparse.Namespace) -> int:
         if options.gpu or options.suggest or options.json:
             raise InputError("--numerics computes on this machine's CPU: give it without --gpu, --suggest and --json.")
         return _numerics(options)
+    for flag, given in (("--gpu", options.gpu), ("--model", options.model)):
+        if given == "":
+            raise InputError(f"{flag} is empty: name one, or leave it out.")
     if options.gpus is not None and (not options.gpu or options.gpus < 1):
         raise InputError(f"--gpus {options.gpus} goes with --gpu NAME and is 1 or more.")
+    if options.gpus is not None and options.gpus > _MOST_GPUS:
+        raise InputError(
+            f"--gpus {options.gpus} is the number of each node: {_MOST_GPUS} at most; --nodes N takes more."
+        )
     if options.tokens is not None and not options.tokens >= 1:
         raise InputError(f"--tokens {options.tokens:g} is the mean length of a completion: give 1 or more.")
     if options.suggest and (options.gpu == "cpu" or not (options.gpu or machine.gpus())):
@@ -76,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, on: Hardware | None) -> int:
-    known = _config_json(options.model) if options.model else None
+    known = _config_json(options.model) if options.model is not None else None
     config, found = checked(options, known)
     nodes = max(resolved(config.launch).nodes, 1)
     on = this_machine(nodes) if on is None else named(options.gpu, nodes, on.gpus)
@@ -98,7 +107,7 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
             print(f"  note       {what}: {count}")
         print_warnings(found.warnings, sys.stdout)
     if suggestions is not None:
-        print("\n".join(each.line() for each in suggestions) or _none_fits(config, known, on, options.tokens))
+        print("\n".join(each.line() for each in suggestions) or _none_fits(options, config, known, on))
     return BAD_INPUT if found.problems else 0
 
 
@@ -128,12 +137,13 @@ def _foreseen(
             said = check(changed, contents=False, known=known).problems + check_hardware(changed, on)
             return set(said) <= set(found.problems)  # of the recipe, whatever its layout
 
-        suggestions = suggest(config, hf_config, on, sound, options.tokens)
+        suggestions = suggest(config, hf_config, on, sound, options.tokens, flagged(options, "launch.rollout_nodes"))
     return forecast, suggestions
 
 
-def _none_fits(config: Config, known: dict[str, Any] | None, on: Hardware, tokens: float | None) -> str:
-    nodes = enough_nodes(config, known or read_config(config.model), on, tokens)
+def _none_fits(options: argparse.Namespace, config: Config, known: dict[str, Any] | None, on: Hardware) -> str:
+    serving = flagged(options, "launch.rollout_nodes")
+    nodes = enough_nodes(config, known or read_config(config.model), on, options.tokens, serving)
     more = f" On {nodes} nodes there are some: --nodes {nodes}." if nodes else ""
     return f"No layout fits on {on.nodes} x {on.gpus} {on.name}.{more}"
 
@@ -147,6 +157,8 @@ def _beside(config: Config, hf_config: dict[str, Any]) -> dict[str, Mapping[str,
 
 
 def _config_json(file: str) -> dict[str, Any]:
+    if Path(file).is_dir():
+        file = str(Path(file) / "config.json")
     content = read_json(Path(file), "--model takes the config.json of a model")
     if not isinstance(content.get("model_type"), str):
         raise InputError(f"--model {file} has no model_type: it is not the config.json of a model.")

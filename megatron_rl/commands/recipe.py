@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from megatron_rl.config import Config
+from megatron_rl.errors import InputError
 from megatron_rl.settings.check import Findings, check
 from megatron_rl.settings.load import load
 
@@ -36,6 +37,19 @@ def _counted(key: str, some: bool) -> Callable[[str], str]:
     return override
 
 
+def flagged(options: argparse.Namespace, key: str) -> int | None:
+    """The number that a flag gives a key; None without the flag. Raises InputError where key=N says another."""
+    flags = [text.partition("=") for text in getattr(options, "flags", None) or []]
+    found = [value for name, _, value in flags if name == key]
+    said = [text for text in options.overrides if text.partition("=")[0].strip() == key]
+    if found and (other := [text for text in said if text.partition("=")[2].strip() != found[-1].strip()]):
+        flag = "--" + key.partition(".")[2].replace("_", "-")
+        raise InputError(
+            f"{flag} {found[-1]} and {other[0]} contradict each other: {flag} is short for {key}=N; give one."
+        )
+    return int(found[-1]) if found and found[-1].strip().isdecimal() else None
+
+
 def load_checked(options: argparse.Namespace, to: TextIO) -> tuple[Config, Findings] | None:
     """The recipe with its overrides, and what was found; None after all that is wrong has been printed."""
     config, found = checked(options)
@@ -47,6 +61,8 @@ def load_checked(options: argparse.Namespace, to: TextIO) -> tuple[Config, Findi
 
 def checked(options: argparse.Namespace, known: dict[str, Any] | None = None) -> tuple[Config, Findings]:
     """The recipe with its overrides, and what was found; ``known`` as for ``check``."""
+    for key in ("launch.nodes", "launch.rollout_nodes"):
+        flagged(options, key)
     config, problems = load(options.recipe, options.overrides)
     found = check(config, known=known)
     return config, replace(found, problems=problems + found.problems)

@@ -6,6 +6,7 @@ from typing import Any
 from megatron_rl.config import Config
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.order.mixture import parts, weights
+from megatron_rl.launch.check import resolved
 from megatron_rl.rollout.config import RolloutConfig
 from megatron_rl.settings.footprint import footprint, read_config, readable
 from megatron_rl.system import kernels, machine
@@ -24,6 +25,8 @@ def describe(config: Config, known: dict[str, Any] | None = None) -> str:
     updates = algorithm.minibatches * algorithm.epochs
     gpus = len(machine.gpus())
     where = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "CPU"
+    if (trainers := resolved(config.launch).nodes - config.launch.rollout_nodes) > 1:
+        where = f"{trainers} nodes of {where}" if gpus else f"the CPUs of {trainers} nodes"
     more = {"virtual pipeline": actor.virtual_pipeline, "expert": actor.expert_parallel}
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.terms.items())
     preference, rewarding = config.preference, config.reward_model

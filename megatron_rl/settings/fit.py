@@ -43,6 +43,15 @@ def check_fit(config: Config, needed: Footprint) -> list[str]:
 def warnings(config: Config) -> list[str]:
     """What works, but surely not as it was meant."""
     gpus, found = len(machine.gpus()), mismatch(config)
+    sglang = config.rollout.sglang
+    if config.rollout.engine == "embedded" and config.generates():
+        unused = {"nodes=" + str(sglang.nodes): sglang.nodes > 1, "fp8=true": sglang.fp8}
+        found += [
+            f"rollout.sglang.{said} does nothing with rollout.engine=embedded: leave it out, or set "
+            "rollout.engine=sglang."
+            for said, given in unused.items()
+            if given
+        ]
     if gpus and config.rollout.engine == "embedded" and config.generates():
         found.append(
             f"rollout.engine=embedded generates on the CPU, and the trainer computes on {_counted(gpus, 'GPU')}: "

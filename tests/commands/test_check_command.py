@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from megatron_rl.cli import main
+from megatron_rl.config import Config
+from megatron_rl.settings.fit import warnings
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_235b
 
 RECIPE = "tests.commands.test_check_command.of_8b_here"
@@ -128,6 +130,10 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpu", "h1000"], "--gpu h1000 is not known"),
         (["--gpus", "8"], "--gpus 8 goes with --gpu NAME"),
         (["--gpu", "h100", "--gpus", "0"], "--gpus 0 goes with --gpu NAME and is 1 or more"),
+        (["--gpu", "h100", "--gpus", "1000000"], "--gpus 1000000 is the number of each node: 128 at most"),
+        (["--gpu", ""], "--gpu is empty"),
+        (["--model", ""], "--model is empty"),
+        (["--nodes", "2", "launch.nodes=4"], "--nodes 2 and launch.nodes=4 contradict each other"),
         (["--tokens", "0"], "--tokens 0 is the mean length"),
         (["--suggest"], "--suggest needs GPUs"),
         (["no.such.recipe", "--suggest", "--gpu", "cpu"], "--suggest needs GPUs"),  # said at once
@@ -139,6 +145,25 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], arguments: list[str], s
     Path("empty.json").write_text("{}")
     assert main(["check", *([] if "." in arguments[0] else ["quickstart"]), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_suggestions_reproduce_with_the_flags(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "there").mkdir()
+    (folder / "8b.json").rename(folder / "there/config.json")  # a folder is as good
+    there = ["--gpu", "h200", "--nodes", "2", "--rollout-nodes", "1", "--model", "there", "actor.recompute=full"]
+    there += ["rollout.sglang.colocated=false"]
+    first = answer(capsys, RECIPE, *there, "--suggest")["suggestions"][0]
+    assert not any(key.startswith("launch.") for key in first["options"])
+    options = [f"{key}={str(value).lower()}" for key, value in first["options"].items()]
+    assert answer(capsys, RECIPE, *there, *options)["forecast"]["seconds"] == first["seconds"]
+
+
+def test_options_of_sglang_do_nothing_with_the_embedded_engine() -> None:
+    config = Config()
+    config.rollout.engine, config.rollout.sglang.nodes, config.rollout.sglang.fp8 = "embedded", 2, True
+    said = " ".join(warnings(config))
+    for option in ("nodes=2", "fp8=true"):
+        assert f"rollout.sglang.{option} does nothing with rollout.engine=embedded" in said
 
 
 def test_no_machines_run_nothing(capsys: pytest.CaptureFixture[str]) -> None:

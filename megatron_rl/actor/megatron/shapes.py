@@ -1,6 +1,7 @@
 """Sizes of a model that options of precision and recomputation do not go with. Imports no torch."""
 
 from collections import Counter
+from dataclasses import replace
 
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.resharding.families.architecture import Architecture
@@ -36,10 +37,14 @@ def _blocks(config: ActorConfig, arch: Architecture) -> list[str]:
     wrong = [f"{named} is {width}" for named, width in widths(config, arch).items() if width % block]
     if not wrong:
         return []
-    return [
-        f"actor.fp8={config.fp8} multiplies in blocks of {block}, and {wrong[0]}: lower the parallel size, or use "
-        + ("actor.fp8=tensorwise." if block > 16 else "actor.fp8=none.")
-    ]
+    whole = widths(replace(config, tensor_parallel=1, expert_tensor_parallel=1), arch).values()
+    cures = [] if any(width % block for width in whole) else ["lower the parallel size"]
+    if block > 16 and not any(width % 16 for width in widths(config, arch).values()):
+        cures.append("use actor.fp8=tensorwise")
+    if not cures and block > 16 and not any(width % 16 for width in whole):
+        cures = ["lower the parallel size and use actor.fp8=tensorwise"]
+    cure = ", or ".join(cures or ["no parallel size changes that; use actor.fp8=none"])
+    return [f"actor.fp8={config.fp8} multiplies in blocks of {block}, and {wrong[0]}: {cure}."]
 
 
 def _bf16_layers(config: ActorConfig, arch: Architecture) -> list[str]:

@@ -160,10 +160,14 @@ def _engine_scales(s: Segment, spec: TensorSpec, shape: tuple[int, ...], block: 
     for end, whole, edge in zip(ends, spec.shape, edges, strict=True):
         aligned = aligned and (end % block == 0 or (end == whole and edge))
     if not aligned:
+        cure = "no parallel size changes that: "
+        if tuple(ends) != tuple(spec.shape) or any(begin):  # a part of it, which may be larger
+            experts = "raise its expert_parallel, " if ".experts." in s.tensor else ""
+            cure = f"lower the engine's tensor_parallel, {experts}or "
         raise InputError(
             f"The engine holds rows {begin[0]} to {ends[0]} and columns {begin[1]} to {ends[1]} of {s.tensor} in "
-            f"{s.local}, which cuts its {block} x {block} FP8 tiles: lower the engine's tensor_parallel, raise its "
-            f"expert_parallel, or keep the model's dtype."
+            f"{s.local}, which cuts its {block} x {block} FP8 tiles: {cure}keep the model's "
+            "dtype."
         )
     first, count = touched((begin, extent), block)
     width = -(-cols // block)

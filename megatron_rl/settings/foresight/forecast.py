@@ -6,12 +6,12 @@ from typing import Any
 
 from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import Architecture, read_architecture
-from megatron_rl.rollout.sglang.servers.gpus import engine_gpus, shared
 from megatron_rl.settings.footprint import WEIGHT_BYTES, readable
 from megatron_rl.settings.foresight.hardware import Hardware
 from megatron_rl.settings.foresight.held import whole
 from megatron_rl.settings.foresight.memory import Memory, trainer_memory
-from megatron_rl.settings.foresight.seconds import Step, assumed, seconds, token_bytes
+from megatron_rl.settings.foresight.places import Places, places
+from megatron_rl.settings.foresight.seconds import Step, assumed, on_host, seconds, token_bytes
 from megatron_rl.settings.foresight.work import Workload, workload
 
 _ASLEEP = 1.0e9  # bytes of a GPU that a colocated server keeps while the trainer has its memory; assumed
@@ -28,10 +28,12 @@ class Forecast:
     engine_weights: float  # bytes of one worker of an engine
     engine_cache: float  # what is left for its keys and values; at least what is asked for, where it is not on a GPU
     running: float  # sequences that an engine decodes at a time
-    together: bool  # an engine and a trainer rank share a GPU
+    engines: int  # that are started
+    places: Places
     peak: float  # bytes of the fullest GPU, or of the fullest trainer process without one
     phases: dict[str, float]  # the same in each phase of a step
     step: Step | None  # None: the hardware's speed is not known, or there is no RL
+    host: dict[str, str]  # what is assumed of the host's part
 
     @property
     def fits(self) -> bool:
@@ -45,12 +47,26 @@ class Forecast:
 
     def warnings(self) -> list[str]:
         """What is likely to go wrong."""
+        found, crowd, apart = [], self.places.crowd, self.places.apart
+        if crowd > 1:
+            found.append(
+                f"rollout.engines={self.engines}: up to {crowd} engines are on the same GPUs and share their memory "
+                f"and speed, which are there for {apart} engine{'s' if apart > 1 else ''}: rollout.engines={apart}."
+            )
+        if idle := self.places.idle:
+            found.append(
+                f"{idle} of {self.on.total} GPUs have nothing to do: each node that trains has {self.places.ranks} "
+                f"trainer rank{'s' if self.places.ranks > 1 else ''}, and no engine is on these. Raise "
+                "actor.data_parallel or rollout.engines, or take fewer GPUs."
+            )
         if self.fits:
-            return []
+            return found
         most = max(self.trainer.parts().items(), key=lambda part: part[1])
         return [
+            *found,
             f"It will probably not fit: the fullest GPU is predicted to need {readable(self.peak)} of "
-            f"{readable(self.on.memory)}, most of it {most[0]} ({readable(most[1])}). --suggest lists layouts that fit."
+            f"{readable(self.on.memory)}, most of it {most[0]} ({readable(most[1])}). --suggest lists layouts "
+            "that fit.",
         ]
 
     def lines(self) -> dict[str, str]:
@@ -69,7 +85,9 @@ class Forecast:
         if self.engine_cache:
             found["an engine"] = (
                 f"{readable(self.engine_weights)} of weights a GPU, {readable(self.engine_cache)} for keys and values: "
-                f"{self.running:.0f} sequences at a time" + (", on a trainer's GPU" if self.together else "")
+                f"{self.running:.0f} sequences at a time"
+                + (f", {self.places.crowd} engines on a GPU" if self.places.crowd > 1 else "")
+                + (", on a trainer's GPU" if self.places.together else "")
             )
         if self.step is not None:
             found["a step"] = told(self.step)
@@ -88,6 +106,7 @@ class Forecast:
             f"or {100 * assume.decoding:.0f} % of the peak",
             "links at": f"{100 * assume.links:.0f} % of {self.on.near / 1e9:.3g} and {self.on.far / 1e9:.3g} GB/s",
             "rewards": "none",
+            **self.host,
         }
 
     def data(self) -> dict[str, Any]:
@@ -99,7 +118,8 @@ class Forecast:
             "memory": {
                 "trainer": self.trainer.parts() | {"peak": self.trainer.peak},
                 "engine": {"weights": self.engine_weights, "cache": self.engine_cache, "running": self.running},
-                "together": self.together,
+                "together": self.places.together,
+                "engines_on_a_gpu": self.places.crowd,
                 "peak": self.peak,
                 "phases": self.phases,
                 "available": self.on.memory,
@@ -156,21 +176,22 @@ def foreseen(
     tensor = rollout.sglang.tensor_parallel if rollout.engine == "sglang" else 1
     weights = whole(arch) * (1 if rollout.sglang.fp8 and served else item) / tensor
     a_token = token_bytes(arch, item) / min(tensor, arch.kv_heads)
-    together = served and shares(config, on)
+    where = places(config, on)
+    together, crowd = where.together, where.crowd
     cache, running = 0.0, float(rollout.max_running)
     phases = {"score": trainer.scoring, "update": trainer.updating} if trainer.on_gpu else {"update": trainer.peak}
     if served:
         colocated = together and rollout.sglang.colocated
         least = _FEWEST * load.room * a_token
         beside = (trainer.resting if colocated else trainer.peak) if together else trainer.runtime
-        cache = max(on.memory * 0.95 - beside - weights, 0.0)
+        cache = max((on.memory * 0.95 - beside) / crowd - weights, 0.0)
         running = min(running, cache / ((load.prompt + load.completion) * a_token))
         # Everything of the trainer's but what rests lives while it learns alone, when a colocated server sleeps.
-        there = (_ASLEEP if colocated else weights + least) if together else 0.0
+        there = crowd * (_ASLEEP if colocated else weights + least) if together else 0.0
         phases = {
-            "generate": beside + weights + least,
+            "generate": beside + crowd * (weights + least),
             **{name: size + there for name, size in phases.items()},
-            "swap": trainer.resting + (weights + (0 if colocated else least) if together else 0),
+            "swap": trainer.resting + (crowd * (weights + (0 if colocated else least)) if together else 0),
         }
     peak = max(phases.values())
     known = config.run.steps > 0 and on.rate(config.model.dtype) > 0
@@ -181,18 +202,10 @@ def foreseen(
         weights if config.generates() else 0.0,
         cache,
         running,
-        together,
+        rollout.engines,
+        where,
         peak,
         phases,
-        seconds(config, arch, on, load, running) if known else None,
+        seconds(config, arch, on, load, running, crowd) if known else None,
+        on_host(config, on),
     )
-
-
-def shares(config: Config, on: Hardware) -> bool:
-    """Whether engines lie on GPUs of trainer ranks."""
-    rollout, world = config.rollout, config.actor.sizes().world
-    if config.launch.rollout_nodes:
-        return False
-    if on.nodes > 1:
-        return rollout.sglang.colocated or world + rollout.engines * rollout.sglang.tensor_parallel > on.total
-    return shared(engine_gpus(rollout, world), world)

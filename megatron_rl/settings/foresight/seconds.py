@@ -11,9 +11,10 @@ from math import ceil
 
 from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import Architecture
-from megatron_rl.settings.footprint import WEIGHT_BYTES
+from megatron_rl.settings.footprint import WEIGHT_BYTES, state_bytes
 from megatron_rl.settings.foresight.hardware import Hardware, on_cpu
 from megatron_rl.settings.foresight.held import active, held, stage_layers, whole
+from megatron_rl.settings.foresight.places import local_ranks
 from megatron_rl.settings.foresight.work import (
     Workload,
     again,
@@ -94,15 +95,18 @@ def assumed(on: Hardware) -> Assumed:
     return ON_GPU if on.gpus else ON_CPU
 
 
-def seconds(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float) -> Step:
-    """Of one step on this hardware, whose peak is known; ``running``: sequences that an engine has room for."""
+def seconds(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float, crowd: int = 1) -> Step:
+    """Of one step on this hardware, whose peak is known.
+
+    ``running``: sequences that an engine has room for; ``crowd``: engines that share a GPU.
+    """
     forward, update, mfu, size = learning(config, arch, on, load)
     wide = assumed(on).wide if config.rollout.true_on_policy else 1.0
     roles = scored(config)
     apart = on.host if on.gpus else float("inf")
     copied = max(held(arch, config.actor.sizes(), 0).all * WEIGHT_BYTES[config.model.dtype] / apart, 0.0)
     return Step(
-        generate=wide * generating(config, arch, on, load, running) if config.generates() else 0.0,
+        generate=wide * generating(config, arch, on, load, running, crowd) if config.generates() else 0.0,
         score=wide * forward * sum(role != "reference" for role in roles),
         reference=(wide * forward + copied) if "reference" in roles else 0.0,
         update=wide * update * (2 if "critic" in roles else 1),
@@ -143,6 +147,7 @@ def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -
     forward = of(1, 1, 1, 1 / 3, 1)
     one = of(3 + anew, 3 + redone, 4, 1 + anew / 3, 2 + anew)  # logits are made twice
     update = load.passes * one + load.updates * (_optimizing(config, arch, on) + assume.update)
+    update += sleeping(config, arch, on)
     model = load.passes * 3 * ((layers + attention) * load.length / length + head)  # prompts count in every row
     return forward, update, model / (peak * sizes.world * update), size
 
@@ -162,7 +167,7 @@ def _sent(config: Config, arch: Architecture, on: Hardware, tokens: float) -> fl
 
     def over(ranks: int, spread: int) -> float:
         """Bytes/s between so many ranks, which lie ``spread`` ranks apart."""
-        return assume.links * (on.near if ranks * spread <= max(on.gpus, 1) or not on.gpus else on.far)
+        return assume.links * _link(config, on, ranks * spread)
 
     time = 0.0
     if sizes.tensor > 1:  # two all-reduces a layer, or as many gathers and scatters
@@ -182,10 +187,41 @@ def _optimizing(config: Config, arch: Architecture, on: Hardware) -> float:
     """Gradients added up, AdamW's pass over its state, weights handed out."""
     sizes, item, assume = config.actor.sizes(), WEIGHT_BYTES[config.model.dtype], assumed(on)
     own, replicas = held(arch, sizes, 0).all, sizes.data * sizes.context
-    touched = own * 4 * 2 + own * (28 + item) / replicas  # zeroed and read; read and written, three numbers of a weight
+    away = config.actor.optimizer_on_host if on.gpus else 0.0
+    # Zeroed and read; read and written, three numbers of a weight.
+    touched = own * 4 * 2 + own * (28 + item) / replicas * (1 - away)
+    there = 0.0
+    if away:  # gradients go there and weights come back, in float32
+        threads = on_cpu(_A_CPU, config.actor.threads)
+        there = away * own / replicas * (28 / threads.bandwidth + 2 * 4 / on.host)
     sent = own * (4 + item) * (replicas - 1) / replicas
-    link = on.near if not on.gpus or sizes.stage <= on.gpus else on.far
-    return touched / (assume.bandwidth * on.bandwidth) + sent / (assume.links * link)
+    link = _link(config, on, sizes.stage)
+    return touched / (assume.bandwidth * on.bandwidth) + sent / (assume.links * link) + there
+
+
+def sleeping(config: Config, arch: Architecture, on: Hardware) -> float:
+    """Seconds of a step in which AdamW's state goes to the host and comes back (``actor.asleep``)."""
+    if not on.gpus or not config.actor.asleep:
+        return 0.0
+    sizes = config.actor.sizes()
+    state = held(arch, sizes, 0).all / (sizes.data * sizes.context)
+    return 2 * state * state_bytes(config.actor, WEIGHT_BYTES[config.model.dtype]) / on.host
+
+
+def on_host(config: Config, on: Hardware) -> dict[str, str]:
+    """What is assumed of the host where AdamW's state lies there, always or for a while."""
+    actor, found = config.actor, {}
+    if on.gpus and (actor.optimizer_on_host or actor.asleep):
+        found["copies to the host and back at"] = f"{on.host / 1e9:.3g} GB/s"
+    if on.gpus and actor.optimizer_on_host:
+        found["AdamW there at"] = f"{on_cpu(_A_CPU, actor.threads).bandwidth / 1e9:.3g} GB/s of memory a rank"
+    return found
+
+
+def _link(config: Config, on: Hardware, ranks: int) -> float:
+    """Bytes/s between the first and the last of so many ranks in a row: all on one node, or some such group on two."""
+    local = local_ranks(config, on)
+    return on.far if min(local, on.gpus or local) % ranks else on.near
 
 
 def token_bytes(arch: Architecture, item: int) -> int:
@@ -193,8 +229,13 @@ def token_bytes(arch: Architecture, item: int) -> int:
     return arch.layers * arch.kv_heads * arch.head_dim * 2 * item
 
 
-def generating(config: Config, arch: Architecture, on: Hardware, load: Workload, running: float) -> float:
-    """Until the last completion is done: the engines' throughput, or the longest completion alone."""
+def generating(
+    config: Config, arch: Architecture, on: Hardware, load: Workload, running: float, crowd: int = 1
+) -> float:
+    """Until the last completion is done: the engines' throughput, or the longest completion alone.
+
+    ``crowd`` engines on a GPU share its speed.
+    """
     rollout, item = config.rollout, WEIGHT_BYTES[config.model.dtype]
     on_gpus = on.gpus > 0 and rollout.engine == "sglang"
     if on.gpus and not on_gpus:
@@ -204,8 +245,8 @@ def generating(config: Config, arch: Architecture, on: Hardware, load: Workload,
     rows = ceil(load.rows / rollout.engine_count)
     rounds = ceil(rows / max(min(rollout.max_running, running), 1.0))
     batch = rows / rounds
-    peak = on.rate(config.model.dtype) * assume.decoding * tensor
-    wide = assume.bandwidth * on.bandwidth * tensor
+    peak = on.rate(config.model.dtype) * assume.decoding * tensor / crowd
+    wide = assume.bandwidth * on.bandwidth * tensor / crowd
     weights = whole(arch) * (1 if rollout.sglang.fp8 and on_gpus else item)
     # Every expert that one of the tokens goes to is read.
     met = 1.0 if not arch.experts else 1 - (1 - arch.experts_per_token / arch.experts) ** batch

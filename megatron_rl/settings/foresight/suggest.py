@@ -53,13 +53,16 @@ def suggest(
     on: Hardware,
     sound: Callable[[Config], bool],
     tokens: float | None = None,
+    rollout_nodes: int | None = None,
 ) -> list[Suggestion]:
-    """Up to ``SHOWN`` layouts that are ``sound`` and fit. Raises InputError without GPUs, or without steps of RL."""
+    """Up to ``SHOWN`` layouts that are ``sound`` and fit; with ``rollout_nodes`` nodes that only generate, where given.
+
+    Raises InputError without GPUs, or without steps of RL."""
     if not on.gpus or not on.rate(config.model.dtype):
         raise InputError(NEEDS_GPUS)
     if not config.run.steps:
         raise InputError("--suggest is for runs with steps of RL (run.steps).")
-    found = list(_fitting(config, hf_config, on, tokens))
+    found = list(_fitting(config, hf_config, on, tokens, rollout_nodes))
     found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
     chosen: dict[tuple[int | str | bool, ...], Suggestion] = {}
     for each in found[:_CHECKED]:
@@ -70,18 +73,26 @@ def suggest(
     return list(chosen.values())
 
 
-def enough_nodes(config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None = None) -> int:
+def enough_nodes(
+    config: Config,
+    hf_config: Mapping[str, Any],
+    on: Hardware,
+    tokens: float | None = None,
+    rollout_nodes: int | None = None,
+) -> int:
     """Twice as many nodes as these, or four times, …: the first number on which a layout fits; 0: none does."""
     for nodes in (on.nodes * times for times in _TIMES):
-        if next(_fitting(config, hf_config, replace(on, nodes=nodes), tokens), None) is not None:
+        if next(_fitting(config, hf_config, replace(on, nodes=nodes), tokens, rollout_nodes), None) is not None:
             return nodes
     return 0
 
 
-def _fitting(config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None) -> Iterator[Suggestion]:
+def _fitting(
+    config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None, given: int | None
+) -> Iterator[Suggestion]:
     """Layouts that fit, by prediction, whether sound or not."""
     arch, load = read_architecture(hf_config), workload(config, tokens)
-    for rollout_nodes in _splits(config, on):
+    for rollout_nodes in _splits(config, on) if given is None else [given] if given < on.nodes else []:
         for trainer in _trainers(config, arch, on, load, on.total - rollout_nodes * on.gpus):
             for engine in _engines(config, hf_config, on, rollout_nodes):
                 options = trainer | engine

@@ -1,5 +1,7 @@
 """Sizes that options of precision and recomputation do not go with."""
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_rl.actor.config import ActorConfig
@@ -15,7 +17,10 @@ DENSE, EXPERTS, SMALL = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_
     [
         (DENSE, dict(fp8="mxfp8", tensor_parallel=8), None),
         (SMALL, dict(fp8="tensorwise"), "multiplies in blocks of 16, and moe_intermediate_size / actor.expert_tensor"),
-        (SMALL, dict(fp8="mxfp8"), "is 24: lower the parallel size, or use actor.fp8=tensorwise."),
+        (SMALL, dict(fp8="mxfp8"), "is 24: no parallel size changes that; use actor.fp8=none."),
+        (replace(DENSE, hidden=1000), dict(fp8="tensorwise"), "hidden_size is 1000: no parallel size changes that"),
+        (replace(DENSE, mlp_hidden=4880), dict(fp8="mxfp8"), "is 4880: use actor.fp8=tensorwise."),
+        (DENSE, dict(fp8="blockwise", tensor_parallel=512), "lower the parallel size."),
         (EXPERTS, dict(fp8="mxfp8", expert_tensor_parallel=64), "in blocks of 32, and moe_intermediate_size"),
         (DENSE, dict(bf16_layers=1), "does nothing without actor.fp8"),
         (DENSE, dict(bf16_layers=1, fp8="delayed"), "does not go with actor.fp8=delayed"),

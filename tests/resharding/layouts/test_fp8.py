@@ -241,6 +241,9 @@ def test_an_engine_that_cuts_a_tile_is_refused() -> None:
     names = quantised_names(config)
     with pytest.raises(InputError, match=r"rows 0 to 576 .*layers\.0\.mlp\.gate_proj\.weight.*128 x 128 FP8 tiles"):
         quantised_engine(sglang_layout(config, EngineSizes(tensor=32)), names)
+    odd = config | {"intermediate_size": 18432 + 64}  # the second of the two matrices that lie on each other
+    with pytest.raises(InputError, match=r"FP8 tiles: no parallel size changes that: keep the model's dtype"):
+        quantised_engine(sglang_layout(odd, EngineSizes()), quantised_names(odd))
     held = quantised_engine(sglang_layout(config, EngineSizes(tensor=16)), names).ranks[15].locals
     assert held["model.layers.0.mlp.gate_up_proj.weight_scale_inv"] == (18, 56)
     assert held["model.layers.0.self_attn.fused_qkv_a_proj_with_mqa.weight_scale_inv"] == (17, 56)

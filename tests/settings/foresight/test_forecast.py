@@ -42,20 +42,20 @@ def test_engines_beside_on_and_apart_from_the_trainer() -> None:
     config.actor.tensor_parallel = 4
     h100 = named("h100", 1, 8)
     colocated = foresee(config, hf_config, h100)
-    assert colocated.together
+    assert colocated.places.together
     assert colocated.peak == max(
         colocated.trainer.peak + 1e9,
         colocated.trainer.states + colocated.engine_weights + 4 * 3072 * 36 * 8 * 128 * 4,
     )
     config.rollout.sglang.colocated = False  # there are four GPUs more
     apart = foresee(config, hf_config, h100)
-    assert not apart.together and apart.peak == apart.trainer.peak
+    assert not apart.places.together and apart.peak == apart.trainer.peak
     assert apart.engine_cache > colocated.engine_cache
     config.actor.tensor_parallel = 8
     crowded = foresee(config, hf_config, h100)
-    assert crowded.together and crowded.peak > crowded.trainer.peak + crowded.engine_weights
+    assert crowded.places.together and crowded.peak > crowded.trainer.peak + crowded.engine_weights
     config.launch.nodes, config.launch.rollout_nodes = 2, 1
-    assert not foresee(config, hf_config, named("h100", 2, 8)).together
+    assert not foresee(config, hf_config, named("h100", 2, 8)).places.together
 
 
 def test_phases_of_a_colocated_step() -> None:
@@ -74,6 +74,70 @@ def test_phases_of_a_colocated_step() -> None:
         assert awake.phases[phase] - asleep.phases[phase] == away
     assert asleep.engine_cache == pytest.approx(awake.engine_cache + away)
     assert "phases" in asleep.lines() and asleep.data()["memory"]["phases"] == asleep.phases
+
+
+def test_engines_on_one_gpu_share_its_memory_and_speed() -> None:
+    """Where GPUs run out, engines begin again at the first (``first_gpus``): no hardware comes from that."""
+    config, on = of_8b(), named("h200", 1, 8)
+    config.actor.data_parallel = config.rollout.engines = 8
+    config.actor.asleep, config.actor.recompute = True, "full"
+    alone = foresee(config, QWEN3_8B, on)
+    config.rollout.engines = 16
+    two = foresee(config, QWEN3_8B, on)
+    assert (two.places.crowd, two.places.apart) == (2, 8) and alone.places.crowd == 1 and alone.warnings() == []
+    assert two.warnings()[0].startswith("rollout.engines=16: up to 2 engines are on the same GPUs")
+    room = 0.95 * on.memory - two.trainer.resting
+    assert two.engine_cache == pytest.approx(room / 2 - two.engine_weights)
+    assert alone.engine_cache == pytest.approx(room - two.engine_weights)
+    least = 4 * 3072 * 36 * 8 * 128 * 4
+    assert two.phases["generate"] == two.trainer.resting + 2 * (two.engine_weights + least)
+    assert two.phases["update"] == alone.phases["update"] + 1e9
+    assert two.step and alone.step and two.step.generate > alone.step.generate
+    assert two.data()["memory"]["engines_on_a_gpu"] == 2
+
+
+def test_engines_over_nodes_share_gpus_too() -> None:
+    """Eight engines of eight workers on two nodes have 16 GPUs: those of two engines."""
+    config, on = of_8b(), named("h100", 3, 8)
+    config.actor.data_parallel = 8
+    config.launch.nodes, config.launch.rollout_nodes = 3, 2
+    sglang = config.rollout.sglang
+    sglang.colocated, sglang.nodes, sglang.tensor_parallel, config.rollout.engines = False, 2, 8, 8
+    found = foresee(config, QWEN3_8B, on)
+    assert (found.places.crowd, found.places.apart, found.places.together) == (4, 2, False)
+    assert found.warnings()[0].endswith("2 engines: rollout.engines=2.")
+    config.rollout.engines = 2
+    assert foresee(config, QWEN3_8B, on).places.crowd == 1
+    # Beside ranks on the same nodes, four GPUs of each are left, and a worker of an engine lies on every one.
+    config.launch.rollout_nodes, config.launch.nodes, sglang.nodes, sglang.tensor_parallel = 0, 2, 1, 1
+    config.rollout.engines = 8
+    assert foresee(config, QWEN3_8B, named("h100", 2, 8)).places.crowd == 1
+    config.rollout.engines = 9
+    assert (
+        foresee(config, QWEN3_8B, named("h100", 2, 8)).places
+        == foresee(applied(config, {"rollout.engines": 10}), QWEN3_8B, named("h100", 2, 8)).places
+    )
+
+
+def test_gpus_with_nothing_to_do_are_named() -> None:
+    """Eight ranks on two nodes are four on each; so are colocated engines, which lie on the ranks' GPUs."""
+    config = of_8b()
+    config.actor.data_parallel = config.rollout.engines = 8
+    config.actor.recompute = "full"
+    two = foresee(config, QWEN3_8B, named("h200", 2, 8))
+    assert (two.places.idle, two.places.ranks) == (8, 4)
+    assert two.warnings()[-1].startswith("8 of 16 GPUs have nothing to do: each node that trains has 4 trainer ranks")
+    for changed, nodes, idle in (
+        ({"rollout.engines": 11}, 2, 5),  # six on the first node and five on the second
+        ({"rollout.engines": 16}, 2, 0),
+        ({"rollout.sglang.colocated": False}, 2, 0),
+        ({"rollout.sglang.colocated": False, "rollout.engines": 3}, 2, 5),
+        ({"rollout.sglang.colocated": False, "launch.rollout_nodes": 1, "rollout.engines": 7}, 2, 1),
+        ({"rollout.sglang.colocated": False, "launch.rollout_nodes": 1}, 3, 8),
+        ({}, 1, 0),
+        ({"rollout.engine": "embedded", "actor.data_parallel": 6}, 1, 2),
+    ):
+        assert foresee(applied(config, changed), QWEN3_8B, named("h200", nodes, 8)).places.idle == idle
 
 
 def test_computing_anew_takes_time() -> None:

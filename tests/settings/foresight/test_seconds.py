@@ -9,7 +9,7 @@ from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.foresight.hardware import GPUS, named
 from megatron_rl.settings.foresight.held import active, whole
-from megatron_rl.settings.foresight.seconds import ON_GPU, generating, learning, seconds
+from megatron_rl.settings.foresight.seconds import ON_GPU, generating, learning, on_host, seconds
 from megatron_rl.settings.foresight.work import Workload, micro_batches, row_flops, scored, workload
 from tests.settings.foresight.shapes import QWEN3_8B, of_8b
 
@@ -102,6 +102,39 @@ def test_what_makes_updates_slower() -> None:
     assert near > spread
     config.actor.tensor_parallel, config.actor.data_parallel = 8, 1
     assert learning(config, ARCH, named("h100", 2, 4), load)[1] > learning(config, ARCH, named("h100", 1, 8), load)[1]
+
+
+def test_links_are_those_between_the_nodes_that_ranks_are_dealt_to() -> None:
+    """Eight ranks on two nodes of eight GPUs are four on each: gradients are added up over the network."""
+    config = of_8b()
+    config.actor.data_parallel = 8
+    load, one, two = workload(config), named("h100", 1, 8), named("h100", 2, 8)
+    gradients = whole(ARCH) * 6 * 7 / 8 / 0.75
+    slower = learning(config, ARCH, two, load)[1] - learning(config, ARCH, one, load)[1]
+    assert slower == pytest.approx(gradients / one.far - gradients / one.near)
+    config.launch.rollout_nodes = 1  # the ranks have one node
+    assert learning(config, ARCH, two, load) == learning(config, ARCH, one, load)
+    config.launch.rollout_nodes = 0
+    config.actor.tensor_parallel, config.actor.data_parallel = 4, 2  # of a node each
+    near = learning(config, ARCH, one, load)[0]
+    assert learning(config, ARCH, two, load)[0] == near
+    config.actor.tensor_parallel, config.actor.data_parallel = 8, 1
+    assert learning(config, ARCH, two, load)[0] > 3 * near
+
+
+def test_the_hosts_part_of_the_optimiser_takes_time() -> None:
+    """Its bytes over one thread's 10 GB/s, gradients and weights over PCIe; what sleeps goes there and comes back."""
+    config = of_8b()
+    load, weights = workload(config), whole(ARCH)
+    update = learning(config, ARCH, H100, load)[1]
+    config.actor.optimizer_on_host = 1.0
+    away = weights * (28 / 10e9 + 8 / H100.host) - weights * 30 / (0.8 * H100.bandwidth)
+    assert learning(config, ARCH, H100, load)[1] - update == pytest.approx(away)
+    config.actor.optimizer_on_host, config.actor.asleep = 0.0, True
+    assert learning(config, ARCH, H100, load)[1] - update == pytest.approx(2 * 12 * weights / H100.host)
+    assert on_host(config, H100) == {"copies to the host and back at": "50 GB/s"}
+    config.actor.optimizer_on_host = 0.5
+    assert on_host(config, H100)["AdamW there at"] == "10 GB/s of memory a rank"
 
 
 def test_a_whole_step() -> None:

@@ -18,7 +18,12 @@ def first_gpus(world: int, workers: int, engines: int, gpus: int, colocated: boo
 
 def engine_gpus(rollout: RolloutConfig, world: int) -> list[range]:
     """This machine's GPUs of each server that is started here; empty without a GPU, or where servers run already."""
-    options, gpus = rollout.sglang, len(machine.gpus())
+    return engines_on(rollout, world, len(machine.gpus()))
+
+
+def engines_on(rollout: RolloutConfig, world: int, gpus: int) -> list[range]:
+    """The same of a machine of so many GPUs."""
+    options = rollout.sglang
     if not gpus or options.urls:
         return []
     workers = max(options.tensor_parallel // max(options.nodes, 1), 1)
