@@ -37,8 +37,7 @@ test-oracles: $(VENV)/oracles
 
 # What says most about Megatron-Core, with the version that constraints.txt has for other Pythons: Python 3.11 runs the
 # newest, too.
-MEGATRON_TESTS := tests/versions $(foreach t,parity training checkpoint_writers,tests/actor/test_$(t).py) \
-	tests/resharding/convert/test_convert_megatron.py
+MEGATRON_TESTS := tests/versions tests/actor/test_training.py tests/actor/test_parity.py
 test-megatron: $(VENV)/megatron
 	@echo "With $$(ls -d $(VENV)/megatron/megatron_core-*.dist-info | sed 's/.*megatron_core-/Megatron-Core /;s/.dist-info//'):"
 	PYTHONPATH=$(abspath $(VENV))/megatron OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(MEGATRON_TESTS) $(ARGS)
