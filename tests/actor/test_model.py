@@ -9,7 +9,9 @@ import torch
 from megatron.core.models.gpt import GPTModel
 
 from megatron_rl.actor import accelerator
+from megatron_rl.actor.micro_batch import PackedSequences
 from megatron_rl.actor.model import PolicyModel, transformer_engine
+from megatron_rl.actor.modules.layers import PackedRotary
 from megatron_rl.errors import InputError
 
 
@@ -39,6 +41,7 @@ def test_missing_fused_attention_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(GPTModel, "forward", none)
     model = PolicyModel.__new__(PolicyModel)
     torch.nn.Module.__init__(model)
-    model.rotary_pos_emb = torch.nn.Identity()
+    model.rotary_pos_emb = PackedRotary(torch.ones(1), torch.float32)
+    packed = PackedSequences()
     with pytest.raises(InputError, match=r"neither cuDNN's .* nor flash-attn .*set actor.attention=torch"):
-        model(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))
+        model(*torch.zeros(2, 1, 1, dtype=torch.int64), packed_seq_params=packed)
