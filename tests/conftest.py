@@ -1,16 +1,20 @@
 """Shared fixtures: real torch.distributed jobs on this machine."""
 
+import multiprocessing.connection
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from megatron_rl.settings import contents
+from tests import forked
+from tests.forked import ROOT as ROOT
+
 PATIENCE = 3600.0  # seconds, of every wait in a test: it guards against waiting for ever, and measures nothing
 
 
@@ -25,31 +29,34 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """run_ranks(script, world, *args): run a script as ``world`` torch.distributed ranks; fail with their output."""
 
     def run(script: Path, world: int, *args: object, timeout: float = PATIENCE) -> None:
-        env = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "WORLD_SIZE": str(world),
-        }
-        command = [sys.executable, "-W", "ignore", str(script), *map(str, args)]
+        env = os.environ | forked.SURROUNDINGS | {"WORLD_SIZE": str(world)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         folder = tmp_path_factory.mktemp("ranks")
         ranks = []
         for r in range(world):
-            with (folder / f"{r}.log").open("w") as log:
-                rank_env = env | {"RANK": str(r), "LOCAL_RANK": str(r)}
-                ranks.append(subprocess.Popen(command, env=rank_env, stdout=log, stderr=subprocess.STDOUT))
+            own, log = {"RANK": str(r), "LOCAL_RANK": str(r)}, folder / f"{r}.log"
+            ranks.append(forked.start(str(script), list(map(str, args)), env | own, (Path(os.devnull), log, log)))
         deadline = time.monotonic() + timeout
         try:
-            while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            while any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks):
                 assert time.monotonic() < deadline, f"{script.name} still runs; see {folder}"
-                time.sleep(0.05)
+                multiprocessing.connection.wait([rank.sentinel for rank in ranks if rank.exitcode is None], 1.0)
         finally:
             for rank in ranks:
                 rank.kill()
-                rank.wait()
+                rank.join()
         # the first to fail says why; the others were killed (negative) or lost their peer
-        failed = sorted((r for r in range(world) if ranks[r].returncode), key=lambda r: ranks[r].returncode < 0)
+        failed = sorted((r for r in range(world) if ranks[r].exitcode), key=lambda r: ranks[r].exitcode < 0)
         assert not failed, (folder / f"{failed[0]}.log").read_text()[-4000:]
 
     return run
+
+
+@pytest.fixture
+def forked_look(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``check`` looks at tokenizer, rows and Megatron's options in a fork instead of a process from the ground up."""
+
+    def run(command: list[str], input: str, env: dict[str, str], **options: object) -> subprocess.CompletedProcess:
+        return forked.run(command, tmp_path_factory.mktemp("look"), input, env)
+
+    monkeypatch.setattr(contents, "subprocess", SimpleNamespace(run=run))

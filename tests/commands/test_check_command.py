@@ -189,6 +189,7 @@ def test_where_no_layout_fits_it_says_how_many_nodes_would_do(capsys: pytest.Cap
     assert nodes and 2 <= int(nodes[1]) <= 8  # 1.1 TB a node, 3 TB of weights, gradients and moments
 
 
+@pytest.mark.usefixtures("forked_look")
 def test_a_folder_that_keeps_no_files(capsys: pytest.CaptureFixture[str]) -> None:
     (said,) = answer(capsys, "quickstart", "run.folder=/proc/runs", code=2)["problems"]
     assert said == "run.folder is /proc/runs, and /proc keeps no files: choose another run.folder."

@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from tests.resharding.folders.test_hf import write_folder
 from tests.resharding.reference import hf_tensors
 
+pytestmark = pytest.mark.usefixtures("forked_look")
+
 LLAMA = {
     "model_type": "llama",
     "vocab_size": 100,

@@ -1,0 +1,76 @@
+"""Programs that begin as forks of a process which has imported torch, Megatron and transformers already.
+
+An interpreter that imports them takes four to six seconds of a core, and the tests want sixty.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SURROUNDINGS = {  # of every process
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    "PYTHONWARNINGS": "ignore",
+    "OMP_NUM_THREADS": "1",
+}
+IMPORTED = [
+    "megatron_rl.actor.checkpoint",
+    "megatron_rl.training.models",
+    "megatron_rl.training.stages.rl",
+    "megatron.core.distributed.finalize_model_grads",
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.optimizer",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+]
+
+
+def start(
+    program: str, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[Path]
+) -> ForkServerProcess:
+    """Begin a script, or a module, as the main program; ``streams``: files to be its input, output and errors."""
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:  # what an interpreter reads when it starts
+        for name, value in SURROUNDINGS.items():
+            patch.setenv(name, value)
+        context.set_forkserver_preload(IMPORTED)
+        forkserver.ensure_running()
+    process = context.Process(
+        target=_run, args=(program, list(arguments), dict(environment), list(map(str, streams)), os.getcwd())
+    )
+    process.start()
+    return process
+
+
+def _run(program: str, arguments: list[str], environment: dict[str, str], streams: list[str], folder: str) -> None:
+    for number, path in enumerate(streams):  # two may be one file
+        stream = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY, 0o600)
+        os.dup2(stream, number)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # multiprocessing has put another in its place
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [program, *arguments]
+    if program.endswith(".py"):
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def run(command: Sequence[str], folder: Path, text: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess:
+    """What ``subprocess.run`` of [interpreter, "-m", module, argument, …] returns, of a fork."""
+    _, _, module, *arguments = command
+    streams = [folder / name for name in ("stdin", "stdout", "stderr")]
+    streams[0].write_text(text, encoding="utf-8")
+    process = start(module, arguments, environment, streams)
+    process.join()
+    output, errors = (stream.read_text(encoding="utf-8") for stream in streams[1:])
+    return subprocess.CompletedProcess(list(command), process.exitcode, output, errors)
