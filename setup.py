@@ -73,7 +73,7 @@ setup(
         *pinned("omegaconf", "PyYAML", "packaging", "rich", "tensorboard", "wandb", "aiohttp", "scipy"),
     ],
     extras_require={
-        "dev": pinned("pytest", "hypothesis", "ruff", "mypy", "mbridge", "einops", "peft", "accelerate")
+        "dev": pinned("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "mbridge", "einops", "peft", "accelerate")
         + pinned("math-verify", "ortools", "triton", "plotly"),
         "math": pinned("math-verify"),
         "puzzles": pinned("ortools"),

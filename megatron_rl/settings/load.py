@@ -124,7 +124,21 @@ def _leaves(prefix: str, tree: Iterable[tuple[str, Written]]) -> Iterator[tuple[
 
 
 def _has_options(key: str) -> bool:
-    return any(option.startswith(f"{key}.") for option in options())
+    return key in _groups()
+
+
+@functools.cache
+def _groups() -> frozenset[str]:
+    """What options are grouped by: their dotted keys without the last word, or the last few."""
+    return frozenset(option[:at] for option in options() for at, sign in enumerate(option) if sign == ".")
+
+
+def _option(key: str) -> str | None:
+    """The option that a dotted key sets, itself or an entry of."""
+    if key in options():
+        return key
+    starts = (key[:at] for at, sign in enumerate(key) if sign == ".")
+    return next((start for start in starts if _is_dict(options().get(start))), None)
 
 
 def _assign(tree: DictConfig, key: str, written: Written, said: str, problems: list[str]) -> None:
@@ -136,7 +150,7 @@ def _assign(tree: DictConfig, key: str, written: Written, said: str, problems: l
         else:
             problems.append(f"{said}: {key} holds several options; set one of them: {_siblings(f'{key}.')}.")
         return
-    option = next((o for o in options() if key == o or (_is_dict(options()[o]) and key.startswith(f"{o}."))), None)
+    option = _option(key)
     if key in RETIRED and written.value(str) == RETIRED[key]:
         return
     if option is None:
