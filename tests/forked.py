@@ -9,8 +9,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ SURROUNDINGS = {  # of every process
     "PYTHONWARNINGS": "ignore",
     "OMP_NUM_THREADS": "1",
 }
+METHOD = "spawn" if Path("/dev/nvidiactl").exists() else "forkserver"  # what has asked for GPUs cannot be forked
 IMPORTED = [
     "megatron_rl.actor.checkpoint",
     "megatron_rl.training.models",
@@ -35,18 +35,21 @@ IMPORTED = [
 
 def start(
     program: str, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[Path]
-) -> ForkServerProcess:
-    """Begin a script, or a module, as the main program; ``streams``: files to be its input, output and errors."""
-    context = multiprocessing.get_context("forkserver")
-    with pytest.MonkeyPatch.context() as patch:  # what an interpreter reads when it starts
+) -> BaseProcess:
+    """Begin a script, or a module, as the main program of a session of its own.
+
+    ``streams``: files to be its input, output and errors.
+    """
+    context = multiprocessing.get_context(METHOD)
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in SURROUNDINGS.items():
             patch.setenv(name, value)
-        context.set_forkserver_preload(IMPORTED)
-        forkserver.ensure_running()
-    process = context.Process(
-        target=_run, args=(program, list(arguments), dict(environment), list(map(str, streams)), os.getcwd())
-    )
-    process.start()
+        if METHOD == "forkserver":
+            context.set_forkserver_preload(IMPORTED)
+        process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+            target=_run, args=(program, list(arguments), dict(environment), list(map(str, streams)), os.getcwd())
+        )
+        process.start()
     return process
 
 
@@ -55,6 +58,7 @@ def _run(program: str, arguments: list[str], environment: dict[str, str], stream
         stream = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY, 0o600)
         os.dup2(stream, number)
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # multiprocessing has put another in its place
+    os.setsid()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -72,5 +76,6 @@ def run(command: Sequence[str], folder: Path, text: str, environment: Mapping[st
     streams[0].write_text(text, encoding="utf-8")
     process = start(module, arguments, environment, streams)
     process.join()
+    assert process.exitcode is not None
     output, errors = (stream.read_text(encoding="utf-8") for stream in streams[1:])
     return subprocess.CompletedProcess(list(command), process.exitcode, output, errors)

@@ -1,6 +1,7 @@
 """The rooms and the arrows between them, as docs/architecture.md draws them."""
 
 import ast
+import functools
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -27,6 +28,7 @@ ROOT_MODULES = 8
 FOLDER_MODULES = 12
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     return {
         ".".join(("megatron_rl", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -35,7 +37,8 @@ def modules() -> dict[str, Path]:
     }
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """The modules of this package that a file names in an import, wherever it does."""
     known, found = modules(), set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -45,7 +48,7 @@ def imports(path: Path) -> set[str]:
                 found.add(whole if whole in known else node.module)
         elif isinstance(node, ast.Import):
             found |= {name.name for name in node.names if name.name.startswith("megatron_rl")}
-    return found & known.keys()
+    return frozenset(found & known.keys())
 
 
 def room(module: str) -> str:

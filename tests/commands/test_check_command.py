@@ -195,6 +195,7 @@ def test_a_folder_that_keeps_no_files(capsys: pytest.CaptureFixture[str]) -> Non
     assert said == "run.folder is /proc/runs, and /proc keeps no files: choose another run.folder."
 
 
+@pytest.mark.usefixtures("forked_look")
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from megatron_rl.settings.check import check
 from megatron_rl.settings.load import load
 from tools.make_tiny_model import main as make_tiny_model
+
+pytestmark = pytest.mark.usefixtures("forked_look")
 
 
 def test_a_model_of_the_users_stands_in_place_of_a_random_one() -> None:

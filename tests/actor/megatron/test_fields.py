@@ -151,6 +151,7 @@ def test_the_command_line() -> None:
     assert typing.get_origin(options()["actor.megatron"]) is dict
 
 
+@pytest.mark.usefixtures("forked_look")
 def test_fields_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
     """Megatron's own words, before anything is started; and with them all that is wrong elsewhere."""
     given = "actor.megatron.overlap_p2p_comm_warmup_flush=true"

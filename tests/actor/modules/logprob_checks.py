@@ -4,7 +4,6 @@ Run by test_logprobs.py as a process of its own, with TRITON_INTERPRET=1.
 """
 
 import tempfile
-from itertools import product
 
 import torch
 import torch.distributed as dist
@@ -66,7 +65,7 @@ def fused(temperature: float, with_entropy: bool, chunk: int, tensor: int = 1, c
 
 
 def compare(**sharding: int) -> None:
-    for temperature, with_entropy, chunk in product((1.0, 0.6), (True, False), (5, 64)):
+    for temperature, with_entropy, chunk in ((1.0, True, 5), (1.0, False, 64), (0.6, True, 64), (0.6, False, 5)):
         expected = naive(temperature, with_entropy)
         for got, wanted in zip(fused(temperature, with_entropy, chunk, **sharding), expected, strict=True):
             gap = (got - wanted).abs().max().item()

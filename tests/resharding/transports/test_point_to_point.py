@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,8 @@ from megatron_rl.resharding.transports.cuda_ipc import HeldOnDevice
 from megatron_rl.resharding.transports.endpoints import Endpoints
 from megatron_rl.resharding.transports.point_to_point import PointToPointSource
 from megatron_rl.resharding.transports.transport import owned_hashes
-from tests.conftest import PATIENCE, ROOT
+from tests import forked
+from tests.conftest import PATIENCE
 from tests.resharding.layouts.test_fp8 import offers, quantised_model
 from tests.resharding.reference import Tensors, hf_tensors, megatron_shards, transformers_parameters
 from tests.resharding.sglang_reference import sglang_shards
@@ -72,15 +71,14 @@ def expected(dtype: torch.dtype, engine: EngineSizes | None) -> list[Tensors]:
 def swap(work: Job, folder: Path) -> list[dict[int, Outcome]]:
     """Every round's outcomes by rank; a killed rank has none."""
     torch.save(work, folder / "job.pt")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(RANKS), str(folder)]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    streams = (Path(os.devnull), folder / "stdout", folder / "stderr")
+    process = forked.start(str(RANKS), [str(folder)], os.environ | forked.SURROUNDINGS, streams)
     try:
-        _, errors = process.communicate(timeout=PATIENCE)
+        process.join(PATIENCE)
     finally:
-        if process.poll() is None:
+        if process.exitcode is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, errors.decode()[-3000:]
+    assert process.exitcode == 0, streams[2].read_text()[-3000:]
     world = len(work.held) + len(work.wanted)
     return [
         {r: torch.load(p, weights_only=False) for r in range(world) if (p := folder / f"{n}.{r}.pt").exists()}

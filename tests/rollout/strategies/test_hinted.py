@@ -101,8 +101,8 @@ def test_a_group_is_hints_completions_and_their_masks() -> None:
 
 
 def test_hints_hold_the_accuracy() -> None:
-    """Five visits of 64 problems; the first round of the first tells nearly everything."""
-    strategy, problems, accuracies, rates = hinted(), examples(64), [], []
+    """Five visits of 32 problems; the first round of the first tells nearly everything."""
+    strategy, problems, accuracies, rates = hinted(), examples(32), [], []
     for visit in range(5):
         groups = collect(problems, 32, strategy, Student(), Sampling(1), score, str(visit)).groups
         strategy.observe(groups)
@@ -116,7 +116,7 @@ def test_hints_hold_the_accuracy() -> None:
 
 
 def test_another_target() -> None:
-    strategy, problems = hinted(target=0.25), examples(48)
+    strategy, problems = hinted(target=0.25), examples(24)
     for visit in range(4):
         groups = collect(problems, 32, strategy, Student(), Sampling(1), score, str(visit)).groups
         strategy.observe(groups)
