@@ -32,7 +32,7 @@ SMALL += ["rollout.prompts_per_step=4", "rollout.group_size=2", "tracking.tensor
 TINY = ["run.steps=1", "evaluation.prompts=4", "tracking.wandb=off", "tracking.tensorboard=false"]
 TINY += ["rollout.group_size=2", "rollout.max_new_tokens=4", "data.max_prompt_tokens=400", "run.resume=never"]
 SHORT = ["sft.steps=2", "run.steps=1", "evaluation.prompts=4", "tracking.wandb=off", "tracking.tensorboard=false"]
-CHECKED = ("rewards.args.", "data.template=", "my_package")
+CHECKED = ("rewards.args.", "rewards.schedules.", "data.template=", "my_package")
 RUNS: dict[str, list[str]] = {  # what is added to a command, by how it begins
     "megatron-rl train quickstart rollout.engine=sglang": ["SGLANG"],
     "megatron-rl serve": ["SGLANG"],
