@@ -1,5 +1,6 @@
 """Shared fixtures: real torch.distributed jobs on this machine."""
 
+import importlib.util
 import multiprocessing.connection
 import os
 import socket
@@ -16,6 +17,12 @@ from tests import forked
 from tests.forked import ROOT as ROOT
 
 PATIENCE = 3600.0  # seconds, of every wait in a test: it guards against waiting for ever, and measures nothing
+
+if importlib.util.find_spec("hypothesis"):  # a machine that tests a GPU need not have it
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
 
 
 def free_port() -> int:
