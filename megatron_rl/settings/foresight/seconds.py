@@ -228,13 +228,16 @@ def _beside_passes(
 
 
 def on_links(config: Config, on: Hardware) -> dict[str, str]:
-    """What is assumed of the exchange of gradients and weights, where several ranks hold the same."""
+    """What is assumed of the exchange of gradients and weights, where several ranks hold the same, and in an engine."""
     sizes, given = config.actor.sizes(), config.actor.megatron
+    spread = on.gpus and config.rollout.engine == "sglang" and config.rollout.sglang.nodes > 1
+    found = {"the network between an engine's nodes": "not counted"} if spread else {}
     if not on.gpus or sizes.data * sizes.context == 1:
-        return {}
+        return found
     lapped = given.get("overlap_grad_reduce"), given.get("overlap_param_gather")
     said = {"gradients added up": lapped[0], "weights handed out": all(lapped)}
-    return {name: "beside the passes, but for a bucket" if beside else "after them" for name, beside in said.items()}
+    how = {True: "beside the passes, but for a bucket", False: "after them"}
+    return found | {name: how[bool(beside)] for name, beside in said.items()}
 
 
 def sleeping(config: Config, arch: Architecture, on: Hardware) -> float:

@@ -165,6 +165,8 @@ def test_what_overlaps_takes_the_passes_time() -> None:
     assert 0 < learning(config, ARCH, slow, load)[1] - lapped < lapped / 100
     config.actor.data_parallel = 1
     assert on_links(config, on) == {}
+    config.rollout.sglang.nodes = 2
+    assert on_links(config, on) == {"the network between an engine's nodes": "not counted"}
 
 
 def test_engines_share_the_links_of_a_swap() -> None:
