@@ -9,6 +9,7 @@ import pytest
 from megatron_rl.cli import main
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_8b
 
+pytestmark = pytest.mark.usefixtures("forked_look")
 RECIPE = "tests.commands.test_suggested_layouts.small"
 MIXTURE = QWEN3_235B | {"num_hidden_layers": 12, "num_experts": 16, "hidden_size": 2048, "num_attention_heads": 32}
 LATENT = QWEN3_8B | {  # as DeepSeek's attention, which is converted and not trained
