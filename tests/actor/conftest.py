@@ -1,5 +1,6 @@
 """Small random models, one of each kind a file of tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     write_model("qwen3_moe", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_ranks(forked_ranks: Callable[..., None]) -> Callable[..., None]:
+    return forked_ranks
