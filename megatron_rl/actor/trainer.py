@@ -1,5 +1,6 @@
 """A model that is trained, as one rank sees it: forward passes, update steps and its reference."""
 
+import gc
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
@@ -129,7 +130,10 @@ class Actor:
 
     def new_optimizer(self, config: OptimizerConfig) -> None:
         """Start a stage: fresh moments, this stage's hyper-parameters."""
-        self.wake()
+        if self._sleeper is not None:
+            self._sleeper.retire()
+        self.optimizer, self._sleeper = None, None
+        gc.collect()  # it refers to itself, and two states at once may be more than there is room for
         self.optimizer_config = config
         self.optimizer = build_optimizer(self.wrapped, config, self.config, self.dtype)
         self._sleeper = Sleeper(self.wrapped, self.optimizer) if self.config.asleep else None

@@ -11,6 +11,7 @@ from megatron_rl.actor.megatron.owned import (
     INSTEAD,
     LEAST,
     REFUSED,
+    UNBALANCED,
     needs_its_attention,
     needs_transformer_engine,
 )
@@ -59,6 +60,11 @@ def check_memory(config: ActorConfig, dtype: str) -> list[str]:
         found.append(
             "actor.megatron.overlap_param_gather overlaps nothing without overlap_grad_reduce, which cuts weights into "
             "buckets: set both."
+        )
+    if config.megatron.get("bucket_size") and not config.megatron.get("overlap_grad_reduce"):
+        found.append(
+            "actor.megatron.bucket_size does nothing without overlap_grad_reduce: gradients are summed in one piece. "
+            "Set both, or leave it out."
         )
     if gathers and config.lora.rank:
         found.append(
@@ -131,7 +137,7 @@ def _out_of_range(name: str, value: Any) -> str:
     """What a value, or one of a list's, can be; empty where it is that."""
     values = value if isinstance(value, list) else [value]
     if name == "moe_router_load_balancing_type" and (other := [each for each in values if each not in BALANCED]):
-        why = " (sinkhorn chooses other experts than the engine)" if "sinkhorn" in other else ""
+        why = f" ({other[0]}: {UNBALANCED[other[0]]})" if other[0] in UNBALANCED else ""
         return f"it can be {', '.join(BALANCED[:-1])} or {BALANCED[-1]}{why}"
     if name in LEAST and any(each is not None and each < LEAST[name] for each in values):
         return f"it must be {LEAST[name]} or more"
