@@ -29,7 +29,7 @@ def check_megatron(config: ActorConfig, dtype: str) -> list[str]:
 
 def check_memory(config: ActorConfig, dtype: str) -> list[str]:
     """What is wrong with the options of recomputation, gradients and the optimiser's state."""
-    found = _recomputation(config, dtype)
+    found = _recomputation(config, dtype) + _fp8_weights(config)
     if config.gradients != "float32" and dtype == "float32":
         found.append(
             f"actor.gradients={config.gradients} is for weights in bfloat16, and model.dtype is float32: leave it at "
@@ -72,6 +72,28 @@ def check_memory(config: ActorConfig, dtype: str) -> list[str]:
             "forward pass gathers them: leave it out with actor.lora.rank."
         )
     return found
+
+
+def _fp8_weights(config: ActorConfig) -> list[str]:
+    """What FP8 weights do not go with: what writes weights past ``megatron.quantised``, or keeps none in float32."""
+    if not config.fp8_weights:
+        return []
+    if config.fp8 not in ("tensorwise", "blockwise"):
+        return [
+            f"actor.fp8_weights=true needs actor.fp8=tensorwise or blockwise, whose numbers come back from bfloat16 as "
+            f"they were; it is {config.fp8}: set one of them, or leave actor.fp8_weights false."
+        ]
+    others = {
+        f"actor.lora.rank={config.lora.rank}": config.lora.rank > 0,
+        "actor.freeze": bool(config.freeze),
+        f"actor.optimizer_on_host={config.optimizer_on_host}": config.optimizer_on_host > 0,
+        f"actor.moments={config.moments}": config.moments != "float32",
+    }
+    return [
+        f"actor.fp8_weights=true does not go with {named}: leave one of them out."
+        for named, given in others.items()
+        if given
+    ]
 
 
 MODULES = ("core_attn", "layernorm", "mlp", "moe", "moe_act")  # of Megatron's, those that these models have

@@ -22,6 +22,7 @@ INSTEAD = {  # set from options of this project
     **dict.fromkeys(("params_dtype", "bf16", "pipeline_dtype", "autocast_dtype", "enable_autocast"), "model.dtype"),
     "transformer_impl": "model.dtype (Transformer Engine's layers compute bfloat16 on a GPU, Megatron's own the rest)",
     **dict.fromkeys(("fp8", "fp8_recipe"), "actor.fp8"),
+    **dict.fromkeys(("fp8_param", "fp8_param_gather"), "actor.fp8_weights"),
     **dict.fromkeys(
         ("first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"), "actor.bf16_layers"
     ),
@@ -65,10 +66,9 @@ _REASONS = {
         enable_cuda_graph external_cuda_graph cuda_graph_impl cuda_graph_scope cuda_graph_modules
         cuda_graph_use_single_mempool cuda_graph_retain_backward_graph cuda_graph_warmup_steps
         delay_offload_until_cuda_graph optimizer_cuda_graph""",
-    # docs/precision.md names the functions of Megatron-Core and Transformer Engine that say so
-    """swaps, checkpoints and the reference read and write weights in bfloat16, which FP8 numbers do not survive
-        unchanged, and Transformer Engine keeps two of each, as large as one in bfloat16 (docs/precision.md)""": """
-        fp8_param fp8_param_gather reuse_grad_buf_for_mxfp8_param_ag""",
+    # _ParamAndGradBuffer gathers them through the gradients' memory, which actor.asleep gives up
+    "it is for weights in mxfp8, and actor.fp8_weights has them in tensorwise and blockwise alone": """
+        reuse_grad_buf_for_mxfp8_param_ag""",
     "FP4 is not among the precisions here: use actor.fp8": "fp4 fp4_recipe fp4_param fp4_param_gather",
     "float16 needs a scaled loss, which the actor does not make: use model.dtype=bfloat16": """
         fp16 loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis""",

@@ -66,6 +66,16 @@ def check_precision(fp8: str, on: Hardware, cuda: tuple[int, int] | None) -> lis
     return found
 
 
+def check_weights(fp8_weights: bool, on: Hardware) -> list[str]:
+    """Why a GPU cannot have the layers' weights in FP8."""
+    if not fp8_weights or on.capability < BLACKWELL:
+        return []
+    return [
+        f"actor.fp8_weights=true is for Ada and Hopper, and the {on.name} keeps FP8 weights in another way: leave it "
+        "false."
+    ]
+
+
 def advice(config: Config, arch: Architecture, on: Hardware) -> str:
     """The precision of a run on these GPUs, and whether another would pay."""
     fp8 = config.actor.fp8
@@ -82,7 +92,7 @@ def advice(config: Config, arch: Architecture, on: Hardware) -> str:
     measured = " and ".join(f"actor.fp8={name} {gain} x" for name, gain in GAINS.items())
     if fp8 == "none":
         return "bfloat16; " + (little or f"{measured} as fast at the 8B shape on an H200 (measured)")
-    said = f"FP8 {fp8}"
+    said = f"FP8 {fp8}" + (", weights too" if config.actor.fp8_weights else "")
     if config.actor.bf16_layers:
         said += f", the first and the last {config.actor.bf16_layers} layers in bfloat16"
     return (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_rl.actor.checkpoint import begin
-from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.config import ActorConfig, LoRAConfig
 from megatron_rl.actor.megatron.asleep import Sleeper
 from megatron_rl.actor.megatron.check import check_memory
 from megatron_rl.actor.optimizer import _state
@@ -48,6 +48,7 @@ def test_what_megatron_is_asked_for() -> None:
         "main_grads_dtype": torch.float32,
         "store_param_remainders": False,
     }
+    assert _state(ActorConfig(fp8_weights=True, fp8="blockwise")) == {"fp8_recipe": "blockwise"}
 
 
 def test_a_state_is_begun_once() -> None:
@@ -107,6 +108,18 @@ def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
         (dict(megatron={"bucket_size": 1000}), "float32", "bucket_size does nothing without overlap_grad_reduce"),
         (dict(moments="bfloat16"), "bfloat16", "needs Transformer Engine's optimiser, and the run is without a GPU"),
         (dict(optimizer_on_host=0.5), "bfloat16", "the run is without a GPU"),
+        (dict(fp8_weights=True), "bfloat16", "needs actor.fp8=tensorwise or blockwise"),
+        (dict(fp8_weights=True, fp8="delayed"), "bfloat16", "it is delayed: set one of them"),
+        (
+            dict(fp8_weights=True, fp8="blockwise", freeze=["*norm*"]),
+            "bfloat16",
+            "does not go with actor.freeze: leave",
+        ),
+        (
+            dict(fp8_weights=True, fp8="tensorwise", lora=LoRAConfig(rank=4)),
+            "bfloat16",
+            "with actor.lora.rank=4: leave",
+        ),
         (dict(recompute_modules=["mlp"]), "float32", "without actor.recompute=selective"),
         (dict(recompute="selective", recompute_modules=["mpl"]), "float32", "has 'mpl'"),
         (dict(recompute="selective", recompute_modules=[]), "float32", "computes nothing anew"),

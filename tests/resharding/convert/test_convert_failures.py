@@ -8,6 +8,7 @@ import re
 import shutil
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,11 @@ def test_a_norm_of_queries_that_the_model_has_not(tmp_path: Path, capsys: pytest
     def add(metadata: Metadata) -> None:
         known = metadata.state_dict_metadata
         (like,) = [key for key in known if re.match(r"decoder\.layers\.0\.input_layernorm\.weight$", key)]
-        known[f"decoder.layers.0.{norm}"] = known[like]
+        added = f"decoder.layers.0.{norm}"
+        known[added] = known[like]
+        for index, at in list(metadata.storage_data.items()):
+            if index.fqn == like:
+                metadata.storage_data[replace(index, fqn=added)] = at
 
     config = DEEPSEEK | {"q_lora_rank": None, "num_nextn_predict_layers": 0}
     source = small_model(tmp_path / "source", config)

@@ -5,7 +5,14 @@ import pytest
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.fit import warnings
 from megatron_rl.settings.foresight.hardware import Hardware, named
-from megatron_rl.settings.foresight.precision import advice, block_scales, check_precision, mismatch_on, recipes
+from megatron_rl.settings.foresight.precision import (
+    advice,
+    block_scales,
+    check_precision,
+    check_weights,
+    mismatch_on,
+    recipes,
+)
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b
 
 DENSE, EXPERTS, TINY = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_235B, SMALL))
@@ -25,6 +32,12 @@ def test_the_table(gpu: str) -> None:
         found = check_precision(fp8, named(gpu), None)
         assert len(found) == (fp8 not in TABLE[gpu])
         assert all(f"use actor.fp8={(TABLE[gpu] or ['none'])[-1]}." in said for said in found)
+
+
+def test_weights_in_fp8_are_for_ada_and_hopper() -> None:
+    assert check_weights(True, named("h100")) == [] == check_weights(False, named("b200"))
+    (said,) = check_weights(True, named("b200"))
+    assert said.startswith("actor.fp8_weights=true is for Ada and Hopper, and on the B200")
 
 
 def test_a_consumers_blackwell_lacks_mxfp8() -> None:
