@@ -43,11 +43,11 @@ def test_the_same_numbers(other: str, results: dict[str, list]) -> None:
 
 
 def test_learning_as_without(results: dict[str, list]) -> None:
-    """Weights round to three bits behind the first; the losses are near those of bfloat16, and fall alike."""
+    """Weights round to three bits behind the first; the losses are near those of bfloat16."""
     for name in ("fp8", "overlap", "kl"):
         (one, _), (two, _) = results["plain"], results[name]
-        assert two["losses"] == pytest.approx(one["losses"], rel=0.05)
-        assert two["losses"][-1] < two["losses"][0]
+        assert two["losses"] == pytest.approx(one["losses"], rel=0.02)
+        assert two["losses"] != one["losses"]
 
 
 def test_the_reference_comes_and_goes(results: dict[str, list]) -> None:
