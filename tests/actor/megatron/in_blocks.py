@@ -168,6 +168,8 @@ def stand_in() -> None:
     from megatron_rl.actor.modules.true_on_policy import ColumnParallel, RowParallel
 
     there: Any = fp8_utils
+    if there.HAVE_TE_FP8_TENSOR_CLASS:
+        return
     there.HAVE_TE_FP8_TENSOR_CLASS, there.FP8_TENSOR_CLASS = True, InBlocks
     there._modify_underlying_storage_impl, there._quantize_param_shard_impl = _replace, _quantise_parts
     there.te_post_all_gather_processing = _after_gathering

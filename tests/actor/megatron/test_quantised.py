@@ -44,10 +44,12 @@ def test_the_same_numbers(other: str, results: dict[str, list]) -> None:
 
 def test_learning_as_without(results: dict[str, list]) -> None:
     """Weights round to three bits behind the first; the losses are near those of bfloat16."""
-    for name in ("fp8", "overlap", "kl"):
+    for name in ("fp8", "kl"):
         (one, _), (two, _) = results["plain"], results[name]
-        assert two["losses"] == pytest.approx(one["losses"], rel=0.02)
+        assert two["losses"] == pytest.approx(one["losses"], rel=0.03)
         assert two["losses"] != one["losses"]
+    for one, two in zip(results["fp8"], results["overlap"], strict=True):
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
 
 
 def test_the_reference_comes_and_goes(results: dict[str, list]) -> None:

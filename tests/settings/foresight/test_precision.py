@@ -37,7 +37,7 @@ def test_the_table(gpu: str) -> None:
 def test_weights_in_fp8_are_for_ada_and_hopper() -> None:
     assert check_weights(True, named("h100")) == [] == check_weights(False, named("b200"))
     (said,) = check_weights(True, named("b200"))
-    assert said.startswith("actor.fp8_weights=true is for Ada and Hopper, and on the B200")
+    assert said.startswith("actor.fp8_weights=true is for Ada and Hopper, and the B200")
 
 
 def test_a_consumers_blackwell_lacks_mxfp8() -> None:
