@@ -19,6 +19,7 @@ import pickle
 import resource
 import secrets
 import selectors
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -257,7 +258,7 @@ def held(what: str) -> None:
 
 
 def batch(tokens: int) -> None:
-    """A step's rollouts to every rank's rows, twice."""
+    """A step's rollouts to every rank's rows, thrice: the third lies in the memory of the first."""
     rng = np.random.default_rng(0)
     options = ActorConfig(tensor_parallel=SIZES.tensor, data_parallel=SIZES.data, micro_batch_tokens=16384)
     policy: Any = SimpleNamespace(
@@ -271,7 +272,7 @@ def batch(tokens: int) -> None:
     for _ in range(PROMPTS * GROUP):
         drawn = rng.integers(0, 150_000, int(rng.integers(tokens // 2, tokens + 1))).tolist()
         completions.append(Completion(drawn, [-0.5] * len(drawn), "stop", ((0, len(drawn)),)))
-    for _ in range(2):
+    for _ in range(3):
         rollouts: list[Rollout] = timed(
             "completions as rollouts", lambda: [from_completion(example, prompt, c, "") for c in completions]
         )
@@ -306,6 +307,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=4096, help="of a completion, at most")
     given = parser.parse_args()
+    kept = {name: str(size) for name, size in machine.KEPT.items()}  # as a run's ranks have it, from their start on
+    if not kept.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.rank0_scale", *sys.argv[1:]], os.environ | kept)
     fork, processes = multiprocessing.get_context("fork"), []
 
     def start(target: Callable[..., None], *arguments: Any) -> None:

@@ -5,8 +5,8 @@
 A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine; the
 same ranks then send it point-to-point, from processes of their own, over gloo on this machine's loopback. The floor is
 torch copying the same bytes once, between the same kinds of memory, with as many threads. Every figure is the
-best of the repeats, measured in turn in one run. Messages have a floor of their own: gloo carrying as many bytes from
-the same processes, without packing, unpacking or hashing.
+best of the repeats, measured in turn in one run. Messages have a floor of their own: gloo carrying as many bytes, from
+the memory of the weights in the same processes into memory of their size, without packing, unpacking or hashing.
 
 With --mbridge, an interpreter that has megatron-core and mbridge exports the full tensors of the same model from the
 same layout (mbridge_export.py), which is what a swap by gathered tensors begins with.
@@ -57,6 +57,8 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 SIZES = ParallelSizes(tensor=2, pipeline=2)
+SOURCES = range(SIZES.world)
+PART = 8 << 20  # bytes of a message of gloo alone
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -75,18 +77,15 @@ def join(meet: str, rank: int, ranks: list[dict[str, torch.Tensor]]) -> Endpoint
     return Endpoints(range(world - 1), [world - 1])
 
 
-def bare(total: int, sources: int, rank: int) -> None:
-    """Send as many bytes as a swap, in messages of 8 MiB, or receive them."""
-    slots = [[torch.empty(8 << 20, dtype=torch.uint8) for _ in range(2)] for _ in range(sources)]
-    peers = range(sources) if rank == sources else [sources]
-    start = dist.irecv if rank == sources else dist.isend
+def bare(memory: dict[int, torch.Tensor], rank: int) -> None:
+    """Carry ``memory`` (peer -> bytes) to those peers, or fill it from them as the last rank, in messages of 8 MiB."""
+    start = dist.isend if rank in SOURCES else dist.irecv
     works: dict[tuple[int, int], Any] = {}
-    for message in range(total // sources >> 23):
-        for peer in peers:
-            slot = message % 2
-            if (peer, slot) in works:
-                works[peer, slot].wait()
-            works[peer, slot] = start(slots[peer % sources][slot], peer)
+    for message in range(max(len(held) for held in memory.values()) // PART):
+        for peer, held in memory.items():
+            if (peer, message % 2) in works:
+                works[peer, message % 2].wait()
+            works[peer, message % 2] = start(held[message * PART : (message + 1) * PART], peer)
     for work in works.values():
         work.wait()
 
@@ -95,9 +94,10 @@ def send(meet: str, rank: int, plan: Plan, ranks: list[dict[str, torch.Tensor]],
     """A source process."""
     torch.set_num_threads(1)  # those of the process that it was forked from are not there
     end = PointToPointSource(plan, rank, ranks[rank], torch.bfloat16, join(meet, rank, ranks))
-    total = sum(plan.bytes().values())
+    weights = next(iter(ranks[rank].values())).untyped_storage()  # one buffer has them all
+    held = torch.empty(0, dtype=torch.uint8).set_(weights)[: sum(plan.bytes().values()) // len(ranks)]
     for version in range(repeats):
-        bare(total, len(ranks), rank)
+        bare({len(ranks): held}, rank)
         end.push(version)
 
 
@@ -168,8 +168,9 @@ def main() -> None:
         end = PointToPointDestination(receiver.plan, 0, engine, join(meet, len(ranks), ranks))
         landing = Landing(receiver.plan, 0, engine, end)
         times["bare"], times["messages"] = [], []
+        parts = dict(enumerate(target.split(total // len(ranks))[: len(ranks)]))
         for version in range(repeats):
-            times["bare"].append(seconds(partial(bare, total, len(ranks), len(ranks))))
+            times["bare"].append(seconds(partial(bare, parts, len(ranks))))
             times["messages"].append(seconds(partial(landing.pull, version)))
         for sender in senders:
             sender.join()

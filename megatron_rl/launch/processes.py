@@ -26,6 +26,7 @@ def processes(
     ``listener``: of the port at which the ranks meet, on the first node.
     """
     common = {"PYTHONUNBUFFERED": "1"} | scratch.temporary(sockets) | scratch.caches(sockets)
+    common |= {name: os.environ.get(name, str(size)) for name, size in machine.KEPT.items()}
     if machine.gpus():
         # megatron-core begins communication before the products that it shall overlap, and relies on that order
         common["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
@@ -33,7 +34,6 @@ def processes(
         common["NCCL_CUMEM_ENABLE"] = os.environ.get("NCCL_CUMEM_ENABLE", "0")
     else:
         common["TORCHDYNAMO_DISABLE"] = "1"  # megatron-core compiles small fusions at import: worth it on a GPU only
-        common |= {name: os.environ.get(name, str(size)) for name, size in machine.KEPT.items()}
     return _engines(job, config, node, sockets, common) + _ranks(job, config, node, sockets, common, listener)
 
 

@@ -255,11 +255,15 @@ class PointToPointSource(_End):
 
     def _pack(self, link: Link, number: int) -> None:
         for piece, held, part in link.parts(number):
-            if not self.on_device:  # from this rank's own memory, not from the message
+            if self.on_device:
+                if part is not None:
+                    part.copy_(held, non_blocking=True)
+                continue
+            if part is None:
                 hash_box(held, link.dtypes[piece.copy], link.state)
-                link.end_of(piece)
-            if part is not None:
-                part.copy_(held, non_blocking=self.on_device)
+            else:  # a hash needs the piece gathered, and so does the message
+                land(held, part, link.state)
+            link.end_of(piece)
 
     def _judge(self, version: int) -> None:
         verdicts, disagreement = self._hear(version, "the verdict")
