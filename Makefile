@@ -146,6 +146,9 @@ $(VENV)/slurm: $(VENV)/installed-dev
 	test -z "$$lacking" || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) > /dev/null; } \
 	|| { echo "These tests need$$lacking: apt-get install $(SLURM_PACKAGES), as root"; exit 1; }
+	@command -v ch-run > /dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	apt-get install -y -qq --no-install-recommends charliecloud-runtime > /dev/null; } \
+	|| echo "Without Charliecloud (charliecloud-runtime) the test of containers is skipped."
 	@touch $@
 
 # NeMo-Run asks for other versions of what serves here.

@@ -22,4 +22,5 @@ fi
 
 # A container, one of two ways; docs/launching.md says which is which.
 INSIDE=()     # a command before ours:   INSIDE=(apptainer exec --nv --bind "$PWD" /images/megatron-rl.sif)
+              # or                       INSIDE=(ch-run --bind="$PWD" --cd="$PWD" /images/megatron-rl --)
 CONTAINER=()  # Pyxis' options of srun:  CONTAINER=(--container-image=/images/megatron-rl.sqsh --container-mounts="$PWD")

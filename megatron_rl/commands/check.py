@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from megatron_rl.errors import InputError
 from megatron_rl.launch.check import resolved
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.hf import read_hf_config
-from megatron_rl.settings.check import Findings, check
+from megatron_rl.settings.check import Findings, askable, check
+from megatron_rl.settings.contents import ask_megatron
 from megatron_rl.settings.describe import describe
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.foresight.forecast import Forecast, foresee
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, this_machine
 from megatron_rl.settings.foresight.precision import advice, mismatch_on
 from megatron_rl.settings.foresight.rules import check_hardware
-from megatron_rl.settings.foresight.suggest import NEEDS_GPUS, Suggestion, enough_nodes, suggest
+from megatron_rl.settings.foresight.suggest import NEEDS_GPUS, Options, Suggestion, enough_nodes, suggest
 from megatron_rl.settings.load import load
 from megatron_rl.settings.model import check_critic
 from megatron_rl.system import machine
@@ -91,7 +92,7 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
     on = this_machine(nodes) if on is None else named(options.gpu, nodes, on.gpus)
     found.problems += [said for said in check_hardware(config, on) if said not in found.problems]
     found.warnings += [said for said in mismatch_on(config, on) if said not in found.warnings]
-    forecast, suggestions = _foreseen(options, config, known, on, found)
+    forecast, suggestions, against = _foreseen(options, config, known, on, found)
     if options.json:
         data = _data(options, found, forecast, suggestions)
         data |= _precision(config, known, on) if forecast else {"precision": None}
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
             print(f"  note       {what}: {count}")
         print_warnings(found.warnings, sys.stdout)
     if suggestions is not None:
-        print("\n".join(each.line() for each in suggestions) or _none_fits(options, config, known, on))
+        print("\n".join(each.line() for each in suggestions) or _none(options, config, known, on, against))
     return BAD_INPUT if found.problems else 0
 
 
@@ -117,9 +118,11 @@ def _precision(config: Config, known: dict[str, Any] | None, on: Hardware) -> di
 
 def _foreseen(
     options: argparse.Namespace, config: Config, known: dict[str, Any] | None, on: Hardware, found: Findings
-) -> tuple[Forecast | None, list[Suggestion] | None]:
-    """The forecast of a recipe without problems, and suggestions where they are asked for and can be made."""
-    hf_config: dict[str, Any] = {}
+) -> tuple[Forecast | None, list[Suggestion] | None, list[str]]:
+    """The forecast of a recipe without problems, and suggestions where they are asked for and can be made.
+
+    Last, what is against layouts where there are no suggestions."""
+    hf_config, against = dict[str, Any](), list[str]()
     with contextlib.suppress(InputError):  # which check has found
         hf_config = known or read_config(config.model)
     forecast = suggestions = None
@@ -131,17 +134,34 @@ def _foreseen(
                 f"--tokens {options.tokens:g} counts as {longest}, the longest that a completion may get "
                 "(rollout.max_new_tokens)."
             )
-    if options.suggest and hf_config:
+    if options.suggest and _trained(hf_config):
 
-        def sound(changed: Config) -> bool:
-            said = check(changed, contents=False, known=known).problems + check_hardware(changed, on)
-            return set(said) <= set(found.problems)  # of the recipe, whatever its layout
+        def problems(changed: Config) -> list[str]:
+            return check(changed, contents=False, known=known).problems + check_hardware(changed, on)
 
-        suggestions = suggest(config, hf_config, on, sound, options.tokens, flagged(options, "launch.rollout_nodes"))
-    return forecast, suggestions
+        def refused(layouts: Sequence[Options]) -> list[list[str]]:
+            return ask_megatron(config, hf_config, layouts) if askable(config) else [[] for _ in layouts]
+
+        serving = flagged(options, "launch.rollout_nodes")
+        suggestions, against = suggest(
+            config, hf_config, on, problems, refused, options.tokens, serving, found.problems
+        )
+    return forecast, suggestions, against
 
 
-def _none_fits(options: argparse.Namespace, config: Config, known: dict[str, Any] | None, on: Hardware) -> str:
+def _trained(hf_config: Mapping[str, Any]) -> bool:
+    """Whether it is known, and of a model that the actor trains: else check has found that."""
+    with contextlib.suppress(InputError):
+        return bool(hf_config and read_architecture(hf_config))
+    return False
+
+
+def _none(
+    options: argparse.Namespace, config: Config, known: dict[str, Any] | None, on: Hardware, against: list[str]
+) -> str:
+    """Why there is no suggestion."""
+    if against:
+        return f"Layouts fit on {on.nodes} x {on.gpus} {on.name}, but none without a problem. Of one: {against[0]}"
     serving = flagged(options, "launch.rollout_nodes")
     nodes = enough_nodes(config, known or read_config(config.model), on, options.tokens, serving)
     more = f" On {nodes} nodes there are some: --nodes {nodes}." if nodes else ""

@@ -25,6 +25,7 @@ from megatron_rl.rollout.sglang.servers.versions import supported
 from megatron_rl.system import machine, scratch
 from megatron_rl.system.channel import api_key
 from megatron_rl.system.processes import UTF8, last_error, tied_to_this_process
+from megatron_rl.system.supervision.logs import last_lines, told
 
 _POLL = 0.1  # seconds
 _LAST_LINES = 20  # of a log, in an error
@@ -90,11 +91,11 @@ def _client(popen: "subprocess.Popen[bytes]", address: Path, log: Path, key: byt
             raise ConnectionError("it ended")
         return EmbeddedEngine(str(address), key, max(0.0, deadline - time.monotonic()))
     except ConnectionError as error:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = last_lines(log)
         if (said := last_error(lines)) is not None:
             raise InputError(said) from None
-        words = "".join(f"\n  {line}" for line in lines[-_LAST_LINES:])
-        raise RunError(f"The embedded engine did not start ({error}). It said:{words or ' nothing.'}") from None
+        words = told(lines, _LAST_LINES) or " nothing."
+        raise RunError(f"The embedded engine did not start ({error}). It said:{words}") from None
 
 
 @contextmanager

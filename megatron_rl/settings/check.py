@@ -82,8 +82,14 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
         about_rows, notes, of_rows = look(config, asks)
         found, warnings = found + about_rows, warnings + of_rows
     elif asks and hf_config is not None and config.actor.megatron:
-        found += ask_megatron(config, hf_config)
+        found += ask_megatron(config, hf_config)[0]
     return Findings(list(dict.fromkeys(found)), warnings, notes)
+
+
+def askable(config: Config) -> bool:
+    """Whether Megatron-Core can be asked of it: it is there, and our own rules find nothing wrong with its options."""
+    wrong = [key for key in violations(config) if key.startswith(("actor.", "model."))]
+    return not wrong + machine.package_problems() + check_megatron(config.actor, config.model.dtype)
 
 
 def _free_port() -> list[str]:

@@ -1,8 +1,9 @@
 """What the tokenizer and the rows of the data show, looked at by a process of its own, for they bring torch along.
 
 ``python -m megatron_rl.settings.contents PART [BYTES ...]`` reads a configuration as YAML from standard input and
-prints what it found as one line of JSON. PART: ``rows``, ``configurations`` (Megatron-Core's), or ``all``. BYTES: the
-memory of each GPU of a machine that is elsewhere.
+prints what it found as one line of JSON. PART: ``rows``, or ``all``: Megatron-Core's configurations as well. With
+``configurations``, these alone, it reads a list: one as YAML, and options to change, each for an answer of its own.
+BYTES: the memory of each GPU of a machine that is elsewhere.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from megatron_rl.config import Config
 from megatron_rl.data.task import UNBOUNDED, Example
 from megatron_rl.errors import InputError
 from megatron_rl.settings.footprint import read_config
+from megatron_rl.settings.foresight.suggest import Options, applied
 from megatron_rl.settings.load import from_yaml, to_yaml
 from megatron_rl.system import machine, scratch
 from megatron_rl.system.processes import UTF8
@@ -30,26 +32,30 @@ def look(config: Config, configurations: bool = True) -> tuple[list[str], dict[s
 
     ``configurations``: ask Megatron-Core of ``actor.megatron`` as well, of which its own check has found nothing.
     """
-    return _found(config, "all" if configurations else "rows")
+    problems, notes, warnings = _answer("all" if configurations else "rows", to_yaml(config))
+    return problems, notes, warnings
 
 
-def ask_megatron(config: Config, hf_config: Mapping[str, Any]) -> list[str]:
-    """What Megatron-Core says of the configurations of a model of this config.json, whose folder is not needed."""
+def ask_megatron(config: Config, hf_config: Mapping[str, Any], layouts: Sequence[Options] = ({},)) -> list[list[str]]:
+    """What Megatron-Core says of the configurations of a model of this config.json, whose folder is not needed.
+
+    ``layouts``: options that are changed, each an answer of its own."""
     alone = replace(config.model, path="", architecture=dict(hf_config))
-    return _found(replace(config, model=alone), "configurations")[0]
+    given = [to_yaml(replace(config, model=alone)), *map(dict, layouts)]
+    found: list[list[str]] = _answer("configurations", json.dumps(given)) if layouts else []
+    return found
 
 
-def _found(config: Config, part: str) -> tuple[list[str], dict[str, int], list[str]]:
+def _answer(part: str, given: str) -> Any:
     command = [sys.executable, "-m", "megatron_rl.settings.contents", part]
     if machine.elsewhere():
         command += map(str, machine.gpus())
     with scratch.made() as folder:
         env = {**os.environ, **UTF8, **scratch.temporary(folder), **scratch.caches(folder)}
-        done = subprocess.run(command, input=to_yaml(config), capture_output=True, encoding="utf-8", env=env)
+        done = subprocess.run(command, input=given, capture_output=True, encoding="utf-8", env=env)
     if done.returncode != 0:
         raise RuntimeError(f"looking at the tokenizer and the data failed:\n{done.stderr}")
-    problems, notes, warnings = json.loads(done.stdout.splitlines()[-1])
-    return problems, notes, warnings
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
@@ -227,24 +233,40 @@ def _without_rows(kl_coefs: Mapping[str, float], train: Sequence[Example]) -> st
 def main() -> None:
     """Print what was found."""
     part, elsewhere = sys.argv[1], tuple(map(int, sys.argv[2:]))
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    given = sys.stdin.read()
+    if part == "configurations":
+        text, *layouts = json.loads(given)
+        config = _read(text)
+        found: Any = [_configurations(applied(config, layout), elsewhere) for layout in layouts]
+    else:
+        found = _contents(given, part, elsewhere)
+    print(f"\n{json.dumps(found)}")
+
+
+def _read(text: str) -> Config:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(text, encoding="utf-8")
+        return from_yaml(file)
+
+
+def _contents(given: str, part: str, elsewhere: tuple[int, ...]) -> tuple[list[str], dict[str, int], list[str]]:
+    """Problems, notes, warnings."""
     problems: list[str] = []
     notes: dict[str, int] = {}
     warnings: list[str] = []
-    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    with tempfile.TemporaryDirectory() as made:
-        file = Path(made) / "config.yaml"
-        file.write_text(sys.stdin.read(), encoding="utf-8")
-        try:
-            config = from_yaml(file)
-            if part != "rows" and config.actor.megatron:
-                problems += _configurations(config, elsewhere)
-            if part != "configurations":
-                wrong, notes = _look(config, made)
-                problems += wrong
-                warnings = [] if problems else _trained_on(config)
-        except InputError as error:
-            problems.append(str(error))
-    print(f"\n{json.dumps([problems, notes, warnings])}")
+    try:
+        config = _read(given)
+        if part == "all" and config.actor.megatron:
+            problems += _configurations(config, elsewhere)
+        with tempfile.TemporaryDirectory() as made:
+            wrong, notes = _look(config, made)
+        problems += wrong
+        warnings = [] if problems else _trained_on(config)
+    except InputError as error:
+        problems.append(str(error))
+    return problems, notes, warnings
 
 
 if __name__ == "__main__":

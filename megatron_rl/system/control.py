@@ -104,8 +104,10 @@ class Worker:
     def begin(self, order: bytes) -> "asyncio.Future[Any]":
         """As ``ask``, in an event loop; when the answer has come, or time is over, ``end`` has the result.
 
-        ``order`` is ``message((method, arguments))``.
+        ``order`` is ``message((method, arguments))``. Raises WorkerError while the last answer is still to come.
         """
+        if self._exchange is not None:  # whose answer would be taken for this one's
+            raise WorkerError(f"{self.name} is asked for something while it still does something else")
         self._exchange = Exchange(self.connection, order)
         return self._exchange.answer
 
@@ -163,12 +165,16 @@ async def ask_all(
         orders = [message((method, (*arguments, *own))) for own in each]
     else:
         orders = [message((method, arguments))] * len(workers)
-    answers = [worker.begin(order) for worker, order in zip(workers, orders, strict=True)]
+    begun: list[Worker] = []
+    answers: list[asyncio.Future[Any]] = []
     try:
+        for worker, order in zip(workers, orders, strict=True):
+            answers.append(worker.begin(order))
+            begun.append(worker)
         if answers:
             await asyncio.wait(answers, timeout=seconds)
-    finally:
-        results = [_result(worker, method, seconds) for worker in workers]
+    finally:  # also of those that were asked before another could not be: none is left with an answer to come
+        results = [_result(worker, method, seconds) for worker in begun]
     for result in results:
         if isinstance(result, BaseException):
             raise result

@@ -4,6 +4,7 @@ A connection is watched, not read by a task of its own: of what rank 0 pays for 
 """
 
 import asyncio
+import contextlib
 import os
 import struct
 from multiprocessing.connection import Connection
@@ -36,7 +37,7 @@ class Exchange:
             self._file = connection.fileno()
             os.set_blocking(self._file, False)
             self._loop.add_reader(self._file, self._read)
-        except OSError as error:  # closed
+        except Exception as error:  # closed, say: it belongs to who waits, as all that goes wrong later
             self._end(error)
         else:
             self._write()
@@ -53,16 +54,14 @@ class Exchange:
     def _write(self) -> None:
         """Send what the system takes, and the rest when it takes more."""
         try:
-            self._unsent = self._unsent[os.write(self._file, self._unsent) :]
-        except BlockingIOError:
-            pass
-        except OSError as error:
+            with contextlib.suppress(BlockingIOError):
+                self._unsent = self._unsent[os.write(self._file, self._unsent) :]
+            if self._unsent:
+                self._loop.add_writer(self._file, self._write)
+            else:
+                self._loop.remove_writer(self._file)
+        except Exception as error:
             self._end(error)
-            return
-        if self._unsent:
-            self._loop.add_writer(self._file, self._write)
-        else:
-            self._loop.remove_writer(self._file)
 
     def _read(self) -> None:
         """Take what has come, up to the end of the answer."""

@@ -30,8 +30,8 @@ RECORDED = (*SUPPORTED, "omegaconf", "datasets", "safetensors", "numpy", "xxhash
 DRIVER = Path("/dev/nvidiactl")  # there where NVIDIA's driver is
 SHARED = Path("/dev/shm")  # where memory has a name by which processes can share it
 # For the ranks and engines of a run: the C library keeps what is freed, or else a step's rollouts, and on a CPU its
-# activations, are faulted in again page by page: a third of rank 0's time for a batch of 30 million tokens, a tenth of a
-# small step on a CPU. 32 MiB is the most that it takes for the first.
+# activations, are faulted in again page by page: a third of rank 0's time for a batch of 30 million tokens, a tenth of
+# a small step on a CPU. 32 MiB is the most that it takes for the first.
 KEPT = {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 40}
 _ASK_TORCH = """
 import torch

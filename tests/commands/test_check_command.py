@@ -10,6 +10,7 @@ import pytest
 from megatron_rl.cli import main
 from megatron_rl.config import Config
 from megatron_rl.settings.fit import warnings
+from tests.commands.test_suggested_layouts import unasked
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_235b
 
 RECIPE = "tests.commands.test_check_command.of_8b_here"
@@ -36,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "8b.json").write_text(json.dumps(QWEN3_8B))
     (tmp_path / "235b.json").write_text(json.dumps(QWEN3_235B))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("megatron_rl.commands.check.ask_megatron", unasked)  # of layouts: test_suggested_layouts.py
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,22 +40,6 @@ def test_one_trains_and_the_other_generates(site: Site) -> None:
     site.cluster.wait(job, "COMPLETED")
     assert [row["step"] for row in site.metrics("quickstart") if row["stage"] == "rl"] == [1, 2, 3, 4]
     assert all(site.cluster.processes(node) == [] for node in site.cluster.nodes)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="SGLang is not installed: make sglang")
-def test_one_trains_and_a_real_sglang_server_on_the_other_generates(site: Site) -> None:
-    """Two ranks send every swap's weights to a server whose node has shared memory and process numbers of its own."""
-    options = ["run.steps=2", "rollout.engine=sglang", "rollout.sglang.start_seconds=1200"]
-    job = site.train("quickstart", "--rollout-nodes", "1", *SMALL, *options, options=TWO)
-    site.cluster.wait(job, "COMPLETED")
-    rows = [row for row in site.metrics("quickstart") if row["stage"] == "rl"]
-    assert [(row["step"], row["weight_version"]) for row in rows] == [(1, 2), (2, 3)]
-    assert all(row["swap_bytes"] > 1e6 for row in rows)
-    logs = {path.name for path in (site.folder / "runs/quickstart/logs/1").iterdir()}
-    assert {"keeper.log", "rank0.log", "rank1.log", "sglang0.log"} <= logs
-    assert all(site.cluster.processes(node) == [] for node in site.cluster.nodes)
-    if site.cluster.apart:
-        assert all(site.cluster.shared_memory(node) == [] for node in site.cluster.nodes)
 
 
 def test_stopped_on_two_nodes_it_is_requeued_and_ends_as_if_nothing_had_been(whole: Site, site: Site) -> None:
@@ -102,22 +87,50 @@ def test_a_lost_node_requeues_the_job_which_goes_on(whole: Site, site: Site, wha
     assert not list(Path(site.folder, "runs").glob(".held.*"))
 
 
-def test_a_lost_rollout_node_is_done_without(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def three() -> Iterator[Cluster]:
+    """A cluster of three nodes."""
+    with Cluster(3) as larger:
+        yield larger
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="SGLang is not installed: make sglang")
+def test_one_trains_and_a_real_sglang_server_on_two_others_generates(three: Cluster, tmp_path: Path) -> None:
+    """Two ranks send every swap's weights to both workers, each on a node with memory and process numbers of its own.
+
+    The workers are one engine, which shares every matrix over the network.
+    """
+    site = Site(three, tmp_path)
+    spread = ["rollout.sglang.tensor_parallel=2", "rollout.sglang.nodes=2", "rollout.sglang.start_seconds=1200"]
+    options = ["run.steps=2", "rollout.engine=sglang", *spread]
+    job = site.train("quickstart", "--rollout-nodes", "2", *SMALL, *options, options=("--nodes=3",))
+    three.wait(job, "COMPLETED")
+    rows = [row for row in site.metrics("quickstart") if row["stage"] == "rl"]
+    assert [(row["step"], row["weight_version"]) for row in rows] == [(1, 2), (2, 3)]
+    assert all(row["swap_bytes"] > 1e6 and row["max_logprob_gap"] < 1e-4 for row in rows)
+    logs = {path.name for path in (site.folder / "runs/quickstart/logs/1").iterdir()}
+    assert {"rank0.log", "rank1.log", "sglang0.log", "sglang0-1.log"} <= logs
+    assert site.attempts("quickstart") == [0]
+    assert all(three.processes(node) == [] for node in three.nodes)
+    if three.apart:
+        assert all(three.shared_memory(node) == [] for node in three.nodes)
+
+
+def test_a_lost_rollout_node_is_done_without(three: Cluster, tmp_path: Path) -> None:
     """Of two nodes that only generate one loses power in the middle of a step, and Slurm takes it for down."""
-    with Cluster(3) as cluster:
-        if not cluster.apart:
-            pytest.skip("nodes that share process numbers cannot be lost alone: run as root")
-        site = Site(cluster, tmp_path)
-        site.env["SBATCH_NO_KILL"] = "set"
-        site.close(1)
-        options = ["rollout.engines=2", "actor.tensor_parallel=1"]
-        job = site.train("quickstart", "--rollout-nodes", "2", *SMALL, *HELD, *options, options=("--nodes=3",))
-        site.waits(job, 1)
-        cluster.kill_node("node2")
-        cluster.run("scontrol", "update", "nodename=node2", "state=down", "reason=power")
-        site.open(1)
-        cluster.wait(job, "COMPLETED")
-        assert [row["step"] for row in site.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
-        assert site.attempts("held") == [0]
-        assert cluster.job(job)["Restarts"] == "0"
-        assert cluster.processes("node0") == cluster.processes("node1") == []
+    if not three.apart:
+        pytest.skip("nodes that share process numbers cannot be lost alone: run as root")
+    site = Site(three, tmp_path)
+    site.env["SBATCH_NO_KILL"] = "set"
+    site.close(1)
+    options = ["rollout.engines=2", "actor.tensor_parallel=1"]
+    job = site.train("quickstart", "--rollout-nodes", "2", *SMALL, *HELD, *options, options=("--nodes=3",))
+    site.waits(job, 1)
+    three.kill_node("node2")
+    three.run("scontrol", "update", "nodename=node2", "state=down", "reason=power")
+    site.open(1)
+    three.wait(job, "COMPLETED")
+    assert [row["step"] for row in site.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
+    assert site.attempts("held") == [0]
+    assert three.job(job)["Restarts"] == "0"
+    assert three.processes("node0") == three.processes("node1") == []

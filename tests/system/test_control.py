@@ -302,3 +302,22 @@ def test_an_exit_that_closes_nothing_is_quiet() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_one_that_cannot_be_asked_leaves_no_other_with_an_answer_to_come(control: Control) -> None:
+    """Not even the first: it is hung up on, so that what it still answers is not taken for something else."""
+    first, busy, last = many(control, 3)
+
+    async def ask() -> None:
+        waiting = asyncio.ensure_future(ask_all([busy], "wait", True, seconds=PATIENCE))
+        while busy._exchange is None:
+            await asyncio.sleep(0)
+        with pytest.raises(WorkerError, match="worker 1 is asked for something while it still does something else"):
+            await ask_all([first, busy, last], "double", 1, seconds=PATIENCE)
+        FREE.set()
+        await waiting
+
+    asyncio.run(ask())
+    with pytest.raises(WorkerError, match="worker 0 ended during double"):
+        first.ask("double", 4, seconds=PATIENCE)
+    assert [worker.ask("double", 4, seconds=PATIENCE) for worker in (busy, last)] == [8, 8]

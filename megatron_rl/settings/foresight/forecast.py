@@ -11,7 +11,7 @@ from megatron_rl.settings.foresight.hardware import Hardware
 from megatron_rl.settings.foresight.held import whole
 from megatron_rl.settings.foresight.memory import Memory, trainer_memory
 from megatron_rl.settings.foresight.places import Places, places
-from megatron_rl.settings.foresight.seconds import Step, assumed, on_host, seconds, token_bytes
+from megatron_rl.settings.foresight.seconds import Step, assumed, on_host, on_links, seconds, token_bytes
 from megatron_rl.settings.foresight.work import Workload, workload
 
 _ASLEEP = 1.0e9  # bytes of a GPU that a colocated server keeps while the trainer has its memory; assumed
@@ -33,7 +33,7 @@ class Forecast:
     peak: float  # bytes of the fullest GPU, or of the fullest trainer process without one
     phases: dict[str, float]  # the same in each phase of a step
     step: Step | None  # None: the hardware's speed is not known, or there is no RL
-    host: dict[str, str]  # what is assumed of the host's part
+    own: dict[str, str]  # what is assumed because of this configuration
 
     @property
     def fits(self) -> bool:
@@ -106,7 +106,7 @@ class Forecast:
             f"or {100 * assume.decoding:.0f} % of the peak",
             "links at": f"{100 * assume.links:.0f} % of {self.on.near / 1e9:.3g} and {self.on.far / 1e9:.3g} GB/s",
             "rewards": "none",
-            **self.host,
+            **self.own,
         }
 
     def data(self) -> dict[str, Any]:
@@ -207,5 +207,5 @@ def foreseen(
         peak,
         phases,
         seconds(config, arch, on, load, running, crowd) if known else None,
-        on_host(config, on),
+        on_host(config, on) | on_links(config, on),
     )

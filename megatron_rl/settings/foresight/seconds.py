@@ -11,7 +11,7 @@ from math import ceil
 
 from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import Architecture
-from megatron_rl.settings.footprint import WEIGHT_BYTES, state_bytes
+from megatron_rl.settings.footprint import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
 from megatron_rl.settings.foresight.hardware import Hardware, on_cpu
 from megatron_rl.settings.foresight.held import active, held, stage_layers, whole
 from megatron_rl.settings.foresight.places import local_ranks
@@ -110,7 +110,7 @@ def seconds(config: Config, arch: Architecture, on: Hardware, load: Workload, ru
         score=wide * forward * sum(role != "reference" for role in roles),
         reference=(wide * forward + copied) if "reference" in roles else 0.0,
         update=wide * update * (2 if "critic" in roles else 1),
-        swap=_swapping(config, arch, on) if config.generates() else 0.0,
+        swap=_swapping(config, arch, on, crowd) if config.generates() else 0.0,
         overlapped=config.rollout.staleness > 0,
         mfu=mfu / wide,
         micro_batch=size,
@@ -148,6 +148,8 @@ def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -
     one = of(3 + anew, 3 + redone, 4, 1 + anew / 3, 2 + anew)  # logits are made twice
     update = load.passes * one + load.updates * (_optimizing(config, arch, on) + assume.update)
     update += sleeping(config, arch, on)
+    alone = forward / (count * bubble), (one - forward) / (count * bubble)  # of one micro-batch, there and back
+    update -= _beside_passes(config, arch, on, load, *alone)
     model = load.passes * 3 * ((layers + attention) * load.length / length + head)  # prompts count in every row
     return forward, update, model / (peak * sizes.world * update), size
 
@@ -194,9 +196,48 @@ def _optimizing(config: Config, arch: Architecture, on: Hardware) -> float:
     if away:  # gradients go there and weights come back, in float32
         threads = on_cpu(_A_CPU, config.actor.threads)
         there = away * own / replicas * (28 / threads.bandwidth + 2 * 4 / on.host)
-    sent = own * (4 + item) * (replicas - 1) / replicas
-    link = _link(config, on, sizes.stage)
-    return touched / (assume.bandwidth * on.bandwidth) + sent / (assume.links * link) + there
+    return touched / (assume.bandwidth * on.bandwidth) + sum(_exchanged(config, arch, on)) + there
+
+
+def _exchanged(config: Config, arch: Architecture, on: Hardware) -> tuple[float, float]:
+    """Seconds in which gradients are added up over the ranks that hold the same weights, and weights handed out."""
+    sizes, item = config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
+    own, replicas = held(arch, sizes, 0).all, sizes.data * sizes.context
+    number = own * (replicas - 1) / replicas / (assumed(on).links * _link(config, on, sizes.stage))
+    return GRADIENT_BYTES[config.actor.gradients] * number, item * number
+
+
+def _beside_passes(
+    config: Config, arch: Architecture, on: Hardware, load: Workload, forward: float, backward: float
+) -> float:
+    """Seconds of a step that these take while ranks compute: on GPUs, where ``actor.megatron`` has them overlap.
+
+    Gradients are added up bucket by bucket during an update's last ``backward`` pass of a micro-batch, all but the last
+    bucket; weights are handed out during the next ``forward`` pass, all but the first, and before a swap at once.
+    """
+    given, reduced, handed = config.actor.megatron, *_exchanged(config, arch, on)
+    if not on.gpus or not given.get("overlap_grad_reduce"):
+        return 0.0
+    sizes = config.actor.sizes()
+    bucket = given.get("bucket_size") or max(40e6, 1e6 * sizes.data * sizes.context)  # Megatron-Core's own
+    share = 1 - min(bucket / held(arch, sizes, 0).all, 1.0)
+    lapped = load.updates * min(reduced * share, backward)
+    if given.get("overlap_param_gather"):
+        lapped += (load.updates - config.generates()) * min(handed * share, forward)
+    return lapped
+
+
+def on_links(config: Config, on: Hardware) -> dict[str, str]:
+    """What is assumed of the exchange of gradients and weights, where several ranks hold the same, and in an engine."""
+    sizes, given = config.actor.sizes(), config.actor.megatron
+    spread = on.gpus and config.rollout.engine == "sglang" and config.rollout.sglang.nodes > 1
+    found = {"the network between an engine's nodes": "not counted"} if spread else {}
+    if not on.gpus or sizes.data * sizes.context == 1:
+        return found
+    lapped = given.get("overlap_grad_reduce"), given.get("overlap_param_gather")
+    said = {"gradients added up": lapped[0], "weights handed out": all(lapped)}
+    how = {True: "beside the passes, but for a bucket", False: "after them"}
+    return found | {name: how[bool(beside)] for name, beside in said.items()}
 
 
 def sleeping(config: Config, arch: Architecture, on: Hardware) -> float:
@@ -267,12 +308,20 @@ def generating(
     return prefill + max(steady, tail)
 
 
-def _swapping(config: Config, arch: Architecture, on: Hardware) -> float:
-    """Bytes into an engine's worker over its link, and the hashes; ``megatron-rl plan`` counts them link by link."""
+def _swapping(config: Config, arch: Architecture, on: Hardware, crowd: int = 1) -> float:
+    """Bytes over the fullest link, and the hashes; ``megatron-rl plan`` counts them link by link.
+
+    Every engine takes all weights, at the same time: ``crowd`` engines' workers on a GPU by its one link, and all
+    engines from the trainer's ranks, which share what is to be sent. Without GPUs each worker copies for itself what
+    is on its machine.
+    """
     rollout, assume, item = config.rollout, assumed(on), WEIGHT_BYTES[config.model.dtype]
     tensor = rollout.sglang.tensor_parallel if rollout.engine == "sglang" else 1
     into = whole(arch) * (1 if rollout.sglang.fp8 else item) / tensor
     apart = config.launch.rollout_nodes > 0
     link = on.far if apart else on.near if on.gpus else on.bandwidth
     owned = held(arch, config.actor.sizes(), 0).all * item
-    return assume.swap + into / (assume.links * link) + max(into, owned) / assume.hashed
+    fullest = crowd * into
+    if on.gpus or apart:
+        fullest = max(fullest, rollout.engine_count * tensor * into / config.actor.sizes().world)
+    return assume.swap + fullest / (assume.links * link) + max(crowd * into, owned) / assume.hashed

@@ -1,7 +1,7 @@
 """Layouts that fit, the fastest first, by ``foreseen``. Imports no torch."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +24,13 @@ _CHECKED = 100  # layouts, at most
 _RECOMPUTE = ("none", "selective", "full")
 _TOKENS = (4096, 8192, 16384, 32768, 65536)  # of a micro-batch
 _FREE = ("actor.recompute", "actor.micro_batch_tokens")  # layouts that differ in these alone are one, its best
+_FAR_APART = 3  # layouts, by which problems that are not the layout's are known
 _TIMES = (2, 4, 8, 16)  # as many nodes, where too few were asked about
 NEEDS_GPUS = "--suggest needs GPUs whose speed is known: give --gpu and --gpus, as --gpu h100 --gpus 8."
 _SPARE = 0.95  # of a GPU's memory, which a layout may take: predictions are that good
+
+
+Options = Mapping[str, int | str | bool]  # by their dotted keys
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,18 @@ def suggest(
     config: Config,
     hf_config: Mapping[str, Any],
     on: Hardware,
-    sound: Callable[[Config], bool],
+    problems: Callable[[Config], Iterable[str]],
+    refused: Callable[[Sequence[Options]], Sequence[Iterable[str]]],
     tokens: float | None = None,
     rollout_nodes: int | None = None,
-) -> list[Suggestion]:
-    """Up to ``SHOWN`` layouts that are ``sound`` and fit; with ``rollout_nodes`` nodes that only generate, where given.
+    known: Iterable[str] = (),
+) -> tuple[list[Suggestion], list[str]]:
+    """Up to ``SHOWN`` layouts that fit and are sound; with ``rollout_nodes`` nodes that only generate, where given.
 
+    Where there are none, also what was said of one that fits; nothing when none does.
+
+    ``problems``: what is wrong with a configuration by our rules; ``refused``: what Megatron-Core says of each of some
+    layouts. ``known``: what is wrong with this configuration; of that may stay what is wrong whatever the layout is.
     Raises InputError without GPUs, or without steps of RL."""
     if not on.gpus or not on.rate(config.model.dtype):
         raise InputError(NEEDS_GPUS)
@@ -64,13 +74,23 @@ def suggest(
         raise InputError("--suggest is for runs with steps of RL (run.steps).")
     found = list(_fitting(config, hf_config, on, tokens, rollout_nodes))
     found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
+    answers = refused([each.options for each in found[:_CHECKED]])
+    taken = [each for each, said in zip(found, answers, strict=False) if not said]
+    against, stay = [problem for said in answers for problem in said], set(known)
+    if stay:  # layouts far apart: what is wrong with all of them is not the layout's
+        for each in taken[:: max(len(taken) // _FAR_APART, 1)]:
+            stay &= set(problems(applied(config, each.options)))
     chosen: dict[tuple[int | str | bool, ...], Suggestion] = {}
-    for each in found[:_CHECKED]:
+    for each in taken:
         layout = tuple(value for key, value in each.options.items() if key not in _FREE)
-        if len(chosen) < SHOWN and layout not in chosen and sound(applied(config, each.options)):
-            own = {key: value for key, value in each.options.items() if value != _value(config, key)}
-            chosen[layout] = replace(each, options=own)
-    return list(chosen.values())
+        if len(chosen) == SHOWN or layout in chosen:
+            continue
+        if said := set(problems(applied(config, each.options))) - stay:
+            against += said
+            continue
+        own = {key: value for key, value in each.options.items() if value != _value(config, key)}
+        chosen[layout] = replace(each, options=own)
+    return list(chosen.values()), [] if chosen else against[:1]
 
 
 def enough_nodes(
@@ -109,7 +129,7 @@ def _value(config: Config, key: str) -> Any:
     return place
 
 
-def applied(config: Config, options: Mapping[str, int | str | bool]) -> Config:
+def applied(config: Config, options: Options) -> Config:
     """A copy with these options, by their dotted keys."""
     changed = copy.deepcopy(config)
     for key, value in options.items():

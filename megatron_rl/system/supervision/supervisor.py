@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from megatron_rl.errors import InputError, RunError
 from megatron_rl.system.processes import BAD_INPUT, RUN_ENDED, UTF8, last_error, tied_to_this_process
+from megatron_rl.system.supervision.logs import last_lines, told
 from megatron_rl.system.supervision.members import LOST, Lead, Node
 from megatron_rl.system.supervision.screen import LIVE, SHOWN, Screen
 
@@ -371,13 +372,8 @@ def _can_be_missed(member: _Member) -> bool:
 
 def _suffered(member: _Member) -> bool:
     """Whether it failed because another one had ended, by what it said last."""
-    said = member.message if isinstance(member, Node) else _last_lines(member.log_path)
+    said = member.message if isinstance(member, Node) else "\n".join(last_lines(member.log_path)[-LAST_LINES:])
     return any(words in said for words in _OTHERS_ENDED)
-
-
-def _last_lines(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "".join(f"\n  {line}" for line in lines[-LAST_LINES:])
 
 
 def _explain(child: _Member) -> Outcome:
@@ -385,7 +381,7 @@ def _explain(child: _Member) -> Outcome:
     if isinstance(child, Node):
         assert child.code is not None
         return Outcome(child.code, child.message)
-    lines = child.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = last_lines(child.log_path)
     if child.code in _SAYS_WHY and (said := last_error(lines)) is not None:
         return Outcome(BAD_INPUT if child.code == BAD_INPUT else 1, said)
     assert child.code is not None
@@ -394,5 +390,5 @@ def _explain(child: _Member) -> Outcome:
     )
     if child.code == -signal.SIGKILL:
         how += " (is the machine out of memory?)"
-    last = _last_lines(child.log_path) or "\n  (empty)"
+    last = told(lines, LAST_LINES) or "\n  (empty)"
     return Outcome(1, f"{child.process.name} {how}. The end of {child.log_path}:{last}")

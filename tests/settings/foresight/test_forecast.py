@@ -1,4 +1,4 @@
-"""The whole forecast, and layouts that are suggested by it."""
+"""The whole forecast."""
 
 import json
 import time
@@ -7,13 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from megatron_rl.config import Config
-from megatron_rl.errors import InputError
-from megatron_rl.settings.check import check
-from megatron_rl.settings.foresight import suggest as suggesting
 from megatron_rl.settings.foresight.forecast import foresee, told
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, on_cpu
-from megatron_rl.settings.foresight.rules import check_hardware
-from megatron_rl.settings.foresight.suggest import applied, suggest
+from megatron_rl.settings.foresight.suggest import applied
 from megatron_rl.system import machine
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b, of_235b
 
@@ -177,55 +173,6 @@ def test_on_a_cpu() -> None:
     assert found.lines()["predicted"].endswith("in the fullest trainer process, beyond its libraries")
 
 
-def sound(config: Config, hf_config: dict, on: Hardware) -> bool:
-    return not check(config, contents=False, known=hf_config).problems + check_hardware(config, on)
-
-
-@pytest.fixture
-def rows(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
-    return str(file)
-
-
-def test_suggestions_fit_and_pass_the_check(rows: str) -> None:
-    config, on = of_8b(), named("h100", 1, 8)
-    config.data.path = rows
-    found = suggest(config, QWEN3_8B, on, lambda changed: sound(changed, QWEN3_8B, on))
-    assert 2 <= len(found) <= 5
-    times = [each.forecast.step.step for each in found if each.forecast.step]
-    assert times == sorted(times) and len(times) == len(found)
-    for each in found:
-        changed = applied(config, each.options)
-        assert sound(changed, QWEN3_8B, on)
-        again = foresee(changed, QWEN3_8B, on)
-        assert again.fits and again.step == each.forecast.step
-        assert changed.actor.sizes().world == 8
-        assert all(
-            f"{key}={str(value).lower()}" in each.line().split("  #")[0].split() for key, value in each.options.items()
-        )
-    wasteful = applied(config, found[0].options | {"actor.recompute": "full", "actor.micro_batch_tokens": 4096})
-    assert foresee(wasteful, QWEN3_8B, on).step.step >= times[0]  # type: ignore[union-attr]
-
-
-def test_235b(rows: str) -> None:
-    """It does not fit where its states alone leave no room for engines; it does on GPUs with more memory."""
-    config = of_235b()
-    config.data.path = rows
-    h100, h200 = named("h100", 8, 8), named("h200", 8, 8)
-    assert check(config, contents=False, known=QWEN3_235B).problems == []
-    assert "will probably not fit" in foresee(config, QWEN3_235B, h100).warnings()[0]
-    assert suggest(config, QWEN3_235B, h100, lambda changed: True) == []
-    with machine.standing_for((h200.memory,) * 8):
-        found = suggest(config, QWEN3_235B, h200, lambda changed: sound(changed, QWEN3_235B, h200))
-    assert found and all(each.forecast.peak <= 0.95 * h200.memory for each in found)
-    layouts = [
-        tuple(v for k, v in each.options.items() if k not in ("actor.recompute", "actor.micro_batch_tokens"))
-        for each in found
-    ]
-    assert len(set(layouts)) == len(found)
-
-
 def test_a_forecast_takes_no_time() -> None:
     """Counted from sizes: as long for 4,096 ranks as for one."""
     config = of_235b()
@@ -233,25 +180,3 @@ def test_a_forecast_takes_no_time() -> None:
     started = time.process_time()
     foresee(config, QWEN3_235B, named("h100", 512, 8))
     assert time.process_time() - started < 5
-
-
-def test_what_cannot_be_suggested_for() -> None:
-    config = of_8b()
-    with pytest.raises(InputError, match="--suggest needs GPUs"):
-        suggest(config, QWEN3_8B, on_cpu(1e11), lambda changed: True)
-    config.run.steps = 0
-    with pytest.raises(InputError, match="steps of RL"):
-        suggest(config, QWEN3_8B, named("h100", 1, 8), lambda changed: True)
-
-
-def test_engines_too_large_for_a_node_are_spread() -> None:
-    """470 GB of weights: 8 GPUs of 43 GB are too few, and of 86 GB enough."""
-    config = of_235b()
-    spread = list(suggesting._engines(config, QWEN3_235B, named("a100-40", 4, 8), 4))
-    sizes = [
-        tuple(each[f"rollout.{key}"] for key in ("engines", "sglang.tensor_parallel", "sglang.nodes"))
-        for each in spread
-    ]
-    assert sizes == [(2, 16, 2), (1, 32, 4)]
-    alone = list(suggesting._engines(config, QWEN3_235B, named("a100-80", 4, 8), 4))
-    assert {each["rollout.sglang.nodes"] for each in alone} == {1}

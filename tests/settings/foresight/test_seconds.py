@@ -9,7 +9,7 @@ from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.foresight.hardware import GPUS, named
 from megatron_rl.settings.foresight.held import active, whole
-from megatron_rl.settings.foresight.seconds import ON_GPU, generating, learning, on_host, seconds
+from megatron_rl.settings.foresight.seconds import ON_GPU, generating, learning, on_host, on_links, seconds
 from megatron_rl.settings.foresight.work import Workload, micro_batches, row_flops, scored, workload
 from tests.settings.foresight.shapes import QWEN3_8B, of_8b
 
@@ -135,6 +135,60 @@ def test_the_hosts_part_of_the_optimiser_takes_time() -> None:
     assert on_host(config, H100) == {"copies to the host and back at": "50 GB/s"}
     config.actor.optimizer_on_host = 0.5
     assert on_host(config, H100)["AdamW there at"] == "10 GB/s of memory a rank"
+
+
+def test_what_overlaps_takes_the_passes_time() -> None:
+    """All but a bucket, as long as the passes last; the last update's weights are wanted at once, by the swap."""
+    config = of_8b()
+    config.actor.data_parallel, config.algorithm.minibatches = 8, 4
+    load, on, weights = workload(config), named("h100", 1, 8), whole(ARCH)
+    after = learning(config, ARCH, on, load)[1]
+    config.actor.megatron = {"overlap_grad_reduce": True}
+    reduced = learning(config, ARCH, on, load)[1]
+    number = weights * 7 / 8 / (0.75 * on.near)
+    bucket = 1 - 40e6 / weights
+    assert after - reduced == pytest.approx(4 * 4 * number * bucket)
+    assert on_links(config, on) == {
+        "gradients added up": "beside the passes, but for a bucket",
+        "weights handed out": "after them",
+    }
+    config.actor.megatron |= {"overlap_param_gather": True}
+    both = learning(config, ARCH, on, load)[1]
+    assert reduced - both == pytest.approx(3 * 2 * number * bucket)
+    config.actor.megatron["bucket_size"] = int(weights / 2)
+    assert after - learning(config, ARCH, on, load)[1] == pytest.approx((4 * 4 + 3 * 2) * number / 2, rel=1e-6)
+    config.actor.data_parallel, config.launch.nodes = 2, 2  # over a network that is slower than the passes
+    config.actor.micro_batch_tokens = 512
+    slow = replace(named("h100", 2, 1), far=1e8)
+    lapped = learning(config, ARCH, slow, load)[1]
+    config.actor.megatron = {}
+    assert 0 < learning(config, ARCH, slow, load)[1] - lapped < lapped / 100
+    config.actor.data_parallel = 1
+    assert on_links(config, on) == {}
+    config.rollout.sglang.nodes = 2
+    assert on_links(config, on) == {"the network between an engine's nodes": "not counted"}
+
+
+def test_engines_share_the_links_of_a_swap() -> None:
+    """Of a GPU that has several of them, and of the ranks that send to all."""
+    config = of_8b()
+    load, on, size = workload(config), named("h100", 2, 8), 2 * whole(ARCH)
+
+    def swap(crowd: int = 1) -> float:
+        return seconds(config, ARCH, on, load, 256.0, crowd).swap - ON_GPU.swap
+
+    hashing = size / ON_GPU.hashed
+    alone = size / (0.75 * on.near)
+    assert swap() == pytest.approx(alone + hashing)
+    assert swap(crowd=2) == pytest.approx(2 * (alone + hashing))
+    config.rollout.engines = 8  # from one rank
+    assert swap() == pytest.approx(8 * alone + hashing)
+    config.actor.data_parallel = 8
+    assert swap() == pytest.approx(alone + hashing)
+    config.launch.nodes, config.launch.rollout_nodes = 2, 1
+    assert swap() == pytest.approx(size / (0.75 * on.far) + hashing)
+    config.rollout.sglang.tensor_parallel, config.actor.data_parallel = 2, 4  # eight engines of two GPUs, four ranks
+    assert swap() == pytest.approx(2 * size / (0.75 * on.far) + hashing)
 
 
 def test_a_whole_step() -> None:

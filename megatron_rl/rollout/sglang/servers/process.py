@@ -20,6 +20,7 @@ from megatron_rl.rollout.sglang.servers.leftovers import mapped_by, remove
 from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, api_key
 from megatron_rl.system.processes import tied_to_this_process
+from megatron_rl.system.supervision.logs import last_lines, told
 
 HOOK = "megatron_rl.rollout.sglang.worker.swap"
 STANDINS = Path(__file__).parent / "standins"
@@ -56,7 +57,6 @@ ALIASES = {  # SGLang's other names of those
     "nccl_init_addr": "dist_init_addr",
 }
 LAST_LINES = 25  # of a server's log, in an error
-_LAST_BYTES = 1 << 16  # that are looked at for them: a long run's log is large
 _END_SECONDS = 5.0
 
 
@@ -231,10 +231,7 @@ class ServerProcess:
 
     def last_words(self) -> str:
         """The end of what it printed since it was started."""
-        with self.log.open("rb") as log:
-            log.seek(max(self._began, log.seek(0, os.SEEK_END) - _LAST_BYTES))
-            lines = log.read().decode("utf-8", "replace").splitlines()
-        return "".join(f"\n  {line[:400]}" for line in lines[-LAST_LINES:]) or "\n  (nothing)"
+        return told(last_lines(self.log, self._began), LAST_LINES) or "\n  (nothing)"
 
     def kill(self, gently: bool = False) -> None:
         """End it and every process that it has started."""
