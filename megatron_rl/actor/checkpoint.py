@@ -225,9 +225,8 @@ def _trained(actor: Actor, loading: bool) -> dict[str, Any]:
         for i, chunk in enumerate(actor.chunks)
     }
     content["optimizer"] = actor.optimizer.sharded_state_dict(dict(content), is_loading=loading, metadata=metadata)
-    held = (
-        actor.quantised.read()
-    )  # in bfloat16, into which loading reads as well; the optimiser knew weights by identity
+    # In bfloat16, into which loading reads as well: after the optimiser's, which knows weights by identity.
+    held = actor.quantised.read()
     for i in range(len(actor.chunks)):
         for name, entry in content[f"model{i}"].items():
             entry.data = held.get(f"{i}/{name}", entry.data)

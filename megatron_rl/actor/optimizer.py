@@ -98,9 +98,8 @@ def _state(actor: ActorConfig) -> dict[str, Any]:
     if actor.moments != "float32":
         moments = getattr(torch, actor.moments)
         found |= dict(exp_avg_dtype=moments, exp_avg_sq_dtype=moments)
-    if (
-        actor.optimizer_on_host or actor.moments != "float32"
-    ):  # Megatron's name for: the state need not be float32 copies on the GPU
+    # Megatron's name for: the state need not be float32 copies on the GPU.
+    if actor.optimizer_on_host or actor.moments != "float32":
         found |= dict(use_precision_aware_optimizer=True, main_grads_dtype=getattr(torch, actor.gradients))
         # Else of float32 weights only what bfloat16 does not have is kept, and Megatron's reshardable checkpoints take
         # these 16 bits for weights when they are written, and refuse them when they are loaded (its pull request 4222).
