@@ -1,7 +1,7 @@
 """What gpu_all.sh has measured, as one JSON file and one Markdown table: python -m benchmarks.gpu_table FOLDER
 
-FOLDER has the lines of gpu_all.jsonl: those of a step's commands, then one with its exit status. Writes gpu_all.json and
-gpu_all.md beside it. A step without figures has its status there, so that nothing that failed is missing.
+FOLDER has the lines of gpu_all.jsonl: those of a step's commands, then one with its exit status. Writes gpu_all.json
+and gpu_all.md beside it. A step without figures has its status there, so that nothing that failed is missing.
 """
 
 import json
