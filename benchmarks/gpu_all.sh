@@ -1,8 +1,9 @@
 #!/bin/bash
-# The kernels' figures on one GPU, a line of JSON each: bash benchmarks/gpu_all.sh [--dry-run] [STEP…]
+# Every figure of one GPU in at most eight minutes: bash benchmarks/gpu_all.sh [--dry-run] [STEP…]
 #
-# Steps, what matters most first: head_check, head_time, train, precision, memory, quantise, swap, tests. One that fails has a line with its
-# exit status and costs only its own. With OUT set, the lines are in $OUT/gpu_all.jsonl and all output in $OUT/gpu_all.log.
+# Steps, what matters most first: numerics, head_check, head_time, train, precision, swap, quantise, memory, quickstart, sglang, tests.
+# One that fails costs only its own row; one for which no time is left is left out, and says so. With OUT set, $OUT has
+# gpu_all.md (a table, with the device's name), gpu_all.json, gpu_all.jsonl (line by line) and gpu_all.log (all output).
 # --dry-run takes tiny shapes and runs anywhere: every step's Python up to what needs the GPU.
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3}
@@ -14,12 +15,17 @@ mkdir -p "$out"
 : >"$out/gpu_all.jsonl" >"$out/gpu_all.log"
 
 step() { # NAME SECONDS COMMAND…
-    local name=$1 limit=$2 begin=$SECONDS code
+    local name=$1 limit=$2 begin=$SECONDS code left=$((470 - SECONDS))
     shift 2
+    if [ $left -lt 15 ]; then
+        echo "{\"step\": \"$name\", \"status\": \"left out\", \"seconds\": 0}" | tee -a "$out/gpu_all.jsonl"
+        return
+    fi
+    [ "$limit" -le $left ] || limit=$left
     timeout -k 5 "$limit" "$@" >"$out/step.log" 2>&1
     code=$?
     { echo "== $name: $*"; cat "$out/step.log"; } >>"$out/gpu_all.log"
-    { grep '^{' "$out/step.log"
+    { grep '^{' "$out/step.log" || echo "{\"said\": \"$(tail -1 "$out/step.log" | tr -d '\\"' | cut -c1-200)\"}"
       echo "{\"step\": \"$name\", \"status\": $code, \"seconds\": $((SECONDS - begin))}"; } | tee -a "$out/gpu_all.jsonl"
     [ $code = 0 ] || tail -15 "$out/step.log" | cut -c1-400
 }
@@ -35,14 +41,24 @@ train() { # NAME OPTION=VALUE…: the same shape with these
     step "$name" 60 "$PYTHON" -m benchmarks.gpu_train --shape qwen3-8b --layers $layers --steps 2 $dry attention=torch "$@"
 }
 
-for name in ${*:-head_check head_time train precision memory quantise swap tests}; do
+tested() { # NAME SECONDS ARGUMENT…: tests, each of which says why it is skipped where it is
+    local name=$1 limit=$2
+    shift 2
+    step "$name" "$limit" "$PYTHON" -m pytest -rs -p no:cacheprovider "$@"
+}
+
+small="--attention torch"
+[ -z "$dry" ] || small="--layers 1 --hidden 128 --vocabulary 256 --fp8"
+for name in ${*:-numerics head_check head_time train precision swap quantise memory quickstart sglang tests}; do
     case $name in
+    numerics) step numerics 60 "$PYTHON" -m benchmarks.gpu_numerics $small ;;
     head_check) step head_check 60 "$PYTHON" -m benchmarks.gpu_head check $dry ;;
     head_time) step head_time 60 "$PYTHON" -m benchmarks.gpu_head time $dry ;;
     train) step train 90 "$PYTHON" -m benchmarks.gpu_train --shape qwen3-8b --layers $layers --steps 2 --compare-head $dry attention=torch ;;
     precision)
         train tensorwise fp8=tensorwise bf16_layers=1
-        train blockwise fp8=blockwise ;;
+        train blockwise fp8=blockwise
+        train fp8_weights fp8=blockwise fp8_weights=true ;;
     memory)
         train moments gradients=bfloat16 moments=bfloat16
         train asleep asleep=true
@@ -50,7 +66,10 @@ for name in ${*:-head_check head_time train precision memory quantise swap tests
         train host optimizer_on_host=0.5 ;;
     quantise) step quantise 60 "$PYTHON" -m benchmarks.gpu_quantise $dry ;;
     swap) step swap 60 "$PYTHON" -m benchmarks.gpu_swap --repeats 5 $dry ;;
-    tests) step tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu/test_kernels_on_gpu.py ;;
+    quickstart) tested quickstart 120 tests/gpu/test_train_on_gpu.py -k quickstart ;;
+    sglang) tested sglang 150 tests/gpu/test_train_on_gpu.py -k "swapped and cuda_ipc" --maxfail=1 ;;
+    tests) tested tests 60 tests/gpu/test_kernels_on_gpu.py tests/gpu/test_cuda_ipc_on_gpu.py ;;
     *) echo "no step $name" ;;
     esac
 done
+"$PYTHON" -m benchmarks.gpu_table "$out"

@@ -225,6 +225,11 @@ def _trained(actor: Actor, loading: bool) -> dict[str, Any]:
         for i, chunk in enumerate(actor.chunks)
     }
     content["optimizer"] = actor.optimizer.sharded_state_dict(dict(content), is_loading=loading, metadata=metadata)
+    # In bfloat16, into which loading reads as well: after the optimiser's, which knows weights by identity.
+    held = actor.quantised.read()
+    for i in range(len(actor.chunks)):
+        for name, entry in content[f"model{i}"].items():
+            entry.data = held.get(f"{i}/{name}", entry.data)
     if _reference_moves(actor):
         content |= {f"reference{i}": _reference(actor, i, metadata) for i in range(len(actor.chunks))}
     return content

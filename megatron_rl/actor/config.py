@@ -75,6 +75,7 @@ class ActorConfig:
     recompute_layers: int = number(1, least=1)  # uniform: layers between what is kept; block: layers computed anew
     attention: str = choice("transformer_engine", "torch")  # whose kernels in Transformer Engine's layers, on a GPU
     fp8: str = choice("none", "delayed", "tensorwise", "blockwise", "mxfp8")  # Transformer Engine's FP8 recipe
+    fp8_weights: bool = False  # beside fp8: layers keep their weights in FP8 alone: docs/precision.md
     bf16_layers: int = number(0, least=0)  # beside fp8: so many of the first and of the last layers stay in bfloat16
     gradients: str = choice("float32", "bfloat16")  # in which gradients are added up, and summed over the ranks
     moments: str = choice("float32", "bfloat16", "float16")  # AdamW's, as Transformer Engine's optimiser keeps them

@@ -19,6 +19,7 @@ from megatron_rl.actor import accelerator
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.megatron.fields import TRANSFORMER
 from megatron_rl.actor.megatron.given import given, readable_refusals
+from megatron_rl.actor.megatron.quantised import is_quantised
 from megatron_rl.actor.micro_batch import MicroBatch
 from megatron_rl.actor.modules.layers import PackedAttention, PackedRotary, RMSNorm, SwiGLU, apply_rotary
 from megatron_rl.actor.modules.logprobs import token_logprobs
@@ -194,6 +195,8 @@ def _precision(config: ActorConfig, te: bool) -> dict[str, Any]:
         raise InputError(f"actor.fp8={config.fp8} needs Transformer Engine's layers, which this rank has not.")
     blocks = config.fp8 in ("blockwise", "mxfp8")  # whose scales are fine enough for gradients with three bits
     found: dict[str, Any] = dict(fp8="e4m3" if blocks else "hybrid", fp8_recipe=config.fp8)
+    if config.fp8_weights:
+        found["fp8_param"] = True
     if config.bf16_layers:
         found |= dict(
             first_last_layers_bf16=True,
@@ -283,11 +286,25 @@ def build_model(arch: Architecture, config: ActorConfig, dtype: torch.dtype) -> 
         if arch.experts:
             replay_routing(model)
             _mark_experts(model)
-        model.to(device=accelerator.device(), dtype=dtype)
+        _place(model, dtype)
         chunks.append(model)
     attention.apply_rotary_pos_emb = apply_rotary
     os.environ[_UNFUSED] = "0"
     return chunks
+
+
+def _place(model: PolicyModel, dtype: torch.dtype) -> None:
+    """Put it on this rank's device, in ``dtype``; weights in FP8 are there, and ``Module.to`` would exchange them."""
+    device = accelerator.device()
+    if not any(is_quantised(p) for p in model.parameters()):
+        model.to(device=device, dtype=dtype)
+        return
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if not is_quantised(p):
+                p.data = p.data.to(device, dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype))
 
 
 def _mark_experts(model: PolicyModel) -> None:

@@ -17,6 +17,8 @@ from megatron_rl.actor.model import PolicyModel
 def reduction_config(config: ActorConfig) -> DistributedDataParallelConfig:
     """How gradients are summed. Raises InputError where Megatron refuses ``actor.megatron``."""
     own: dict[str, Any] = dict(grad_reduce_in_fp32=config.gradients == "float32", use_distributed_optimizer=True)
+    if config.fp8_weights:
+        own["fp8_param_gather"] = True
     with readable_refusals():
         return DistributedDataParallelConfig(**own | given(config.megatron, REDUCTION))
 
@@ -90,13 +92,14 @@ def optimizer_config(config: OptimizerConfig, actor: ActorConfig, dtype: torch.d
 
 def _state(actor: ActorConfig) -> dict[str, Any]:
     """How and where AdamW's state is kept."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(fp8_recipe=actor.fp8) if actor.fp8_weights else {}
     if actor.optimizer_on_host:
         found |= dict(optimizer_cpu_offload=True, optimizer_offload_fraction=actor.optimizer_on_host)
     if actor.moments != "float32":
         moments = getattr(torch, actor.moments)
         found |= dict(exp_avg_dtype=moments, exp_avg_sq_dtype=moments)
-    if found:  # Megatron's name for: the state need not be float32 copies on the GPU
+    # Megatron's name for: the state need not be float32 copies on the GPU.
+    if actor.optimizer_on_host or actor.moments != "float32":
         found |= dict(use_precision_aware_optimizer=True, main_grads_dtype=getattr(torch, actor.gradients))
         # Else of float32 weights only what bfloat16 does not have is kept, and Megatron's reshardable checkpoints take
         # these 16 bits for weights when they are written, and refuse them when they are loaded (its pull request 4222).

@@ -1,5 +1,6 @@
 """A model that is trained, as one rank sees it: forward passes, update steps and its reference."""
 
+import gc
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from megatron_rl.actor import accelerator, groups
 from megatron_rl.actor.config import ActorConfig, OptimizerConfig
 from megatron_rl.actor.megatron.asleep import Sleeper
 from megatron_rl.actor.megatron.balance import scale_router_losses
+from megatron_rl.actor.megatron.quantised import QuantisedWeights
 from megatron_rl.actor.micro_batch import MicroBatch, build
 from megatron_rl.actor.model import PolicyModel, build_model, transformer_engine
 from megatron_rl.actor.modules import onednn
@@ -73,6 +75,7 @@ class Actor:
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
         self.fused = transformer_engine(self.dtype)
         self._shares_prompts = shares_prompts(self.chunks, config, self.fused)
+        self.quantised = QuantisedWeights(self._weights())
         self.adapters = restrict(self.chunks, hf_config, config, seed, self.fused)
         self.wrapped: list[Any] = wrap(self.chunks, config) if trained else list(self.chunks)
         self.model_folder = Path(model_folder)
@@ -89,8 +92,11 @@ class Actor:
         self._replay = trained
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """This rank's live weights by local name, "{chunk}/{name}"; adapters are in them (``tuning.lora``)."""
-        return {name: p.data for name, p in self._weights().items()}
+        """This rank's live weights by local name, "{chunk}/{name}"; adapters are in them (``tuning.lora``).
+
+        Of weights in FP8, copies in bfloat16, which every call makes anew in the same memory.
+        """
+        return {name: p.data for name, p in self._weights().items()} | self.quantised.read()
 
     def _weights(self) -> dict[str, torch.nn.Parameter]:
         return {
@@ -112,15 +118,9 @@ class Actor:
 
     def load(self, folder: str) -> None:
         """Fill the parameters from a Hugging Face folder; each rank reads exactly its own part."""
-        load_hf(
-            folder,
-            self.hf_config,
-            self.config.sizes(),
-            dist.get_rank(),
-            self.parameters(),
-            fused_norms=self.fused,
-            grouped_experts=self.fused,
-        )
+        held, sizes, fused = self.parameters(), self.config.sizes(), self.fused
+        load_hf(folder, self.hf_config, sizes, dist.get_rank(), held, fused_norms=fused, grouped_experts=fused)
+        self.quantised.write(held)
 
     def sum_as_engine(self) -> None:
         """From now on compute as the embedded engine does under ``rollout.embedded.true_on_policy``."""
@@ -129,9 +129,14 @@ class Actor:
 
     def new_optimizer(self, config: OptimizerConfig) -> None:
         """Start a stage: fresh moments, this stage's hyper-parameters."""
-        self.wake()
+        if self._sleeper is not None:
+            self._sleeper.retire()
+        self.quantised.keep(self.optimizer)
+        self.optimizer, self._sleeper = None, None
+        gc.collect()  # it refers to itself, and two states at once may be more than there is room for
         self.optimizer_config = config
         self.optimizer = build_optimizer(self.wrapped, config, self.config, self.dtype)
+        self.quantised.begin(self.optimizer)
         self._sleeper = Sleeper(self.wrapped, self.optimizer) if self.config.asleep else None
 
     def sleep(self) -> None:
@@ -311,8 +316,8 @@ class Actor:
     def finite(self) -> bool:
         """Whether all weights of all ranks are finite numbers, and there; collective."""
         self.gather()
-        parts = [p.isfinite().all() for p in self.parameters().values()]
-        worst = torch.stack(parts).all().to(torch.int32)
+        parts = [p.isfinite().all() for p in self.parameters().values()] + self.quantised.finite(self.optimizer)
+        worst = torch.stack([part.to(self.device) for part in parts]).all().to(torch.int32)
         dist.all_reduce(worst, dist.ReduceOp.MIN)
         return bool(worst)
 

@@ -11,6 +11,7 @@ from megatron_rl.launch.meeting import Job
 from megatron_rl.launch.placement import LOOPBACK
 from megatron_rl.rollout.embedded.client import engine_command, engine_environment
 from megatron_rl.rollout.sglang.servers.hosts import HOSTS, Hosts
+from megatron_rl.settings.foresight.precision import block_scales
 from megatron_rl.system import machine, scratch
 from megatron_rl.system.channel import ENGINES, LISTENER
 from megatron_rl.system.supervision.supervisor import Process
@@ -75,6 +76,7 @@ def _ranks(
     job: Job, config: Config, node: int, sockets: Path, common: dict[str, str], listener: socket.socket | None
 ) -> list[Process]:
     env = common | engine_environment(config.rollout, job.key) | _interface(job.placement.hosts, node)
+    env |= block_scales(config, machine.gpu_capability()) if machine.gpus() else {}
     env |= {
         ENGINES: ",".join(job.engines),
         scratch.SCRATCH: str(sockets),

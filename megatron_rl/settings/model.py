@@ -15,6 +15,7 @@ from megatron_rl.resharding.folders.check import config_problems, folder_problem
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
+from megatron_rl.settings.foresight.held import check_buckets
 from megatron_rl.system import machine
 
 MOST_RANKS = 1 << 16  # of a layout that is drawn up in no time
@@ -100,6 +101,7 @@ def check_sizes(config: Config, hf_config: dict[str, Any]) -> list[str]:
     except InputError as error:
         return [str(error)]
     found = found or problems(config.actor, hf_config) + check_shapes(config.actor, architecture)
+    found = found or check_buckets(config.actor, architecture)
     if config.rollout.engine == "sglang" and config.generates():
         found += check_sglang_model(config.rollout.sglang, hf_config)
         found += check_sglang_gpus(config.rollout, config.actor.sizes().world)

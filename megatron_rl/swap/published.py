@@ -41,10 +41,9 @@ class Offered:
 
     def refresh(self) -> None:
         """Let them show the present weights."""
-        if self._copied:
-            fresh = self._fresh()
-            for name in self._copied:
-                self.tensors[name].copy_(fresh[name])
+        fresh = self._fresh()  # which also lets those show them that stand for weights in FP8
+        for name in self._copied:
+            self.tensors[name].copy_(fresh[name])
 
     def _fresh(self) -> dict[str, torch.Tensor]:
         live = self.actor.parameters()

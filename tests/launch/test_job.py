@@ -85,6 +85,22 @@ def test_nccl_allocates_as_in_the_servers(
         assert {p.env.get("NCCL_CUMEM_ENABLE") for p in started_by(folder, config, tmp_path, listener)} == {said}
 
 
+def test_ranks_scale_blocks_as_engines_in_fp8_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    name = "NVTE_FP8_BLOCK_SCALING_FP32_SCALES"
+    monkeypatch.delenv(name, raising=False)
+    config = quickstart(tmp_path)
+    folder = open_run(config)
+    folder.write_config(config)
+    config.actor.fp8, config.rollout.engine, config.rollout.sglang.fp8 = "blockwise", "sglang", True
+    for gpus, capability, said in ((1, 90, "1"), (1, 100, None), (0, 0, None)):
+        monkeypatch.setattr(machine, "gpus", lambda gpus=gpus: (80 << 30,) * gpus)
+        monkeypatch.setattr(machine, "gpu_capability", lambda capability=capability: capability)
+        ranks = [p for p in started_by(folder, config, tmp_path, listener) if p.name.startswith("rank")]
+        assert ranks and {p.env.get(name) for p in ranks} == {said}
+
+
 def test_a_run_that_is_complete_is_not_begun_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = quickstart(tmp_path, "run.resume=auto", "run.steps=6")
     run = open_run(config)

@@ -14,7 +14,7 @@ from megatron_rl.actor import accelerator
 
 
 class Sleeper:
-    """Gradients and optimiser state of one model, which go and come back. Both methods may be called twice."""
+    """Gradients and optimiser state of one model, which go and come back. Its methods may be called twice."""
 
     def __init__(self, wrapped: list[Any], optimizer: Any) -> None:
         self.buffers = [b for chunk in wrapped for b in (*chunk.buffers, *chunk.expert_parallel_buffers)]
@@ -51,6 +51,11 @@ class Sleeper:
         for tensor, device in self.away:
             tensor.data = tensor.data.to(device, copy=True)
         self.sizes, self.away = [], []
+
+    def retire(self) -> None:
+        """Have the gradients back for another optimiser, and let go of this one, whose state does not come back."""
+        self.away, self.kept, self.optimizer = [], {}, None
+        self.wake()
 
     def _state(self) -> Iterator[torch.Tensor]:
         """Every tensor on the device that is the optimiser's own, once."""

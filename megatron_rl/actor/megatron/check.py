@@ -11,6 +11,7 @@ from megatron_rl.actor.megatron.owned import (
     INSTEAD,
     LEAST,
     REFUSED,
+    UNBALANCED,
     needs_its_attention,
     needs_transformer_engine,
 )
@@ -28,7 +29,7 @@ def check_megatron(config: ActorConfig, dtype: str) -> list[str]:
 
 def check_memory(config: ActorConfig, dtype: str) -> list[str]:
     """What is wrong with the options of recomputation, gradients and the optimiser's state."""
-    found = _recomputation(config, dtype)
+    found = _recomputation(config, dtype) + _fp8_weights(config)
     if config.gradients != "float32" and dtype == "float32":
         found.append(
             f"actor.gradients={config.gradients} is for weights in bfloat16, and model.dtype is float32: leave it at "
@@ -60,12 +61,39 @@ def check_memory(config: ActorConfig, dtype: str) -> list[str]:
             "actor.megatron.overlap_param_gather overlaps nothing without overlap_grad_reduce, which cuts weights into "
             "buckets: set both."
         )
+    if config.megatron.get("bucket_size") and not config.megatron.get("overlap_grad_reduce"):
+        found.append(
+            "actor.megatron.bucket_size does nothing without overlap_grad_reduce: gradients are summed in one piece. "
+            "Set both, or leave it out."
+        )
     if gathers and config.lora.rank:
         found.append(
             "actor.megatron.overlap_param_gather is not for adapters, which are merged into weights before the next "
             "forward pass gathers them: leave it out with actor.lora.rank."
         )
     return found
+
+
+def _fp8_weights(config: ActorConfig) -> list[str]:
+    """What FP8 weights do not go with: what writes weights past ``megatron.quantised``, or keeps none in float32."""
+    if not config.fp8_weights:
+        return []
+    if config.fp8 not in ("tensorwise", "blockwise"):
+        return [
+            f"actor.fp8_weights=true needs actor.fp8=tensorwise or blockwise, whose numbers come back from bfloat16 as "
+            f"they were; it is {config.fp8}: set one of them, or leave actor.fp8_weights false."
+        ]
+    others = {
+        f"actor.lora.rank={config.lora.rank}": config.lora.rank > 0,
+        "actor.freeze": bool(config.freeze),
+        f"actor.optimizer_on_host={config.optimizer_on_host}": config.optimizer_on_host > 0,
+        f"actor.moments={config.moments}": config.moments != "float32",
+    }
+    return [
+        f"actor.fp8_weights=true does not go with {named}: leave one of them out."
+        for named, given in others.items()
+        if given
+    ]
 
 
 MODULES = ("core_attn", "layernorm", "mlp", "moe", "moe_act")  # of Megatron's, those that these models have
@@ -131,7 +159,7 @@ def _out_of_range(name: str, value: Any) -> str:
     """What a value, or one of a list's, can be; empty where it is that."""
     values = value if isinstance(value, list) else [value]
     if name == "moe_router_load_balancing_type" and (other := [each for each in values if each not in BALANCED]):
-        why = " (sinkhorn chooses other experts than the engine)" if "sinkhorn" in other else ""
+        why = f" ({other[0]}: {UNBALANCED[other[0]]})" if other[0] in UNBALANCED else ""
         return f"it can be {', '.join(BALANCED[:-1])} or {BALANCED[-1]}{why}"
     if name in LEAST and any(each is not None and each < LEAST[name] for each in values):
         return f"it must be {LEAST[name]} or more"

@@ -22,6 +22,7 @@ INSTEAD = {  # set from options of this project
     **dict.fromkeys(("params_dtype", "bf16", "pipeline_dtype", "autocast_dtype", "enable_autocast"), "model.dtype"),
     "transformer_impl": "model.dtype (Transformer Engine's layers compute bfloat16 on a GPU, Megatron's own the rest)",
     **dict.fromkeys(("fp8", "fp8_recipe"), "actor.fp8"),
+    **dict.fromkeys(("fp8_param", "fp8_param_gather"), "actor.fp8_weights"),
     **dict.fromkeys(
         ("first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"), "actor.bf16_layers"
     ),
@@ -60,11 +61,15 @@ _REASONS = {
         use_megatron_fsdp use_custom_fsdp data_parallel_sharding_strategy outer_dp_sharding_strategy
         preserve_fp32_weights fsdp_double_buffer fsdp_manual_registration keep_fp8_transpose_cache
         init_model_with_meta_device""",
-    "a CUDA graph replays one shape, and packed micro-batches differ in length": """
+    # TransformerLayer._te_cuda_graph_replay, _CudaGraphRunner.get_mismatch_errors and FullCudaGraphWrapper.data_read
+    "a CUDA graph replays one shape, and packed micro-batches differ in length and number (docs/precision.md)": """
         enable_cuda_graph external_cuda_graph cuda_graph_impl cuda_graph_scope cuda_graph_modules
-        optimizer_cuda_graph""",
-    "swaps, checkpoints and the reference read the weights in bfloat16, and FP8 products make FP8 copies of them": """
-        fp8_param fp8_param_gather reuse_grad_buf_for_mxfp8_param_ag fp4 fp4_recipe fp4_param fp4_param_gather""",
+        cuda_graph_use_single_mempool cuda_graph_retain_backward_graph cuda_graph_warmup_steps
+        delay_offload_until_cuda_graph optimizer_cuda_graph""",
+    # _ParamAndGradBuffer gathers them through the gradients' memory, which actor.asleep gives up
+    "it is for weights in mxfp8, and actor.fp8_weights has them in tensorwise and blockwise alone": """
+        reuse_grad_buf_for_mxfp8_param_ag""",
+    "FP4 is not among the precisions here: use actor.fp8": "fp4 fp4_recipe fp4_param fp4_param_gather",
     "float16 needs a scaled loss, which the actor does not make: use model.dtype=bfloat16": """
         fp16 loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis""",
     "the optimiser is AdamW, whose state checkpoints and the memory forecast know": """
@@ -89,9 +94,14 @@ _REASONS = {
     "use actor.sequence_parallel, which cuts them as well": "distribute_saved_activations",
     "checkpoints have the float32 weights whole": "store_param_remainders",
 }
-REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
+REFUSED = {name: " ".join(reason.split()) for reason, names in _REASONS.items() for name in names.split()}
 
-BALANCED = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")  # not sinkhorn, which chooses other experts
+BALANCED = ("aux_loss", "global_aux_loss", "none")  # of moe_router_load_balancing_type; what it cannot be, and why:
+UNBALANCED = {
+    "sinkhorn": "it chooses other experts than the engine",
+    # TopKRouter._apply_seq_aux_loss takes sequences from the shape of its input, [tokens, 1] here
+    "seq_aux_loss": "it balances each sequence, and takes the sequences packed in a micro-batch for one",
+}
 LEAST = {"moe_aux_loss_coeff": 0, "moe_z_loss_coeff": 0, "bucket_size": 1}  # where a type allows less
 
 _ATTENTION = """

@@ -13,7 +13,12 @@ UNIFIED = 128  # rows and columns of a block with one scale in the engines' FP8,
 
 def check_shapes(config: ActorConfig, arch: Architecture) -> list[str]:
     """A sentence for each, of a model that can be sharded as configured."""
-    return _blocks(config, arch) + _bf16_layers(config, arch) + _recomputed(config, arch) + _experts(config, arch)
+    found = _blocks(config, arch) + _bf16_layers(config, arch) + _recomputed(config, arch) + _experts(config, arch)
+    if config.fp8_weights and arch.experts:
+        found.append(
+            "actor.fp8_weights=true is for dense models, and this one is a mixture of experts: leave it false."
+        )
+    return found
 
 
 def widths(config: ActorConfig, arch: Architecture) -> dict[str, int]:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from megatron_rl.actor.megatron.quantised import assign, value
+
 
 class Reference:
     """This rank's parameters as they were, on the host, by local name; those that are never trained are left out.
@@ -20,7 +22,7 @@ class Reference:
         self.held = {name: self._copy(name, kept) for name in parameters}
 
     def _copy(self, name: str, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        live = self.parameters[name].data
+        live = value(self.parameters[name])
         if self.moves:
             return live.to("cpu", torch.float32, copy=True)
         if name in kept and torch.equal(kept[name], live.cpu()):
@@ -36,16 +38,16 @@ class Reference:
     def follow(self, decay: float) -> None:
         """Move towards the policy: decay * reference + (1 - decay) * policy. 0 makes it the policy."""
         for name, held in self.held.items():
-            held.mul_(decay).add_(self.parameters[name].data.to("cpu", torch.float32), alpha=1 - decay)
+            held.mul_(decay).add_(value(self.parameters[name]).to("cpu", torch.float32), alpha=1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, the model computes with these weights."""
-        live = {name: p.data for name, p in self.parameters.items()}
+        live = {name: value(p) for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
-            p.data = self.held[name].to(p.device, p.dtype)
+            assign(p, self.held[name].to(p.device, p.dtype))
         try:
             yield
         finally:
             for name, p in self.parameters.items():
-                p.data = live[name]
+                assign(p, live[name])

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
+from megatron_rl.actor.config import ActorConfig
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import layer_places
@@ -44,6 +45,20 @@ def held(arch: Architecture, sizes: ParallelSizes, stage: int) -> Held:
         each = 3 * arch.hidden * arch.expert_hidden // sizes.expert_tensor
         experts = layers * max(arch.experts // sizes.expert, 1) * each
     return Held(dense, experts)
+
+
+def check_buckets(config: ActorConfig, arch: Architecture) -> list[str]:
+    """Whether gradients that are to be summed while layers compute are all in one bucket, whose sum waits for them."""
+    size, sizes = config.megatron.get("bucket_size"), config.sizes()
+    if not (isinstance(size, int) and config.megatron.get("overlap_grad_reduce")) or config.lora.rank:
+        return []
+    most = max(held(arch, sizes, stage).dense for stage in range(sizes.pipeline))
+    if size < most:
+        return []
+    return [
+        f"actor.megatron.bucket_size={size:,} is not less than the {most:,} weights of a rank, so that all "
+        "gradients are in one bucket and overlap_grad_reduce overlaps nothing: lower it, or leave it out."
+    ]
 
 
 def whole(arch: Architecture) -> int:

@@ -122,7 +122,8 @@ def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: 
     own = held(arch, sizes, stage)
     trained = _trained(config, arch)
     in_fp8 = 0.0 if actor.fp8 == "none" else 1 - 2 * actor.bf16_layers / arch.layers
-    weights = own.all * (item + FP8_WEIGHT * in_fp8)
+    # with fp8_weights: by rows and by columns, a byte each, and the copies in bfloat16 that swaps and checkpoints read
+    weights = own.all * (item + FP8_WEIGHT * in_fp8 * (2 if actor.fp8_weights else 1))
     last = stage == sizes.pipeline - 1
     cut = sizes.tensor if actor.sequence_parallel else 1
     how = kernels(config, on, ragged)

@@ -3,6 +3,7 @@
 The recipes' needs are those of Transformer Engine 2.20 (``transformer_engine/pytorch/quantization.py``).
 """
 
+import os
 from dataclasses import dataclass
 
 from megatron_rl.actor.megatron.shapes import UNIFIED, widths
@@ -13,9 +14,8 @@ from megatron_rl.settings.foresight.held import whole
 
 PAYS = 7e9  # weights of a dense model from which FP8 pays on Hopper
 GAINS = {"tensorwise": 1.29, "blockwise": 1.19}  # measured: Qwen3-8B's layers on an H200 (docs/benchmarks.md)
-
-
 BLACKWELL = 100  # the first capability on which SGLang gives FP8 weights other scales after loading
+_SCALES = "NVTE_FP8_BLOCK_SCALING_FP32_SCALES"  # Transformer Engine's: 1: a block's scale is amax / 448
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,16 @@ def check_precision(fp8: str, on: Hardware, cuda: tuple[int, int] | None) -> lis
     return found
 
 
+def check_weights(fp8_weights: bool, on: Hardware) -> list[str]:
+    """Why a GPU cannot have the layers' weights in FP8."""
+    if not fp8_weights or on.capability < BLACKWELL:
+        return []
+    return [
+        f"actor.fp8_weights=true is for Ada and Hopper, and the {on.name} keeps FP8 weights in another way: leave it "
+        "false."
+    ]
+
+
 def advice(config: Config, arch: Architecture, on: Hardware) -> str:
     """The precision of a run on these GPUs, and whether another would pay."""
     fp8 = config.actor.fp8
@@ -82,7 +92,7 @@ def advice(config: Config, arch: Architecture, on: Hardware) -> str:
     measured = " and ".join(f"actor.fp8={name} {gain} x" for name, gain in GAINS.items())
     if fp8 == "none":
         return "bfloat16; " + (little or f"{measured} as fast at the 8B shape on an H200 (measured)")
-    said = f"FP8 {fp8}"
+    said = f"FP8 {fp8}" + (", weights too" if config.actor.fp8_weights else "")
     if config.actor.bf16_layers:
         said += f", the first and the last {config.actor.bf16_layers} layers in bfloat16"
     return (
@@ -95,6 +105,18 @@ def generates_fp8(config: Config) -> bool:
     return config.rollout.engine == "sglang" and config.rollout.sglang.fp8 and config.generates()
 
 
+def block_scales(config: Config, capability: int) -> dict[str, str]:
+    """What trainer ranks on such GPUs need in their environment, to scale blocks as the engines' FP8 does.
+
+    Transformer Engine reads it when it is imported (``Float8BlockScaling`` in ``transformer_engine/common/recipe``). By
+    default it multiplies a block by the largest power of two up to 448 / amax, with which weights round to other
+    numbers than the engines', whose scale is amax / 448. On Blackwell, which emulates blocks, it has powers of two
+    only. A value that is there already stays.
+    """
+    wanted = config.actor.fp8 == "blockwise" and generates_fp8(config) and capability < BLACKWELL
+    return {_SCALES: os.environ.get(_SCALES, "1")} if wanted else {}
+
+
 def unified(config: Config, arch: Architecture, on: Hardware) -> str:
     """Whether engines multiply with the same e4m3 weights in the same blocks as the actor."""
     if config.actor.fp8 != "blockwise":
@@ -104,17 +126,33 @@ def unified(config: Config, arch: Architecture, on: Hardware) -> str:
     cut = [f"{named} is {width}" for named, width in widths(config.actor, arch).items() if width % UNIFIED]
     if cut:
         return f"not unified with the engines' FP8: {cut[0]}, which blocks of {UNIFIED} do not divide"
-    return f"unified with the engines' FP8: blocks of {UNIFIED} x {UNIFIED} in both"
+    if os.environ.get(_SCALES, "1") != "1":
+        return f"not unified with the engines' FP8: {_SCALES}={os.environ[_SCALES]} asks for other scales"
+    but = f", but for {2 * config.actor.bf16_layers} of {arch.layers} layers" if config.actor.bf16_layers else ""
+    return f"unified with the engines' FP8{but}: blocks of {UNIFIED} x {UNIFIED} in both"
 
 
 def mismatch(config: Config) -> list[str]:
     """A warning of rollouts in FP8 whose mismatch with the actor nothing corrects."""
-    if config.actor.fp8 == "blockwise" or not _uncorrected(config):
+    if not _uncorrected(config):
         return []
+    if config.actor.fp8 == "blockwise":
+        return _apart(config.actor.bf16_layers)
     actor = "in bfloat16" if config.actor.fp8 == "none" else f"with actor.fp8={config.actor.fp8}"
     return [
         f"Engines generate in FP8 (rollout.sglang.fp8=true), the actor computes {actor}, and nothing corrects what is "
         "between them: set algorithm.correction=truncated or masked, or actor.fp8=blockwise, whose blocks are theirs."
+    ]
+
+
+def _apart(layers: int) -> list[str]:
+    """The same of ``actor.bf16_layers``, which engines compute in FP8 as all others."""
+    if not layers:
+        return []
+    return [
+        f"With actor.bf16_layers={layers} the first and the last {layers} layers are in bfloat16 in the actor and in "
+        "FP8 in engines (rollout.sglang.fp8=true), and nothing corrects what is between them: set "
+        "algorithm.correction=truncated or masked, or leave actor.bf16_layers at 0."
     ]
 
 

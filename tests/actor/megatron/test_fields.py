@@ -83,8 +83,11 @@ def test_what_is_set_elsewhere_names_options_that_there_are() -> None:
         ({"lr": 1e-3}, ["use actor.optimizer.lr."]),
         ({"optimizer_offload_fraction": 0.5}, ["use actor.optimizer_on_host."]),
         ({"layernorm_epsilon": 1e-3}, ["config.json"]),
-        ({"fp8_param": True}, ["swaps, checkpoints"]),
-        ({"cuda_graph_impl": "local"}, ["one shape"]),
+        ({"fp8_param": True}, ["use actor.fp8_weights."]),
+        ({"reuse_grad_buf_for_mxfp8_param_ag": True}, ["weights in mxfp8"]),
+        ({"fp4": "e2m1"}, ["FP4 is not among the precisions here: use actor.fp8."]),
+        ({"cuda_graph_impl": "local"}, ["one shape, and packed micro-batches differ in length and number"]),
+        ({"cuda_graph_warmup_steps": 5}, ["one shape"]),
         ({"moe_router_force_load_balancing": True}, ["drawn anew in every pass"]),
         ({"moe_expert_capacity_factor": 1.0}, ["would be dropped, and engines drop none"]),
         ({"moe_token_dropping": True}, ["would be dropped"]),
@@ -94,9 +97,10 @@ def test_what_is_set_elsewhere_names_options_that_there_are() -> None:
         ({"moe_router_bias_update_rate": 0.1}, ["they have none"]),
         (
             {"moe_router_load_balancing_type": "nonsense"},
-            ["is 'nonsense'; it can be aux_loss, seq_aux_loss, global_aux_loss or none."],
+            ["is 'nonsense'; it can be aux_loss, global_aux_loss or none."],
         ),
-        ({"moe_router_load_balancing_type": ["aux_loss", "sinkhorn"]}, ["or none (sinkhorn chooses other experts"]),
+        ({"moe_router_load_balancing_type": "seq_aux_loss"}, ["none (seq_aux_loss: it balances each sequence, and"]),
+        ({"moe_router_load_balancing_type": ["aux_loss", "sinkhorn"]}, ["or none (sinkhorn: it chooses other experts"]),
         ({"moe_aux_loss_coeff": -0.1}, ["is -0.1; it must be 0 or more."]),
         ({"moe_aux_loss_coeff": [0.1, -1]}, ["is [0.1, -1]; it must be 0 or more."]),
         ({"moe_aux_loss_coeff": 0.1}, ["does nothing without actor.megatron.moe_router_load_balancing_type"]),
@@ -114,7 +118,7 @@ def test_sentences(given: dict, words: list[str]) -> None:
 
 
 def test_what_passes() -> None:
-    given = {"moe_aux_loss_coeff": 0.01, "moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"]}
+    given = {"moe_aux_loss_coeff": 0.01, "moe_router_load_balancing_type": ["aux_loss", "global_aux_loss"]}
     given |= {"overlap_grad_reduce": True, "bucket_size": None, "apply_wd_to_qk_layernorm": True}
     assert said(given) == []
     assert len(said({"nothing_like_it": 1, "lr": 1.0, "overlap_grad_reduce": "yes"})) == 3  # each one, at once
@@ -145,9 +149,9 @@ def test_values_as_megatron_has_them() -> None:
 
 
 def test_the_command_line() -> None:
-    overrides = ["actor.megatron.moe_z_loss_coeff=1e-3", "actor.megatron.bucket_size=1000"]
+    overrides = ["actor.megatron.moe_z_loss_coeff=1e-3", "actor.megatron.align_param_gather=true"]
     config, problems = load("quickstart", overrides)
-    assert not problems and config.actor.megatron == {"moe_z_loss_coeff": 1e-3, "bucket_size": 1000}
+    assert not problems and config.actor.megatron == {"moe_z_loss_coeff": 1e-3, "align_param_gather": True}
     assert typing.get_origin(options()["actor.megatron"]) is dict
 
 

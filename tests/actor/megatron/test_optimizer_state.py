@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_rl.actor.checkpoint import begin
-from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.config import ActorConfig, LoRAConfig
 from megatron_rl.actor.megatron.asleep import Sleeper
 from megatron_rl.actor.megatron.check import check_memory
 from megatron_rl.actor.optimizer import _state
@@ -48,6 +48,7 @@ def test_what_megatron_is_asked_for() -> None:
         "main_grads_dtype": torch.float32,
         "store_param_remainders": False,
     }
+    assert _state(ActorConfig(fp8_weights=True, fp8="blockwise")) == {"fp8_recipe": "blockwise"}
 
 
 def test_a_state_is_begun_once() -> None:
@@ -91,6 +92,11 @@ def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
         sleeper.wake()
         assert gradients.tolist() == [0.0] * 8 and view.tolist() == [0.0] * 4
         assert main.tolist() == [0, 1, 2, 3] and held == sleeper.kept[id(main)].data_ptr() != main.data_ptr()
+    sleeper.sleep()
+    host = main.data_ptr()
+    for _ in range(2):
+        sleeper.retire()  # another stage's optimiser takes the gradients, and nothing else has to be here
+        assert gradients.tolist() == [0.0] * 8 and main.data_ptr() == host and not sleeper.kept
 
 
 @pytest.mark.parametrize(
@@ -99,8 +105,21 @@ def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
         (dict(gradients="bfloat16"), "float32", "for weights in bfloat16"),
         (dict(moments="bfloat16"), "float32", "for weights in bfloat16"),
         (dict(megatron={"overlap_param_gather": True}), "float32", "overlaps nothing without overlap_grad_reduce"),
+        (dict(megatron={"bucket_size": 1000}), "float32", "bucket_size does nothing without overlap_grad_reduce"),
         (dict(moments="bfloat16"), "bfloat16", "needs Transformer Engine's optimiser, and the run is without a GPU"),
         (dict(optimizer_on_host=0.5), "bfloat16", "the run is without a GPU"),
+        (dict(fp8_weights=True), "bfloat16", "needs actor.fp8=tensorwise or blockwise"),
+        (dict(fp8_weights=True, fp8="delayed"), "bfloat16", "it is delayed: set one of them"),
+        (
+            dict(fp8_weights=True, fp8="blockwise", freeze=["*norm*"]),
+            "bfloat16",
+            "does not go with actor.freeze: leave",
+        ),
+        (
+            dict(fp8_weights=True, fp8="tensorwise", lora=LoRAConfig(rank=4)),
+            "bfloat16",
+            "with actor.lora.rank=4: leave",
+        ),
         (dict(recompute_modules=["mlp"]), "float32", "without actor.recompute=selective"),
         (dict(recompute="selective", recompute_modules=["mpl"]), "float32", "has 'mpl'"),
         (dict(recompute="selective", recompute_modules=[]), "float32", "computes nothing anew"),

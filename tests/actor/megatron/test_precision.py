@@ -28,6 +28,10 @@ def test_every_recipe_builds(fp8: str) -> None:
     found = TransformerConfig(**SHAPE, **_precision(ActorConfig(fp8=fp8, bf16_layers=count), te=True))
     assert found.fp8_recipe == fp8 and found.fp8 == ("e4m3" if fp8 in ("blockwise", "mxfp8") else "hybrid")
     assert found.first_last_layers_bf16 == (count > 0)
+    assert (
+        not found.fp8_param
+        and TransformerConfig(**SHAPE, **_precision(ActorConfig(fp8=fp8, fp8_weights=True), te=True)).fp8_param
+    )
     if count:
         assert (found.num_layers_at_start_in_bf16, found.num_layers_at_end_in_bf16) == (2, 2)
 

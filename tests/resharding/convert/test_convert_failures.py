@@ -8,6 +8,7 @@ import re
 import shutil
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.folders.torch_dist.reader import open_torch_dist
 from tests.resharding.convert.test_convert_resume import contents, small_model
+from tests.resharding.families.test_families import DEEPSEEK
 from tests.resharding.folders.test_hf import CONFIG, SECOND, cut, edit_index, write_folder
 from tests.resharding.reference import hf_tensors
 
@@ -215,6 +217,31 @@ def test_bad_input(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert re.search(message, error), error
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_norm_of_queries_that_the_model_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What Megatron-Core 0.19 has in latent attention whose queries have no rank of their own."""
+    norm = "self_attention.linear_q_proj.layer_norm_weight"
+
+    def add(metadata: Metadata) -> None:
+        known = metadata.state_dict_metadata
+        (like,) = [key for key in known if re.match(r"decoder\.layers\.0\.input_layernorm\.weight$", key)]
+        added = f"decoder.layers.0.{norm}"
+        known[added] = known[like]
+        for index, at in list(metadata.storage_data.items()):
+            if index.fqn == like:
+                metadata.storage_data[replace(index, fqn=added)] = at
+
+    config = DEEPSEEK | {"q_lora_rank": None, "num_nextn_predict_layers": 0}
+    source = small_model(tmp_path / "source", config)
+    assert main(["convert", "hf-to-megatron", str(source), str(tmp_path / "m")]) == 0
+    names = pickle.loads((tmp_path / "m" / ".metadata").read_bytes()).state_dict_metadata
+    assert "decoder.layers.0.self_attention.linear_q_proj.weight" in names and not [n for n in names if norm in n]
+    edit_metadata(add)(tmp_path / "m")
+    capsys.readouterr()
+    assert main(["convert", "megatron-to-hf", str(tmp_path / "m"), str(tmp_path / "back")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"holds tensor decoder.layers.0.{norm}: Megatron-Core 0.19" in error
 
 
 @pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])

@@ -5,11 +5,12 @@ from math import prod
 
 import pytest
 
+from megatron_rl.actor.config import ActorConfig
 from megatron_rl.resharding.families import canonical_tensors, with_scalar_head
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout
-from megatron_rl.settings.foresight.held import active, held, whole
+from megatron_rl.settings.foresight.held import active, check_buckets, held, whole
 from tests.settings.foresight.shapes import LLAMA, MIXTURE, QWEN2, QWEN3_8B, QWEN3_235B, SMALL
 
 SIZES = [
@@ -42,3 +43,21 @@ def test_known_models(config: dict, billions: float, met: float) -> None:
     assert whole(arch) == sum(spec.elements for spec in canonical_tensors(config).values())
     assert whole(arch) / 1e9 == pytest.approx(billions, abs=0.001)
     assert active(arch) / 1e9 == pytest.approx(met, abs=0.01)
+
+
+def test_one_bucket_of_all_gradients_overlaps_nothing() -> None:
+    arch = read_architecture(SMALL)
+    most = whole(arch)
+    for size, overlaps, wrong in (
+        (most, True, True),
+        (most - 1, True, False),
+        (most, False, False),
+        (None, True, False),
+    ):
+        config = ActorConfig(megatron={"bucket_size": size, "overlap_grad_reduce": overlaps})
+        found = check_buckets(config, arch)
+        assert len(found) == wrong and all(
+            f"bucket_size={most:,} is not less than the {most:,} weights" in f for f in found
+        )
+    config = ActorConfig(tensor_parallel=2, megatron={"bucket_size": most - 1, "overlap_grad_reduce": True})
+    assert len(check_buckets(config, arch)) == 1  # of which a rank has half

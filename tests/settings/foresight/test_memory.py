@@ -165,6 +165,7 @@ def test_what_options_of_memory_leave() -> None:
     assert asleep.resting == asleep.weights + asleep.runtime == plain.states - plain.gradients - plain.optimizer
     assert of_actor(fp8="tensorwise").weights == 3 * weights
     assert of_actor(fp8="tensorwise", bf16_layers=9).weights == 2.5 * weights
+    assert of_actor(fp8="tensorwise", fp8_weights=True).weights == 4 * weights
 
 
 def test_layers_that_are_computed_anew() -> None:

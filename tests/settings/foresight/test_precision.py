@@ -5,7 +5,14 @@ import pytest
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.fit import warnings
 from megatron_rl.settings.foresight.hardware import Hardware, named
-from megatron_rl.settings.foresight.precision import advice, check_precision, mismatch_on, recipes
+from megatron_rl.settings.foresight.precision import (
+    advice,
+    block_scales,
+    check_precision,
+    check_weights,
+    mismatch_on,
+    recipes,
+)
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b
 
 DENSE, EXPERTS, TINY = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_235B, SMALL))
@@ -27,6 +34,12 @@ def test_the_table(gpu: str) -> None:
         assert all(f"use actor.fp8={(TABLE[gpu] or ['none'])[-1]}." in said for said in found)
 
 
+def test_weights_in_fp8_are_for_ada_and_hopper() -> None:
+    assert check_weights(True, named("h100")) == [] == check_weights(False, named("b200"))
+    (said,) = check_weights(True, named("b200"))
+    assert said.startswith("actor.fp8_weights=true is for Ada and Hopper, and the B200")
+
+
 def test_a_consumers_blackwell_lacks_mxfp8() -> None:
     on = Hardware("RTX 5090", 32 << 30, 0.0, capability=120, gpus=1)
     (said,) = check_precision("mxfp8", on, None)
@@ -43,6 +56,12 @@ def test_a_consumers_blackwell_lacks_mxfp8() -> None:
         ("h100", TINY, {}, "bfloat16; FP8 pays for dense models from about 7 B on, and this one has 0.0 B"),
         ("h200", EXPERTS, {}, "bfloat16; for experts of width 1536 FP8 gains next to nothing"),
         ("h200", DENSE, {"fp8": "blockwise"}, "FP8 blockwise; unified with the engines' FP8: blocks of 128 x 128"),
+        (
+            "h200",
+            DENSE,
+            {"fp8": "blockwise", "bf16_layers": 2},
+            "unified with the engines' FP8, but for 4 of 36 layers",
+        ),
         (
             "h200",
             DENSE,
@@ -84,6 +103,11 @@ def test_rollouts_in_fp8_need_their_mismatch_corrected() -> None:
     for correction, fp8 in (("truncated", "none"), ("masked", "tensorwise"), ("none", "blockwise")):
         config.algorithm.correction, config.actor.fp8 = correction, fp8
         assert warnings(config) == []
+    config.actor.bf16_layers = 2  # of which the engines have none
+    (said,) = warnings(config)
+    assert said.startswith("With actor.bf16_layers=2 the first and the last 2 layers are in bfloat16 in the actor")
+    config.algorithm.correction = "truncated"
+    assert warnings(config) == []
 
 
 def test_blocks_are_not_the_engines_on_blackwell() -> None:
@@ -96,3 +120,19 @@ def test_blocks_are_not_the_engines_on_blackwell() -> None:
     assert mismatch_on(config, named("b200")) == []
     config.algorithm.correction, config.actor.fp8 = "none", "mxfp8"
     assert mismatch_on(config, named("b200")) == []  # of which there is a warning on any GPU
+
+
+def test_blocks_are_scaled_as_the_engines_where_both_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "NVTE_FP8_BLOCK_SCALING_FP32_SCALES"
+    monkeypatch.delenv(name, raising=False)
+    config = of_8b()
+    config.rollout.sglang.fp8 = True
+    for fp8 in ("none", "tensorwise", "blockwise"):
+        config.actor.fp8 = fp8
+        assert block_scales(config, 90) == ({name: "1"} if fp8 == "blockwise" else {})
+    assert block_scales(config, 100) == {}  # which emulates them with powers of two
+    monkeypatch.setenv(name, "0")
+    assert block_scales(config, 90) == {name: "0"}
+    assert f"{name}=0 asks for other scales" in advice(config, DENSE, named("h200", 1, 8))
+    config.rollout.sglang.fp8 = False
+    assert block_scales(config, 90) == {}

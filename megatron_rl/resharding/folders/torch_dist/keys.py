@@ -24,6 +24,14 @@ _LOCAL_NORMS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
+# Tensors of Megatron's that no Hugging Face model has, by their names' ends, and what they say of the model.
+NOT_OF_HF = {
+    "self_attention.linear_q_proj.layer_norm_weight": (
+        "Megatron-Core 0.19 with Transformer Engine's layers normalises what queries are projected from once more "
+        "where q_lora_rank is null and qk_layernorm is set (megatron.core.transformer.mla_qk_norm_config), which "
+        "Hugging Face's model does not: the two compute different numbers, and no conversion makes one of the other"
+    )
+}
 
 
 @dataclass(frozen=True)

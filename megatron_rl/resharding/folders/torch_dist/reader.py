@@ -16,6 +16,7 @@ from megatron_rl.resharding.families.table import PREDICTORS
 from megatron_rl.resharding.folders.stored import ITEMSIZES, Place, Stored, UnlikeError
 from megatron_rl.resharding.folders.torch_dist.archive import find_tensor
 from megatron_rl.resharding.folders.torch_dist.keys import (
+    NOT_OF_HF,
     Position,
     Rectangle,
     by_key,
@@ -198,6 +199,10 @@ def open_torch_dist(
     )
     found = by_key(positions(hf_config, stacked_layers(hf_config) and not per_layer))
     unknown = [key for key in weights if key not in found]
+    for key in unknown:
+        for end, why in NOT_OF_HF.items():
+            if key.endswith(end):
+                raise UnlikeError(f"{folder} holds tensor {key}: {why}.")
     if unknown:
         raise UnlikeError(
             f"{folder} holds tensor {unknown[0]}, which no {hf_config['model_type']} model with this config.json has"
