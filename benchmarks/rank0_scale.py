@@ -222,7 +222,7 @@ async def swaps(planned: Planned, control: Control, ports: list[int], sessions: 
     replicas = [Replica(url, url, None, options, control) for url in urls]
     source = SwapSource(MODEL, SIZES, True, True, [Shapes(shard.locals) for shard in planned.source.ranks])
     expected = np.arange(len(planned.plan.copies), dtype=np.uint64)
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     async with aiohttp.ClientSession(connector=connector) as http:
         for replica in replicas:
             replica.open(http, api_key(KEY), reads=False)

@@ -9,6 +9,9 @@ IMITATE = "imitate"
 """A column of weights: such tokens are imitated, whatever else is learned from the row, and have no other columns."""
 
 
+_BYTES = 4  # of a number of a column
+
+
 @dataclass
 class TrainingRow:
     """One sequence to learn from: a prompt with what follows it.
@@ -46,17 +49,23 @@ class TrainingRow:
         return self.tokens[: self.prompt].tobytes() + routing
 
 
-_Short = tuple[int, int, int, int]  # the bits of two values, how often the first is there, and how often both
+_Short = tuple[bytes, bytes, int, int]  # two values, how often the first is there, and how often both
 
 
 def _short(column: np.ndarray, prompt: int) -> bytes | _Short:
     """A column, without its repetitions where it has one value up to ``prompt`` and one from there on, bit by bit."""
-    bits = np.ascontiguousarray(column, np.float32).view(np.int32)
-    if 0 < prompt < len(bits):
-        first, last = int(bits[0]), int(bits[-1])
-        if bits[prompt] == last and (bits[prompt:] == last).all() and (bits[:prompt] == first).all():
-            return first, last, prompt, len(bits)
-    return bits.tobytes()
+    content = np.ascontiguousarray(column, np.float32).tobytes()
+    cut, length = _BYTES * prompt, len(content)
+    if 0 < cut < length and _one_value(content, cut, length) and _one_value(content, 0, cut):
+        return content[:_BYTES], content[-_BYTES:], prompt, length // _BYTES
+    return content
+
+
+def _one_value(content: bytes, begin: int, end: int) -> bool:
+    """Whether a stretch of a column is one number again and again: it is what it is one number further on."""
+    if content[begin : begin + _BYTES] != content[end - _BYTES : end]:  # nearly all columns that are not
+        return False
+    return content[begin : end - _BYTES] == content[begin + _BYTES : end]
 
 
 def _whole(column: bytes | _Short) -> np.ndarray:
@@ -64,6 +73,7 @@ def _whole(column: bytes | _Short) -> np.ndarray:
     if isinstance(column, bytes):
         return np.frombuffer(column, np.float32).copy()
     first, last, prompt, length = column
-    bits = np.full(length, last, np.int32)
-    bits[:prompt] = first
-    return bits.view(np.float32)
+    found = np.empty(length, np.float32)
+    for part, value in ((found[:prompt], first), (found[prompt:], last)):
+        part.view(np.int32)[:] = np.frombuffer(value, np.int32)  # not as numbers: NaN has many
+    return found

@@ -47,7 +47,7 @@ class Rollout:
     @property
     def length(self) -> int:
         """How many tokens were drawn."""
-        return int(self.drawn.sum())
+        return int(np.count_nonzero(self.drawn))
 
 
 def from_completion(example: Example, prompt: Sequence[int] | np.ndarray, completion: Completion, text: str) -> Rollout:

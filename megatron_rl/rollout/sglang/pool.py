@@ -41,6 +41,7 @@ _T = TypeVar("_T")
 _WATCH = 0.5  # seconds between looks at the servers' processes
 _BESIDE = 32  # threads at most for what would hold the event loop up
 _LOOK = 0.05  # seconds between looks for a server that is armed
+_IDLE = 2.0  # seconds after which a connection is not used again
 _RECOVERABLE = (ServerError, WorkerError)
 
 
@@ -200,8 +201,9 @@ class SGLangEngines:
         return Path(self._removing.enter_context(made))  # type: ignore[arg-type]
 
     async def _open(self) -> None:
-        # A connection of its own for each call: servers close idle ones, which a large body then finds out too late.
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+        # A swap's calls share a connection. SGLang closes one that was idle for 5 s (SGLANG_TIMEOUT_KEEP_ALIVE), which a
+        # large body would find out too late: it is let go before.
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE))
         key = api_key(self.key)
         for replica in self.replicas:
             replica.open(self._http, key, reads=self.options.swap == "pull")
