@@ -201,8 +201,8 @@ class SGLangEngines:
         return Path(self._removing.enter_context(made))  # type: ignore[arg-type]
 
     async def _open(self) -> None:
-        # A swap's calls share a connection. SGLang closes one that was idle for 5 s (SGLANG_TIMEOUT_KEEP_ALIVE), which a
-        # large body would find out too late: it is let go before.
+        # A swap's calls share a connection. SGLang closes one that was idle for 5 s (SGLANG_TIMEOUT_KEEP_ALIVE), which
+        # a large body would find out too late: it is let go before.
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE))
         key = api_key(self.key)
         for replica in self.replicas:
