@@ -9,6 +9,7 @@ import psutil
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.sglang.servers.gpus import engine_gpus
+from megatron_rl.rollout.sglang.servers.process import HOST_SHARE
 from megatron_rl.rollout.sglang.transport import chosen_transport
 from megatron_rl.settings.footprint import Footprint, readable
 from megatron_rl.settings.foresight.precision import mismatch
@@ -139,7 +140,7 @@ def _memory(config: Config, needed: Footprint) -> list[str]:
 
 def _cache(config: Config, needed: Footprint, available: int) -> int:
     """An engine's on a CPU; an SGLang server bounds it by a share of the memory."""
-    share = config.rollout.sglang.args.get("mem_fraction_static", 0.1)
+    share = config.rollout.sglang.args.get("mem_fraction_static", HOST_SHARE)
     if config.rollout.engine == "sglang" and isinstance(share, float):
         return min(needed.cache, int(share * available))
     return needed.cache

@@ -56,6 +56,10 @@ ALIASES = {  # SGLang's other names of those
     "pipeline_parallel_size": "pp_size",
     "nccl_init_addr": "dist_init_addr",
 }
+# Of the host's memory without a GPU, as mem_fraction_static. SGLang takes what others allocate while it loads for
+# weights of its own, and gives up where they have more than this: trainers start beside it. max_total_tokens keeps its
+# cache small.
+HOST_SHARE = 0.5
 LAST_LINES = 25  # of a server's log, in an error
 _END_SECONDS = 5.0
 
@@ -143,7 +147,7 @@ def on_this_machine(tokens: int) -> dict[str, Any]:
         "attention_backend": "torch_native",
         "disable_overlap_schedule": True,
         "sleep_on_idle": True,  # or it takes a whole core while the trainer trains
-        "mem_fraction_static": 0.1,
+        "mem_fraction_static": HOST_SHARE,
         "max_total_tokens": max(8192, tokens),
     }
 
