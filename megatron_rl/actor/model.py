@@ -184,7 +184,7 @@ def transformer_config(
         **_precision(config, te),
         **_recomputation(config),
     )
-    with readable_refusals():
+    with readable_refusals(config.megatron, TRANSFORMER):
         return TransformerConfig(**own | given(config.megatron, TRANSFORMER))
 
 

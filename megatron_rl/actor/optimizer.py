@@ -19,7 +19,7 @@ def reduction_config(config: ActorConfig) -> DistributedDataParallelConfig:
     own: dict[str, Any] = dict(grad_reduce_in_fp32=config.gradients == "float32", use_distributed_optimizer=True)
     if config.fp8_weights:
         own["fp8_param_gather"] = True
-    with readable_refusals():
+    with readable_refusals(config.megatron, REDUCTION):
         return DistributedDataParallelConfig(**own | given(config.megatron, REDUCTION))
 
 
@@ -86,7 +86,7 @@ def optimizer_config(config: OptimizerConfig, actor: ActorConfig, dtype: torch.d
         params_dtype=dtype,
         use_distributed_optimizer=True,
     )
-    with readable_refusals():
+    with readable_refusals(actor.megatron, OPTIMIZER):
         return MegatronOptimizerConfig(**own | _state(actor) | given(actor.megatron, OPTIMIZER))
 
 

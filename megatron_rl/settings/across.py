@@ -50,7 +50,12 @@ def _actor(config: Config) -> list[str]:
     if actor.asleep and not shared:
         found.append(
             "actor.asleep=true makes room for engines on the trainer's own GPUs, and there are none: set "
-            "rollout.sglang.colocated=true, or leave it false."
+            "rollout.sglang.colocated=true, or leave actor.asleep false."
+        )
+    if served and config.rollout.sglang.routing_replay and actor.megatron.get("moe_router_fusion"):
+        found.append(
+            "actor.megatron.moe_router_fusion chooses experts in a kernel that rollout.sglang.routing_replay cannot give "
+            "the engine's choice: set one of them back."
         )
     return found + check_megatron(actor, config.model.dtype) + check_memory(actor, config.model.dtype)
 

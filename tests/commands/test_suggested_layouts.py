@@ -84,21 +84,23 @@ def test_nothing_is_wrong_with_what_is_suggested(
 
 
 def test_megatron_core_itself_takes_what_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
-    """Which wants several ranks of experts for this option, and none of our rules say so."""
-    there = ["--gpu", "h200", "--model", "mixture.json", "actor.megatron.overlap_moe_expert_parallel_comm=true"]
-    found = answer(capsys, *there, "--suggest", code=2)
+    """Which wants one pipeline stage for this option, and none of our rules say so."""
+    given = ["actor.megatron.cpu_offloading=true", "actor.megatron.cpu_offloading_num_layers=2"]
+    there = ["--gpu", "h200", "--model", "mixture.json", *given]
+    found = answer(capsys, *there, "actor.pipeline_parallel=2", "--suggest", code=2)
     (said,) = found["problems"]
-    assert "only supported with expert model parallelism" in said and found["suggestions"]
-    assert all(each["options"]["actor.expert_parallel"] > 1 for each in found["suggestions"])
+    assert "no support for Pipeline parallelism with CPU offloading" in said and found["suggestions"]
+    assert all(each["options"]["actor.pipeline_parallel"] == 1 for each in found["suggestions"])
     assert answer(capsys, *there, *written(found["suggestions"][0]))["problems"] == []
 
 
 def test_where_megatron_core_takes_none_it_is_said_why(capsys: pytest.CaptureFixture[str]) -> None:
-    there = ["--gpu", "h200", "--model", "dense.json", "actor.megatron.delay_wgrad_compute=true", "--suggest"]
+    given = ["actor.megatron.cpu_offloading=true", "actor.megatron.cpu_offloading_num_layers=999"]
+    there = ["--gpu", "h200", "--model", "dense.json", *given, "--suggest"]
     assert main(["check", RECIPE, *there]) == 2
     out = capsys.readouterr().out
     assert "Layouts fit on 1 x 8 H200, but none without a problem. Of one: Megatron-Core" in out
-    assert "overlap_moe_expert_parallel_comm must be enabled" in out.splitlines()[-1]
+    assert "CPU offloading can be done only for layers less than" in out.splitlines()[-1]
 
 
 def test_megatron_core_is_not_asked_of_what_it_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,16 @@
 """What is wrong with ``actor.megatron``. Imports no torch."""
 
 import difflib
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.megatron.fields import fields
+from megatron_rl.actor.megatron.needs import lacks
 from megatron_rl.actor.megatron.owned import (
     BALANCED,
+    CHOICES,
     INSTEAD,
     LEAST,
     REFUSED,
@@ -17,6 +20,7 @@ from megatron_rl.actor.megatron.owned import (
 )
 from megatron_rl.system import machine
 
+_ALLOWED = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"
 _LOCAL = "computes nothing in Megatron's own layers, which a model takes"
 
 
@@ -152,6 +156,11 @@ def _violation(name: str, value: Any, config: ActorConfig, dtype: str) -> str:
         return f"{key} {_LOCAL} {why}: leave it out."
     if needs_its_attention(name) and config.attention == "torch":
         return f"{key} does nothing in torch's attention: leave it out, or set actor.attention=transformer_engine."
+    if needed := lacks(name, config, dtype):
+        return f"{key} is of use only with {needed}: set that, or leave it out."
+    fused = not local_layers(dtype) and config.attention != "torch"
+    if name == "deterministic_mode" and value and fused and os.environ.get(_ALLOWED, "1") != "0":
+        return f"{key} needs {_ALLOWED}=0 in the environment, which Transformer Engine's attention reads: set it too."
     return ""
 
 
@@ -161,6 +170,8 @@ def _out_of_range(name: str, value: Any) -> str:
     if name == "moe_router_load_balancing_type" and (other := [each for each in values if each not in BALANCED]):
         why = f" ({other[0]}: {UNBALANCED[other[0]]})" if other[0] in UNBALANCED else ""
         return f"it can be {', '.join(BALANCED[:-1])} or {BALANCED[-1]}{why}"
+    if name in CHOICES and (value not in CHOICES[name]):
+        return f"it can be {', '.join(CHOICES[name][:-1])} or {CHOICES[name][-1]}"
     if name in LEAST and any(each is not None and each < LEAST[name] for each in values):
         return f"it must be {LEAST[name]} or more"
     return ""

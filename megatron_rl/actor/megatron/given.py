@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,13 +35,31 @@ def _meant(type_: ast.expr, value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def readable_refusals() -> Iterator[None]:
-    """Turns what Megatron-Core's configurations say of fields that do not go together into an ``InputError``."""
+def readable_refusals(options: Mapping[str, Any], of: str) -> Iterator[None]:
+    """Turns what one of Megatron-Core's configurations says of fields that do not go together into an ``InputError``.
+
+    ``options``: those of ``actor.megatron``, of which its own are named.
+    """
     try:
         yield
     except (ValueError, AssertionError, RuntimeError) as error:
-        said = " ".join(str(error).split()).rstrip(".") or "they do not go together"
+        known = fields()
+        named = [f"actor.megatron.{n}={_written(v)}" for n, v in options.items() if of in known[n].classes]
+        said = " ".join(str(error).split()).rstrip(".") or f"they do not go together ({_asserted(error)})"
         raise InputError(
-            f"Megatron-Core {machine.installed('megatron-core')} does not take these options (actor, actor.megatron): "
-            f"{said}."
+            f"Megatron-Core {machine.installed('megatron-core')} does not take these options "
+            f"({', '.join(named) or 'actor'}): {said}."
         ) from error
+
+
+def _written(value: Any) -> str:
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def _asserted(error: BaseException) -> str:
+    """What did not hold, in Megatron's code, of an error that says nothing."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    for node in ast.walk(ast.parse(Path(place.filename).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assert) and node.lineno <= (place.lineno or 0) <= (node.end_lineno or 0):
+            return f"it wants: {ast.unparse(node.test)}"
+    return place.line or type(error).__name__

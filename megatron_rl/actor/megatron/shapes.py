@@ -1,9 +1,11 @@
 """Sizes of a model that options of precision and recomputation do not go with. Imports no torch."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
 from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.megatron.owned import FOR_EXPERTS
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.resharding.layouts.megatron import layer_places
 
@@ -14,6 +16,7 @@ UNIFIED = 128  # rows and columns of a block with one scale in the engines' FP8,
 def check_shapes(config: ActorConfig, arch: Architecture) -> list[str]:
     """A sentence for each, of a model that can be sharded as configured."""
     found = _blocks(config, arch) + _bf16_layers(config, arch) + _recomputed(config, arch) + _experts(config, arch)
+    found += _context(config, arch)
     if config.fp8_weights and arch.experts:
         found.append(
             "actor.fp8_weights=true is for dense models, and this one is a mixture of experts: leave it false."
@@ -74,8 +77,25 @@ def _bf16_layers(config: ActorConfig, arch: Architecture) -> list[str]:
 
 def _experts(config: ActorConfig, arch: Architecture) -> list[str]:
     """Megatron's fields of experts, of a model that has none."""
-    named = [] if arch.experts else [name for name in config.megatron if "moe_" in name]
+    named = [] if arch.experts else [n for n in config.megatron if "moe_" in n or n in FOR_EXPERTS]
     return [f"actor.megatron.{name} does nothing, for the model has no experts: leave it out." for name in named]
+
+
+def _context(config: ActorConfig, arch: Architecture) -> list[str]:
+    """Megatron's fields of context parallelism, and of an MLP cut along the tokens."""
+    found, ranks = [], config.context_parallel
+    heads = max(1, arch.kv_heads // config.tensor_parallel)
+    if config.megatron.get("cp_comm_type") == "a2a" and heads % ranks:
+        found.append(
+            f"actor.megatron.cp_comm_type=a2a gives each of {ranks} ranks (actor.context_parallel) a part of the heads, "
+            f"and {heads} of keys and values on a tensor-parallel rank cannot be divided so: use p2p or all_gather."
+        )
+    if arch.experts and "mlp_chunks_for_training" in config.megatron:
+        found.append(
+            "actor.megatron.mlp_chunks_for_training cuts tokens apart from their routing, and the model has experts: "
+            "leave it out."
+        )
+    return found
 
 
 def _recomputed(config: ActorConfig, arch: Architecture) -> list[str]:
@@ -92,7 +112,12 @@ def _recomputed(config: ActorConfig, arch: Architecture) -> list[str]:
             "use actor.recompute_method=uniform, which computes all of them anew."
         ]
     if config.recompute_method == "uniform" and (odd := [size for size in chunks if size % count]):
-        return [f"actor.recompute_layers={count} does not divide the {odd[0]} layers of a pipeline stage's chunk."]
+        least = math.gcd(*chunks)
+        fitting = [str(n) for n in range(1, least + 1) if least % n == 0]
+        all_of = f"it can be {', '.join(fitting[:-1])} or {fitting[-1]}" if fitting[1:] else "it can be 1"
+        return [
+            f"actor.recompute_layers={count} does not divide the {odd[0]} layers of a pipeline stage's chunk: {all_of}."
+        ]
     return []
 
 

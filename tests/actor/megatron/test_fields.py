@@ -15,13 +15,36 @@ from megatron.core.transformer.enums import AttnBackend
 from megatron_rl.actor.config import ActorConfig
 from megatron_rl.actor.megatron.check import check_megatron
 from megatron_rl.actor.megatron.fields import OPTIMIZER, REDUCTION, TRANSFORMER, fields
-from megatron_rl.actor.megatron.given import given
+from megatron_rl.actor.megatron.given import given, readable_refusals
 from megatron_rl.actor.megatron.owned import INSTEAD, REFUSED
 from megatron_rl.cli import main
+from megatron_rl.errors import InputError
 from megatron_rl.settings.load import load, options
 from megatron_rl.system import machine
 
 CLASSES = {TRANSFORMER: TransformerConfig, OPTIMIZER: OptimizerConfig, REDUCTION: DistributedDataParallelConfig}
+# Where Megatron-Core 0.16.1 or 0.19.2 reads them they do something here, alone or beside what needs.py names.
+EFFECTIVE = """
+    activation_func_fp8_input_store activation_offload_fraction align_param_gather apply_rope_fusion
+    apply_wd_to_qk_layernorm attention_backend batch_p2p_sync bias_activation_fusion bias_dropout_fusion
+    bucket_size check_for_large_grads check_for_nan_in_grad clone_scatter_output_in_embedding config_logger_dir
+    cp_comm_type cpu_offloading cpu_offloading_activations cpu_offloading_double_buffering
+    cpu_offloading_num_layers cpu_offloading_retain_pinned_cpu_buffers cpu_offloading_weights
+    deallocate_pipeline_outputs delta_offload_bytes_across_pp_ranks deterministic_mode
+    disable_bf16_reduced_precision_matmul disable_parameter_transpose_cache disable_symmetric_registration
+    fine_grained_activation_offloading fine_grained_offloading_max_inflight_offloads flash_attention_version
+    fp32_residual_connection fp8_amax_compute_algo fp8_amax_history_len fp8_margin fp8_wgrad
+    fused_residual_rmsnorm grad_norm_skip_threshold microbatch_group_size_per_vp_stage min_offloaded_tensor_size
+    mlp_chunks_for_training moe_aux_loss_coeff moe_deepep_num_sms moe_enable_deepep moe_flex_dispatcher_backend
+    moe_flex_dispatcher_num_sms moe_hybridep_num_blocks_permute moe_hybridep_num_blocks_unpermute
+    moe_hybridep_num_sms moe_hybridep_num_sms_preprocessing moe_hybridep_pad_uneven_dispatch_inputs
+    moe_ncclep_static_shape moe_ncclep_zero_copy moe_permute_fusion moe_permute_fusion_into_hybridep
+    moe_router_dtype moe_router_fusion moe_router_load_balancing_type moe_router_padding_for_fp8
+    moe_router_padding_for_quantization moe_token_dispatcher_type moe_z_loss_coeff nccl_ub offload_modules
+    overlap_cpu_optimizer_d2h_h2d overlap_dispatch_backward_with_experts_wgrad overlap_grad_reduce
+    overlap_p2p_comm_warmup_flush overlap_param_gather pad_buckets_for_high_nccl_busbw
+    param_name_patterns_for_fp32_local_accumulation pin_cpu_grads pin_cpu_params
+    reduce_scatter_with_fp32_accumulation symmetric_ar_type tp_only_amax_red use_transformer_engine_op_fuser"""
 
 
 def said(fields: dict, dtype: str = "bfloat16", **actor: object) -> list[str]:
@@ -108,8 +131,28 @@ def test_what_is_set_elsewhere_names_options_that_there_are() -> None:
         ({"bucket_size": -5}, ["is -5; it must be 1 or more."]),
         ({"timers": "x"}, ["a function or an object"]),
         ({"apply_rope_fusion": True}, ["computes nothing in Megatron's own layers", "without a GPU"]),
-        ({"tp_comm_overlap": True}, ["without a GPU"]),
         ({"fp8_margin": 1}, ["without a GPU"]),
+        ({"tp_comm_overlap": True}, ["needs buffers of one shape", "differ in length"]),
+        ({"tp_comm_overlap_ag": False}, ["needs buffers of one shape"]),
+        ({"use_ring_exchange_p2p": True}, ["which torch does not have"]),
+        ({"qk_clip": True}, ["clip_qk, and the actor does not"]),
+        ({"qk_clip_threshold": 50.0}, ["clip_qk"]),
+        ({"log_max_attention_logit": True}, ["clip_qk"]),
+        ({"fp8_quantizer_factory": "a.b"}, ["a recipe of your own"]),
+        ({"fp8_dot_product_attention": True}, ["no kernels that train packed sequences"]),
+        ({"muon_momentum": 0.9}, ["the optimiser is AdamW"]),
+        ({"sgd_momentum": 0.9}, ["the optimiser is AdamW"]),
+        ({"mamba_head_dim": 64}, ["no model here has such layers"]),
+        ({"hierarchical_context_parallel_sizes": [2, 2]}, ["groups of ranks are made without"]),
+        ({"overlap_cpu_optimizer_d2h_h2d": True}, ["is of use only with actor.optimizer_on_host"]),
+        ({"init_method_std": 0.1}, ["never drawn"]),
+        ({"overlap_moe_expert_parallel_comm": True}, ["the actor's forward step does not make"]),
+        ({"num_microbatches_with_partial_activation_checkpoints": 1}, ["an argument more"]),
+        ({"moe_deepep_num_sms": 20}, ["only with actor.megatron.moe_token_dispatcher_type=flex"]),
+        ({"align_param_gather": True}, ["only with actor.megatron.overlap_param_gather"]),
+        ({"reduce_scatter_with_fp32_accumulation": True}, ["only with actor.gradients=bfloat16"]),
+        ({"deallocate_pipeline_outputs": True}, ["only with actor.pipeline_parallel > 1"]),
+        ({"min_offloaded_tensor_size": 5}, ["only with actor.megatron.fine_grained_activation_offloading"]),
     ],
 )
 def test_sentences(given: dict, words: list[str]) -> None:
@@ -125,17 +168,48 @@ def test_what_passes() -> None:
 
 
 def test_transformer_engines_fields_on_a_gpu(gpu: None) -> None:
-    assert said({"tp_comm_overlap": True, "attention_backend": "flash"}) == []
-    (sentence,) = said({"tp_comm_overlap": True}, "float32")
+    assert said({"apply_rope_fusion": False, "attention_backend": "flash"}) == []
+    (sentence,) = said({"apply_rope_fusion": True}, "float32")
     assert "in float32" in sentence
     (sentence,) = said({"attention_backend": "flash"}, attention="torch")
     assert "nothing in torch's attention" in sentence
 
 
+@pytest.mark.parametrize(
+    ("fields", "words", "cure"),
+    [
+        ({"cp_comm_type": "nonsense"}, "is 'nonsense'; it can be p2p, all_gather or a2a.", None),
+        ({"cp_comm_type": "a2a+p2p"}, "it can be p2p, all_gather or a2a.", None),
+        ({"cp_comm_type": "a2a"}, "only with actor.context_parallel > 1", dict(context_parallel=2)),
+        ({"attention_backend": "unfused"}, "it can be auto, flash or fused.", None),
+        ({"fp8_margin": 1}, "only with actor.fp8=delayed", dict(fp8="delayed")),
+        ({"fp8_amax_compute_algo": "least"}, "it takes most_recent or max", None),
+        ({"disable_parameter_transpose_cache": True}, "only with actor.fp8:", dict(fp8="tensorwise")),
+        ({"deterministic_mode": True}, "needs NVTE_ALLOW_NONDETERMINISTIC_ALGO=0", dict(attention="torch")),
+        ({"symmetric_ar_type": "one_shot"}, "only with actor.tensor_parallel > 1", dict(tensor_parallel=2)),
+        ({"fine_grained_activation_offloading": True}, "only with actor.megatron.offload_modules", None),
+        ({"cpu_offloading": True}, "only with actor.megatron.cpu_offloading_num_layers", None),
+        ({"cpu_offloading": True, "cpu_offloading_num_layers": 2}, None, None),
+        ({"pin_cpu_grads": False}, "only with actor.optimizer_on_host", dict(optimizer_on_host=0.5)),
+        ({"batch_p2p_sync": False}, "only with actor.pipeline_parallel > 1", dict(pipeline_parallel=2)),
+    ],
+)
+def test_what_needs_another_option(gpu: None, fields: dict, words: str | None, cure: dict | None) -> None:
+    found = said(fields)
+    assert len(found) == (words is not None) and all(str(words) in each for each in found)
+    assert cure is None or said(fields, **cure) == []
+
+
+def test_every_field_that_is_accepted_is_known() -> None:
+    """What a newer Megatron-Core brings must be read before it is let through: this list, and what needs another."""
+    passing = {name for name, field in fields().items() if field.settable} - set(INSTEAD) - set(REFUSED)
+    assert passing <= set(EFFECTIVE.split()), passing - set(EFFECTIVE.split())
+
+
 def test_without_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "gpus", lambda: (80 << 30,))
     monkeypatch.setattr(machine, "installed", lambda package: None if package == "transformer-engine" else "1.0")
-    (sentence,) = said({"tp_comm_overlap": True})
+    (sentence,) = said({"apply_rope_fusion": True})
     assert "without Transformer Engine" in sentence
 
 
@@ -149,9 +223,9 @@ def test_values_as_megatron_has_them() -> None:
 
 
 def test_the_command_line() -> None:
-    overrides = ["actor.megatron.moe_z_loss_coeff=1e-3", "actor.megatron.align_param_gather=true"]
+    overrides = ["actor.megatron.moe_z_loss_coeff=1e-3", "actor.megatron.moe_router_dtype=fp32"]
     config, problems = load("quickstart", overrides)
-    assert not problems and config.actor.megatron == {"moe_z_loss_coeff": 1e-3, "align_param_gather": True}
+    assert not problems and config.actor.megatron == {"moe_z_loss_coeff": 1e-3, "moe_router_dtype": "fp32"}
     assert typing.get_origin(options()["actor.megatron"]) is dict
 
 
@@ -162,4 +236,12 @@ def test_fields_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["check", "quickstart", given, "actor.asleep=true"]) == 2
     said = capsys.readouterr().out
     assert "does not take these options" in said and "only compatible with overlap_p2p_comm" in said
+    assert f"({given})" in said and "or leave actor.asleep false." in said
     assert "actor.asleep=true makes room for engines on the trainer's own GPUs, and there are none" in said
+
+
+def test_an_assertion_without_words_is_shown() -> None:
+    given = {"fine_grained_activation_offloading": True, "bucket_size": 5}
+    words = r"\(actor.megatron.fine_grained_activation_offloading=true\): .*it wants: self.offload_modules is not None"
+    with pytest.raises(InputError, match=words), readable_refusals(given, TRANSFORMER):
+        TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1, fine_grained_activation_offloading=True)

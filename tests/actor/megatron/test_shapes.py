@@ -30,7 +30,17 @@ DENSE, EXPERTS, SMALL = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_
         (DENSE, dict(bf16_layers=18, fp8="tensorwise"), "which leaves none in FP8: it can be 17 at most"),
         (DENSE, dict(recompute="full", recompute_layers=6, pipeline_parallel=2), None),
         (DENSE, dict(recompute="full", recompute_layers=4, pipeline_parallel=4), "does not divide the 9 layers"),
+        (
+            DENSE,
+            dict(recompute="full", recompute_layers=5),
+            "does not divide the 36 layers of a pipeline stage's chunk: it can be 1, 2, 3, 4, 6, 9, 12, 18 or 36.",
+        ),
+        (DENSE, dict(recompute="full", recompute_layers=5, pipeline_parallel=36), "it can be 1."),
         (DENSE, dict(recompute="full", recompute_layers=4, recompute_method="block", pipeline_parallel=4), None),
+        (DENSE, dict(megatron={"cp_comm_type": "a2a"}, context_parallel=3), "and 8 of keys and values"),
+        (DENSE, dict(megatron={"cp_comm_type": "a2a"}, context_parallel=8), None),
+        (DENSE, dict(megatron={"mlp_chunks_for_training": 2}), None),
+        (EXPERTS, dict(megatron={"mlp_chunks_for_training": 2}), "apart from their routing"),
         (
             DENSE,
             dict(
@@ -43,7 +53,7 @@ DENSE, EXPERTS, SMALL = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_
             dict(megatron={"moe_z_loss_coeff": 0.1}),
             "moe_z_loss_coeff does nothing, for the model has no experts",
         ),
-        (DENSE, dict(megatron={"overlap_moe_expert_parallel_comm": True}), "the model has no experts"),
+        (DENSE, dict(megatron={"use_transformer_engine_op_fuser": True}), "the model has no experts"),
         (DENSE, dict(megatron={"overlap_grad_reduce": True}), None),
         (EXPERTS, dict(megatron={"moe_z_loss_coeff": 0.1}), None),
         (DENSE, dict(recompute="selective", recompute_modules=["moe"]), "is no mixture of experts"),
