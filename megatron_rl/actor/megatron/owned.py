@@ -54,8 +54,8 @@ _REASONS = {
         apply_residual_connection_post_layernorm moe_latent_size is_hybrid_model mrope_section
         heterogeneous_block_specs moe_router_enable_expert_bias moe_router_num_groups moe_router_group_topk
         use_mup mup_base_hidden_size mup_width_mult mup_embedding_mult mup_output_mult mup_base_head_dim
-        mup_attn_scale_power use_fused_weighted_squared_relu moe_shared_expert_overlap use_grouped_gemm_for_shared_expert
-        moe_shared_expert_glu_interleave_size""",
+        mup_attn_scale_power use_fused_weighted_squared_relu moe_shared_expert_overlap
+        use_grouped_gemm_for_shared_expert moe_shared_expert_glu_interleave_size""",
     "no model here has such layers (Mamba, linear or sparse attention, prediction of several tokens)": """
         mamba_head_dim mamba_num_groups mamba_num_heads mamba_state_dim mamba_training_ssm_states_dtype
         use_mamba_mem_eff_path linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads linear_num_value_heads
@@ -64,7 +64,7 @@ _REASONS = {
         dsa_indexer_scoring_relu dsa_indexer_skip_topk_offset dsa_indexer_topk dsa_indexer_topk_freq
         dsa_indexer_use_sparse_loss dsa_kernel_backend mtp_detach_heads mtp_hybrid_override_pattern
         mtp_loss_scaling_factor mtp_standalone mtp_use_repeated_layer""",
-    "weights are read, never drawn": "init_method_std embedding_init_method_std",
+    "the weights that Megatron draws are never used": "init_method_std embedding_init_method_std",
     # module/base.py of Transformer Engine: get_ub raises without initialize_ub(shape), which Megatron-LM's training
     # script calls with the one length of its sequences
     "Transformer Engine's overlap needs buffers of one shape, made before training, and packed micro-batches differ in "
@@ -137,8 +137,8 @@ _REASONS = {
         moe_router_force_biased""",
     "tokens that an expert has no room for would be dropped, and engines drop none: log-probs would differ": """
         moe_expert_capacity_factor moe_token_dropping moe_token_drop_policy moe_pad_expert_input_to_capacity
-        moe_expert_rank_capacity_factor moe_paged_stash moe_paged_stash_page_size moe_paged_stash_buffer_size_factor_cuda
-        moe_paged_stash_buffer_size_factor_cpu""",
+        moe_expert_rank_capacity_factor moe_paged_stash moe_paged_stash_page_size
+        moe_paged_stash_buffer_size_factor_cuda moe_paged_stash_buffer_size_factor_cpu""",
     "it weighs what experts take, and engines weigh what they give: log-probs would differ": "moe_apply_probs_on_input",
     "tokens would choose among fewer experts than in the engine: log-probs would differ": """
         moe_router_topk_limited_devices""",

@@ -87,7 +87,7 @@ def _context(config: ActorConfig, arch: Architecture) -> list[str]:
     heads = max(1, arch.kv_heads // config.tensor_parallel)
     if config.megatron.get("cp_comm_type") == "a2a" and heads % ranks:
         found.append(
-            f"actor.megatron.cp_comm_type=a2a gives each of {ranks} ranks (actor.context_parallel) a part of the heads, "
+            f"actor.megatron.cp_comm_type=a2a gives each of {ranks} ranks (actor.context_parallel) some of the heads, "
             f"and {heads} of keys and values on a tensor-parallel rank cannot be divided so: use p2p or all_gather."
         )
     if arch.experts and "mlp_chunks_for_training" in config.megatron:

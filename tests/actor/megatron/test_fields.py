@@ -145,7 +145,7 @@ def test_what_is_set_elsewhere_names_options_that_there_are() -> None:
         ({"mamba_head_dim": 64}, ["no model here has such layers"]),
         ({"hierarchical_context_parallel_sizes": [2, 2]}, ["groups of ranks are made without"]),
         ({"overlap_cpu_optimizer_d2h_h2d": True}, ["is of use only with actor.optimizer_on_host"]),
-        ({"init_method_std": 0.1}, ["never drawn"]),
+        ({"init_method_std": 0.1}, ["draws are never used"]),
         ({"overlap_moe_expert_parallel_comm": True}, ["the actor's forward step does not make"]),
         ({"num_microbatches_with_partial_activation_checkpoints": 1}, ["an argument more"]),
         ({"moe_deepep_num_sms": 20}, ["only with actor.megatron.moe_token_dispatcher_type=flex"]),
