@@ -54,8 +54,8 @@ def _actor(config: Config) -> list[str]:
         )
     if served and config.rollout.sglang.routing_replay and actor.megatron.get("moe_router_fusion"):
         found.append(
-            "actor.megatron.moe_router_fusion chooses experts in a kernel, to which rollout.sglang.routing_replay cannot "
-            "give the engine's choice: set one of them back."
+            "actor.megatron.moe_router_fusion chooses experts in a kernel, to which rollout.sglang.routing_replay "
+            "cannot give the engine's choice: set one of them back."
         )
     return found + check_megatron(actor, config.model.dtype) + check_memory(actor, config.model.dtype)
 

@@ -154,6 +154,14 @@ def test_violation(tmp_path: Path, overrides: list[str], parts: list[str], monke
     assert not (tmp_path / "runs").exists()
 
 
+def test_replayed_routing_and_a_fused_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "5f" * 16)
+    served = ["rollout.engine=sglang", "rollout.sglang.urls=http://10.0.0.7:1", "rollout.sglang.routing_replay=true"]
+    given = [*MIXTURE[:-1], *ONE_RANK, *served, "actor.megatron.moe_router_fusion=true"]
+    found = check(quickstart(tmp_path, *given), contents=False).problems
+    assert any("routing_replay cannot give the engine's choice" in said for said in found), found
+
+
 def test_a_missing_size_is_named(tmp_path: Path) -> None:
     config = quickstart(tmp_path)
     del config.model.architecture["num_hidden_layers"]

@@ -84,6 +84,8 @@ _REASONS = {
     # fused_attn.cpp: NVTE_FP8 takes bshd and sbhd; get_attention_backend: no FlashAttention trains in FP8
     "Transformer Engine has no kernels that train packed sequences' attention in FP8": """
         fp8_dot_product_attention fp8_multi_head_attention""",
+    # set_activation_dtype raises for inputs of another dtype than the weights
+    "Transformer Engine's layers take the float32 that it hands them only under autocast": "fp32_residual_connection",
     "Transformer Engine ignores it": "fp8_interval",
     "it is for a recipe of your own, and actor.fp8 has none": "fp8_quantizer_factory",
     "the actor builds its layers without": """
@@ -184,7 +186,7 @@ _ATTENTION = "flash_attention_version attention_backend cp_comm_type"
 _LAYERS = """
     bias_activation_fusion apply_rope_fusion moe_permute_fusion moe_router_fusion disable_parameter_transpose_cache
     activation_func_fp8_input_store cpu_offloading fine_grained_activation_offloading tp_only_amax_red
-    use_transformer_engine_op_fuser bias_dropout_fusion fp32_residual_connection symmetric_ar_type
+    use_transformer_engine_op_fuser bias_dropout_fusion symmetric_ar_type
     fused_residual_rmsnorm overlap_dispatch_backward_with_experts_wgrad"""
 _PREFIXES = ("fp8_", "cpu_offloading_")
 

@@ -16,7 +16,7 @@ UNIFIED = 128  # rows and columns of a block with one scale in the engines' FP8,
 def check_shapes(config: ActorConfig, arch: Architecture) -> list[str]:
     """A sentence for each, of a model that can be sharded as configured."""
     found = _blocks(config, arch) + _bf16_layers(config, arch) + _recomputed(config, arch) + _experts(config, arch)
-    found += _context(config, arch)
+    found += _parts(config, arch)
     if config.fp8_weights and arch.experts:
         found.append(
             "actor.fp8_weights=true is for dense models, and this one is a mixture of experts: leave it false."
@@ -81,8 +81,8 @@ def _experts(config: ActorConfig, arch: Architecture) -> list[str]:
     return [f"actor.megatron.{name} does nothing, for the model has no experts: leave it out." for name in named]
 
 
-def _context(config: ActorConfig, arch: Architecture) -> list[str]:
-    """Megatron's fields of context parallelism, and of an MLP cut along the tokens."""
+def _parts(config: ActorConfig, arch: Architecture) -> list[str]:
+    """Megatron's fields that want heads, an MLP or norms that a model may not have."""
     found, ranks = [], config.context_parallel
     heads = max(1, arch.kv_heads // config.tensor_parallel)
     if config.megatron.get("cp_comm_type") == "a2a" and heads % ranks:
@@ -93,6 +93,11 @@ def _context(config: ActorConfig, arch: Architecture) -> list[str]:
     if arch.experts and "mlp_chunks_for_training" in config.megatron:
         found.append(
             "actor.megatron.mlp_chunks_for_training cuts tokens apart from their routing, and the model has experts: "
+            "leave it out."
+        )
+    if not arch.qk_norm and "apply_wd_to_qk_layernorm" in config.megatron:
+        found.append(
+            "actor.megatron.apply_wd_to_qk_layernorm does nothing, for the model has no norms of queries and keys: "
             "leave it out."
         )
     return found

@@ -33,9 +33,9 @@ EFFECTIVE = """
     deallocate_pipeline_outputs delta_offload_bytes_across_pp_ranks deterministic_mode
     disable_bf16_reduced_precision_matmul disable_parameter_transpose_cache disable_symmetric_registration
     fine_grained_activation_offloading fine_grained_offloading_max_inflight_offloads flash_attention_version
-    fp32_residual_connection fp8_amax_compute_algo fp8_amax_history_len fp8_margin fp8_wgrad
-    fused_residual_rmsnorm grad_norm_skip_threshold microbatch_group_size_per_vp_stage min_offloaded_tensor_size
-    mlp_chunks_for_training moe_aux_loss_coeff moe_deepep_num_sms moe_enable_deepep moe_flex_dispatcher_backend
+    fp8_amax_compute_algo fp8_amax_history_len fp8_margin fp8_wgrad fused_residual_rmsnorm
+    grad_norm_skip_threshold microbatch_group_size_per_vp_stage min_offloaded_tensor_size mlp_chunks_for_training
+    moe_aux_loss_coeff moe_deepep_num_sms moe_enable_deepep moe_flex_dispatcher_backend
     moe_flex_dispatcher_num_sms moe_hybridep_num_blocks_permute moe_hybridep_num_blocks_unpermute
     moe_hybridep_num_sms moe_hybridep_num_sms_preprocessing moe_hybridep_pad_uneven_dispatch_inputs
     moe_ncclep_static_shape moe_ncclep_zero_copy moe_permute_fusion moe_permute_fusion_into_hybridep
@@ -145,6 +145,7 @@ def test_what_is_set_elsewhere_names_options_that_there_are() -> None:
         ({"mamba_head_dim": 64}, ["no model here has such layers"]),
         ({"hierarchical_context_parallel_sizes": [2, 2]}, ["groups of ranks are made without"]),
         ({"overlap_cpu_optimizer_d2h_h2d": True}, ["is of use only with actor.optimizer_on_host"]),
+        ({"fp32_residual_connection": True}, ["only under autocast"]),
         ({"init_method_std": 0.1}, ["draws are never used"]),
         ({"overlap_moe_expert_parallel_comm": True}, ["the actor's forward step does not make"]),
         ({"num_microbatches_with_partial_activation_checkpoints": 1}, ["an argument more"]),

@@ -39,6 +39,8 @@ DENSE, EXPERTS, SMALL = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_
         (DENSE, dict(recompute="full", recompute_layers=4, recompute_method="block", pipeline_parallel=4), None),
         (DENSE, dict(megatron={"cp_comm_type": "a2a"}, context_parallel=3), "and 8 of keys and values"),
         (DENSE, dict(megatron={"cp_comm_type": "a2a"}, context_parallel=8), None),
+        (DENSE, dict(megatron={"apply_wd_to_qk_layernorm": True}), None),
+        (replace(DENSE, qk_norm=False), dict(megatron={"apply_wd_to_qk_layernorm": True}), "has no norms of queries"),
         (DENSE, dict(megatron={"mlp_chunks_for_training": 2}), None),
         (EXPERTS, dict(megatron={"mlp_chunks_for_training": 2}), "apart from their routing"),
         (
