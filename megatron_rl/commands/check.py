@@ -157,7 +157,8 @@ def _foreseen(
     hf_config, why_none = dict[str, Any](), ""
     with contextlib.suppress(InputError):  # which check has found
         hf_config = known or read_config(config.model)
-    forecast = suggestions = None
+    forecast: Forecast | None = None
+    suggestions: list[Suggestion] | None = None
     if hf_config and found.aside.issuperset(found.problems):
         forecast = foresee(config, hf_config, on, options.tokens, **_beside(config, hf_config))
         found.warnings += forecast.warnings()

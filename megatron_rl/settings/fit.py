@@ -83,11 +83,12 @@ def _gpus(config: Config, needed: Footprint) -> list[str]:
             f"{readable(min(gpus))}: {_cure(config, needed)}."
         )
     elif gpus and max(scoring := _scoring(config, needed)) > min(gpus):
-        asleep = config.actor.asleep
-        held = "weights" if asleep else "weights, gradients and optimiser"
+        held = "weights" if config.actor.asleep else "weights, gradients and optimiser"
+        lightest = max(a + b for a, b in zip(needed.resting, needed.frozen, strict=True))
+        asleep = not config.actor.asleep and lightest <= min(gpus)
         found.append(
             f"A rank needs at least {readable(max(scoring))} while a frozen policy scores, for its weights beside the "
-            f"rank's own {held}, and a GPU has {readable(min(gpus))}: {_cure(config, needed, asleep=not asleep)}."
+            f"rank's own {held}, and a GPU has {readable(min(gpus))}: {_cure(config, needed, asleep)}."
         )
     return found or (_gpus_of_engines(config, needed) if config.launch.nodes < 2 else [])
 

@@ -85,8 +85,7 @@ def test_why_there_is_no_layout(capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, HERE + "rl", *few, "235b.json", code=2)
     said = "No layout fits on 1 x 1 L4. Even 16 nodes would not do."
     assert (found["suggestions"], found["why_none"]) == ([], said)
-    (problem,) = found["problems"]
-    assert "and the machine has 1 GPU to give each rank one" in problem
+    assert "and the machine has 1 GPU to give each rank one" in found["problems"][0]
     assert main(["check", HERE + "rl", *few, "235b.json"]) == 2
     assert capsys.readouterr().out.splitlines()[-1] == said
     enough = answer(capsys, HERE + "rl", *THERE, "--suggest")

@@ -81,24 +81,27 @@ def test_of_a_stage_without_rl_no_reference_is_counted(gpus) -> None:
 
 
 def test_a_reference_is_there_only_while_it_scores(gpus) -> None:
-    """An engine's weights that are there meanwhile, or sleep, count or do not."""
+    """An engine sleeps meanwhile, or counts beside it; of two ranks each holds half of the reference."""
     config = config_of(QWEN3_4B)
     config.rollout.engine, config.rollout.sglang.colocated, config.algorithm.kl_coef = "sglang", True, 0.1
-    gpus(1)
+    config.actor.tensor_parallel = 2
+    gpus(2)
     needed = footprint(config, QWEN3_4B)
-    assert needed.ranks == (18 * needed.parameters,) and needed.frozen == (2 * needed.parameters,)
-    room = needed.ranks[0] + needed.engine
-    gpus(1, size=room)
+    rank, copy = needed.ranks[0], needed.frozen[0]
+    assert needed.parameters <= copy <= 1.001 * needed.parameters and rank == 3 * copy + 6 * needed.parameters
+    room = rank + needed.engine
+    gpus(2, size=room)
     assert check_fit(config, needed) == []
-    gpus(1, size=room - 1)
+    gpus(2, size=room - 1)
     (said,) = check_fit(config, needed)
     assert said.startswith(f"GPU 0 holds at least {readable(room)}") and ": set actor.asleep=true, shard" in said
     config.actor.asleep = True
-    assert not any(each.startswith("GPU 0") for each in check_fit(config, footprint(config, QWEN3_4B)))
+    assert not any(each.startswith("GPU") for each in check_fit(config, footprint(config, QWEN3_4B)))
     config.actor.asleep = config.rollout.sglang.colocated = False
-    assert "asleep" not in check_fit(config, needed)[0]
-    gpus(1, size=room + needed.frozen[0] - 1)
-    assert check_fit(config, needed)[0].startswith(f"GPU 0 holds at least {readable(room + needed.frozen[0])}")
+    config.rollout.sglang.args = {"base_gpu_id": 0}  # where it stays
+    gpus(2, size=room + copy - 1)
+    (said,) = check_fit(config, needed)
+    assert said.startswith(f"GPU 0 holds at least {readable(room + copy)}") and "asleep" not in said
 
 
 def test_a_rank_that_is_too_large_while_a_reference_scores(gpus) -> None:
