@@ -23,7 +23,15 @@ from megatron_rl.settings.foresight.forecast import Forecast, foresee
 from megatron_rl.settings.foresight.hardware import GPUS, Hardware, named, this_machine
 from megatron_rl.settings.foresight.precision import advice, mismatch_on
 from megatron_rl.settings.foresight.rules import check_hardware
-from megatron_rl.settings.foresight.suggest import NEEDS_GPUS, Options, Suggestion, enough_nodes, suggest
+from megatron_rl.settings.foresight.suggest import (
+    NEEDS_GPUS,
+    NEEDS_RL,
+    TIMES,
+    Options,
+    Suggestion,
+    enough_nodes,
+    suggest,
+)
 from megatron_rl.settings.load import load
 from megatron_rl.settings.model import check_critic
 from megatron_rl.system import machine
@@ -40,14 +48,35 @@ examples:
 """
 
 
+class _Once(argparse.Action):
+    """A flag that is given once: of two answers none is silently the right one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{flag} is given twice, {getattr(namespace, self.dest)} and {values}: give one.")
+        setattr(namespace, self.dest, values)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_recipe(parser)
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--gpu", metavar="NAME", help=f"answer for machines elsewhere: {', '.join(GPUS)} or cpu")
-    parser.add_argument("--gpus", metavar="N", type=int, help="with --gpu: GPUs of each node (8)")
-    parser.add_argument("--model", metavar="FILE", help="the config.json of a model whose folder is not here")
-    parser.add_argument("--tokens", metavar="N", type=float, help="mean length of a completion (half of the longest)")
+    parser.add_argument(
+        "--gpu", metavar="NAME", action=_Once, help=f"answer for machines elsewhere: {', '.join(GPUS)} or cpu"
+    )
+    parser.add_argument("--gpus", metavar="N", type=int, action=_Once, help="with --gpu: GPUs of each node (8)")
+    parser.add_argument(
+        "--model", metavar="FILE", action=_Once, help="the config.json of a model whose folder is not here"
+    )
+    parser.add_argument(
+        "--tokens",
+        metavar="N",
+        type=float,
+        action=_Once,
+        help="mean length of a completion (half of the longest)",
+    )
     parser.add_argument("--suggest", action="store_true", help="list layouts that fit, the fastest first")
     parser.add_argument("--json", action="store_true", help="print plain data")
     parser.add_argument(
@@ -92,23 +121,26 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
     on = this_machine(nodes) if on is None else named(options.gpu, nodes, on.gpus)
     found.problems += [said for said in check_hardware(config, on) if said not in found.problems]
     found.warnings += [said for said in mismatch_on(config, on) if said not in found.warnings]
-    forecast, suggestions, against = _foreseen(options, config, known, on, found)
+    forecast, suggestions, why_none = _foreseen(options, config, known, on, found)
     if options.json:
-        data = _data(options, found, forecast, suggestions)
+        data = _data(options, found, forecast, suggestions) | {"why_none": why_none or None}
         data |= _precision(config, known, on) if forecast else {"precision": None}
         print(json.dumps(data, indent=2))
         return BAD_INPUT if found.problems else 0
     if found.problems:
         print_problems(options.recipe, found.problems, sys.stdout)
-    elif forecast is not None:
-        print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config, known)}")
+    if forecast is not None:
+        if found.problems:
+            print("Apart from that it would need:")
+        else:
+            print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config, known)}")
         for name, text in (_precision(config, known, on) | forecast.lines()).items():
             print(f"  {name:<11}{text}")
         for what, count in found.notes.items():
             print(f"  note       {what}: {count}")
         print_warnings(found.warnings, sys.stdout)
     if suggestions is not None:
-        print("\n".join(each.line() for each in suggestions) or _none(options, config, known, on, against))
+        print("\n".join(each.line() for each in suggestions) or why_none)
     return BAD_INPUT if found.problems else 0
 
 
@@ -118,23 +150,26 @@ def _precision(config: Config, known: dict[str, Any] | None, on: Hardware) -> di
 
 def _foreseen(
     options: argparse.Namespace, config: Config, known: dict[str, Any] | None, on: Hardware, found: Findings
-) -> tuple[Forecast | None, list[Suggestion] | None, list[str]]:
-    """The forecast of a recipe without problems, and suggestions where they are asked for and can be made.
+) -> tuple[Forecast | None, list[Suggestion] | None, str]:
+    """The forecast of a recipe without problems that it depends on, and suggestions where they are asked for.
 
-    Last, what is against layouts where there are no suggestions."""
-    hf_config, against = dict[str, Any](), list[str]()
+    Last, why there are none."""
+    hf_config, why_none = dict[str, Any](), ""
     with contextlib.suppress(InputError):  # which check has found
         hf_config = known or read_config(config.model)
-    forecast = suggestions = None
-    if not found.problems:
+    forecast: Forecast | None = None
+    suggestions: list[Suggestion] | None = None
+    if hf_config and found.aside.issuperset(found.problems):
         forecast = foresee(config, hf_config, on, options.tokens, **_beside(config, hf_config))
         found.warnings += forecast.warnings()
         if (longest := config.rollout.max_new_tokens) < (options.tokens or 0):
             found.warnings.append(
-                f"--tokens {options.tokens:g} counts as {longest}, the longest that a completion may get "
+                f"--tokens {options.tokens:.0f} counts as {longest}, the longest that a completion may get "
                 "(rollout.max_new_tokens)."
             )
-    if options.suggest and _trained(hf_config):
+    if options.suggest and not config.run.steps:
+        suggestions, why_none = [], NEEDS_RL
+    elif options.suggest and _trained(hf_config):
 
         def problems(changed: Config) -> list[str]:
             return check(changed, contents=False, known=known).problems + check_hardware(changed, on)
@@ -146,7 +181,8 @@ def _foreseen(
         suggestions, against = suggest(
             config, hf_config, on, problems, refused, options.tokens, serving, found.problems
         )
-    return forecast, suggestions, against
+        why_none = "" if suggestions else _none(options, config, hf_config, on, against)
+    return forecast, suggestions, why_none
 
 
 def _trained(hf_config: Mapping[str, Any]) -> bool:
@@ -157,15 +193,16 @@ def _trained(hf_config: Mapping[str, Any]) -> bool:
 
 
 def _none(
-    options: argparse.Namespace, config: Config, known: dict[str, Any] | None, on: Hardware, against: list[str]
+    options: argparse.Namespace, config: Config, hf_config: Mapping[str, Any], on: Hardware, against: list[str]
 ) -> str:
     """Why there is no suggestion."""
     if against:
         return f"Layouts fit on {on.nodes} x {on.gpus} {on.name}, but none without a problem. Of one: {against[0]}"
     serving = flagged(options, "launch.rollout_nodes")
-    nodes = enough_nodes(config, known or read_config(config.model), on, options.tokens, serving)
-    more = f" On {nodes} nodes there are some: --nodes {nodes}." if nodes else ""
-    return f"No layout fits on {on.nodes} x {on.gpus} {on.name}.{more}"
+    said = f"No layout fits on {on.nodes} x {on.gpus} {on.name}."
+    if nodes := enough_nodes(config, hf_config, on, options.tokens, serving):
+        return f"{said} On {nodes} nodes there are some: --nodes {nodes}."
+    return f"{said} Even {TIMES[-1] * on.nodes} nodes would not do."
 
 
 def _beside(config: Config, hf_config: dict[str, Any]) -> dict[str, Mapping[str, Any] | None]:

@@ -9,8 +9,10 @@ from megatron_rl.config import Config
 from megatron_rl.data.order.mixture import parts, problems
 from megatron_rl.data.registry import held_out, trains_on_files
 from megatron_rl.data.sets.check import CONVERSATIONS, check_set
+from megatron_rl.errors import InputError
 from megatron_rl.evaluation.check import check_evaluation, check_suites
 from megatron_rl.resharding.families import canonical_tensors
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.settings.model import check_model_folder
 from megatron_rl.system import machine
@@ -129,7 +131,13 @@ def _teacher(config: Config) -> list[str]:
     """The teacher's folder: it is sharded as the policy is, and names tokens as the policy does."""
     if not (folder := config.algorithm.teacher) or not config.run.steps:
         return []
-    hf_config, wrong = check_model_folder(ModelConfig(path=folder, dtype=config.model.dtype))
+    model = ModelConfig(path=folder, dtype=config.model.dtype)
+    if machine.elsewhere():  # as its weights may be
+        try:
+            model = ModelConfig(architecture=read_hf_config(folder))
+        except InputError as error:
+            return [f"algorithm.teacher: {error} Of a teacher that is elsewhere a folder with its config.json will do."]
+    hf_config, wrong = check_model_folder(model)
     found = [f"algorithm.teacher: {said}" for said in wrong]
     policy, _ = check_model_folder(config.model)
     if not hf_config or not policy or wrong:
@@ -172,8 +180,9 @@ def _sampling(config: Config) -> list[str]:
     return found
 
 
-def _prompts(config: Config) -> list[str]:
-    algorithm, rollout, found = config.algorithm, config.rollout, []
+def missing_data(config: Config) -> list[str]:
+    """Which file of questions is needed and not named."""
+    found = []
     targets = config.sft.steps and not config.sft.data.path
     tasks = {} if problems(config.data) else parts(config.data)
     for name, data in tasks.items():
@@ -181,6 +190,11 @@ def _prompts(config: Config) -> list[str]:
             key = f"data.mixture.{name}.path" if name else "data.path"
             other = "" if config.run.steps else ", or sft.data.path to one with completions to imitate"
             found.append(f"{key} is empty; set it to a training file (.parquet .jsonl .json .csv) or a hub id{other}.")
+    return found
+
+
+def _prompts(config: Config) -> list[str]:
+    algorithm, rollout, found = config.algorithm, config.rollout, missing_data(config)
     if rollout.group_size == 1 and asked_of(algorithm).grouped:
         ungrouped = " or ".join(name for name, other in PUBLISHED.items() if not other.grouped)
         found.append(

@@ -14,7 +14,7 @@ from megatron_rl.launch.check import check_launch, resolved
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.settings import fit
-from megatron_rl.settings.across import check_across
+from megatron_rl.settings.across import check_across, missing_data
 from megatron_rl.settings.contents import ask_megatron, look
 from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.foresight.hardware import this_machine
@@ -33,6 +33,7 @@ class Findings:
     problems: list[str]  # empty when the run can start
     warnings: list[str] = field(default_factory=list)  # it can, but surely not as it was meant
     notes: dict[str, int] = field(default_factory=dict)  # of the task: what it did to how many rows
+    aside: frozenset[str] = frozenset()  # of the problems, those that neither memory nor time depends on
 
 
 def check(config: Config, contents: bool = True, known: dict[str, Any] | None = None) -> Findings:
@@ -54,11 +55,13 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     found += check_preference(config.preference) + check_reward_model(config.reward_model)
     sets = ("data.", "sft.data.", "preference.data.", "reward_model.data.")
     about_data = check_data(config.data) if config.asks() else []
+    aside = packages + about_data + missing_data(config)
     about_data += [said for key, said in broken.items() if key.startswith(sets)]
     found += about_data + check_algorithm(config.algorithm) + check_across(config)
     if not any(key.startswith(("actor.", "rollout.", "launch.")) for key in broken):
         found += check_launch(config.launch, config.rollout, config.actor.sizes().world, config.generates())
-    found += check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
+    of_the_run = check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
+    found, aside = found + of_the_run, aside + of_the_run
     here = this_machine() if machine.gpus() and not machine.elsewhere() else None
     if here:
         found += check_hardware(config, here)
@@ -83,7 +86,7 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
         found, warnings = found + about_rows, warnings + of_rows
     elif asks and hf_config is not None and config.actor.megatron:
         found += ask_megatron(config, hf_config)[0]
-    return Findings(list(dict.fromkeys(found)), warnings, notes)
+    return Findings(list(dict.fromkeys(found)), warnings, notes, frozenset(aside))
 
 
 def askable(config: Config) -> bool:

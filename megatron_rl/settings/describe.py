@@ -29,6 +29,7 @@ def describe(config: Config, known: dict[str, Any] | None = None) -> str:
         where = f"{trainers} nodes of {where}" if gpus else f"the CPUs of {trainers} nodes"
     more = {"virtual pipeline": actor.virtual_pipeline, "expert": actor.expert_parallel}
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.terms.items())
+    cache = "its cache" if gpus and rollout.engine == "sglang" else f"up to {readable(needed.cache)} for its cache"
     preference, rewarding = config.preference, config.reward_model
     imitated, compared = (f" from {path}" if path else "" for path in (sft.data.path, preference.data.path))
     lines = {
@@ -48,8 +49,8 @@ def describe(config: Config, known: dict[str, Any] | None = None) -> str:
         f"{completions}, in {updates} update{'s' if updates > 1 else ''} of {completions // algorithm.minibatches}",
         "tokens": f"prompts up to {config.data.max_prompt_tokens}, completions up to {rollout.max_new_tokens}, "
         f"micro-batches up to {actor.micro_batch_tokens} on a rank",
-        "memory": f"{readable(max(needed.ranks))} a rank and activations; {readable(needed.engine)} an engine and "
-        + ("its cache" if gpus and rollout.engine == "sglang" else f"up to {readable(needed.cache)} for its cache"),
+        "memory": f"{readable(max(needed.ranks))} a rank and activations"
+        + (f"; {readable(needed.engine)} an engine and {cache}" if config.generates() else ""),
         "disk": f"{readable(needed.checkpoint)} a checkpoint",
         "folder": f"{Path(run.folder) / run.name}",
     }

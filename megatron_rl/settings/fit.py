@@ -65,7 +65,8 @@ def _gpus(config: Config, needed: Footprint) -> list[str]:
     found, gpus, world = [], machine.gpus(), len(needed.ranks)
     nodes = max(config.launch.nodes, 1) - config.launch.rollout_nodes
     if gpus and nodes > 0 and world > len(gpus) * nodes:
-        have = "this machine has" if nodes == 1 else f"{nodes} nodes have"
+        one = "the machine has" if machine.elsewhere() else "this machine has"
+        have = one if nodes == 1 else f"{nodes} nodes have"
         found.append(
             f"The parallel sizes make {world} ranks (tensor x pipeline x context x data), and {have} "
             f"{_counted(len(gpus) * nodes, 'GPU')} to give each rank one: lower a size."
@@ -79,7 +80,15 @@ def _gpus(config: Config, needed: Footprint) -> list[str]:
     if gpus and max(needed.ranks) > min(gpus):
         found.append(
             f"A rank needs at least {readable(max(needed.ranks))} for weights, gradients and optimiser, and a GPU has "
-            f"{readable(min(gpus))}: shard further (actor.tensor_parallel, .pipeline_parallel or .data_parallel)."
+            f"{readable(min(gpus))}: {_cure(config, needed)}."
+        )
+    elif gpus and max(scoring := _scoring(config, needed)) > min(gpus):
+        held = "weights" if config.actor.asleep else "weights, gradients and optimiser"
+        lightest = max(a + b for a, b in zip(needed.resting, needed.frozen, strict=True))
+        asleep = not config.actor.asleep and lightest <= min(gpus)
+        found.append(
+            f"A rank needs at least {readable(max(scoring))} while a frozen policy scores, for its weights beside the "
+            f"rank's own {held}, and a GPU has {readable(min(gpus))}: {_cure(config, needed, asleep)}."
         )
     return found or (_gpus_of_engines(config, needed) if config.launch.nodes < 2 else [])
 
@@ -87,7 +96,9 @@ def _gpus(config: Config, needed: Footprint) -> list[str]:
 def _gpus_of_engines(config: Config, needed: Footprint) -> list[str]:
     """SGLang's servers take what a GPU has left for their cache; their weights must fit beside a rank."""
     gpus, options = machine.gpus(), config.rollout.sglang
-    ranks = needed.resting if config.actor.asleep and options.colocated else needed.ranks
+    ranks = needed.resting if config.actor.asleep else needed.ranks
+    if not options.colocated:  # the engine stays while a frozen policy scores and while the trainer learns
+        ranks = tuple(map(max, needed.ranks, _scoring(config, needed)))
     held = dict(enumerate(ranks)) if gpus else {}
     servers = (
         engine_gpus(config.rollout, len(needed.ranks))
@@ -99,12 +110,35 @@ def _gpus_of_engines(config: Config, needed: Footprint) -> list[str]:
             held[gpu] = held.get(gpu, 0) + needed.engine // options.tensor_parallel // (2 if options.fp8 else 1)
     for gpu, size in held.items():
         if gpu < len(gpus) and size > gpus[gpu]:
+            sleeps = options.colocated and not config.actor.asleep and gpu < len(ranks)
             return [
                 f"GPU {gpu} holds at least {readable(size)}, a trainer's rank and the weights of engines together, and "
-                f"has {readable(gpus[gpu])}: shard further (actor.tensor_parallel, rollout.sglang.tensor_parallel), or "
-                "start fewer engines (rollout.engines)."
+                f"has {readable(gpus[gpu])}: "
+                + ("set actor.asleep=true, " if sleeps and size - ranks[gpu] + needed.resting[gpu] <= gpus[gpu] else "")
+                + "shard further (actor.tensor_parallel, rollout.sglang.tensor_parallel), or start fewer engines "
+                "(rollout.engines)."
             ]
     return []
+
+
+def _scoring(config: Config, needed: Footprint) -> tuple[int, ...]:
+    """Of each rank on a GPU, at least, while a frozen policy scores."""
+    own = needed.resting if config.actor.asleep else needed.ranks
+    return tuple(a + b for a, b in zip(own, needed.frozen, strict=True))
+
+
+def _cure(config: Config, needed: Footprint, asleep: bool = False) -> str:
+    """Which options make a rank smaller."""
+    actor, sizes = config.actor, "actor.tensor_parallel, .pipeline_parallel or .data_parallel"
+    if needed.experts:
+        sizes = "actor.expert_parallel, .tensor_parallel, .pipeline_parallel or .data_parallel"
+    less = ["actor.asleep=true"] if asleep and config.rollout.sglang.colocated and config.generates() else []
+    if config.model.dtype == "bfloat16":
+        less += ["actor.gradients=bfloat16"] if actor.gradients == "float32" else []
+    if config.model.dtype == "bfloat16" and not actor.fp8_weights:
+        less += ["actor.moments=bfloat16"] if actor.moments == "float32" and not actor.optimizer_on_host else []
+        less += ["actor.optimizer_on_host=1.0"] if actor.moments == "float32" and actor.optimizer_on_host < 1 else []
+    return f"shard further ({sizes})" + (f", or set {' or '.join(less)}" if less else "")
 
 
 def _memory(config: Config, needed: Footprint) -> list[str]:

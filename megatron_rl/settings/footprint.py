@@ -26,13 +26,15 @@ class Footprint:
 
     parameters: int  # a count
     shared: int  # all ranks' weights, in shared memory for the engines
-    ranks: tuple[int, ...]  # each trainer rank
+    ranks: tuple[int, ...]  # each trainer rank: what is there all the time
     engine: int  # each engine's weights
     cache: int  # each engine's keys and values; on GPUs SGLang takes for them what is left
     checkpoint: int
     export: int
     resting: tuple[int, ...] = ()  # each trainer rank while engines generate on its GPU
+    frozen: tuple[int, ...] = ()  # of each rank on a GPU, the copy of a frozen policy's weights while that one scores
     host: int = 0  # all ranks that compute on GPUs, in the memory beside these
+    experts: bool = False  # a mixture of experts
 
 
 def state_bytes(actor: ActorConfig, weight: int) -> float:
@@ -57,13 +59,14 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
     weight = WEIGHT_BYTES[config.model.dtype]
     optimizer, gradient = state_bytes(config.actor, weight), GRADIENT_BYTES[config.actor.gradients]
     pairs = 3 if config.preference.loss == "cdpo" else 1
-    frozen = max(int(config.algorithm.uses_reference), pairs if config.preference.steps else 0)  # beside the policy
+    asked = config.run.steps > 0 and config.algorithm.uses_reference
+    frozen = max(int(asked), pairs if config.preference.steps else 0)  # beside the policy
     parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
     trained, changed = trained_elements(config.actor, hf_config)
     adapted = config.actor.lora.rank > 0  # which needs a copy of what changes; so does a reference, and it may be that
-    copies = max(frozen, int(adapted))
-    if machine.gpus():  # frozen weights lie on the host, and one policy's come back at a time
-        copies = min(copies, 1)
+    copies, visiting = max(frozen, int(adapted)), 0
+    if machine.gpus():  # frozen weights lie on the host, and one policy's come back at a time, while they score
+        copies, visiting = 0, min(frozen, 1)
     layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     beside, of_critic = 0, [0] * len(held)
@@ -87,7 +90,9 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
         + (trained + beside) * (MAIN_WEIGHT_BYTES + MOMENT_BYTES),
         export=parameters * weight,
         resting=tuple((elements + more) * weight for elements, more in zip(held, of_critic, strict=True)),
+        frozen=tuple(elements * weight * visiting * changed // parameters for elements in held),
         host=int((trained + beside) * host_bytes(config.actor, weight)),
+        experts=read_architecture(dict(hf_config)).experts > 0,
     )
 
 

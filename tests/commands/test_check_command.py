@@ -14,7 +14,9 @@ from tests.commands.test_suggested_layouts import unasked
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_235b
 
 RECIPE = "tests.commands.test_check_command.of_8b_here"
-KEYS = {"recipe", "overrides", "problems", "warnings", "notes", "forecast", "suggestions", "precision"}
+KEYS = {
+    *("recipe", "overrides", "problems", "warnings", "notes", "forecast", "suggestions", "why_none", "precision"),
+}
 FORECAST = {
     *("hardware", "workload", "memory", "seconds", "mfu", "micro_batch_tokens", "tokens_per_second", "assumptions"),
 }

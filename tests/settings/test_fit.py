@@ -13,7 +13,7 @@ from megatron_rl.settings.describe import describe
 from megatron_rl.settings.fit import check_fit, warnings
 from megatron_rl.settings.footprint import footprint, readable
 from megatron_rl.system import machine
-from tests.settings.foresight.shapes import QWEN3_8B
+from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B
 from tests.settings.test_settings_check import LLAMA
 
 QWEN3_4B = QWEN3_8B | {"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True}
@@ -65,7 +65,76 @@ def test_frozen_policies_lie_on_the_host_of_gpus(gpus) -> None:
     three = footprint(config, MODEL)
     assert three.ranks[0] == one + 2 * 2 * three.parameters
     gpus(1)
-    assert footprint(config, MODEL).ranks[0] == one
+    there, copy = footprint(config, MODEL), 2 * three.parameters
+    assert there.ranks[0] == one - copy and there.frozen == (copy,)
+
+
+def test_of_a_stage_without_rl_no_reference_is_counted(gpus) -> None:
+    config = config_of()
+    config.algorithm.kl_coef = 0.1
+    with_rl = footprint(config, MODEL)
+    config.run.steps = 0
+    alone = footprint(config, MODEL)
+    assert with_rl.ranks[0] - alone.ranks[0] == 2 * alone.parameters
+    gpus(1)
+    assert footprint(config, MODEL).frozen == (0,)
+
+
+def test_a_reference_is_there_only_while_it_scores(gpus) -> None:
+    """An engine sleeps meanwhile, or counts beside it; of two ranks each holds half of the reference."""
+    config = config_of(QWEN3_4B)
+    config.rollout.engine, config.rollout.sglang.colocated, config.algorithm.kl_coef = "sglang", True, 0.1
+    config.actor.tensor_parallel = 2
+    gpus(2)
+    needed = footprint(config, QWEN3_4B)
+    rank, copy = needed.ranks[0], needed.frozen[0]
+    assert needed.parameters <= copy <= 1.001 * needed.parameters and rank == 3 * copy + 6 * needed.parameters
+    room = rank + needed.engine
+    gpus(2, size=room)
+    assert check_fit(config, needed) == []
+    gpus(2, size=room - 1)
+    (said,) = check_fit(config, needed)
+    assert said.startswith(f"GPU 0 holds at least {readable(room)}") and ": set actor.asleep=true, shard" in said
+    config.actor.asleep = True
+    assert not any(each.startswith("GPU") for each in check_fit(config, footprint(config, QWEN3_4B)))
+    config.actor.asleep = config.rollout.sglang.colocated = False
+    config.rollout.sglang.args = {"base_gpu_id": 0}  # where it stays
+    gpus(2, size=room + copy - 1)
+    (said,) = check_fit(config, needed)
+    assert said.startswith(f"GPU 0 holds at least {readable(room + copy)}") and "asleep" not in said
+
+
+def test_a_rank_that_is_too_large_while_a_reference_scores(gpus) -> None:
+    config = config_of(QWEN3_4B)
+    config.rollout.engine, config.rollout.sglang.colocated, config.algorithm.kl_coef = "sglang", True, 0.1
+    gpus(1)
+    needed = footprint(config, QWEN3_4B)
+    gpus(1, size=20 * needed.parameters - 1)
+    (said,) = check_fit(config, needed)
+    assert said.startswith(f"A rank needs at least {readable(20 * needed.parameters)} while a frozen policy scores")
+    assert "or set actor.asleep=true or actor.gradients=bfloat16" in said
+    config.actor.asleep = True
+    gpus(1, size=20 * needed.parameters - 1, memory=1 << 50)
+    assert check_fit(config, footprint(config, QWEN3_4B)) == []
+
+
+def test_a_rank_that_is_too_large_is_told_what_would_help(gpus) -> None:
+    """Not what it has already, nor what does not go with it; experts where there are some."""
+    config = config_of(QWEN3_4B)
+    gpus(1, size=1 << 30, memory=1 << 50)
+
+    def said(model: dict = QWEN3_4B) -> str:
+        found = check_fit(config, footprint(config, model))[0]
+        assert found.startswith("A rank needs at least ") and "for weights, gradients and optimiser" in found
+        return found.partition("shard further ")[2]
+
+    every = "actor.gradients=bfloat16 or actor.moments=bfloat16 or actor.optimizer_on_host=1.0."
+    assert said() == f"(actor.tensor_parallel, .pipeline_parallel or .data_parallel), or set {every}"
+    assert said(QWEN3_235B).startswith("(actor.expert_parallel, .tensor_parallel")
+    config.actor.gradients, config.actor.moments = "bfloat16", "bfloat16"
+    assert said().endswith(".data_parallel).")
+    config.actor.moments, config.actor.optimizer_on_host = "float32", 0.5
+    assert said().endswith("or set actor.optimizer_on_host=1.0.")
 
 
 def test_a_critic_is_counted() -> None:

@@ -15,6 +15,7 @@ from megatron_rl.settings.foresight.seconds import Step, assumed, on_host, on_li
 from megatron_rl.settings.foresight.work import Workload, workload
 
 _ASLEEP = 1.0e9  # bytes of a GPU that a colocated server keeps while the trainer has its memory; assumed
+_LONG = 3600.0  # seconds of a step on a CPU that nobody means
 _FEWEST = 4  # sequences of the longest kind that an engine must have room for
 
 
@@ -59,14 +60,24 @@ class Forecast:
                 f"trainer rank{'s' if self.places.ranks > 1 else ''}, and no engine is on these. Raise "
                 "actor.data_parallel or rollout.engines, or take fewer GPUs."
             )
+        if self.step is not None and not self.on.gpus and self.step.step > _LONG:
+            found.append(
+                f"A step is predicted to take {spelled(self.step.step)} on a CPU: such a model is trained on GPUs "
+                "(--gpu NAME answers for them), or take a smaller one."
+            )
         if self.fits:
             return found
         most = max(self.trainer.parts().items(), key=lambda part: part[1])
         return [
             *found,
             f"It will probably not fit: the fullest GPU is predicted to need {readable(self.peak)} of "
-            f"{readable(self.on.memory)}, most of it {most[0]} ({readable(most[1])}). --suggest lists layouts "
-            "that fit.",
+            f"{readable(self.on.memory)}, most of it {most[0]} ({readable(most[1])}). "
+            + (
+                "--suggest lists layouts that fit."
+                if self.step is not None
+                else "Shard further (actor.tensor_parallel, .pipeline_parallel or .data_parallel), or lower "
+                "actor.micro_batch_tokens."
+            ),
         ]
 
     def lines(self) -> dict[str, str]:
@@ -100,11 +111,13 @@ class Forecast:
         return {
             "prompts of": f"{load.prompt:.0f} tokens",
             "completions of": f"{load.completion:.0f} (longest {load.longest})",
-            "executed FLOPs of training at": f"{100 * assume.executed:.0f} % of {self.on.flops / 1e12:.3g} TFLOP/s",
+            "executed FLOPs of training at": f"{100 * assume.executed:.0f} % of {numbered(self.on.flops / 1e12)} "
+            "TFLOP/s",
             "of experts at": f"{100 * assume.experts:.0f} % of that",
             "decoding at": f"{100 * assume.bandwidth:.0f} % of {self.on.bandwidth / 1e9:,.0f} GB/s, "
             f"or {100 * assume.decoding:.0f} % of the peak",
-            "links at": f"{100 * assume.links:.0f} % of {self.on.near / 1e9:.3g} and {self.on.far / 1e9:.3g} GB/s",
+            "links at": f"{100 * assume.links:.0f} % of {numbered(self.on.near / 1e9)} and "
+            f"{numbered(self.on.far / 1e9)} GB/s",
             "rewards": "none",
             **self.own,
         }
@@ -145,6 +158,11 @@ def told(step: Step) -> str:
 def spelled(value: float) -> str:
     """0.35 s, 12.3 s, 4,210 s."""
     return f"{value:,.0f} s" if value >= 100 else f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
+
+
+def numbered(value: float) -> str:
+    """0.125, 62.5, 2,250."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def foresee(

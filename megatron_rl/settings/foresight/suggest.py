@@ -11,7 +11,7 @@ from megatron_rl.resharding.families.architecture import Architecture, read_arch
 from megatron_rl.resharding.layouts.megatron import fitting_ends
 from megatron_rl.resharding.layouts.sglang import EngineSizes, engine_violations
 from megatron_rl.settings.footprint import WEIGHT_BYTES
-from megatron_rl.settings.foresight.forecast import Forecast, foreseen
+from megatron_rl.settings.foresight.forecast import Forecast, foreseen, spelled
 from megatron_rl.settings.foresight.hardware import Hardware
 from megatron_rl.settings.foresight.held import whole
 from megatron_rl.settings.foresight.memory import trainer_memory
@@ -25,8 +25,9 @@ _RECOMPUTE = ("none", "selective", "full")
 _TOKENS = (4096, 8192, 16384, 32768, 65536)  # of a micro-batch
 _FREE = ("actor.recompute", "actor.micro_batch_tokens")  # layouts that differ in these alone are one, its best
 _FAR_APART = 3  # layouts, by which problems that are not the layout's are known
-_TIMES = (2, 4, 8, 16)  # as many nodes, where too few were asked about
+TIMES = (2, 4, 8, 16)  # as many nodes, where too few were asked about
 NEEDS_GPUS = "--suggest needs GPUs whose speed is known: give --gpu and --gpus, as --gpu h100 --gpus 8."
+NEEDS_RL = "--suggest is for runs with steps of RL (run.steps)."
 _SPARE = 0.95  # of a GPU's memory, which a layout may take: predictions are that good
 
 
@@ -46,7 +47,7 @@ class Suggestion:
         step = self.forecast.step
         assert step is not None
         return (
-            f"{written}  # {step.step:.3g} s a step ({self.forecast.tokens_per_second:,.0f} tokens/s), "
+            f"{written}  # {spelled(step.step)} a step ({self.forecast.tokens_per_second:,.0f} tokens/s), "
             f"{self.forecast.peak / 1e9:.1f} of {self.forecast.on.memory / 1e9:.1f} GB"
         )
 
@@ -71,7 +72,7 @@ def suggest(
     if not on.gpus or not on.rate(config.model.dtype):
         raise InputError(NEEDS_GPUS)
     if not config.run.steps:
-        raise InputError("--suggest is for runs with steps of RL (run.steps).")
+        raise InputError(NEEDS_RL)
     found = list(_fitting(config, hf_config, on, tokens, rollout_nodes))
     found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
     answers = refused([each.options for each in found[:_CHECKED]])
@@ -101,7 +102,7 @@ def enough_nodes(
     rollout_nodes: int | None = None,
 ) -> int:
     """Twice as many nodes as these, or four times, …: the first number on which a layout fits; 0: none does."""
-    for nodes in (on.nodes * times for times in _TIMES):
+    for nodes in (on.nodes * times for times in TIMES):
         if next(_fitting(config, hf_config, replace(on, nodes=nodes), tokens, rollout_nodes), None) is not None:
             return nodes
     return 0
