@@ -20,6 +20,8 @@ from megatron_rl.resharding.plan import Copy, Ints
 Index = tuple[int | slice, ...]  # of a piece of a box
 BAND = 1 << 19  # bytes moved or hashed at a time: they stay in a core's own cache between copy and hash
 _ROW = BAND >> 3  # bytes of a row, at most, that is copied as one element
+# The same where several threads copy: numpy holds Python's lock for fewer than 500 elements; a piece has 512 of these.
+_SHARED_ROW = 512
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # elements as they lie, for numpy
 
 
@@ -145,7 +147,8 @@ def _bits(source: torch.Tensor, landed: torch.Tensor) -> tuple[np.ndarray, np.nd
     width = landed.element_size()
     pair = [t.detach().view(_CARRIERS[width]).numpy() for t in (source, landed)]
     row = width * source.shape[-1]
-    if source.dim() > 1 and source.stride(-1) == landed.stride(-1) == 1 and row <= _ROW:
+    longest = _ROW if torch.get_num_threads() == 1 else _SHARED_ROW
+    if source.dim() > 1 and source.stride(-1) == landed.stride(-1) == 1 and row <= longest:
         pair = [bits.view(f"V{row}")[..., 0] for bits in pair]
     return pair[0], pair[1]
 
