@@ -8,8 +8,8 @@ import pytest
 
 from megatron_rl.cli import main
 from tests.commands.test_check_command import answer, of_8b_here
-from tests.commands.test_suggested_layouts import unasked
-from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B
+from tests.commands.test_check_command import folder as folder  # every test is in it
+from tests.settings.foresight.shapes import QWEN3_8B
 
 HERE = "tests.commands.test_check_forecast."
 THERE = ["--gpu", "h100", "--model", "8b.json"]
@@ -36,16 +36,6 @@ def taught() -> Any:
     config = of_8b_here()
     config.algorithm.name, config.algorithm.teacher = "distillation", "teacher"
     return config
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
-    (tmp_path / "8b.json").write_text(json.dumps(QWEN3_8B))
-    (tmp_path / "235b.json").write_text(json.dumps(QWEN3_235B))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("megatron_rl.commands.check.ask_megatron", unasked)
-    return tmp_path
 
 
 @pytest.mark.parametrize("wrong", ["data.path=", "data.path=none.jsonl", "run.folder=rows.jsonl"])
