@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from megatron_rl.rollout.embedded.generate import generate
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
 from megatron_rl.rollout.sglang.pool import SGLangEngines
 from tests.actor.models import CONFIGS
+from tests.conftest import PATIENCE
 from tests.sglang.conftest import ServedTrainer, configuration
 
 VOCABULARY = CONFIGS["qwen3"].vocab_size
@@ -100,31 +100,50 @@ def test_sampling_parameters(served: SGLangEngines, model_folder: Models) -> Non
     assert ended.tokens == first[: first.index(first[5]) + 1] and ended.finish_reason == "stop"
 
 
-def test_requests_awaited_one_by_one(served: SGLangEngines) -> None:
+def generate_once_asked(
+    engine: SGLangEngines, completions: int, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, object], float], Awaitable[dict[str, object]]]:
+    """The server's ``generate``, of which none is answered before so many completions have been asked for."""
+    (replica,) = engine.replicas
+    generate_there = replica.server.generate
+
+    async def held(body: dict[str, object], seconds: float) -> dict[str, object]:
+        while engine.progress()[1] < completions:
+            await asyncio.sleep(1e-3)
+        return await generate_there(body, seconds)
+
+    monkeypatch.setattr(replica.server, "generate", held)
+    return held
+
+
+def test_requests_awaited_one_by_one(served: SGLangEngines, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [Request([i, 5, 9], [i, i + 1]) for i in range(24)]
+    count, seen = served._count, list[tuple[int, int]]()
+
+    def counted() -> None:
+        count()
+        seen.append(served.progress())
 
     async def complete() -> list[list[Completion]]:
         return await asyncio.gather(*(served.complete(request, GREEDY) for request in requests))
 
+    with monkeypatch.context() as patched:
+        generate_once_asked(served, 48, patched)
+        patched.setattr(served, "_count", counted)
+        assert served.progress() == (0, 0)
+        answers = asyncio.run(complete())
+    assert seen == [(done, 48) for done in range(1, 49)]
     assert served.progress() == (0, 0)
-    seen, answers = set(), list[list[list[Completion]]]()
-    thread = threading.Thread(target=lambda: answers.append(asyncio.run(complete())))
-    thread.start()
-    while thread.is_alive():
-        seen.add(served.progress())
-        time.sleep(1e-3)
-    assert [[c.tokens for c in group] for group in answers[0]] == [
+    assert [[c.tokens for c in group] for group in answers] == [
         [c.tokens for c in group] for group in served.generate(requests, GREEDY)
     ]
-    assert max(seen)[1] == 48 and len({done for done, _ in seen}) > 2
-    assert served.progress() == (0, 0)
 
 
 def test_the_bound_on_running_requests_holds_for_all_calls_together(
     served: SGLangEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (replica,) = served.replicas
-    generate_there, under_way, most = replica.server.generate, set[object](), [0]
+    generate_there, under_way, most = generate_once_asked(served, 120, monkeypatch), set[object](), [0]
 
     async def counted(body: dict[str, object], seconds: float) -> dict[str, object]:
         under_way.add(body["rid"])
@@ -149,20 +168,31 @@ def test_a_prompt_that_the_server_refuses_is_an_error_at_once(served: SGLangEngi
         served.generate([Request([4] * 500, [1])], GREEDY)
 
 
+def generate_and(disturb: Callable[[], None], served: SGLangEngines) -> tuple[list[Request], list[list[Completion]]]:
+    """31 completions of 60 tokens; a short one that was asked for after them has been answered when it is disturbed."""
+    requests = [Request([i, 5, 9], [i]) for i in range(31)]
+
+    async def generate() -> list[list[Completion]]:
+        long = Sampling(60, temperature=0.0, ignore_stop=True)
+        groups = asyncio.gather(*(served.complete(request, long) for request in requests))
+        await served.complete(Request([31, 5, 9], [31]), Sampling(8, temperature=0.0, ignore_stop=True))
+        await asyncio.to_thread(disturb)
+        return await groups
+
+    return requests, asyncio.run(generate())
+
+
 def test_completions_under_way_are_swapped_in_flight(
     served: SGLangEngines, trainer: ServedTrainer, model_folder: Models
 ) -> None:
     _, model = model_folder("qwen3")
-    long = Sampling(60, temperature=0.0, ignore_stop=True)
-    requests = [Request([i, 5, 9], [i]) for i in range(32)]
-    groups: list[list[Completion]] = []
-    thread = threading.Thread(target=lambda: groups.extend(served.generate(requests, long)))
-    thread.start()
-    time.sleep(0.3)
     other = changed(model, 7)
-    trainer.load(other)
-    trainer.swap(served, 2)
-    thread.join()
+
+    def swap() -> None:
+        trainer.load(other)
+        trainer.swap(served, 2)
+
+    requests, groups = generate_and(swap, served)
     mixed = [c for g in groups for c in g if len(c.versions) == 2]
     assert mixed and all([v for v, _ in c.versions] == [1, 2] for c in mixed)
     for request, group in zip(requests, groups, strict=True):
@@ -178,16 +208,12 @@ def test_completions_under_way_are_swapped_in_flight(
 
 def test_what_a_server_gives_up_goes_on_where_it_was(served: SGLangEngines, model_folder: Models) -> None:
     _, model = model_folder("qwen3")
-    requests = [Request([i, 5, 9], [i]) for i in range(32)]
-    groups: list[list[Completion]] = []
-    thread = threading.Thread(
-        target=lambda: groups.extend(served.generate(requests, Sampling(60, temperature=0.0, ignore_stop=True)))
-    )
-    thread.start()
-    time.sleep(0.5)
     (replica,) = served.replicas
-    served._do(replica.server.call("POST", "/abort_request", {"rid": "", "abort_all": True}, seconds=5))
-    thread.join()
+
+    def abort() -> None:
+        served._do(replica.server.call("POST", "/abort_request", {"rid": "", "abort_all": True}, seconds=PATIENCE))
+
+    requests, groups = generate_and(abort, served)
     log = Path(replica.process.log).read_text() if replica.process else ""
     assert "abort" in log.lower()
     assert {(len(c.tokens), c.versions, c.finish_reason) for g in groups for c in g} == {(60, ((1, 60),), "length")}

@@ -55,7 +55,7 @@ def test_an_engine_is_filled_over_the_network_and_filled_again_after_a_restart(
     (replica,) = engine.replicas
 
     requests = [Request([i % 90, 5, 9], [i]) for i in range(200)]  # lost in mid-generation: the ranks send again
-    groups = during(lambda: engine.generate(requests, SHORT), lambda: scheduler(replica).kill())
+    groups = during(engine, requests, lambda: scheduler(replica).kill())
     assert gap(model, requests, groups) < EXACT
     assert {c.versions for group in groups for c in group} == {((2, 16),)}
     wait_for_all(engine)

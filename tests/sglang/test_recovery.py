@@ -36,20 +36,21 @@ def scheduler(replica: Replica) -> psutil.Process:
     return next(child for child in children if "scheduler" in child.name() or "scheduler" in " ".join(child.cmdline()))
 
 
-def during(generation: Callable[[], list[list[Completion]]], disturb: Callable[[], None]) -> list[list[Completion]]:
-    """Run ``disturb`` half a second after ``generation`` has begun."""
+def during(engines: SGLangEngines, requests: list[Request], disturb: Callable[[], None]) -> list[list[Completion]]:
+    """What is generated; ``disturb`` is run when the first completion has been answered."""
     groups: list[list[Completion]] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            groups.extend(generation())
+            groups.extend(engines.generate(requests, SHORT))
         except BaseException as error:
             errors.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
-    time.sleep(0.5)
+    while thread.is_alive() and not engines.progress()[0]:
+        time.sleep(1e-3)
     disturb()
     thread.join()
     if errors:
@@ -118,7 +119,7 @@ def test_one_engine_killed_and_one_hung(pair: SGLangEngines, model_folder: Model
         os.kill(before[0], signal.SIGKILL)
         scheduler(pair.replicas[1]).send_signal(signal.SIGSTOP)
 
-    groups = during(lambda: pair.generate(requests, SHORT), disturb)
+    groups = during(pair, requests, disturb)
     assert [len(group) for group in groups] == [1] * PROMPTS
     assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
     assert {c.versions for group in groups for c in group} == {((1, 16),)}
@@ -133,7 +134,7 @@ def test_one_engine_killed_and_one_hung(pair: SGLangEngines, model_folder: Model
 def test_a_router_that_ends_is_started_again(pair: SGLangEngines, model_folder: Models) -> None:
     requests = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS // 4)]
     assert pair.router is not None and pair.router.server is not None
-    groups = during(lambda: pair.generate(requests, SHORT), pair.router._process.kill)
+    groups = during(pair, requests, pair.router._process.kill)
     assert [len(group) for group in groups] == [1] * len(requests)
     assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
     assert [state["restarts"] for state in pair.health()["engines"]] == [1, 1]  # theirs, of the test before
@@ -169,7 +170,7 @@ def test_completions_of_lost_engines_are_made_after_the_next_swap(
         trainer.swap(pair, 3)
 
     requests = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS)]
-    groups = during(lambda: pair.generate(requests, SHORT), disturb)
+    groups = during(pair, requests, disturb)
     assert [len(group) for group in groups] == [1] * PROMPTS
     assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
     assert {c.versions for group in groups for c in group} - {((2, 16),)} == {((3, 16),)}
@@ -215,4 +216,4 @@ def test_an_engine_that_fails_too_often_ends_the_run(pair: SGLangEngines, traine
 
     many = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS)]
     with pytest.raises(ConnectionError, match="failed again after 3 restarts"):
-        during(lambda: pair.generate(many, SHORT), disturb)
+        during(pair, many, disturb)
