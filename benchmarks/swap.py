@@ -3,7 +3,8 @@
     python -m benchmarks.swap [--repeats N] [--threads N] [--mbridge PYTHON]
 
 A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine; the
-same ranks then send it point-to-point, from processes of their own, over gloo on this machine's loopback. The floor is
+same ranks then send it point-to-point, from processes of their own, over gloo on this machine's loopback. Owners hash
+before an engine stands still, so that is a row of its own. The floor is
 torch copying the same bytes once, between the same kinds of memory, with as many threads. Every figure is the
 best of the repeats, measured in turn in one run. Messages have a floor of their own: gloo carrying as many bytes, from
 the memory of the weights in the same processes into memory of their size, without packing, unpacking or hashing.
@@ -156,7 +157,8 @@ def main() -> None:
         times["pull"].append(seconds(partial(receiver.pull, version)))
         owned: list[Owned] = []
         times["owners"].append(seconds(partial(hash_all, receiver.plan, ranks, owned)))
-        receiver.verify(version, merge_hashes(receiver.plan, owned))
+        proof = merge_hashes(receiver.plan, owned)
+        receiver.verify(version, proof)
         receiver.commit(version)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -172,6 +174,8 @@ def main() -> None:
         for version in range(repeats):
             times["bare"].append(seconds(partial(bare, parts, len(ranks))))
             times["messages"].append(seconds(partial(landing.pull, version)))
+            landing.verify(version, proof)
+            landing.commit(version)
         for sender in senders:
             sender.join()
     floor, copies, pull, owners, empty, messages = (min(found) for found in times.values())
@@ -183,7 +187,7 @@ def main() -> None:
         ("pull with arrival hashes", pull),
         ("owners' hashes, all ranks", owners),
         ("gloo alone", empty),
-        ("point-to-point, all proved", messages),
+        ("point-to-point with hashes", messages),
     ):
         print(f"{name:27} {took:8.3f} s  {total / took / 1e9:6.1f} GB/s  {took / floor:5.2f} x memcpy")
     print(f"copies alone: {floor / copies:.0%} of memcpy's rate; hashes: {pull / copies - 1:.2f} x the copies more")

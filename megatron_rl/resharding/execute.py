@@ -128,6 +128,14 @@ def land(source: torch.Tensor, landed: torch.Tensor, state: xxhash.xxh3_64) -> N
     _copy(read, write, state, np.empty(BAND // 2, dtype=np.uint8))
 
 
+def copy_box(source: torch.Tensor, landed: torch.Tensor) -> None:
+    """Copy one box into another of its shape; into a GPU's memory without waiting."""
+    if pair := _bits(source, landed):
+        pair[1][...] = pair[0]
+    else:
+        landed.copy_(source, non_blocking=landed.is_cuda)
+
+
 def hash_box(held: torch.Tensor, dtype: torch.dtype, state: xxhash.xxh3_64) -> None:
     """Continue a hash with a box's elements in row-major order, as numbers of ``dtype``."""
     if held.dtype == dtype and held.is_contiguous():

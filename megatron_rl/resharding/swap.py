@@ -65,7 +65,7 @@ class SwapSource:
 class Landing:
     """A destination rank's weights: brought by a transport, proved, and unusable until they are committed.
 
-    ``pull``, ``verify`` (where the transport does not prove them itself), then, once every rank of the engine has got
+    ``pull``, ``verify``, then, once every rank of the engine has got
     so far, ``commit``; or ``abort``. ``parameters`` (contiguous, by local name) are those of rank ``rank`` of the
     plan's destination; its ``padding`` becomes zero with every pull, for what lay there may have been lost.
     """
@@ -118,7 +118,7 @@ class Landing:
             self._true_norm = self._norm.clone()
         finally:
             self.poison()
-        self.version, self._proved = version, self.transport.proves
+        self.version, self._proved = version, False
         return self.hashes
 
     def digest(self, version: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from megatron_rl.system.channel import KEY
 from tests.conftest import PATIENCE, free_port
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, changed, gap
-from tests.sglang.test_recovery import SHORT, during, scheduler, wait_for_all
+from tests.sglang.test_recovery import during, scheduler, wait_for_all
 from tests.sglang.test_runs import COMMAND, ENVIRONMENT, launch, train
 
 Models = Callable[[str], tuple[Path, PreTrainedModel]]

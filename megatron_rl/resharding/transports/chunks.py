@@ -5,7 +5,6 @@ its length. Pieces stand in the order of the copies, each copy's in row-major or
 large one is a chunk by itself, which either end may keep where it is if it is one run of bytes there.
 """
 
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -20,10 +19,7 @@ from megatron_rl.resharding.layout import merged
 from megatron_rl.resharding.plan import Copy, Ints, Plan
 from megatron_rl.resharding.transports.endpoints import Endpoints
 
-GOOD = -1  # verdict on a link: nothing is wrong
 SLOTS = 2  # of a link at each end
-HASH = 8  # bytes of a copy's hash
-CLOSING = struct.Struct("<8sqq8x")  # what a source says last: magic, version, number of the hashes (uint64) that follow
 ALIGNMENT = 16  # bytes: every piece begins at a multiple
 ALONE = 64 << 10  # bytes from which on a piece is a chunk by itself
 SMALLEST = 256  # bytes of a chunk
@@ -112,13 +108,11 @@ class Link:
         self.dtypes = [dtypes[c.destination] if isinstance(dtypes, Mapping) else dtypes for c in self.copies]
         capacity = chunk_bytes(plan, source, destination, ends.buffer // SLOTS)
         self.chunks = schedule(self.copies, [d.itemsize for d in self.dtypes], capacity)
-        self.closing = torch.zeros(CLOSING.size + HASH * len(indices), dtype=torch.uint8, device=ends.device)
         self.hashes, self.state = np.zeros(len(indices), dtype=np.uint64), xxhash.xxh3_64()
         self.works: list[Any] = [None] * SLOTS
         self.schedule = xxhash.xxh3_128(
             repr((capacity, [str(d) for d in self.dtypes], [chunk.size for chunk in self.chunks])).encode()
         ).digest()
-        self.problem = GOOD  # else the number of its first copy that differs
 
     def connect(self, places: list[list[torch.Tensor]], device: torch.device) -> None:
         """Allocate the slots. ``places``: where the pieces of every chunk lie at this end."""

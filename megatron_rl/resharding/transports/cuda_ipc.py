@@ -187,8 +187,6 @@ class Batched:
     may take for a pull.
     """
 
-    proves = False
-
     def __init__(
         self,
         copies: Sequence[Copy],

@@ -143,7 +143,6 @@ class FilesDestination:
     ``timeout``: seconds that a pull may take.
     """
 
-    proves = True
     digest = staticmethod(digest)
 
     def __init__(

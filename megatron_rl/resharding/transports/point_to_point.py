@@ -7,9 +7,10 @@ for a link, and all slots of a rank fit its buffer. One chunk is on its way whil
 unpacked and hashed.
 
 A swap: (1) every source greets its destinations with version, plan and chunk schedule, and every destination answers;
-(2) chunks, in turn over the links; (3) every source closes with its hashes of all copies, which the destination
-compares with those of what landed; (4) every destination tells every source its verdict. Waiting in the same turn at
-both ends cannot deadlock: chunk n waits for nothing but chunks before n.
+(2) chunks, in turn over the links, of which the destination hashes what landed; (3) every destination tells every
+source that it has all: the weights may change. Waiting in the same turn at both ends cannot deadlock: chunk n waits for
+nothing but chunks before n. A source hashes nothing here: owners do so once for all their engines, before these stand
+still (``transport.HeldStill``), and what landed is compared with that.
 
 Every wait ends at the swap's deadline. After a wrong byte the links are in step and the next swap may heal; after a
 lost peer, a missed deadline or a refused greeting they are not, and new ends over a new process group are needed.
@@ -27,17 +28,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rl.errors import InputError, LinkError, SwapError
-from megatron_rl.resharding.execute import box, digest, flat, hash_box, land
-from megatron_rl.resharding.plan import Copy, Plan
-from megatron_rl.resharding.transports.chunks import CLOSING, GOOD, SLOTS, Link, Piece
-from megatron_rl.resharding.transports.device_hash import Hashes, device_hashes, hash_keys, hashes_of
+from megatron_rl.errors import InputError, LinkError
+from megatron_rl.resharding.execute import box, copy_box, digest, flat, hash_box, land
+from megatron_rl.resharding.plan import Plan
+from megatron_rl.resharding.transports.chunks import SLOTS, Link, Piece
+from megatron_rl.resharding.transports.device_hash import Hashes, device_hashes, hash_keys
 from megatron_rl.resharding.transports.endpoints import Endpoints, receive, send
-from megatron_rl.resharding.transports.transport import Owned, check_arrival
 
 CONTROL = struct.Struct("<8sqq16s16s8x")  # magic, version, verdict, plan hash, schedule hash
-MAGIC, CLOSED = b"swap-p2p", b"swap-end"
-REFUSED = -2  # verdict, as GOOD; from 0 on the number of the link's first copy that differs
+MAGIC = b"swap-p2p"
+GOOD, REFUSED = 0, 1  # verdicts
 
 Wanted = Mapping[str, torch.dtype] | torch.dtype  # the destination's dtypes: by its local names, or one for all
 _Begun = tuple[Any, float]  # a message under way, and when it was begun
@@ -66,9 +66,7 @@ class _End:
         self._side, self._ranks = side, ends.sources if side == "source" else ends.destinations
         for link in links.values():
             link.connect([[self._place(link, p) for p in chunk.pieces] for chunk in link.chunks], ends.device)
-        # In a GPU's memory all copies are hashed at once (``device_hash``), not piece by piece by the host.
         self.on_device = ends.device.type == "cuda"
-        self._hashes: Hashes | None = None
         self.broken = ""  # why no further swap can be run
         self._deadline = 0.0
         self._controls = {peer: torch.zeros(CONTROL.size, dtype=torch.uint8, device=ends.device) for peer in links}
@@ -93,7 +91,7 @@ class _End:
         self.broken = f"swap {version} was not finished"
         self._deadline = time.monotonic() + self.ends.timeout
         for link in self.links.values():
-            link.problem, link.works = GOOD, [None] * SLOTS
+            link.works = [None] * SLOTS
             link.state.reset()
         try:
             yield
@@ -106,13 +104,6 @@ class _End:
     def _place(self, link: Link, piece: Piece) -> torch.Tensor:
         """Where a piece lies at this end."""
         raise NotImplementedError
-
-    def _finish_hashes(self, sums: torch.Tensor) -> None:
-        """Let the links have the hashes that ``sums`` are of."""
-        assert self._hashes is not None
-        found = self._hashes.finish(sums)
-        for link in self.links.values():
-            link.hashes, found = found[: len(link.indices)], found[len(link.indices) :]
 
     def _name(self, peer: int) -> str:
         return f"{self._side} rank {peer} (process {self._ranks[peer]})"
@@ -152,17 +143,15 @@ class _End:
         message = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(self.ends.device)
         return self._send(peer, message, what)
 
-    def _hear(self, version: int, what: str) -> tuple[dict[int, int], str]:
-        """Every peer's verdict, and how a peer disagrees about what this swap is (empty: none does)."""
+    def _hear(self, version: int, what: str) -> str:
+        """Hear every peer; how one disagrees about what this swap is (empty: none does)."""
         works = {peer: self._receive(peer, self._controls[peer], what) for peer in self.links}
-        verdicts: dict[int, int] = {}
         disagreement = ""
         for peer, work in works.items():
             self._wait(peer, work, what)
             heard = CONTROL.unpack(bytes(self._controls[peer].cpu().numpy()))
-            verdicts[peer] = heard[2]
             disagreement = disagreement or self._disagreement(peer, version, heard)
-        return verdicts, disagreement
+        return disagreement
 
     def _disagreement(self, peer: int, version: int, heard: tuple[Any, ...]) -> str:
         magic, theirs, verdict, plan, chunks = heard
@@ -182,7 +171,7 @@ class _End:
 
 
 class PointToPointSource(_End):
-    """A source rank's end (an ``Outbound``).
+    """A source rank's end.
 
     ``parameters``: contiguous, by local name. ``dtypes``: what the destinations hold. Building it
     allocates the slots; every rank must be given the same ``ends``.
@@ -199,17 +188,16 @@ class PointToPointSource(_End):
         c = link.copies[piece.copy]
         return box(self._tensors[c.source], piece.shape, piece.source_strides, c.source_offset)[piece.part]
 
-    def push(self, version: int) -> Owned:
-        """Send every copy that this rank owns; returns when all destinations have given their verdicts.
+    def push(self, version: int) -> None:
+        """Send every copy that this rank owns; returns when all destinations have all of it.
 
-        Raises SwapError naming the tensor that did not arrive, or the peer that is lost, late, or runs another swap.
+        Raises LinkError naming the peer that is lost, late, or runs another swap.
         """
         with self._swapping(version):
-            return self._push(version)
+            self._push(version)
 
-    def _push(self, version: int) -> Owned:
+    def _push(self, version: int) -> None:
         self._greet(version)
-        sums = self._begin_hashes() if self.on_device else None
         for number in range(max((len(link.chunks) for link in self.links.values()), default=0)):
             for peer, link in self.links.items():
                 if number < len(link.chunks):
@@ -217,32 +205,17 @@ class PointToPointSource(_End):
                     self._pack(link, number)
                     what = self._chunk(link, number)
                     link.works[number % SLOTS] = self._send(peer, link.message(number), what)
-        if sums is not None:
-            self._finish_hashes(sums)
         for peer, link in self.links.items():
             for number in range(max(len(link.chunks) - SLOTS, 0), len(link.chunks)):
                 self._flush(peer, link, number)
-            content = CLOSING.pack(CLOSED, version, len(link.hashes)) + link.hashes.tobytes()
-            link.closing.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-            link.works[0] = self._send(peer, link.closing, "its hashes")
-        for peer, link in self.links.items():
-            self._wait(peer, link.works[0], "its hashes")
-        self._judge(version)
-        indices = [i for link in self.links.values() for i in link.indices]
-        owned = [np.empty(0, dtype=np.uint64), *(link.hashes for link in self.links.values())]
-        return np.array(indices, dtype=np.int64), np.concatenate(owned)
-
-    def _begin_hashes(self) -> torch.Tensor:
-        if self._hashes is None:
-            copies = [c for link in self.links.values() for c in link.copies]
-            dtypes = {c.destination: d for link in self.links.values() for c, d in _pairs(link)}
-            self._hashes = hashes_of(copies, self._tensors, dtypes)
-        return self._hashes.begin()
+        if disagreement := self._hear(version, "the end"):
+            raise self._stop(disagreement)
+        self.broken = ""
 
     def _greet(self, version: int) -> None:
         what = "the greeting"
         works = {peer: self._tell(peer, version, GOOD, what) for peer in self.links}
-        _, disagreement = self._hear(version, what)
+        disagreement = self._hear(version, what)
         for peer, work in works.items():
             self._wait(peer, work, what)
         if disagreement:
@@ -254,33 +227,13 @@ class PointToPointSource(_End):
             self._wait(peer, link.works[number % SLOTS], self._chunk(link, number))
 
     def _pack(self, link: Link, number: int) -> None:
-        for piece, held, part in link.parts(number):
-            if self.on_device:
-                if part is not None:
-                    part.copy_(held, non_blocking=True)
-                continue
-            if part is None:
-                hash_box(held, link.dtypes[piece.copy], link.state)
-            else:  # a hash needs the piece gathered, and so does the message
-                land(held, part, link.state)
-            link.end_of(piece)
-
-    def _judge(self, version: int) -> None:
-        verdicts, disagreement = self._hear(version, "the verdict")
-        if disagreement:
-            raise self._stop(disagreement)
-        self.broken = ""
-        for peer, verdict in verdicts.items():
-            link = self.links[peer]
-            if verdict >= 0:
-                tensors = " and ".join(link.copies[verdict].tensors)
-                raise SwapError(f"Tensor {tensors} did not arrive at {self._name(peer)} in version {version}.")
+        for _, held, part in link.parts(number):
+            if part is not None:
+                copy_box(held, part)
 
 
 class PointToPointDestination(_End):
     """A destination rank's end (an ``Inbound``). ``parameters``: contiguous, by local name; ``ends`` as everywhere."""
-
-    proves = True
 
     def __init__(self, plan: Plan, rank: int, parameters: Mapping[str, torch.Tensor], ends: Endpoints) -> None:
         dtypes = {name: p.dtype for name, p in parameters.items()}
@@ -288,6 +241,7 @@ class PointToPointDestination(_End):
         by_peer = _grouped((plan.copies[i].source_rank, i) for i in self._order)
         links = {s: Link(plan, ends, i, dtypes) for s, i in by_peer.items()}
         super().__init__(plan, ends, links, "source", {name: flat(p) for name, p in parameters.items()})
+        self._hashes: Hashes | None = None
 
     def _place(self, link: Link, piece: Piece) -> torch.Tensor:
         c = link.copies[piece.copy]
@@ -302,9 +256,9 @@ class PointToPointDestination(_End):
         return digest(tensor)
 
     def pull(self, version: int) -> np.ndarray:
-        """Receive every copy and compare it with its owner's hash, which comes behind it.
+        """Receive every copy and hash what landed.
 
-        Raises SwapError naming the tensor that did not arrive, or the peer that is lost, late, or runs another swap.
+        Raises LinkError naming the peer that is lost, late, or runs another swap.
         """
         with self._swapping(version):
             return self._pull(version)
@@ -321,37 +275,35 @@ class PointToPointDestination(_End):
                     self._unpack(link, number)
                     if number + SLOTS < len(link.chunks):
                         self._ask(peer, link, number + SLOTS)
+        works = {peer: self._tell(peer, version, GOOD, "the end") for peer in self.links}
         if self.on_device:
-            self._finish_hashes(self._begin_hashes())
-        landed, expected = (np.zeros(len(self._order), dtype=np.uint64) for _ in range(2))
-        works = {p: self._receive(p, link.closing, "its hashes") for p, link in self.links.items()}
-        for peer, link in self.links.items():
-            self._wait(peer, works[peer], "its hashes")
-            mine = [self._order[i] for i in link.indices]
-            landed[mine], expected[mine] = link.hashes, self._closed(peer, version)
-        self._judge(version, landed, expected)
+            self._hash_at_once()
+        for peer, work in works.items():
+            self._wait(peer, work, "the end")
+        self.broken = ""
+        landed = np.zeros(len(self._order), dtype=np.uint64)
+        for link in self.links.values():
+            landed[[self._order[i] for i in link.indices]] = link.hashes
         return landed
 
-    def _begin_hashes(self) -> torch.Tensor:
+    def _hash_at_once(self) -> None:
+        """In a GPU's memory: all copies (``device_hash``), not piece by piece by the host."""
         if self._hashes is None:
-            pairs = [pair for link in self.links.values() for pair in _pairs(link)]
+            copies = [
+                (c, dtype) for link in self.links.values() for c, dtype in zip(link.copies, link.dtypes, strict=True)
+            ]
             boxes = [
                 box(self._tensors[c.destination], c.shape, c.destination_strides, c.destination_offset)
-                for c, _ in pairs
+                for c, _ in copies
             ]
-            self._hashes = Hashes(boxes, [dtype for _, dtype in pairs], hash_keys(boxes[0].device))
-        return self._hashes.begin()
-
-    def _closed(self, peer: int, version: int) -> np.ndarray:
-        """A source's hashes."""
-        content = bytes(self.links[peer].closing.cpu().numpy())
-        if CLOSING.unpack_from(content) != (CLOSED, version, len(self.links[peer].hashes)):
-            raise self._stop(f"{self._name(peer)} did not end version {version} by its hashes")
-        return np.frombuffer(content, dtype=np.uint64, offset=CLOSING.size)
+            self._hashes = Hashes(boxes, [dtype for _, dtype in copies], hash_keys(boxes[0].device))
+        found = self._hashes.finish(self._hashes.begin())
+        for link in self.links.values():
+            link.hashes, found = found[: len(link.indices)], found[len(link.indices) :]
 
     def _greet(self, version: int) -> None:
         what = "the greeting"
-        _, disagreement = self._hear(version, what)
+        disagreement = self._hear(version, what)
         works = {p: self._tell(p, version, REFUSED if disagreement else GOOD, what) for p in self.links}
         for peer, work in works.items():
             self._wait(peer, work, what)
@@ -372,21 +324,3 @@ class PointToPointDestination(_End):
                 else:
                     land(part, held, link.state)
                 link.end_of(piece)
-
-    def _judge(self, version: int, landed: np.ndarray, expected: np.ndarray) -> None:
-        """Tell every source how its copies arrived, then raise what was wrong."""
-        for link in self.links.values():
-            mine = [self._order[i] for i in link.indices]
-            wrong = np.flatnonzero(landed[mine] != expected[mine])
-            if link.problem == GOOD and len(wrong):
-                link.problem = int(wrong[0])
-        works = {p: self._tell(p, version, link.problem, "the verdict") for p, link in self.links.items()}
-        for peer, work in works.items():
-            self._wait(peer, work, "the verdict")
-        self.broken = ""
-        check_arrival([self.plan.copies[i] for i in self._order], landed, expected, version)
-
-
-def _pairs(link: Link) -> Iterator[tuple[Copy, torch.dtype]]:
-    """The copies of a link, and what the destination holds."""
-    return zip(link.copies, link.dtypes, strict=True)

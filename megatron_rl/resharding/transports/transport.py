@@ -23,8 +23,6 @@ Dtypes = Mapping[str, torch.dtype] | torch.dtype | None  # the destination's: by
 class Inbound(Protocol):
     """A destination rank's end."""
 
-    proves: bool  # whether ``pull`` compares what landed with the owners' hashes itself
-
     def pull(self, version: int) -> np.ndarray:
         """Bring every copy to this rank; returns the uint64 hashes of what landed, in the plan's order.
 
@@ -83,7 +81,6 @@ class HeldStill:
 class InProcess:
     """The ``Inbound`` end that reads tensors of its own process: ``sources`` 1-D, by (rank, local name)."""
 
-    proves = False
     digest = staticmethod(digest)
 
     def __init__(
@@ -108,7 +105,6 @@ class InProcess:
 class Loaded:
     """The ``Inbound`` end of weights that somebody else loads: they are hashed where they lie, never pulled."""
 
-    proves = False
     digest = staticmethod(digest)
 
     def pull(self, version: int) -> np.ndarray:

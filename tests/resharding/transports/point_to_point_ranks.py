@@ -13,16 +13,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from megatron_rl.errors import SwapError
 from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.plan import Plan, make_plan
-from megatron_rl.resharding.swap import Landing
+from megatron_rl.resharding.swap import Landing, merge_hashes
 from megatron_rl.resharding.transports import point_to_point
+from megatron_rl.resharding.transports.cuda_ipc import HeldOnDevice
 from megatron_rl.resharding.transports.endpoints import Endpoints
 from megatron_rl.resharding.transports.point_to_point import CONTROL, PointToPointDestination, PointToPointSource
+from megatron_rl.resharding.transports.transport import HeldStill
 
 Tensors = dict[str, torch.Tensor]
 
@@ -86,13 +89,18 @@ def ends_of(job: Job, rank: int, plan: Plan, buffer: int, timeout: float) -> Poi
     ends = Endpoints(range(sources), workers, buffer, timeout or job.timeout, device=device)
     if rank < sources:
         dtypes = {name: tensor.dtype for tensors in job.wanted for name, tensor in tensors.items()}
-        source = PointToPointSource(plan, rank, job.held[rank], dtypes, ends)
-        source.on_device |= job.at_once
-        return source
+        return PointToPointSource(plan, rank, job.held[rank], dtypes, ends)
     parameters = job.wanted[rank - sources]
     destination = PointToPointDestination(plan, rank - sources, parameters, ends)
     destination.on_device |= job.at_once
     return Landing(plan, rank - sources, parameters, destination)
+
+
+def owners_hashes(job: Job, plan: Plan) -> np.ndarray:
+    """What the owners hash, each by itself, before the swap."""
+    dtypes = {name: tensor.dtype for tensors in job.wanted for name, tensor in tensors.items()}
+    still = HeldOnDevice if job.at_once or job.backend == "nccl" else HeldStill
+    return merge_hashes(plan, [still(plan, r, held, dtypes).push(0) for r, held in enumerate(job.held)])
 
 
 def run(job: Job, rank: int, folder: Path, first: int) -> None:
@@ -133,9 +141,10 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
         try:
             if isinstance(end, Landing):
                 end.pull(version)
+                end.verify(version, owners_hashes(job, plan))
                 end.commit(version)
             else:
-                outcome["owned"] = end.push(version)
+                end.push(version)
         except SwapError as error:
             outcome["error"] = str(error)
         outcome["seconds"] = time.monotonic() - started

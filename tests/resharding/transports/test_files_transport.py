@@ -16,7 +16,7 @@ from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.plan import Plan, make_plan
-from megatron_rl.resharding.swap import Landing
+from megatron_rl.resharding.swap import Landing, merge_hashes
 from megatron_rl.resharding.transports.files import HEADER, FilesDestination, FilesSource
 from megatron_rl.resharding.transports.transport import owned_hashes
 from tests.resharding.reference import Tensors, hf_tensors, megatron_shards
@@ -84,6 +84,7 @@ def test_a_destination_waits_for_its_copies_and_old_versions_go(tmp_path: Path, 
         for rank, (landing, (indices, hashes)) in enumerate(zip(landings, owned, strict=True)):
             at_rest = owned_hashes(swap.plan, rank, swap.held[rank], dtype)
             assert dict(zip(*at_rest, strict=True)) == dict(zip(indices, hashes, strict=True))
+            landing.verify(version, merge_hashes(swap.plan, owned))
             landing.commit(version)
             assert swap.wanted[rank].keys() == swap.expected(rank).keys()
             for name, tensor in swap.expected(rank).items():
@@ -191,9 +192,10 @@ def test_a_source_that_stops_half_way_leaves_no_file(tmp_path: Path, capfd: pyte
     told = capfd.readouterr().out
     assert "1.from1.to1.swap of version 1 cannot be written at tensor model." in told and "too large" in told
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"1.from{way}.swap" for way in ("0.to0", "0.to1", "1.to0")]
-    source.push(1)  # a source that lives heals
+    owned = [source.push(1), swap.source(0).push(1)]  # a source that lives heals
     landing = swap.landing(1)
     landing.pull(1)
+    landing.verify(1, merge_hashes(swap.plan, owned))
     landing.commit(1)
     assert not any(t.isnan().any() for t in swap.wanted[1].values())
 

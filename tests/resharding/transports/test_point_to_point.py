@@ -110,27 +110,24 @@ def test_every_rank_receives_its_copies(tmp_path: Path, dtype: torch.dtype, engi
         assert_arrived(outcomes, expected(dtype, engine), version)
         assert all(outcome["staging"] <= SMALL for outcome in outcomes.values())
         plan = make_plan(work.source, work.destination)
-        pushed = merge_hashes(plan, [outcomes[r]["owned"] for r in range(4)])
-        at_rest = merge_hashes(plan, [owned_hashes(plan, r, held, dtype) for r, held in enumerate(work.held)])
-        assert np.array_equal(pushed, at_rest)
+        owned = merge_hashes(plan, [owned_hashes(plan, r, held, dtype) for r, held in enumerate(work.held)])
         for rank in range(len(work.wanted)):
-            assert np.array_equal(outcomes[4 + rank]["hashes"], pushed[plan.copies_to(rank)])
+            assert np.array_equal(outcomes[4 + rank]["hashes"], owned[plan.copies_to(rank)])
 
 
-def test_a_wrong_byte_is_named_on_both_sides_and_the_next_swap_heals(tmp_path: Path) -> None:
+def test_a_wrong_byte_is_named_and_the_next_swap_heals(tmp_path: Path) -> None:
     rounds = [Round(1, {0: "truncate 3"}), Round(2, {1: "corrupt 2"}), Round(3), Round(4, connect=True, overlap=True)]
     work = job(torch.bfloat16, TWO, ParallelSizes(tensor=2), buffer=SMALL, rounds=rounds)
     truncated, corrupt, healed, overlapped = swap(work, tmp_path)
     copies = make_plan(work.source, work.destination).copies
     (wrong,) = [o for o in list(corrupt.values())[2:] if o["error"]]
-    (tensor,) = {t for c in copies for t in c.tensors if f"Tensor {t} " in wrong["error"]}
+    assert len({t for c in copies for t in c.tensors if f"Tensor {t} " in wrong["error"]}) == 1
     assert "did not arrive in version 2" in wrong["error"] and "what trainer rank 1 holds in" in wrong["error"]
-    assert f"Tensor {tensor} did not arrive at destination rank" in corrupt[1]["error"] and not corrupt[0]["error"]
     assert_poisoned(wrong)
     (wrong,) = [o for o in list(truncated.values())[2:] if o["error"]]
     assert "did not arrive in version 1" in wrong["error"] and "what trainer rank 0 holds in" in wrong["error"]
-    assert " did not arrive at destination rank" in truncated[0]["error"] and not truncated[1]["error"]
     assert_poisoned(wrong)
+    assert not any(outcomes[r]["error"] for outcomes in (truncated, corrupt) for r in range(2))  # they sent everything
     assert_arrived(healed, expected(torch.bfloat16, TWO), 3)
     for outcome in list(overlapped.values())[2:]:  # every message was right, the memory that it went to is not
         assert "did not arrive in version 4" in outcome["error"]
@@ -138,14 +135,14 @@ def test_a_wrong_byte_is_named_on_both_sides_and_the_next_swap_heals(tmp_path: P
 
 
 def test_in_gpu_memory_all_copies_are_hashed_at_once(tmp_path: Path) -> None:
-    """As over NCCL: what an owner's end without messages hashes, and a wrong byte is named."""
+    """As over NCCL: as an owner's end on a GPU hashes, and a wrong byte is named."""
     rounds = [Round(1), Round(2, {1: "corrupt 2"}), Round(3)]
     work = job(torch.bfloat16, TWO, ParallelSizes(tensor=2), buffer=SMALL, rounds=rounds, at_once=True)
     first, corrupt, healed = swap(work, tmp_path)
     plan = make_plan(work.source, work.destination)
-    pushed = merge_hashes(plan, [first[r]["owned"] for r in range(2)])
     held = [HeldOnDevice(plan, r, tensors, torch.bfloat16).push(1) for r, tensors in enumerate(work.held)]
-    assert np.array_equal(pushed, merge_hashes(plan, held))
+    for rank in range(2):
+        assert np.array_equal(first[2 + rank]["hashes"], merge_hashes(plan, held)[plan.copies_to(rank)])
     (wrong,) = [o for o in list(corrupt.values())[2:] if o["error"]]
     assert "did not arrive in version 2" in wrong["error"] and "what trainer rank 1 holds in" in wrong["error"]
     assert_poisoned(wrong)
