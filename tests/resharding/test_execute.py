@@ -97,6 +97,27 @@ def test_any_boxes_land_where_they_should(
         assert hashes.tolist() == [digest(expected.as_strided(shape, steps[1], 3))] * 3
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parts_of_the_same_rows_land_in_turn(threads: int) -> None:
+    """Halves of a matrix from two ranks, and a third copy that is cut as they are, but lies elsewhere."""
+    rows, half, before = 3 * BAND // 1024 + 5, 512, torch.get_num_threads()
+    halves = [torch.randn(rows, half).to(torch.bfloat16) for _ in range(2)]
+    moved = [
+        copy((rows, half), (half, 1), (2 * half, 1), 0, half * rank)._replace(source_rank=rank) for rank in range(2)
+    ]
+    moved.insert(1, moved[0]._replace(destination="e"))
+    sources = {(rank, "s"): flat(held) for rank, held in enumerate(halves)}
+    d, e = (torch.zeros(2 * rows * half, dtype=torch.bfloat16) for _ in range(2))
+    torch.set_num_threads(threads)
+    try:
+        hashes = pull(moved, sources, {"d": d, "e": e})
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(d.view(rows, 2 * half), torch.cat(halves, 1))
+    assert torch.equal(e.view(rows, 2 * half), torch.cat([halves[0], torch.zeros_like(halves[0])], 1))
+    assert hashes.tolist() == [digest(halves[0]), digest(halves[0]), digest(halves[1])]
+
+
 def test_what_is_hashed_is_read_from_the_destination() -> None:
     """Rows that lie over each other there: what is written first does not stay."""
     source = torch.arange(6.0)
