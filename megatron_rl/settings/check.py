@@ -57,7 +57,9 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     about_data = check_data(config.data) if config.asks() else []
     aside = packages + about_data + missing_data(config)
     about_data += [said for key, said in broken.items() if key.startswith(sets)]
-    found += about_data + check_algorithm(config.algorithm) + check_across(config)
+    hf_config, about_folder = check_model(config, known)
+    found += about_data + check_algorithm(config.algorithm)
+    found += check_across(config, None if about_folder else hf_config)
     if not any(key.startswith(("actor.", "rollout.", "launch.")) for key in broken):
         found += check_launch(config.launch, config.rollout, config.actor.sizes().world, config.generates())
     of_the_run = check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
@@ -65,7 +67,6 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     here = this_machine() if machine.gpus() and not machine.elsewhere() else None
     if here:
         found += check_hardware(config, here)
-    hf_config, about_folder = check_model(config, known)
     found += about_folder
     asks = False
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
@@ -78,7 +79,7 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
         found += about_sizes or start_problems(config, hf_config)
     notes: dict[str, int] = {}
     warnings = fit.warnings(config) + (mismatch_on(config, here) if here else [])
-    there = known is not None or (machine.elsewhere() and not has_tokenizer(config.model))
+    there = known is not None or (machine.elsewhere() and not has_tokenizer(config.model.path))
     if contents and there:
         warnings.append("The tokenizer and the rows of the data were not looked at: the model's folder is not here.")
     if contents and not there and hf_config is not None and not packages + about_folder + about_data:
