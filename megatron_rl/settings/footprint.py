@@ -8,7 +8,6 @@ from typing import Any
 from megatron_rl.actor.config import ActorConfig, ModelConfig
 from megatron_rl.actor.tuning.names import trained_elements
 from megatron_rl.config import Config
-from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import megatron_layout
@@ -81,19 +80,19 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
     """What a model that can be sharded as configured needs at least, with a critic of that config.json beside it."""
     weight = WEIGHT_BYTES[config.model.dtype]
     optimizer, gradient = state_bytes(config.actor, weight), GRADIENT_BYTES[config.actor.gradients]
-    parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
+    layout = megatron_layout(hf_config, config.actor.sizes())
+    parameters = sum(spec.elements for spec in layout.tensors.values())
     trained, changed = trained_elements(config.actor, hf_config)
     frozen, visiting = frozen_bytes(config, weight, changed / parameters), 0
     on_gpus = bool(machine.gpus())
     if on_gpus and asks_frozen(config):  # one policy's weights come back at a time, while they score
         visiting = parameters if config.preference.steps and config.preference.loss == "cdpo" else changed
-    layout = megatron_layout(hf_config, config.actor.sizes())
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     beside, of_critic = 0, [0] * len(held)
     if critic is not None:
-        beside = sum(spec.elements for spec in canonical_tensors(critic).values())
-        shards = megatron_layout(critic, config.actor.sizes()).ranks
-        of_critic = [sum(prod(shape) for shape in shard.locals.values()) for shard in shards]
+        layout = megatron_layout(critic, config.actor.sizes())
+        beside = sum(spec.elements for spec in layout.tensors.values())
+        of_critic = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     return Footprint(
         parameters=parameters,
         shared=sum(held) * weight,
