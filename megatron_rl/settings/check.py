@@ -11,6 +11,7 @@ from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
 from megatron_rl.launch.check import check_launch, resolved
+from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.settings import fit
@@ -18,7 +19,7 @@ from megatron_rl.settings.across import check_across, missing_data
 from megatron_rl.settings.contents import ask_megatron, look
 from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.foresight.hardware import this_machine
-from megatron_rl.settings.foresight.precision import mismatch_on
+from megatron_rl.settings.foresight.precision import mismatch_of, mismatch_on
 from megatron_rl.settings.foresight.rules import check_hardware
 from megatron_rl.settings.model import check_critic, check_model, check_sizes, has_tokenizer
 from megatron_rl.settings.rules import violations
@@ -68,9 +69,12 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     if here:
         found += check_hardware(config, here)
     found += about_folder
+    warnings = fit.warnings(config) + (mismatch_on(config, here) if here else [])
     asks = False
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
         about_sizes, critic = check_sizes(config, hf_config), None
+        if not about_sizes:
+            warnings += mismatch_of(config, read_architecture(hf_config))
         asks = contents and not about_sizes + packages + about_folder + check_megatron(config.actor, config.model.dtype)
         if not about_sizes and config.run.steps and "value" in asked_of(config.algorithm).needs:
             critic, about_sizes = check_critic(config, hf_config)
@@ -78,7 +82,6 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
         found += about_sizes or start_problems(config, hf_config)
     notes: dict[str, int] = {}
-    warnings = fit.warnings(config) + (mismatch_on(config, here) if here else [])
     there = known is not None or (machine.elsewhere() and not has_tokenizer(config.model.path))
     if contents and there:
         warnings.append("The tokenizer and the rows of the data were not looked at: the model's folder is not here.")
