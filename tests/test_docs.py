@@ -7,8 +7,7 @@ from megatron_rl.settings.recipes import all_recipes
 from tests.conftest import ROOT
 
 TARGETS = re.compile(r"^([a-z][\w-]*):", re.MULTILINE)
-
-
+WIDEST = 125  # characters of a line
 CARD = ("command", "commit", "versions", "hardware", "expected", "date")
 
 
@@ -46,6 +45,19 @@ def commands() -> list[str]:
             if line.startswith(("megatron-rl ", "python tools/", "make ")) and not re.search(r"[A-Z]{4,}|…", line):
                 found.append(line)
     return list(dict.fromkeys(found))
+
+
+def test_prose_is_not_wide() -> None:
+    """But for tables and blocks of code."""
+    wide = [
+        f"{path.name}: {line}"
+        for path in (*documents(), *pages())
+        for line in re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE).split(
+            "\n"
+        )
+        if len(line) > WIDEST and not line.lstrip().startswith("|")
+    ]
+    assert not wide, wide
 
 
 def test_targets_of_make_exist() -> None:

@@ -1,6 +1,9 @@
 """What is wrong between options of different rooms. A room's own check sees that room's options only."""
 
-from megatron_rl.actor.config import CriticConfig, ModelConfig
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_rl.actor.config import CriticConfig
 from megatron_rl.actor.megatron.check import check_megatron, check_memory
 from megatron_rl.algorithms.pairs.check import without_pairs
 from megatron_rl.algorithms.published import PUBLISHED
@@ -9,20 +12,23 @@ from megatron_rl.config import Config
 from megatron_rl.data.order.mixture import parts, problems
 from megatron_rl.data.registry import held_out, trains_on_files
 from megatron_rl.data.sets.check import CONVERSATIONS, check_set
-from megatron_rl.errors import InputError
 from megatron_rl.evaluation.check import check_evaluation, check_suites
 from megatron_rl.resharding.families import canonical_tensors
-from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.layouts.megatron import layout_violations
-from megatron_rl.settings.model import check_model_folder
+from megatron_rl.settings.model import check_frozen
 from megatron_rl.system import machine
 
 
-def check_across(config: Config) -> list[str]:
-    """Every violation, a sentence or two each; empty when there is none."""
+def check_across(config: Config, policy: Mapping[str, Any] | None) -> list[str]:
+    """Every violation, a sentence or two each; empty when there is none.
+
+    ``policy``: the config.json of the model that is trained; None where it is not known.
+    """
     evaluation = check_evaluation(config.evaluation, held_out(config.data)) if config.evaluation.prompts else []
     evaluation += check_suites(config.evaluation, config.reward_model.steps > 0)
-    return _actor(config) + _prompts(config) + _sampling(config) + _sets(config) + _reward_model(config) + evaluation
+    found = _actor(config) + _prompts(config) + _sampling(config) + _sets(config, policy) + _reward_model(config)
+    return found + evaluation
 
 
 def _actor(config: Config) -> list[str]:
@@ -77,7 +83,7 @@ def _reward_model(config: Config) -> list[str]:
     ]
 
 
-def _sets(config: Config) -> list[str]:
+def _sets(config: Config, policy: Mapping[str, Any] | None) -> list[str]:
     """The rows that stages have of their own."""
     found = check_set(config.sft.data, "sft.data", CONVERSATIONS) if config.sft.steps else []
     room = config.actor.micro_batch_tokens * max(config.actor.context_parallel, 1)
@@ -94,7 +100,7 @@ def _sets(config: Config) -> list[str]:
     tasks = {} if problems(config.data) else parts(config.data)
     if config.preference.steps and any(map(trains_on_files, tasks.values())):  # whose rows are no pairs
         found += without_pairs(config.preference.data, "preference")
-    return found + _frozen(config) + _teacher(config) + _critic(config)
+    return found + _frozen(config, policy) + _teacher(config, policy) + _critic(config)
 
 
 def _critic(config: Config) -> list[str]:
@@ -110,15 +116,14 @@ def _critic(config: Config) -> list[str]:
     ]
 
 
-def _frozen(config: Config) -> list[str]:
+def _frozen(config: Config, policy: Mapping[str, Any] | None) -> list[str]:
     """The folders of frozen models that the pairs are measured by, which are shards like the policy's."""
     options, found = config.preference, []
     for key in ("reference", "positive", "negative") if options.steps else ():
         if not (folder := getattr(options, key)):
             continue
-        hf_config, wrong = check_model_folder(ModelConfig(path=folder, dtype=config.model.dtype))
-        found += [f"preference.{key}: {said}" for said in wrong]
-        policy, _ = check_model_folder(config.model)
+        hf_config, wrong = check_frozen(f"preference.{key}", folder)
+        found += wrong
         if hf_config and policy and not wrong and canonical_tensors(hf_config) != canonical_tensors(policy):
             found.append(
                 f"preference.{key}={folder} has other weights than the model that is trained "
@@ -127,25 +132,18 @@ def _frozen(config: Config) -> list[str]:
     return found
 
 
-def _teacher(config: Config) -> list[str]:
+def _teacher(config: Config, policy: Mapping[str, Any] | None) -> list[str]:
     """The teacher's folder: it is sharded as the policy is, and names tokens as the policy does."""
     if not (folder := config.algorithm.teacher) or not config.run.steps:
         return []
-    model = ModelConfig(path=folder, dtype=config.model.dtype)
-    if machine.elsewhere():  # as its weights may be
-        try:
-            model = ModelConfig(architecture=read_hf_config(folder))
-        except InputError as error:
-            return [f"algorithm.teacher: {error} Of a teacher that is elsewhere a folder with its config.json will do."]
-    hf_config, wrong = check_model_folder(model)
-    found = [f"algorithm.teacher: {said}" for said in wrong]
-    policy, _ = check_model_folder(config.model)
-    if not hf_config or not policy or wrong:
+    hf_config, found = check_frozen("algorithm.teacher", folder)
+    if hf_config is None or found:
         return found
-    if hf_config.get("vocab_size") != policy.get("vocab_size"):
+    theirs = read_architecture(hf_config).vocab
+    if policy and theirs != (ours := read_architecture(policy).vocab):
         return [
-            f"algorithm.teacher={folder} has vocab_size={hf_config.get('vocab_size')}, and the model that is trained "
-            f"has {policy.get('vocab_size')}: a teacher must have the same vocabulary."
+            f"algorithm.teacher={folder} has vocab_size={theirs}, and the model that is trained has {ours}: a teacher "
+            "must have the same vocabulary."
         ]
     return [f"algorithm.teacher: {said}" for said in layout_violations(hf_config, config.actor.sizes())]
 

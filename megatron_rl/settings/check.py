@@ -11,6 +11,7 @@ from megatron_rl.config import Config
 from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
 from megatron_rl.launch.check import check_launch, resolved
+from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.settings import fit
@@ -18,7 +19,7 @@ from megatron_rl.settings.across import check_across, missing_data
 from megatron_rl.settings.contents import ask_megatron, look
 from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.foresight.hardware import this_machine
-from megatron_rl.settings.foresight.precision import mismatch_on
+from megatron_rl.settings.foresight.precision import mismatch_of, mismatch_on
 from megatron_rl.settings.foresight.rules import check_hardware
 from megatron_rl.settings.model import check_critic, check_model, check_sizes, has_tokenizer
 from megatron_rl.settings.rules import violations
@@ -57,7 +58,9 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     about_data = check_data(config.data) if config.asks() else []
     aside = packages + about_data + missing_data(config)
     about_data += [said for key, said in broken.items() if key.startswith(sets)]
-    found += about_data + check_algorithm(config.algorithm) + check_across(config)
+    hf_config, about_folder = check_model(config, known)
+    found += about_data + check_algorithm(config.algorithm)
+    found += check_across(config, None if about_folder else hf_config)
     if not any(key.startswith(("actor.", "rollout.", "launch.")) for key in broken):
         found += check_launch(config.launch, config.rollout, config.actor.sizes().world, config.generates())
     of_the_run = check_tracking(config.tracking) + fit.check_run_folder(config.run) + _free_port()
@@ -65,11 +68,13 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
     here = this_machine() if machine.gpus() and not machine.elsewhere() else None
     if here:
         found += check_hardware(config, here)
-    hf_config, about_folder = check_model(config, known)
     found += about_folder
+    warnings = fit.warnings(config) + (mismatch_on(config, here) if here else [])
     asks = False
     if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
         about_sizes, critic = check_sizes(config, hf_config), None
+        if not about_sizes:
+            warnings += mismatch_of(config, read_architecture(hf_config))
         asks = contents and not about_sizes + packages + about_folder + check_megatron(config.actor, config.model.dtype)
         if not about_sizes and config.run.steps and "value" in asked_of(config.algorithm).needs:
             critic, about_sizes = check_critic(config, hf_config)
@@ -77,8 +82,7 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
         found += about_sizes or start_problems(config, hf_config)
     notes: dict[str, int] = {}
-    warnings = fit.warnings(config) + (mismatch_on(config, here) if here else [])
-    there = known is not None or (machine.elsewhere() and not has_tokenizer(config.model))
+    there = known is not None or (machine.elsewhere() and not has_tokenizer(config.model.path))
     if contents and there:
         warnings.append("The tokenizer and the rows of the data were not looked at: the model's folder is not here.")
     if contents and not there and hf_config is not None and not packages + about_folder + about_data:

@@ -23,6 +23,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.foresight.suggest import Options, applied
 from megatron_rl.settings.load import from_yaml, to_yaml
+from megatron_rl.settings.model import has_tokenizer
 from megatron_rl.system import machine, scratch
 from megatron_rl.system.processes import UTF8
 
@@ -81,7 +82,8 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
     if config.model.path:
         end_tokens(folder, tokenizer)
     transformers_config(config.model.path or config.model.architecture)
-    if config.algorithm.teacher and config.run.steps:
+    there = machine.elsewhere() and not has_tokenizer(config.algorithm.teacher)
+    if config.algorithm.teacher and config.run.steps and not there:
         teacher = load_tokenizer(config.algorithm.teacher)
         if teacher.get_vocab() != tokenizer.get_vocab():
             raise InputError(

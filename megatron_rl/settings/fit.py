@@ -152,7 +152,7 @@ def _memory(config: Config, needed: Footprint) -> list[str]:
     available = psutil.virtual_memory().available
     # On a CPU the ranks' own memory is shared, as long as there is room for it where that has a name.
     copied = config.generates() and _shares_memory(config) and (bool(gpus) or needed.shared > machine.shared_memory())
-    weights = (needed.host if gpus else sum(needed.ranks)) + (needed.shared if copied else 0)
+    weights = (needed.host + needed.kept if gpus else sum(needed.ranks)) + (needed.shared if copied else 0)
     weights //= nodes - serving
     elsewhere = not config.generates() or (rollout.engine == "sglang" and (gpus or rollout.sglang.urls))
     caches = 0 if elsewhere else engines * _cache(config, needed, available)
@@ -163,6 +163,11 @@ def _memory(config: Config, needed: Footprint) -> list[str]:
     cure = "use a smaller model or fewer replicas and engines"
     if gpus and needed.host > memory / 2:
         cure = "lower actor.optimizer_on_host, or set actor.asleep=false"
+    if gpus and needed.kept > memory / 2:
+        cure = (
+            f"of it {readable(needed.kept)} are frozen weights, a copy for each replica: lower actor.data_parallel, or "
+            "use a smaller model"
+        )
     if caches > memory / 2:
         cure = "lower rollout.max_running, rollout.max_new_tokens or data.max_prompt_tokens"
     return [

@@ -8,7 +8,6 @@ from typing import Any
 from megatron_rl.actor.config import ActorConfig, ModelConfig
 from megatron_rl.actor.tuning.names import trained_elements
 from megatron_rl.config import Config
-from megatron_rl.resharding.families import canonical_tensors
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.resharding.layouts.megatron import megatron_layout
@@ -33,7 +32,8 @@ class Footprint:
     export: int
     resting: tuple[int, ...] = ()  # each trainer rank while engines generate on its GPU
     frozen: tuple[int, ...] = ()  # of each rank on a GPU, the copy of a frozen policy's weights while that one scores
-    host: int = 0  # all ranks that compute on GPUs, in the memory beside these
+    host: int = 0  # AdamW's state of all ranks that compute on GPUs, in the memory beside these
+    kept: int = 0  # their frozen weights there
     experts: bool = False  # a mixture of experts
 
 
@@ -49,6 +49,28 @@ def host_bytes(actor: ActorConfig, weight: int) -> float:
     return away + (state_bytes(actor, weight) if actor.asleep else 0)
 
 
+def frozen_bytes(config: Config, weight: int, changed: float = 1.0) -> float:
+    """Of a weight of so many bytes, what frozen policies and adapters keep beside it: on the host of a GPU, else here.
+
+    ``changed``: the share of the weights that training changes, which are all that a reference keeps
+    (``Actor.freeze_reference``). Adapters keep what they are added to, which is their reference as well.
+    """
+    algorithm, options, base = config.algorithm, config.preference, 0.0
+    own = changed * weight
+    if config.actor.lora.rank:
+        base, own = own, 0.0
+    asked = config.run.steps > 0 and algorithm.uses_reference
+    moving = asked and algorithm.moves_reference
+    of_rl = changed * MAIN_WEIGHT_BYTES if moving else own * asked
+    of_pairs = (own + (2 * weight if options.loss == "cdpo" else 0)) if options.steps else 0.0
+    return base + max(of_rl, of_pairs)
+
+
+def asks_frozen(config: Config) -> bool:
+    """Whether a frozen policy scores, in any stage."""
+    return config.preference.steps > 0 or (config.run.steps > 0 and config.algorithm.uses_reference)
+
+
 def read_config(model: ModelConfig) -> dict[str, Any]:
     """The content of the model's config.json. Raises InputError naming what is missing or broken."""
     return read_hf_config(model.path) if model.path else model.architecture
@@ -58,40 +80,39 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
     """What a model that can be sharded as configured needs at least, with a critic of that config.json beside it."""
     weight = WEIGHT_BYTES[config.model.dtype]
     optimizer, gradient = state_bytes(config.actor, weight), GRADIENT_BYTES[config.actor.gradients]
-    pairs = 3 if config.preference.loss == "cdpo" else 1
-    asked = config.run.steps > 0 and config.algorithm.uses_reference
-    frozen = max(int(asked), pairs if config.preference.steps else 0)  # beside the policy
-    parameters = sum(spec.elements for spec in canonical_tensors(hf_config).values())
-    trained, changed = trained_elements(config.actor, hf_config)
-    adapted = config.actor.lora.rank > 0  # which needs a copy of what changes; so does a reference, and it may be that
-    copies, visiting = max(frozen, int(adapted)), 0
-    if machine.gpus():  # frozen weights lie on the host, and one policy's come back at a time, while they score
-        copies, visiting = 0, min(frozen, 1)
     layout = megatron_layout(hf_config, config.actor.sizes())
+    parameters = sum(spec.elements for spec in layout.tensors.values())
+    trained, changed = trained_elements(config.actor, hf_config)
+    frozen, visiting = frozen_bytes(config, weight, changed / parameters), 0
+    on_gpus = bool(machine.gpus())
+    if on_gpus and asks_frozen(config):  # one policy's weights come back at a time, while they score
+        visiting = parameters if config.preference.steps and config.preference.loss == "cdpo" else changed
     held = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     beside, of_critic = 0, [0] * len(held)
     if critic is not None:
-        beside = sum(spec.elements for spec in canonical_tensors(critic).values())
-        shards = megatron_layout(critic, config.actor.sizes()).ranks
-        of_critic = [sum(prod(shape) for shape in shard.locals.values()) for shard in shards]
+        layout = megatron_layout(critic, config.actor.sizes())
+        beside = sum(spec.elements for spec in layout.tensors.values())
+        of_critic = [sum(prod(shape) for shape in shard.locals.values()) for shard in layout.ranks]
     return Footprint(
         parameters=parameters,
         shared=sum(held) * weight,
         ranks=tuple(
             elements * weight
-            + elements * (gradient * trained + weight * copies * changed) // parameters
+            + elements * (gradient * trained) // parameters
+            + (0 if on_gpus else int(elements * frozen))
             + more * (weight + gradient)
             + int((trained + beside) * optimizer) // len(held)
             for elements, more in zip(held, of_critic, strict=True)
         ),
         engine=parameters * weight,
         cache=_cached_tokens(config) * _token_bytes(hf_config, weight),
-        checkpoint=(beside + (trained if adapted else parameters)) * weight
+        checkpoint=(beside + (trained if config.actor.lora.rank else parameters)) * weight
         + (trained + beside) * (MAIN_WEIGHT_BYTES + MOMENT_BYTES),
         export=parameters * weight,
         resting=tuple((elements + more) * weight for elements, more in zip(held, of_critic, strict=True)),
-        frozen=tuple(elements * weight * visiting * changed // parameters for elements in held),
+        frozen=tuple(elements * weight * visiting // parameters for elements in held),
         host=int((trained + beside) * host_bytes(config.actor, weight)),
+        kept=int(sum(held) * frozen) if on_gpus else 0,
         experts=read_architecture(dict(hf_config)).experts > 0,
     )
 

@@ -34,10 +34,10 @@ def check_model(config: Config, known: dict[str, Any] | None = None) -> tuple[di
     return check_model_folder(config.model, rewards)
 
 
-def has_tokenizer(model: ModelConfig) -> bool:
-    """Whether there is a tokenizer to look at: the task's own, or one in the model's folder."""
+def has_tokenizer(folder: str) -> bool:
+    """Whether there is a tokenizer to look at: one in a model's folder, or the task's own where there is none."""
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    return not model.path or any((Path(model.path) / name).exists() for name in names)
+    return not folder or any((Path(folder) / name).exists() for name in names)
 
 
 def check_model_folder(model: ModelConfig, rewards: bool = False) -> tuple[dict[str, Any] | None, list[str]]:
@@ -63,6 +63,32 @@ def check_model_folder(model: ModelConfig, rewards: bool = False) -> tuple[dict[
     return hf_config, found
 
 
+def check_beside(key: str, folder: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The content of config.json of a model beside the policy, named by option ``key``, and what is wrong with it.
+
+    Of one that is elsewhere, as its weights may be, config.json is enough.
+    """
+    if not machine.elsewhere():
+        hf_config, found = folder_problems(folder)
+        return hf_config, [f"{key}: {said}" for said in found]
+    try:
+        hf_config = read_hf_config(folder)
+    except InputError as error:
+        return None, [f"{key}: {error} Of a model that is elsewhere a folder with its config.json will do."]
+    return hf_config, [f"{key}: {said}" for said in config_problems(hf_config)]
+
+
+def check_frozen(key: str, folder: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """``check_beside`` of one that must be a language model."""
+    hf_config, found = check_beside(key, folder)
+    if hf_config and not found and scalar_head(hf_config):
+        found = [
+            f"{key}: {folder} is a model with a scalar head (architectures={hf_config['architectures']}): name a "
+            "language model."
+        ]
+    return hf_config, found
+
+
 def check_critic(config: Config, hf_config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The content of config.json of the critic beside a policy of ``hf_config``, and what is wrong with it."""
     path, alone, steps = config.critic.path, config.critic.warmup_steps, config.run.steps
@@ -72,9 +98,9 @@ def check_critic(config: Config, hf_config: dict[str, Any]) -> tuple[dict[str, A
         ]
     if not path:
         return with_scalar_head(hf_config), []
-    own, found = folder_problems(path)
+    own, found = check_beside("critic.path", path)
     if own is None or found:
-        return hf_config, [f"critic.path: {said}" for said in found]
+        return hf_config, found
     critic, policy = read_architecture(own), read_architecture(hf_config)
     if critic.vocab != policy.vocab:
         found.append(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_rl.cli import main
+from megatron_rl.resharding.families import with_scalar_head
 from tests.commands.test_check_command import answer, of_8b_here
 from tests.commands.test_check_command import folder as folder  # every test is in it
 from tests.settings.foresight.shapes import QWEN3_8B
@@ -100,11 +101,33 @@ def test_a_flag_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_teacher_elsewhere_is_known_by_its_config_json(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     found = answer(capsys, HERE + "taught", *THERE, code=2)
     (said,) = [each for each in found["problems"] if "teacher" in each]
-    assert said.endswith("Of a teacher that is elsewhere a folder with its config.json will do.")
+    assert said.endswith("Of a model that is elsewhere a folder with its config.json will do.")
     (folder / "teacher").mkdir()
     (folder / "teacher/config.json").write_text(json.dumps(QWEN3_8B))
     found = answer(capsys, HERE + "taught", *THERE)
     assert found["forecast"]["memory"]["trainer"]["beside"] > 16e9
+
+
+def test_models_beside_one_that_is_elsewhere_are_compared_with_it(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    """With the model of --model, not with that of model.path; of each config.json is enough."""
+    (folder / "teacher").mkdir()
+    (folder / "teacher/config.json").write_text(json.dumps(QWEN3_8B | {"vocab_size": 1000}))
+    (said,) = answer(capsys, HERE + "taught", *THERE, code=2)["problems"]
+    assert said.startswith("algorithm.teacher=teacher has vocab_size=1000, and the model that is trained has 151936: ")
+    ppo = ("algorithm.name=ppo", "critic.path=teacher", *THERE)
+    (said,) = answer(capsys, HERE + "rl", *ppo, code=2)["problems"]
+    assert said.startswith("critic.path: teacher has vocab_size=1000, and the policy 151936")
+    pairs = ("preference.steps=1", "preference.data.path=rows.jsonl", "preference.reference=teacher", *THERE)
+    (said,) = answer(capsys, HERE + "rl", *pairs, code=2)["problems"]
+    assert said.startswith("preference.reference=teacher has other weights than the model that is trained (qwen3 and")
+    (folder / "teacher/config.json").write_text(json.dumps(QWEN3_8B))
+    for options in (ppo, pairs):
+        answer(capsys, HERE + "rl", *["b200" if word == "h100" else word for word in options])
+    (folder / "teacher/config.json").write_text(json.dumps(with_scalar_head(QWEN3_8B)))
+    (said,) = answer(capsys, HERE + "taught", *THERE, code=2)["problems"]
+    assert said.startswith("algorithm.teacher: teacher is a model with a scalar head")
 
 
 def test_a_step_that_takes_a_day_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:

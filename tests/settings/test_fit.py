@@ -69,6 +69,50 @@ def test_frozen_policies_lie_on_the_host_of_gpus(gpus) -> None:
     assert there.ranks[0] == one - copy and there.frozen == (copy,)
 
 
+def test_the_host_of_gpus_has_room_for_frozen_policies(gpus) -> None:
+    """Each of two replicas keeps a copy of its own, beside AdamW's state."""
+    config = config_of(QWEN3_4B)
+    config.rollout.engine, config.actor.data_parallel, config.actor.optimizer_on_host = "sglang", 2, 0.5
+    gpus(2)
+    bare = footprint(config, QWEN3_4B)
+    assert (bare.kept, bare.host) == (0, 8 * bare.parameters)
+    config.algorithm.kl_coef = 0.1
+    needed = footprint(config, QWEN3_4B)
+    assert (needed.kept, needed.host) == (2 * 2 * needed.parameters, bare.host)
+    gpus(3, memory=needed.host + needed.kept)
+    assert check_fit(config, needed) == []
+    gpus(3, memory=needed.host + needed.kept - 1)
+    (said,) = check_fit(config, needed)
+    assert f"at least {readable(needed.host + needed.kept)} of memory" in said and "actor.optimizer_on_host" in said
+    config.actor.optimizer_on_host = 0.0
+    needed = footprint(config, QWEN3_4B)
+    gpus(3, memory=needed.kept - 1)
+    (said,) = check_fit(config, needed)
+    assert f"of it {readable(needed.kept)} are frozen weights" in said and "lower actor.data_parallel" in said
+
+
+def test_a_reference_that_moves_is_float32(gpus) -> None:
+    config = config_of()
+    config.algorithm.kl_coef = 0.1
+    fixed = footprint(config, MODEL)
+    config.algorithm.reference_ema = 0.9
+    assert footprint(config, MODEL).ranks[0] - fixed.ranks[0] == 2 * fixed.parameters
+    gpus(1)
+    assert footprint(config, MODEL).kept == 4 * fixed.parameters
+    assert footprint(config, MODEL).frozen == (2 * fixed.parameters,)  # while it scores, in the model's dtype
+
+
+def test_adapters_keep_what_they_are_added_to_once(gpus) -> None:
+    config = config_of()
+    config.actor.lora.rank, config.algorithm.kl_coef = 4, 0.1
+    gpus(1)
+    linear = 4 * (64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 128)  # of LLAMA's layers
+    assert abs(footprint(config, MODEL).kept - 2 * linear) <= 1  # which is the reference's as well
+    config.preference.steps, config.preference.loss = 1, "cdpo"
+    needed = footprint(config, MODEL)
+    assert abs(needed.kept - 2 * linear - 2 * 2 * needed.parameters) <= 1
+
+
 def test_of_a_stage_without_rl_no_reference_is_counted(gpus) -> None:
     config = config_of()
     config.algorithm.kl_coef = 0.1
@@ -85,21 +129,21 @@ def test_a_reference_is_there_only_while_it_scores(gpus) -> None:
     config = config_of(QWEN3_4B)
     config.rollout.engine, config.rollout.sglang.colocated, config.algorithm.kl_coef = "sglang", True, 0.1
     config.actor.tensor_parallel = 2
-    gpus(2)
+    gpus(2, memory=1 << 40)
     needed = footprint(config, QWEN3_4B)
     rank, copy = needed.ranks[0], needed.frozen[0]
     assert needed.parameters <= copy <= 1.001 * needed.parameters and rank == 3 * copy + 6 * needed.parameters
     room = rank + needed.engine
-    gpus(2, size=room)
+    gpus(2, size=room, memory=1 << 40)
     assert check_fit(config, needed) == []
-    gpus(2, size=room - 1)
+    gpus(2, size=room - 1, memory=1 << 40)
     (said,) = check_fit(config, needed)
     assert said.startswith(f"GPU 0 holds at least {readable(room)}") and ": set actor.asleep=true, shard" in said
     config.actor.asleep = True
     assert not any(each.startswith("GPU") for each in check_fit(config, footprint(config, QWEN3_4B)))
     config.actor.asleep = config.rollout.sglang.colocated = False
     config.rollout.sglang.args = {"base_gpu_id": 0}  # where it stays
-    gpus(2, size=room + copy - 1)
+    gpus(2, size=room + copy - 1, memory=1 << 40)
     (said,) = check_fit(config, needed)
     assert said.startswith(f"GPU 0 holds at least {readable(room + copy)}") and "asleep" not in said
 
@@ -107,9 +151,9 @@ def test_a_reference_is_there_only_while_it_scores(gpus) -> None:
 def test_a_rank_that_is_too_large_while_a_reference_scores(gpus) -> None:
     config = config_of(QWEN3_4B)
     config.rollout.engine, config.rollout.sglang.colocated, config.algorithm.kl_coef = "sglang", True, 0.1
-    gpus(1)
+    gpus(1, memory=1 << 40)
     needed = footprint(config, QWEN3_4B)
-    gpus(1, size=20 * needed.parameters - 1)
+    gpus(1, size=20 * needed.parameters - 1, memory=1 << 40)
     (said,) = check_fit(config, needed)
     assert said.startswith(f"A rank needs at least {readable(20 * needed.parameters)} while a frozen policy scores")
     assert "or set actor.asleep=true or actor.gradients=bfloat16" in said

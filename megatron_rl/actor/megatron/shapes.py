@@ -78,7 +78,21 @@ def _bf16_layers(config: ActorConfig, arch: Architecture) -> list[str]:
 def _experts(config: ActorConfig, arch: Architecture) -> list[str]:
     """Megatron's fields of experts, of a model that has none."""
     named = [] if arch.experts else [n for n in config.megatron if "moe_" in n or n in FOR_EXPERTS]
-    return [f"actor.megatron.{name} does nothing, for the model has no experts: leave it out." for name in named]
+    found = [f"actor.megatron.{name} does nothing, for the model has no experts: leave it out." for name in named]
+    return found + _offloaded(config, arch)
+
+
+def _offloaded(config: ActorConfig, arch: Architecture) -> list[str]:
+    """Of ``offload_modules``, those that layers do not have (``gpt_layer_specs``: Transformer Engine's)."""
+    given = config.megatron.get("offload_modules")
+    key, found = "actor.megatron.offload_modules", []
+    for name in given if isinstance(given, list) else []:
+        if name in ("expert_fc1", "moe_act") and not arch.experts:
+            found.append(f"{key} has {name}, and the model is no mixture of experts: leave it out.")
+        if name == "attn_norm" or (name == "mlp_norm" and not arch.experts):
+            layer = "linear_qkv" if name == "attn_norm" else "linear_fc1"
+            found.append(f"{key} has {name}, which is no module of its own here, but a part of {layer}: leave it out.")
+    return found
 
 
 def _parts(config: ActorConfig, arch: Architecture) -> list[str]:
@@ -131,6 +145,11 @@ def _modules(config: ActorConfig, arch: Architecture) -> list[str]:
     for name in config.recompute_modules:
         if name in ("moe", "moe_act") and not arch.experts:
             found.append(f"actor.recompute_modules has {name}, and the model is no mixture of experts: leave it out.")
+        if name == "layernorm" and not arch.experts:
+            found.append(
+                "actor.recompute_modules has layernorm, and the norms of a dense model are parts of the products after "
+                "them, so that nothing is computed anew: leave it out."
+            )
         if name == "mlp" and arch.experts:
             found.append("actor.recompute_modules has mlp, and the model's are experts: name moe instead.")
         if config.fp8 == "delayed" and name in ("layernorm", "moe_act"):

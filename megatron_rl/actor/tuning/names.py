@@ -40,7 +40,7 @@ def module(tensor: str) -> str:
 
 def frozen_tensors(hf_config: Mapping[str, Any], patterns: Sequence[str]) -> frozenset[str]:
     """The Hugging Face tensors that ``actor.freeze`` names; a pattern after ``!`` takes out those that it matches."""
-    names = list(canonical_tensors(hf_config))
+    names = list(canonical_tensors(hf_config)) if patterns else []
     found: set[str] = set()
     for pattern in patterns:
         matched = _matching(pattern.removeprefix("!"), names)
@@ -93,6 +93,8 @@ def _idle_stages(config: ActorConfig, hf_config: Mapping[str, Any]) -> list[str]
 
 def freeze_problems(hf_config: Mapping[str, Any], patterns: Sequence[str]) -> list[str]:
     """Patterns that match nothing, tensors that can only be frozen together, and a model of which nothing is left."""
+    if not patterns:
+        return []
     names = list(canonical_tensors(hf_config))
     found = [
         f"actor.freeze: {pattern!r} matches no tensor of the model; its names are {_examples(names)}."

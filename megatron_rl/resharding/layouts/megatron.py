@@ -11,7 +11,7 @@ from functools import cache, partial
 from math import prod
 from typing import Any
 
-from megatron_rl.resharding.families import canonical_tensors, family
+from megatron_rl.resharding.families import family
 from megatron_rl.resharding.families.table import (
     EMBEDDING,
     HEAD,
@@ -133,9 +133,11 @@ class _Placement:
         numbers = dimensions(found, config)
         self.experts = max(numbers["experts"] // sizes.expert, 1)  # per rank
         self.stages: dict[int, list[tuple[str, Instance]]] = defaultdict(list)
+        self.tensors: dict[str, TensorSpec] = {}  # canonical
         places = layer_places(numbers["layers"], sizes)
         first, last = (0, 0, -1), (sizes.pipeline - 1, sizes.virtual - 1, -1)
         for instance in instances(found, config):
+            self.tensors |= instance.parts
             if instance.layer >= len(places):  # multi-token prediction: after the last layers
                 place = (*last[:2], instance.layer - len(places))
             elif instance.layer >= 0:
@@ -193,7 +195,7 @@ def megatron_layout(
         expert_tensor = inside % sizes.expert_tensor
         expert = inside // sizes.expert_tensor % sizes.expert
         ranks.append(make(stage, inside % sizes.tensor, expert, expert_tensor))
-    return Layout(canonical_tensors(hf_config), tuple(ranks))
+    return Layout(placement.tensors, tuple(ranks))
 
 
 def layout_violations(hf_config: Mapping[str, Any], sizes: ParallelSizes, *, fused_norms: bool = False) -> list[str]:

@@ -12,7 +12,7 @@ from megatron_rl.settings.foresight.held import whole
 from megatron_rl.settings.foresight.memory import Memory, trainer_memory
 from megatron_rl.settings.foresight.places import Places, places
 from megatron_rl.settings.foresight.seconds import Step, assumed, on_host, on_links, seconds, token_bytes
-from megatron_rl.settings.foresight.work import Workload, workload
+from megatron_rl.settings.foresight.work import Workload, scores, workload
 
 _ASLEEP = 1.0e9  # bytes of a GPU that a colocated server keeps while the trainer has its memory; assumed
 _LONG = 3600.0  # seconds of a step on a CPU that nobody means
@@ -197,7 +197,9 @@ def foreseen(
     where = places(config, on)
     together, crowd = where.together, where.crowd
     cache, running = 0.0, float(rollout.max_running)
-    phases = {"score": trainer.scoring, "update": trainer.updating} if trainer.on_gpu else {"update": trainer.peak}
+    phases = {"update": trainer.updating if trainer.on_gpu else trainer.peak}
+    if trainer.on_gpu and scores(config):
+        phases = {"score": trainer.scoring} | phases
     if served:
         colocated = together and rollout.sglang.colocated
         least = _FEWEST * load.room * a_token

@@ -11,7 +11,7 @@ from megatron_rl.actor.config import ActorConfig
 from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.settings.footprint import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
+from megatron_rl.settings.footprint import GRADIENT_BYTES, WEIGHT_BYTES, asks_frozen, frozen_bytes, state_bytes
 from megatron_rl.settings.foresight.activations import Kernels, kept, passing
 from megatron_rl.settings.foresight.hardware import Hardware
 from megatron_rl.settings.foresight.held import held, matrix, stage_layers
@@ -138,10 +138,8 @@ def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: 
     head = _head(actor, arch, item, tokens, on.gpus > 0) if last else 0.0
     copies = 2 if not on.gpus and sizes.data * sizes.context > 1 else 0  # gloo's, of what goes out and comes in
     ends = tokens * 2 * arch.hidden * item if last else 0  # into the final norm, and out of it
-    frozen = int(config.algorithm.uses_reference) if config.run.steps else 0
-    if config.preference.steps:
-        frozen = max(frozen, 3 if config.preference.loss == "cdpo" else 1)
-    adapted, gradient = config.actor.lora.rank > 0, GRADIENT_BYTES[actor.gradients]
+    gradient = GRADIENT_BYTES[actor.gradients]
+    frozen = item * asks_frozen(config) if on.gpus else frozen_bytes(config, item)  # a copy of one, or all
     exchange = copies * own.all * gradient * trained
     if on.gpus and actor.gradients == "bfloat16" and not actor.optimizer_on_host and actor.moments == "float32":
         exchange = trained * _sharded(own.dense, own.experts, sizes) * GRADIENT_BYTES["float32"]
@@ -153,7 +151,7 @@ def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: 
         logits=head,
         backward=tokens * backward * item,
         exchange=exchange,
-        reference=own.all * item * (max(frozen, int(adapted)) if not on.gpus else min(frozen, 1)),
+        reference=own.all * frozen,
         beside=0.0,
         runtime=RUNTIME if on.gpus else KERNELS,
         on_gpu=on.gpus > 0,

@@ -4,7 +4,7 @@ The recipes' needs are those of Transformer Engine 2.20 (``transformer_engine/py
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_rl.actor.megatron.shapes import UNIFIED, widths
 from megatron_rl.config import Config
@@ -123,13 +123,24 @@ def unified(config: Config, arch: Architecture, on: Hardware) -> str:
         return "the engines' FP8 is another: blocks of 128 x 128"
     if on.capability >= BLACKWELL:
         return f"not unified with the engines' FP8: on the {on.name} SGLang quantises once more after loading"
-    cut = [f"{named} is {width}" for named, width in widths(config.actor, arch).items() if width % UNIFIED]
-    if cut:
-        return f"not unified with the engines' FP8: {cut[0]}, which blocks of {UNIFIED} do not divide"
-    if os.environ.get(_SCALES, "1") != "1":
-        return f"not unified with the engines' FP8: {_SCALES}={os.environ[_SCALES]} asks for other scales"
+    if cut := _cut(config, arch):
+        return f"not unified with the engines' FP8: {cut}"
+    if other := _other_scales():
+        return f"not unified with the engines' FP8: {other} asks for other scales"
     but = f", but for {2 * config.actor.bf16_layers} of {arch.layers} layers" if config.actor.bf16_layers else ""
     return f"unified with the engines' FP8{but}: blocks of {UNIFIED} x {UNIFIED} in both"
+
+
+def _cut(config: Config, arch: Architecture) -> str:
+    """A width of a rank's matrices that blocks do not divide; empty where they divide all."""
+    cut = [f"{named} is {width}" for named, width in widths(config.actor, arch).items() if width % UNIFIED]
+    return f"{cut[0]}, which blocks of {UNIFIED} do not divide" if cut else ""
+
+
+def _other_scales() -> str:
+    """The environment's answer where it asks Transformer Engine for other scales than the engines'."""
+    given = os.environ.get(_SCALES, "1")
+    return f"{_SCALES}={given}" if given != "1" else ""
 
 
 def mismatch(config: Config) -> list[str]:
@@ -137,7 +148,7 @@ def mismatch(config: Config) -> list[str]:
     if not _uncorrected(config):
         return []
     if config.actor.fp8 == "blockwise":
-        return _apart(config.actor.bf16_layers)
+        return _apart(config.actor.bf16_layers) + _scaled_apart()
     actor = "in bfloat16" if config.actor.fp8 == "none" else f"with actor.fp8={config.actor.fp8}"
     return [
         f"Engines generate in FP8 (rollout.sglang.fp8=true), the actor computes {actor}, and nothing corrects what is "
@@ -153,6 +164,29 @@ def _apart(layers: int) -> list[str]:
         f"With actor.bf16_layers={layers} the first and the last {layers} layers are in bfloat16 in the actor and in "
         "FP8 in engines (rollout.sglang.fp8=true), and nothing corrects what is between them: set "
         "algorithm.correction=truncated or masked, or leave actor.bf16_layers at 0."
+    ]
+
+
+def _scaled_apart() -> list[str]:
+    """The same of scales that a user's environment asks for."""
+    if not (other := _other_scales()):
+        return []
+    return [
+        f"{other} in the environment has Transformer Engine scale the blocks of actor.fp8=blockwise in another way "
+        "than engines do (rollout.sglang.fp8=true), and nothing corrects what is between them: set "
+        f"algorithm.correction=truncated or masked, or leave {_SCALES} out."
+    ]
+
+
+def mismatch_of(config: Config, arch: Architecture) -> list[str]:
+    """The same of ``actor.fp8=blockwise``, where a rank's blocks are not the engines'."""
+    if config.actor.fp8 != "blockwise" or not _uncorrected(config) or not (cut := _cut(config, arch)):
+        return []
+    whole = replace(config, actor=replace(config.actor, tensor_parallel=1, expert_tensor_parallel=1))
+    cure = "" if _cut(whole, arch) else ", or lower the parallel size"
+    return [
+        f"With actor.fp8=blockwise {cut}, so the actor's FP8 weights are not the engines' (rollout.sglang.fp8=true), "
+        f"and nothing corrects what is between them: set algorithm.correction=truncated or masked{cure}."
     ]
 
 

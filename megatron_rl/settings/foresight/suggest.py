@@ -131,15 +131,23 @@ def _value(config: Config, key: str) -> Any:
 
 
 def applied(config: Config, options: Options) -> Config:
-    """A copy with these options, by their dotted keys."""
-    changed = copy.deepcopy(config)
+    """A configuration with these options, by their dotted keys. What they do not change it has in common with this."""
+    changed = copy.copy(config)
+    own: dict[str, Any] = {"": changed}  # groups by their keys; thousands of layouts are too many for whole copies
     for key, value in options.items():
-        *groups, name = key.split(".")
-        place: Any = changed
-        for group in groups:
-            place = getattr(place, group)
-        setattr(place, name, value)
+        group, _, name = key.rpartition(".")
+        setattr(_group(own, group), name, value)
     return changed
+
+
+def _group(own: dict[str, Any], key: str) -> Any:
+    """A group of options that is a copy of the given one's."""
+    if key not in own:
+        above, _, name = key.rpartition(".")
+        place = _group(own, above)
+        own[key] = copy.copy(getattr(place, name))
+        setattr(place, name, own[key])
+    return own[key]
 
 
 def _splits(config: Config, on: Hardware) -> list[int]:

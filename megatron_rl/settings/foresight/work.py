@@ -106,6 +106,11 @@ def scored(config: Config) -> list[str]:
     return found + [role for need, role in (("teacher", "teacher"), ("value", "critic")) if need in needs]
 
 
+def scores(config: Config) -> bool:
+    """Whether anything is scored without gradients in any stage: in one of pairs the reference's log-probs are."""
+    return config.preference.steps > 0 or (config.run.steps > 0 and bool(scored(config)))
+
+
 def most_tokens(config: Config) -> int:
     """Tokens of the largest micro-batch on a rank that any stage can come to, with everything as long as it may get."""
     actor = config.actor

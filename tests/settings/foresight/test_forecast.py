@@ -58,6 +58,7 @@ def test_phases_of_a_colocated_step() -> None:
     """Asleep, gradients and optimiser make room for the engine's cache; nothing else changes."""
     config, on = of_8b(), named("h200", 1, 8)
     config.actor.data_parallel = config.rollout.engines = 8
+    config.algorithm.minibatches = 2  # of which the second learns from another policy's completions
     awake = foresee(config, QWEN3_8B, on)
     assert list(awake.phases) == ["generate", "score", "update", "swap"] and awake.peak == max(awake.phases.values())
     assert awake.phases["update"] == awake.trainer.updating + 1e9
@@ -70,6 +71,25 @@ def test_phases_of_a_colocated_step() -> None:
         assert awake.phases[phase] - asleep.phases[phase] == away
     assert asleep.engine_cache == pytest.approx(awake.engine_cache + away)
     assert "phases" in asleep.lines() and asleep.data()["memory"]["phases"] == asleep.phases
+
+
+@pytest.mark.parametrize(
+    ("rl", "kl", "sft", "pairs", "phases"),
+    [
+        (1, 0.0, 0, 0, ["generate", "update", "swap"]),
+        (1, 0.1, 0, 0, ["generate", "score", "update", "swap"]),
+        (1, 0.0, 0, 1, ["generate", "score", "update", "swap"]),
+        (0, 0.1, 1, 0, ["update"]),
+        (0, 0.0, 1, 1, ["score", "update"]),  # the reference's log-probs of the pairs
+    ],
+)
+def test_phases_are_those_of_the_stages(rl: int, kl: float, sft: int, pairs: int, phases: list[str]) -> None:
+    config = of_8b()
+    config.evaluation.prompts = 0
+    config.run.steps, config.algorithm.kl_coef, config.sft.steps, config.preference.steps = rl, kl, sft, pairs
+    found = foresee(config, QWEN3_8B, named("h200", 1, 8))
+    assert list(found.phases) == phases
+    assert ("phases" in found.lines()) == (len(phases) > 1)
 
 
 def test_engines_on_one_gpu_share_its_memory_and_speed() -> None:

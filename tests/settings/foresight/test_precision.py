@@ -3,6 +3,7 @@
 import pytest
 
 from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.settings.check import check
 from megatron_rl.settings.fit import warnings
 from megatron_rl.settings.foresight.hardware import Hardware, named
 from megatron_rl.settings.foresight.precision import (
@@ -10,9 +11,11 @@ from megatron_rl.settings.foresight.precision import (
     block_scales,
     check_precision,
     check_weights,
+    mismatch_of,
     mismatch_on,
     recipes,
 )
+from megatron_rl.system import machine
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b
 
 DENSE, EXPERTS, TINY = (read_architecture(shape) for shape in (QWEN3_8B, QWEN3_235B, SMALL))
@@ -110,6 +113,35 @@ def test_rollouts_in_fp8_need_their_mismatch_corrected() -> None:
     assert warnings(config) == []
 
 
+def test_blocks_that_do_not_divide_a_ranks_part_are_not_the_engines() -> None:
+    """Qwen3-8B's 12,288 features of an MLP are 96 blocks, which 64 ranks cut apart."""
+    config = of_8b()
+    config.rollout.sglang.fp8, config.actor.fp8 = True, "blockwise"
+    assert mismatch_of(config, DENSE) == []
+    (said,) = mismatch_of(config, TINY)
+    assert said.startswith("With actor.fp8=blockwise hidden_size is 32, which blocks of 128 do not divide, so ")
+    assert said.endswith("set algorithm.correction=truncated or masked.")
+    config.actor.tensor_parallel = 64
+    (said,) = mismatch_of(config, DENSE)
+    assert "(num_attention_heads x head_dim / actor.tensor_parallel) is 64" in said
+    assert said.endswith("truncated or masked, or lower the parallel size.")
+    config.algorithm.correction = "masked"
+    assert mismatch_of(config, DENSE) == []
+    config.algorithm.correction, config.actor.fp8 = "none", "tensorwise"
+    assert mismatch_of(config, DENSE) == []  # of which there is a warning whatever the sizes are
+
+
+def test_check_warns_of_blocks_that_are_not_the_engines() -> None:
+    """Of 12,800 features each of eight ranks has 12.5 blocks; an engine on one GPU has 100."""
+    config, wider = of_8b(), QWEN3_8B | {"intermediate_size": 12800}
+    config.rollout.sglang.fp8, config.actor.fp8 = True, "blockwise"
+    config.actor.tensor_parallel, config.actor.sequence_parallel = 8, True
+    with machine.standing_for((named("h200").memory,) * 8):
+        assert check(config, contents=False, known=QWEN3_8B).warnings == []
+        (said,) = check(config, contents=False, known=wider).warnings
+    assert said.startswith("With actor.fp8=blockwise intermediate_size / actor.tensor_parallel is 1600, which blocks")
+
+
 def test_blocks_are_not_the_engines_on_blackwell() -> None:
     config = of_8b()
     config.rollout.sglang.fp8, config.actor.fp8 = True, "blockwise"
@@ -134,5 +166,9 @@ def test_blocks_are_scaled_as_the_engines_where_both_have_them(monkeypatch: pyte
     monkeypatch.setenv(name, "0")
     assert block_scales(config, 90) == {name: "0"}
     assert f"{name}=0 asks for other scales" in advice(config, DENSE, named("h200", 1, 8))
+    (said,) = warnings(config)
+    assert said.startswith(f"{name}=0 in the environment has Transformer Engine scale the blocks")
+    monkeypatch.setenv(name, "1")
+    assert warnings(config) == []
     config.rollout.sglang.fp8 = False
     assert block_scales(config, 90) == {}

@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 
+from megatron_rl.actor.tuning import names
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
+from megatron_rl.resharding import families
+from megatron_rl.resharding.families.table import instances
+from megatron_rl.resharding.layouts import megatron
 from megatron_rl.settings.check import check
 from megatron_rl.settings.foresight import suggest as suggesting
 from megatron_rl.settings.foresight.forecast import foresee
@@ -98,6 +102,32 @@ def test_engines_too_large_for_a_node_are_spread() -> None:
     assert sizes == [(2, 16, 2), (1, 32, 4)]
     alone = list(suggesting._engines(config, QWEN3_235B, named("a100-80", 4, 8), 4))
     assert {each["rollout.sglang.nodes"] for each in alone} == {1}
+
+
+def test_options_are_applied_to_a_copy() -> None:
+    """Only groups that change are copied, those around them too; the given configuration stays as it was."""
+    config = of_8b()
+    changed = applied(config, {"rollout.sglang.tensor_parallel": 4, "rollout.engines": 2, "actor.lora.rank": 8})
+    sglang = changed.rollout.sglang
+    assert (sglang.tensor_parallel, sglang.colocated) == (4, True)
+    assert (changed.rollout.engines, changed.actor.lora.rank) == (2, 8)
+    assert config == of_8b()
+    assert changed.algorithm is config.algorithm and changed.rollout.embedded is config.rollout.embedded
+
+
+def test_a_check_draws_up_the_tensors_of_a_model_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the ranks and once for what is trained: of 235B they are 36,000, for every layout that is suggested."""
+    drawn = []
+
+    def counted(*of: Any) -> Any:
+        drawn.append(of)
+        return instances(*of)
+
+    for module in (families, megatron, names):
+        monkeypatch.setattr(module, "instances", counted)
+    with machine.standing_for((named("h200").memory,) * 8):
+        check(of_235b(), contents=False, known=QWEN3_235B)
+    assert len(drawn) == 2
 
 
 def test_what_is_wrong_whatever_the_layout_may_stay() -> None:
