@@ -23,9 +23,9 @@ from tests.forked import ROOT as ROOT
 PATIENCE = 3600.0  # seconds, of every wait in a test: it guards against waiting for ever, and measures nothing
 
 if importlib.util.find_spec("hypothesis"):  # a machine that tests a GPU need not have it
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
-    settings.register_profile("patient", deadline=None)
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("patient")
 
 
