@@ -10,26 +10,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from megatron_rl.settings import contents
+from megatron_rl.system import machine
+from megatron_rl.system.channel import LISTENER
 from tests import forked
 from tests.forked import ROOT as ROOT
 
 PATIENCE = 3600.0  # seconds, of every wait in a test: it guards against waiting for ever, and measures nothing
 
 if importlib.util.find_spec("hypothesis"):  # a machine that tests a GPU need not have it
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
-    settings.register_profile("patient", deadline=None)
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("patient")
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port for a server that takes its time to listen: none of those that the system gives to others meanwhile."""
+    return machine.free_low_port()
+
+
+def meeting_place() -> socket.socket:
+    """Where ranks meet: rank 0 takes this socket over, so that nobody else gets its port before it listens."""
+    return socket.create_server(("127.0.0.1", 0))
 
 
 @pytest.fixture(scope="session")
@@ -41,16 +48,20 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
             "WORLD_SIZE": str(world),
         }
         command = [sys.executable, "-W", "ignore", str(script), *map(str, args)]
         folder = tmp_path_factory.mktemp("ranks")
         ranks = []
-        for r in range(world):
-            with (folder / f"{r}.log").open("w") as log:
-                rank_env = env | {"RANK": str(r), "LOCAL_RANK": str(r)}
-                ranks.append(subprocess.Popen(command, env=rank_env, stdout=log, stderr=subprocess.STDOUT))
+        with meeting_place() as listener:
+            for r in range(world):
+                own = {"RANK": str(r), "LOCAL_RANK": str(r), "MASTER_PORT": str(listener.getsockname()[1])}
+                held = [] if r else [listener.fileno()]
+                if held:
+                    own[LISTENER] = str(held[0])
+                with (folder / f"{r}.log").open("w") as log:
+                    streams: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT}
+                    ranks.append(subprocess.Popen(command, env=env | own, pass_fds=held, **streams))
         deadline = time.monotonic() + timeout
         try:
             while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
@@ -72,13 +83,15 @@ def forked_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None
     """As ``run_ranks``, of forks: for scripts that import what this process would, under its environment."""
 
     def run(script: Path, world: int, *args: object, timeout: float = PATIENCE) -> None:
-        env = os.environ | forked.SURROUNDINGS | {"WORLD_SIZE": str(world)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        env = os.environ | forked.SURROUNDINGS | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
         folder = tmp_path_factory.mktemp("ranks")
         ranks = []
-        for r in range(world):
-            own, log = {"RANK": str(r), "LOCAL_RANK": str(r)}, folder / f"{r}.log"
-            ranks.append(forked.start(str(script), list(map(str, args)), env | own, (Path(os.devnull), log, log)))
+        with meeting_place() as listener:
+            env["MASTER_PORT"] = str(listener.getsockname()[1])
+            for r in range(world):
+                own, log = {"RANK": str(r), "LOCAL_RANK": str(r)}, folder / f"{r}.log"
+                streams, held = (Path(os.devnull), log, log), None if r else listener
+                ranks.append(forked.start(str(script), list(map(str, args)), env | own, streams, held))
         deadline = time.monotonic() + timeout
         try:
             while any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks):

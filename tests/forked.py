@@ -6,6 +6,7 @@ An interpreter that imports them takes four to six seconds of a core, and the te
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+
+from megatron_rl.system.channel import LISTENER
 
 ROOT = Path(__file__).parent.parent
 SURROUNDINGS = {  # of every process
@@ -34,11 +37,15 @@ IMPORTED = [
 
 
 def start(
-    program: str, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[Path]
+    program: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    streams: Sequence[Path],
+    listener: socket.socket | None = None,
 ) -> BaseProcess:
     """Begin a script, or a module, as the main program of a session of its own.
 
-    ``streams``: files to be its input, output and errors.
+    ``streams``: files to be its input, output and errors. ``listener``: where it meets other ranks.
     """
     context = multiprocessing.get_context(METHOD)
     with pytest.MonkeyPatch.context() as patch:
@@ -47,13 +54,21 @@ def start(
         if METHOD == "forkserver":
             context.set_forkserver_preload(IMPORTED)
         process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-            target=_run, args=(program, list(arguments), dict(environment), list(map(str, streams)), os.getcwd())
+            target=_run,
+            args=(program, list(arguments), dict(environment), list(map(str, streams)), os.getcwd(), listener),
         )
         process.start()
     return process
 
 
-def _run(program: str, arguments: list[str], environment: dict[str, str], streams: list[str], folder: str) -> None:
+def _run(
+    program: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    streams: list[str],
+    folder: str,
+    listener: socket.socket | None,
+) -> None:
     for number, path in enumerate(streams):  # two may be one file
         stream = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY, 0o600)
         os.dup2(stream, number)
@@ -61,6 +76,8 @@ def _run(program: str, arguments: list[str], environment: dict[str, str], stream
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
+    if listener is not None:
+        os.environ[LISTENER] = str(listener.detach())
     os.chdir(folder)
     sys.argv = [program, *arguments]
     if program.endswith(".py"):

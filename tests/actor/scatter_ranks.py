@@ -9,6 +9,7 @@ import numpy as np
 import torch.distributed as dist
 
 from megatron_rl.actor import groups
+from megatron_rl.actor.config import ActorConfig
 
 PICKLED: list[int] = []
 
@@ -24,7 +25,7 @@ class Value:
         return self.__dict__
 
 
-dist.init_process_group("gloo")
+groups.initialize(ActorConfig(tensor_parallel=4), seed=0)
 rank, seen = dist.get_rank(), []
 for shares in ([0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 2], [0, 0, 0, 0]):
     values = [Value(number, 10 ** (4 * number)) for number in range(max(shares) + 1)]
@@ -35,4 +36,4 @@ for shares in ([0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 2], [0, 0, 0, 0]):
     PICKLED.clear()
 Path(sys.argv[1], f"rank{rank}").write_text(json.dumps(seen))
 dist.barrier()
-dist.destroy_process_group()
+groups.shutdown()

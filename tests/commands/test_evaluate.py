@@ -54,14 +54,16 @@ def rows(out: Path, suite: str = "false_belief") -> list[dict]:
     return records
 
 
-def test_a_megatron_checkpoint_is_its_model(models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_megatron_checkpoint_is_its_model(models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, there, here = tmp_path / "megatron", tmp_path / "there", tmp_path / "here"
     assert main(["convert", "hf-to-megatron", str(models(0)), str(checkpoint)]) == 0
-    before = set(Path(tempfile.gettempdir()).iterdir())
+    (temporary := tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     for model, out in ((models(0), there), (checkpoint, here)):
         assert main(["evaluate", str(model), "false_belief", *SHORT, "--out", str(out)]) == 0
     assert rows(there) == rows(here)
-    assert not [p for p in set(Path(tempfile.gettempdir()).iterdir()) - before if p.name.startswith("megatron_rl-")]
+    assert not list(temporary.glob("megatron_rl-*"))
 
 
 def test_it_draws_what_transformers_draws(models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from megatron_rl.commands import foreground
 from megatron_rl.commands.foreground import check_address, interruptible, run_server
 from megatron_rl.errors import InputError, Interrupted, RunError
+from megatron_rl.rollout.sglang.servers.process import ServerProcess
 from tests.conftest import PATIENCE, ROOT, free_port
 
 SERVER = """
@@ -100,19 +103,24 @@ def test_a_port_that_another_server_holds(host: str) -> None:
 
 
 def test_a_stranger_that_takes_the_port_is_not_believed_and_hears_no_key(
-    sglang: dict[str, str], strangers: Any, capfd: pytest.CaptureFixture[str]
+    sglang: dict[str, str], strangers: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    port, heard = free_port(), []
+    """It comes after the look at the port; time is over three looks after the server has said something."""
+    port, heard, look, looks = free_port(), [], ServerProcess.listens, [0]
 
-    def take() -> None:
-        time.sleep(0.3)  # after the look at the port
+    def take(host: str, port: int) -> None:
+        check_address(host, port)
         heard.append(strangers(port).heard)
 
-    thread = threading.Thread(target=take)
-    thread.start()
+    def listens(server: ServerProcess, port: int) -> bool:
+        looks[0] += "its own words" in server.last_words()
+        return look(server, port)
+
+    monkeypatch.setattr(foreground, "check_address", take)
+    monkeypatch.setattr(ServerProcess, "listens", listens)
+    monkeypatch.setattr(foreground, "time", SimpleNamespace(monotonic=lambda: float(looks[0])))
     with pytest.raises(RunError, match=r"(?s)was not ready in 3 s. It said:.*its own words"):
         run_server(options(port, False), sglang, "secret", "it is ready", 3.0)
-    thread.join()
     assert heard == [[]] and "it is ready" not in capfd.readouterr().out
 
 

@@ -86,11 +86,10 @@ def test_a_file_that_does_not_appear(config: Config) -> None:
     with pytest.raises(InputError, match=r"node 1 found no way .*\.r\.slurm7\.0\.0, which the first"):
         join(config, node(1))
     Path(config.run.folder).mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    stale = {"address": f"127.0.0.1:{port}", "key": "00" * 16}  # of a first node that was killed
-    (Path(config.run.folder) / ".r.slurm7.0.0").write_text(json.dumps(stale))
-    with pytest.raises(InputError, match="nobody answers"):
+    with socket.socket() as taken, pytest.raises(InputError, match="nobody answers"):
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        stale = {"address": f"127.0.0.1:{taken.getsockname()[1]}", "key": "00" * 16}  # of a first node that was killed
+        (Path(config.run.folder) / ".r.slurm7.0.0").write_text(json.dumps(stale))
         join(config, node(1))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from megatron_rl.rollout.batches import Batches
 from megatron_rl.rollout.protocol import Completion, Request, Sampling
+from tests.conftest import PATIENCE
 
 SHORT, LONG = Sampling(2), Sampling(9)
 
@@ -20,7 +21,7 @@ class Recorder:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         self.batches.append(([request.tokens[0] for request in requests], sampling))
-        assert self.open.wait(60)
+        assert self.open.wait(PATIENCE)
         if any(request.tokens[0] == 0 for request in requests):
             raise ValueError("no prompt begins with 0")
         return [
@@ -66,6 +67,8 @@ def test_what_is_asked_for_meanwhile_is_the_next_batch_of_its_sampling_and_other
         given_up = ask(5, LONG)
         await asyncio.sleep(0)
         given_up.cancel()
+        while len(engine.batches) < 2:  # the second is in a thread of its own
+            await asyncio.sleep(0)
         engine.open.set()
         answers = await asyncio.gather(*tasks)
         assert [list(group[0].tokens) for group in answers] == [[1, 0], [2, 0], [3, 0], [4, 0]]

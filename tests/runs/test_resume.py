@@ -11,6 +11,7 @@ from megatron_rl.rewards.workers.pool import Scored
 from megatron_rl.rollout.saved import file_of, load_rollouts, saved_steps
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT
+from tests.runs.gate import HELD
 from tests.runs.records import rows
 
 SMALL = [
@@ -18,6 +19,7 @@ SMALL = [
     *("rollout.staleness=1", "actor.tensor_parallel=1"),
     *("rollout.prompts_per_step=3", "rollout.group_size=2", "evaluation.prompts=0", "evaluation.every=0"),
     *("tracking.wandb=off", "tracking.tensorboard=false", "algorithm.kl_coef=0"),
+    *HELD,
 ]
 
 
@@ -25,7 +27,7 @@ def start(folder: Path, name: str) -> subprocess.Popen[str]:
     where = (f"run.folder={folder}", f"run.name={name}")
     return subprocess.Popen(
         [sys.executable, "-m", "megatron_rl.cli", "train", "quickstart", *where, *SMALL],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "GATE": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -48,12 +50,15 @@ def examples(run: RunFolder) -> list[list[str]]:
 def test_killed_with_rounds_under_way_every_prompt_is_used_once(tmp_path: Path) -> None:
     whole = finish(tmp_path, "whole")
     run = RunFolder(tmp_path / "killed")
+    gate = tmp_path / "closed-5"
+    gate.touch()
     process = start(tmp_path, "killed")
     while not run.metrics_file.exists() or '"stage": "rl", "step": 3,' not in run.metrics_file.read_text():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.kill()
     process.communicate(timeout=PATIENCE)
+    gate.unlink()
     newest = latest(run.checkpoints)
     assert newest is not None and (state := read_state(newest))["step"] in (2, 4)
     assert [len(indices) for indices, *_ in state["under_way"]] == [3]

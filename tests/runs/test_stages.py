@@ -1,5 +1,6 @@
 """Runs through several stages: killed in the middle of each and continued, and runs that generate nothing."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -120,7 +121,8 @@ def test_killed_in_the_middle_of_each_stage_it_continues_bit_identically(whole: 
             time.sleep(0.01)
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for member in family:
-            member.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended with its parent
+                member.kill()
         process.communicate(timeout=PATIENCE)
         psutil.wait_procs(family, timeout=PATIENCE)
         # as if the machine had stopped right there: what was done after the last checkpoint in the middle is lost

@@ -25,18 +25,20 @@ from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.tracking.names import find
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT
+from tests.runs.gate import HELD
 
 SMALL = [
     *("sft.steps=8", "run.steps=6", "run.save_every=2", "run.resume=auto", "evaluation.every=0"),
     *("rollout.prompts_per_step=4", "rollout.group_size=4", "evaluation.prompts=12", "tracking.wandb=off"),
     *("sft_optimizer.warmup_steps=2", "algorithm.mismatch_limit=1e-12"),
+    *HELD,
 ]
 HELDOUT = 12
 
 
 def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "megatron_rl.cli", "train", "quickstart"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "GATE": str(folder)}
     pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(
         [*command, f"run.folder={folder}", f"run.name={name}", *SMALL, *overrides], env=env, **pipes
@@ -44,7 +46,11 @@ def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 
 
 def start_and_wait(run: RunFolder, step: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Start or continue a run; returns when that step of RL has been recorded, with all the run's processes."""
+    """Start or continue a run; returns when that step of RL has been recorded, with all the run's processes.
+
+    The run does not come to the end of the next step before its gate is opened.
+    """
+    gate(run, step + 1).touch()
     process = start(run.path.parent, run.path.name)
     while not run.metrics_file.exists() or f'"stage": "rl", "step": {step},' not in run.metrics_file.read_text():
         assert process.poll() is None, process.communicate()
@@ -52,6 +58,10 @@ def start_and_wait(run: RunFolder, step: int) -> tuple[subprocess.Popen[str], li
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 4  # two ranks, engine, reward worker
     return process, family
+
+
+def gate(run: RunFolder, step: int) -> Path:
+    return run.path.with_name(f"closed-{step}")
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
@@ -145,20 +155,24 @@ def test_interrupted_and_broken_it_continues_bit_identically(whole: tuple[RunFol
 
     process, family = start_and_wait(run, 2)
     process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    while "SIGINT: the run stops at the end of this step" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    gate(run, 3).unlink()
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert all_gone(family)
     stopped = latest(run.checkpoints)
     assert stopped is not None and f"Newest checkpoint: {stopped}. Continue with: {run.command()}\n" in error
-    step = read_state(stopped)["step"]  # the one that was under way
-    assert 2 <= step == rows(run)[-1]["step"] < 6
+    assert read_state(stopped)["step"] == rows(run)[-1]["step"] == 3  # the one that was under way
 
-    process, family = start_and_wait(run, step + 1)
+    process, family = start_and_wait(run, 4)
     next(p for p in family if "megatron_rl.rollout.embedded.process" in " ".join(p.cmdline())).kill()
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "engine0 was killed by SIGKILL" in error and f"Continue with: {run.command()}\n" in error
     assert all_gone(family)
+    gate(run, 5).unlink()
 
     process = start(run.path.parent, run.path.name)
     _, error = process.communicate(timeout=PATIENCE)

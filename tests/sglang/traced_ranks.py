@@ -31,8 +31,11 @@ from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
+from megatron_rl.system.tcp_store import inherited_listener
 from tests.resharding.reference import megatron_shards
 
+if listener := inherited_listener():  # SGLang listens at its port itself
+    listener.close()
 RANK = int(os.environ["RANK"])
 DTYPE = torch.bfloat16
 

@@ -11,6 +11,7 @@ left when its first process is killed. Other users' nodes share what the machine
 import contextlib
 import getpass
 import os
+import random
 import re
 import secrets
 import shutil
@@ -127,7 +128,7 @@ class Cluster:
     def _start(self) -> None:
         folder, user, host = self.folder, getpass.getuser(), os.uname().nodename
         values = dict(folder=folder, user=user, host=host, password=secrets.token_hex(8))
-        ports = {name: free_low_port() for name in ("controller", "database", "storage", *self.nodes)}
+        ports = _ports("controller", "database", "storage", *self.nodes)
         nodes = "".join(NODE.format(name=name, host=host, port=ports[name]) for name in self.nodes)
         self._write("slurm.conf", SLURM.format(**values, **ports) + nodes, 0o644)
         self._write("slurmdbd.conf", SLURMDBD.format(**values, **ports))
@@ -170,9 +171,12 @@ class Cluster:
         """What a node runs besides its daemon and its first process."""
         leader = psutil.Process(self.daemons[node].pid)
         own = ("unshare", "sh", "sleep", "slurmd")
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return [p for p in leader.children(recursive=True) if p.name() not in own]
-        return []
+        return [p for p in _family(leader.pid) if _name(p) not in ("", *own)]
+
+    def left_over(self) -> list[psutil.Process]:
+        """What jobs that have ended left on any node; Slurm's own (slurmstepd) may still be about to end."""
+        found = [p for node in self.nodes if node in self.daemons for p in self.processes(node)]
+        return [p for p in found if (name := _name(p)) and not name.startswith("slurmstepd")]
 
     def shared_memory(self, node: str) -> list[str]:
         """Names of files in a node's /dev/shm."""
@@ -297,6 +301,22 @@ class Cluster:
     def _logs(self) -> str:
         files = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
         return "\n".join(f"{file.name}: {file.read_text(errors='replace')[-800:]}" for file in files)
+
+
+def _ports(*names: str) -> dict[str, int]:
+    """A port for each, all different: daemons listen at them only some time after they are chosen."""
+    found: dict[str, int] = {}
+    for name in names:
+        after = max(found.values()) - 19_999 if found else random.randrange(9_900)  # counted from 20000
+        found[name] = free_low_port(first=after)
+    return found
+
+
+def _name(process: psutil.Process) -> str:
+    """Empty for one that has ended meanwhile."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
 
 
 def _family(pid: int) -> list[psutil.Process]:

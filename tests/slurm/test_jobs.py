@@ -28,7 +28,7 @@ def test_a_run_to_its_end(whole: tuple[Site, int]) -> None:
     assert "quickstart: nothing is wrong." in said and "after RL" in said
     assert [row["step"] for row in site.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
     assert (site.folder / "runs" / "latest").resolve() == site.folder / "runs" / "held"
-    assert site.cluster.processes("node0") == site.cluster.processes("node1") == []
+    assert site.cluster.left_over() == []
 
 
 def test_stopped_by_its_time_limit_and_by_preemption_it_ends_as_if_nothing_had_been(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from megatron_rl.system.batched import Batched, in_thread
+from tests.conftest import PATIENCE
 
 
 def test_calls_of_one_tick_are_answered_together_in_their_order() -> None:
@@ -35,7 +36,7 @@ def test_calls_that_come_meanwhile_are_the_next_batch() -> None:
 
     def wait(items: Sequence[int]) -> Sequence[int]:
         asked.append(list(items))
-        assert gate.wait(100)
+        assert gate.wait(PATIENCE)
         return items
 
     async def main() -> None:

@@ -15,12 +15,18 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_rl.system.supervision import supervisor
+from megatron_rl.system.supervision import screen, supervisor
 from megatron_rl.system.supervision.members import LOST, Lead, Node
 from megatron_rl.system.supervision.supervisor import Outcome, Process, follow, supervise
 from tests.conftest import PATIENCE
 
-SLEEP = "import time; time.sleep(600)"
+SLEEP = "import time; time.sleep(3600)"
+# Waits for the end of the process that has written its number to pid in this folder.
+UNTIL_GONE = """
+import os, time
+while not os.path.exists(r'{0}/pid') or not (pid := open(r'{0}/pid').read()): time.sleep(.01)
+while os.path.exists('/proc/' + pid): time.sleep(.01)
+"""
 
 
 def python(name: str, code: str, **options: Any) -> Process:
@@ -38,18 +44,19 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, no silence is long enough to be broken."""
+    monkeypatch.setattr(screen, "LINE", PATIENCE)
+
+
 def test_who_fails_late_is_named_and_not_who_lost_him_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "SETTLE", 0.0)
     monkeypatch.setattr(supervisor, "DOUBT", PATIENCE)
     lost = (
         f"import os, sys; open(r'{tmp_path}/pid', 'w').write(str(os.getpid())); sys.exit('Connection closed by peer')"
     )
-    first = (
-        "import os, time\n"
-        f"while not os.path.exists(r'{tmp_path}/pid') or not (pid := open(r'{tmp_path}/pid').read()): time.sleep(.01)\n"
-        "while os.path.exists('/proc/' + pid): time.sleep(.01)\n"
-        "raise ValueError('the cause')"
-    )
+    first = f"{UNTIL_GONE.format(tmp_path)}raise ValueError('the cause')"
     outcome = supervise([python("rank0", lost), python("rank1", first)], tmp_path / "logs")
     assert outcome.code == 1 and outcome.message.startswith("rank1 ended with exit code 1")
     assert "the cause" in outcome.message
@@ -62,7 +69,10 @@ def test_where_all_lost_another_the_first_is_named(tmp_path: Path, monkeypatch: 
     assert outcome.message.startswith("rank0 ended") and "reset by peer" in outcome.message
 
 
-def test_success_ends_the_service_after_the_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_success_ends_the_service_after_the_workers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LEAST_GRACE", PATIENCE)
     service = (
         "import os, signal, sys, time\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (open(r'{tmp_path}/ended', 'w').close(), os._exit(0)))\n"
@@ -99,14 +109,18 @@ def test_a_failing_worker_ends_all(tmp_path: Path) -> None:
     assert not pids.exists() or not pids.read_text() or gone(int(pids.read_text()))
 
 
-def test_bad_input_is_the_cause_even_when_another_process_fails_first(tmp_path: Path) -> None:
+def test_bad_input_is_the_cause_even_when_another_process_fails_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SETTLE", PATIENCE)
+    first = f"import os; open(r'{tmp_path}/pid', 'w').write(str(os.getpid())); raise SystemExit(1)"
     bad = (
-        "import time; time.sleep(.3)\n"
+        f"{UNTIL_GONE.format(tmp_path)}"
         "from megatron_rl.errors import InputError\nfrom megatron_rl.system.processes import run\n"
         "def main():\n    print('a warning'); raise InputError('data.jsonl, row 3: no answer.')\n"
         "run(main)"
     )
-    outcome = supervise([python("rank0", "raise SystemExit(1)"), python("rank1", bad)], tmp_path)
+    outcome = supervise([python("rank0", first), python("rank1", bad)], tmp_path / "logs")
     assert outcome == Outcome(2, "data.jsonl, row 3: no answer.")
 
 
@@ -179,12 +193,13 @@ def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
 SUPERVISOR = """
 import json, sys
 from pathlib import Path
+from megatron_rl.system.supervision import supervisor
 from megatron_rl.system.supervision.supervisor import Process, supervise
-folder, grace, *codes = sys.argv[1:]
+folder, grace, supervisor.SETTLE, *codes = sys.argv[1], *map(float, sys.argv[2:4]), *sys.argv[4:]
 processes = [
     Process(f"p{i}", [sys.executable, "-c", code], follows=code.startswith("# follows")) for i, code in enumerate(codes)
 ]
-outcome = supervise(processes, Path(folder), float(grace), "it will stop.")
+outcome = supervise(processes, Path(folder), grace, "it will stop.")
 (Path(folder) / "outcome").write_text(json.dumps([outcome.code, outcome.message]))
 """
 
@@ -192,14 +207,14 @@ outcome = supervise(processes, Path(folder), float(grace), "it will stop.")
 class Supervised:
     """A supervisor in a process of its own, with children that have written their process ids."""
 
-    def __init__(self, folder: Path, *codes: str, grace: float = 30.0) -> None:
+    def __init__(self, folder: Path, *codes: str, grace: float = PATIENCE, settle: float = 1.0) -> None:
         self.folder = folder
         marked = [
             f"{code}\nimport os; open(r'{folder}/pid{i}~','w').write(str(os.getpid())); "
             f"os.rename(r'{folder}/pid{i}~', r'{folder}/pid{i}')\n{SLEEP}"
             for i, code in enumerate(codes)
         ]
-        self.popen = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), str(grace), *marked])
+        self.popen = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), str(grace), str(settle), *marked])
         started = [folder / f"pid{i}" for i in range(len(codes))]
         wait_for(lambda: self.popen.poll() is not None or all(p.exists() for p in started), "children did not start")
         self.pids = [int((folder / f"pid{i}").read_text()) for i in range(len(codes))]
@@ -250,7 +265,7 @@ def test_sigusr1_leaves_time_to_save_however_often_it_comes(tmp_path: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_every_process_of_a_job_is_one_request(tmp_path: Path, number: signal.Signals) -> None:
     """The worker dies of SIGTERM as it has nothing to save; nobody dies of SIGUSR1 but whom the supervisor ends."""
-    supervised = Supervised(tmp_path, "pass", "# follows")
+    supervised = Supervised(tmp_path, "pass", "# follows", settle=PATIENCE)
     for pid in (*supervised.pids, supervised.popen.pid):
         os.kill(pid, number)
     assert supervised.outcome() == [128 + number, f"Stopped by {number.name}."]
@@ -352,7 +367,7 @@ def test_a_signal_to_another_machine_stops_all(tmp_path: Path) -> None:
             there.send(("ended", 0, ""))
 
         pool.submit(end)
-        outcome = supervise([python("rank0", stops)], tmp_path, 30.0, nodes=[Node("node 1", here)])
+        outcome = supervise([python("rank0", stops)], tmp_path, PATIENCE, nodes=[Node("node 1", here)])
     assert outcome.code == 128 + signal.SIGUSR1
 
 

@@ -56,7 +56,9 @@ def find(state: Tensors, name: str) -> torch.Tensor:
     return state[".".join(words)][tuple(index)]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(cases())
 def test_there_and_back(tmp_path_factory: pytest.TempPathFactory, case: Case) -> None:
     """Any family, any two shardings: what torch reads is what Megatron holds, and the folder comes back bit by bit."""

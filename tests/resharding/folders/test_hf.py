@@ -112,7 +112,9 @@ def edit_index(folder: Path, changes: dict[str, str | None]) -> None:
     (folder / INDEX).write_text(json.dumps(content))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(cases())
 def test_load_and_export_round_trip(tmp_path_factory: pytest.TempPathFactory, case: Case) -> None:
     """Folder -> sharded model -> folder -> differently sharded model, in bfloat16, with many small files and bands."""

@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from megatron_rl.resharding.transports.cuda_ipc import HeldOnDevice
 from megatron_rl.resharding.transports.endpoints import Endpoints
 from megatron_rl.resharding.transports.point_to_point import CONTROL, PointToPointDestination, PointToPointSource
 from megatron_rl.resharding.transports.transport import HeldStill
+from tests.conftest import PATIENCE
 
 Tensors = dict[str, torch.Tensor]
 
@@ -49,12 +52,19 @@ class Job:
     wanted: list[Tensors]  # by destination rank: what they hold at first
     rounds: list[Round]
     buffer: int = 1 << 20
-    timeout: float = 60.0
+    timeout: float = PATIENCE
     backend: str = "gloo"  # "nccl": rank n on GPU n
     at_once: bool = False  # hashes as in a GPU's memory
 
 
-def spoil(fault: str, timeout: float) -> None:
+def missed(job: Job, folder: Path, number: int) -> None:
+    """Wait until every destination has given this round up."""
+    outcomes = [folder / f"{number}.{len(job.held) + rank}.pt" for rank in range(len(job.wanted))]
+    while not all(outcome.exists() for outcome in outcomes):
+        time.sleep(0.05)
+
+
+def spoil(fault: str, stall: Callable[[], None]) -> None:
     """Let this process's n-th data message be wrong from here on: "corrupt n", "truncate n", "stall n", "kill n"."""
     name, _, count = fault.partition(" ")
     seen = 0
@@ -68,7 +78,7 @@ def spoil(fault: str, timeout: float) -> None:
                 if name == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 elif name == "stall":
-                    time.sleep(timeout + 1)
+                    stall()
                 elif name == "corrupt":
                     tensor[0] ^= 1
                 elif name == "truncate":
@@ -115,8 +125,8 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
                 end.close()
                 dist.destroy_process_group()
             meet = f"file://{folder}/meet{number}"
-            minute = timedelta(minutes=1)
-            dist.init_process_group(job.backend, init_method=meet, rank=rank, world_size=world, timeout=minute)
+            patience = timedelta(seconds=PATIENCE)
+            dist.init_process_group(job.backend, init_method=meet, rank=rank, world_size=world, timeout=patience)
             end = None
         fault = turn.faults.get(rank, "")
         plan, buffer, version = make_plan(job.source, job.destination), job.buffer, turn.version
@@ -132,9 +142,9 @@ def run(job: Job, rank: int, folder: Path, first: int) -> None:
         elif fault == "version":
             version += 1
         elif fault == "late":
-            time.sleep(job.timeout + 1)
+            missed(job, folder, number)
         elif fault:
-            spoil(fault, job.timeout)
+            spoil(fault, partial(missed, job, folder, number))
         outcome: dict[str, Any] = {"error": "", "version": -1}
         end = end or ends_of(job, rank, plan, buffer, turn.timeout)
         started = time.monotonic()

@@ -19,6 +19,7 @@ from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.swap import Landing, merge_hashes
 from megatron_rl.resharding.transports.files import HEADER, FilesDestination, FilesSource
 from megatron_rl.resharding.transports.transport import owned_hashes
+from tests.conftest import PATIENCE
 from tests.resharding.reference import Tensors, hf_tensors, megatron_shards
 from tests.resharding.sglang_reference import sglang_shards
 from tests.resharding.transports.test_transport import CONFIG
@@ -42,7 +43,7 @@ class Swap:
     def source(self, rank: int, run: str = "run", plan: Plan | None = None) -> FilesSource:
         return FilesSource(plan or self.plan, rank, self.held[rank], self.dtype, self.folder, run)
 
-    def landing(self, rank: int = 0, plan: Plan | None = None, timeout: float = 60) -> Landing:
+    def landing(self, rank: int = 0, plan: Plan | None = None, timeout: float = PATIENCE) -> Landing:
         parameters, plan = self.wanted[rank], plan or self.plan
         end = FilesDestination(plan, rank, parameters, self.folder, "run", timeout)
         return Landing(plan, rank, parameters, end)
@@ -59,7 +60,7 @@ class Swap:
     def expected(self, rank: int) -> Tensors:
         return sglang_shards({n: t.to(self.dtype) for n, t in self.hf.items()}, CONFIG, ENGINE)[rank]
 
-    def refused(self, message: str, version: int = 1, rank: int = 0, timeout: float = 60) -> None:
+    def refused(self, message: str, version: int = 1, rank: int = 0, timeout: float = PATIENCE) -> None:
         """A pull fails by this message and leaves the rank poisoned."""
         landing = self.landing(rank, timeout=timeout)
         with pytest.raises(SwapError, match=message):

@@ -70,7 +70,7 @@ class EngineWorker:
 def trainer_rank(address: str, session: str, rank: int) -> None:
     sender = Sender(LAYOUT, rank, HELD[rank], torch.float32)
     sender.start(address, session)
-    time.sleep(600)
+    time.sleep(SECONDS)
 
 
 def engine_worker(address: str, session: str, rank: int) -> None:

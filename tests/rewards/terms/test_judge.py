@@ -17,7 +17,7 @@ from megatron_rl.rewards.serving.judge import KEY, judge_of
 from megatron_rl.rewards.terms.judge import judge
 from megatron_rl.rewards.workers.pool import RewardPool
 from megatron_rl.rewards.workers.trial import try_rewards
-from tests.conftest import free_port
+from tests.conftest import PATIENCE, free_port
 from tests.rewards.serving import said, serving
 
 SAMPLE = Sample(
@@ -40,7 +40,7 @@ def rubric(tmp_path: Path) -> str:
 
 
 def ask(url: str, rubric: str, sample: Sample = SAMPLE, **args: Any) -> dict[str, float]:
-    score = asyncio.run(judge(sample, url, "gpt", rubric, **args))
+    score = asyncio.run(judge(sample, url, "gpt", rubric, **({"timeout": PATIENCE} | args)))
     assert isinstance(score, dict)
     return score
 
@@ -148,9 +148,9 @@ def test_it_hangs_in_the_workers(rubric: str) -> None:
 
     with serving(reply) as server:
         args = {"url": server.url, "model": "gpt", "rubric": rubric, "retries": 0}
-        args |= {"timeout": 2.0, "default": 0.5}  # as the deadline: which comes first is the machine's
+        args |= {"timeout": 10.0, "default": 0.5}  # as the deadline: which comes first is the machine's
         options = RewardsConfig(
-            terms={"judge": 2.0}, args={"judge": args}, deadline=2.0, first_deadline=2.0, concurrency=16, workers=2
+            terms={"judge": 2.0}, args={"judge": args}, deadline=10.0, first_deadline=10.0, concurrency=16, workers=2
         )
         extra = {"story": "s", "options": []}
         drawn = [Sample("Q", "hang" if i in (3, 40) else f"fine {i}", "A", extra=extra) for i in range(60)]

@@ -33,7 +33,7 @@ SCORE = ("score", "failed", "retries")
 def ask(sample: Sample, url: str, **args: Any) -> tuple[float, ...]:
     """Score, whether it failed, and calls after the first."""
     model_of.cache_clear()  # the key is read once in a worker
-    score = asyncio.run(reward_model(sample, url, **args))
+    score = asyncio.run(reward_model(sample, url, **({"timeout": PATIENCE} | args)))
     assert isinstance(score, dict) and score.keys() == {*SCORE, "seconds"}
     return tuple(score[name] for name in SCORE)
 

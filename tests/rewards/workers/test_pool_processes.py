@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.rewards.config import RewardsConfig
 from megatron_rl.rewards.workers.pool import RewardPool, Scored
 from megatron_rl.rewards.workers.terms import RewardError
+from tests.conftest import PATIENCE
 from tests.rewards.workers.conftest import BROKEN_IN_WORKERS, config, rewards_of_a_user, samples, wait_for_end, workers
 
 
@@ -86,16 +88,22 @@ def test_ctrl_c_is_for_the_trainer(user_module):
 
 
 def test_an_interrupted_pool_leaves_no_worker(user_module):
-    pool = RewardPool(config(user_module, deadline=100.0))
+    pool = RewardPool(config(user_module, deadline=PATIENCE))
     running = workers()
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def interrupt_at_work() -> None:
+        while not user_module.exists() or len(user_module.read_text().split()) < 2:
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+
     previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    thread = threading.Thread(target=interrupt_at_work, daemon=True)
     try:
         with pytest.raises(KeyboardInterrupt):
+            thread.start()
             pool.score(samples("spin", "sleep"))
     finally:
         signal.signal(signal.SIGALRM, previous)

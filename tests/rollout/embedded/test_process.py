@@ -30,7 +30,7 @@ from megatron_rl.rollout.embedded.client import (
 from megatron_rl.rollout.embedded.generate import generate
 from megatron_rl.rollout.protocol import Request, Sampling
 from megatron_rl.system.channel import key_from_environment, parse_address
-from tests.conftest import PATIENCE, ROOT
+from tests.conftest import PATIENCE, ROOT, free_port
 
 KEY = secrets.token_bytes(16)
 CONFIG = RolloutConfig(max_running=24, threads=1)
@@ -55,12 +55,6 @@ from megatron_rl.rollout.embedded import process
 process.LINGER = 0.1
 process.run(process.main)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def gone(pid: int, seconds: float = PATIENCE) -> bool:
@@ -246,23 +240,45 @@ def test_requests_awaited_one_by_one_are_completed_as_one_batch(engines, models,
     engines[0].finish_swap(9, ranks.hashes())
 
 
-def test_how_far_a_generation_is(engines, models, trainer):
+def test_how_far_a_generation_is(engines, models, trainer, monkeypatch):
+    """Each engine's words are noted as they come, and the first ones are held until both are there."""
+    words, seen = {engine: [] for engine in engines}, threading.Event()
+
+    def note(engine, word):
+        vars(engine)["_progress"] = word
+        words[engine].append(word)
+        if word != (0, 0):
+            seen.wait(PATIENCE)
+
     ranks = trainer(models["qwen3"][0], ParallelSizes())
     pool = EnginePool(engines)
     pool.attach(ranks.source())
     swap(pool, ranks, 1)
     requests = [Request([1, 2, 3], list(range(40))) for _ in range(2)]
+    assert pool.progress() == (0, 0)
+    monkeypatch.setattr(
+        EmbeddedEngine, "_progress", property(lambda engine: vars(engine)["_progress"], note), raising=False
+    )
     generating = threading.Thread(target=pool.generate, args=(requests, Sampling(100, stop_tokens=(3,))))
-    assert pool.progress() == (0, 0)
     generating.start()
-    seen = set()
-    while generating.is_alive():
-        seen.add(pool.progress())
-    assert (0, 80) in seen and all(0 <= done <= asked <= 80 for done, asked in seen)
+    while pool.progress() != (0, 80):
+        assert generating.is_alive(), words
+        time.sleep(0.01)
+    seen.set()
+    generating.join()
+    for first, *more in words.values():
+        assert first == (0, 40) and all(0 <= done <= asked == 40 for done, asked in more[:-1])
+        assert more[-1] == (0, 0)
     assert pool.progress() == (0, 0)
 
 
-def test_memory_stays_flat(engines, models, trainer):
+def unfiled(pid: int) -> int:
+    """Bytes that a process has in memory, but for pages of files, which come and go with what the machine has free."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return sum(int(status[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+
+
+def test_memory_stays_flat(started, engines, models, trainer):
     engine, ranks = engines[0], trainer(models["qwen3"][0], ParallelSizes(tensor=2))
     engine.attach(ranks.source())
     batch = [Request([1 + index] * (1 + 5 * index), list(range(4))) for index in range(8)]
@@ -270,7 +286,8 @@ def test_memory_stays_flat(engines, models, trainer):
     for step in range(50):
         swap(engine, ranks, step)
         engine.generate(batch, Sampling(6))
-        resident.append(engine.health()["resident_bytes"])
+        assert engine.health()["resident_bytes"] > 0
+        resident.append(unfiled(started[0].pid))
     assert max(resident[20:]) - resident[19] < 4e6
 
 

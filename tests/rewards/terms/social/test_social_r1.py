@@ -19,7 +19,7 @@ from megatron_rl.rewards.terms.social.social_r1 import (
     weights,
 )
 from megatron_rl.rewards.terms.style.length import length_window, window_factor
-from tests.conftest import free_port
+from tests.conftest import PATIENCE, free_port
 from tests.rewards.serving import Server, said, serving
 
 STORY = "Sally puts the ball into the basket and leaves. Anne moves the ball to the box."
@@ -112,12 +112,13 @@ def asked(server: Server | None, sample: Sample, tmp_path: Path, **args: Any) ->
     (tmp_path / "rubric.txt").write_text("{reasoning}")
     url = server.url if server else f"http://127.0.0.1:{free_port()}"
     judge_of.cache_clear()
+    patient = {"retries": 0, "timeout": PATIENCE}
     score = social_r1(
         sample,
         structure="judge",
         content="reward_model",
-        judge={"url": url, "model": "gpt", "rubric": str(tmp_path / "rubric.txt"), "retries": 0},
-        reward_model={"url": url, "retries": 0},
+        judge={"url": url, "model": "gpt", "rubric": str(tmp_path / "rubric.txt"), **patient},
+        reward_model={"url": url, **patient},
         **args,
     )
     assert inspect.isawaitable(score)
