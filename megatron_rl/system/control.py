@@ -28,7 +28,7 @@ from megatron_rl.errors import InputError, SwapError
 from megatron_rl.system.channel import dial, listen, notice_absence
 from megatron_rl.system.exchange import Exchange, message
 
-_HELLO_SECONDS = 10.0  # that a caller may be silent until it has proved itself and said who it is
+_HELLO_SECONDS = 30.0  # that a caller may be silent until it has proved itself and said who it is
 _ADMITTING = 32  # callers at most, at a time
 
 
