@@ -111,9 +111,7 @@ def _read(path: Path) -> dict[str, Written]:
     except OSError as error:
         raise InputError(f"{path} is not a configuration file: {_first_line(error)}.") from error
     if content is None:
-        raise InputError(
-            f"{path} holds no mapping; a configuration maps groups, such as run, to their options."
-        )
+        raise InputError(f"{path} holds no mapping; a configuration maps groups, such as run, to their options.")
     return dict(content)
 
 

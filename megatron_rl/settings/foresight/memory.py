@@ -142,7 +142,7 @@ def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: 
     if config.preference.steps:
         frozen = max(frozen, 3 if config.preference.loss == "cdpo" else 1)
     adapted, gradient = config.actor.lora.rank > 0, GRADIENT_BYTES[actor.gradients]
-    exchange = copies * trained.all * gradient
+    exchange: float = copies * trained.all * gradient
     if on.gpus and actor.gradients == "bfloat16" and not actor.optimizer_on_host and actor.moments == "float32":
         exchange = _sharded(trained, sizes) * GRADIENT_BYTES["float32"]
     return Memory(
@@ -206,8 +206,8 @@ def _beside(config: Config, arch: Architecture, trained: bool) -> float:
     found = []
     for stage in (0, sizes.pipeline - 1):
         own = held(arch, sizes, stage)
-        states = own.all * GRADIENT_BYTES[config.actor.gradients]
-        states += _sharded(own, sizes) * state_bytes(config.actor, item)
+        gradients = own.all * GRADIENT_BYTES[config.actor.gradients]
+        states = gradients + _sharded(own, sizes) * state_bytes(config.actor, item)
         found.append(own.all * item + (states if trained else 0))
     return max(found)
 
