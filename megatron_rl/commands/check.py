@@ -30,6 +30,7 @@ from megatron_rl.settings.foresight.suggest import (
     Options,
     Suggestion,
     enough_nodes,
+    fits_asleep,
     suggest,
 )
 from megatron_rl.settings.load import load
@@ -200,6 +201,8 @@ def _none(
         return f"Layouts fit on {on.nodes} x {on.gpus} {on.name}, but none without a problem. Of one: {against[0]}"
     serving = flagged(options, "launch.rollout_nodes")
     said = f"No layout fits on {on.nodes} x {on.gpus} {on.name}."
+    if fits_asleep(config, hf_config, on, options.tokens, serving):
+        return f"{said} With actor.asleep=true there are some: add it, and ask again."
     if nodes := enough_nodes(config, hf_config, on, options.tokens, serving):
         return f"{said} On {nodes} nodes there are some: --nodes {nodes}."
     return f"{said} Even {TIMES[-1] * on.nodes} nodes would not do."

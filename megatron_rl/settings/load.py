@@ -96,6 +96,8 @@ def _call(name: str) -> DictConfig:
 
 
 def _read(path: Path) -> dict[str, Written]:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the YAML file in it that is the configuration.")
     if not path.is_file():
         raise InputError(f"The configuration file {path} does not exist.")
     try:
@@ -109,7 +111,7 @@ def _read(path: Path) -> dict[str, Written]:
     except OSError as error:
         raise InputError(f"{path} is not a configuration file: {_first_line(error)}.") from error
     if content is None:
-        raise InputError(f"{path} holds no mapping; a configuration is a mapping of rooms to options.")
+        raise InputError(f"{path} holds no mapping; a configuration maps groups, such as run, to their options.")
     return dict(content)
 
 

@@ -152,7 +152,7 @@ TIME = {
     "mfu": Metric(
         "fraction",
         "model FLOPs of the step's updates over what the ranks' devices can do at most in `time/update`: GPUs their "
-        "dense bfloat16 peak, CPUs a product's rate, measured when the run began",
+        "dense peak in `model.dtype`, CPUs a product's rate, measured when the run began",
         "GPUs 0.3 to 0.5; passes for old log-probs and a reference, and recomputation, lower it",
     ),
     "time/generate": Metric("seconds", "in which the step's completions were generated; may overlap earlier steps"),

@@ -20,11 +20,11 @@ def update_flops(arch: Architecture, rows: Iterable[TrainingRow]) -> float:
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """FLOP/s that one rank's device can do at most: of a known GPU its dense bfloat16 peak, else a product's."""
+    """FLOP/s that one rank's device can do at most: of a known GPU its dense peak in this dtype, else a product's."""
     if accelerator.on_gpu():
         known = of_name(torch.cuda.get_device_name())
         if known is not None:
-            return known.flops
+            return known.flops_fp32 if dtype == torch.float32 else known.flops
     return _measured(dtype)
 
 

@@ -79,6 +79,10 @@ def test_why_there_is_no_layout(capsys: pytest.CaptureFixture[str]) -> None:
     assert "and the machine has 1 GPU to give each rank one" in found["problems"][0]
     assert main(["check", HERE + "rl", *few, "235b.json"]) == 2
     assert capsys.readouterr().out.splitlines()[-1] == said
+    two = ["launch.nodes=1", "--gpu", "h100", "--gpus", "2", "--suggest", "--model", "8b.json"]
+    said = "No layout fits on 1 x 2 H100. With actor.asleep=true there are some: add it, and ask again."
+    assert answer(capsys, HERE + "rl", *two, code=2)["why_none"] == said
+    assert answer(capsys, HERE + "rl", *two, "actor.asleep=true", code=2)["suggestions"]
     enough = answer(capsys, HERE + "rl", *THERE, "--suggest")
     assert enough["suggestions"] and enough["why_none"] is None
 

@@ -216,6 +216,9 @@ def test_unreadable_file(tmp_path: Path, content: str, part: str) -> None:
         load(str(file))
     with pytest.raises(InputError, match=r"missing\.yaml does not exist"):
         load(str(tmp_path / "missing.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(InputError, match=r"folder\.yaml is a folder: give the YAML file in it"):
+        load(str(tmp_path / "folder.yaml"))
 
 
 text = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="$"), max_size=20)

@@ -64,3 +64,5 @@ def test_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA X1", 1.0)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
         assert peak_flops(torch.bfloat16) == peak
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert peak_flops(torch.float32) == 67e12

@@ -7,7 +7,7 @@ parameter. Imports no torch.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -282,34 +282,32 @@ def _product(sizes: Mapping[str, int]) -> str:
 def _tensor_violations(
     found: Family, config: Mapping[str, Any], numbers: dict[str, int], size: int, fused_norms: bool
 ) -> list[str]:
-    heads, groups = numbers["heads"], numbers["groups"]
-    rules: list[tuple[str, int, Callable[[int], bool]]] = [("num_attention_heads", heads, lambda n: heads % n == 0)]
+    heads, groups, what = numbers["heads"], numbers["groups"], f"actor.tensor_parallel={size}"
+    rules, problems = [("num_attention_heads", heads)], []
     if "kv" in numbers:
         features = (heads + 2 * groups) * numbers["head_dim"]
-        # Megatron replicates the work of a group when there are more ranks than groups.
-        rules.append(
-            ("num_key_value_heads", groups, lambda n: groups % n == 0 or (n % groups == 0 and features % n == 0))
-        )
+
+        def grouped(n: int) -> bool:  # Megatron replicates the work of a group when there are more ranks than groups
+            return groups % n == 0 or (n % groups == 0 and features % n == 0)
+
+        if not grouped(size):
+            fit = fitting(heads, lambda n: heads % n == 0 and grouped(n))
+            problems.append(f"{what} and num_key_value_heads={groups} do not divide each other; {fit}.")
     elif not fused_norms:  # latent attention with Megatron's own layers splits the down-projections
         down = {"q_lora_rank": "q_lora", "kv_lora_rank + qk_rope_head_dim": "kv_lora_rope"}
-        rules += ((key, n, partial(_divides, n)) for key, name in down.items() if (n := numbers.get(name, 0)))
+        rules += ((key, n) for key, name in down.items() if (n := numbers.get(name, 0)))
     if dense_layers(found, config):
-        rules.append(("intermediate_size", numbers["mlp"], partial(_divides, numbers["mlp"])))
+        rules.append(("intermediate_size", numbers["mlp"]))
     if numbers.get("predictors"):
-        rules.append(("hidden_size", numbers["hidden"], partial(_divides, numbers["hidden"])))
+        rules.append(("hidden_size", numbers["hidden"]))
     if shared := numbers.get("shared_mlp"):
-        rules.append(("moe_intermediate_size x n_shared_experts", shared, partial(_divides, shared)))
-    what = f"actor.tensor_parallel={size}"
-    return [indivisible(what, key, value, divides) for key, value, divides in rules if not divides(size)]
+        rules.append(("moe_intermediate_size x n_shared_experts", shared))
+    return [indivisible(what, key, value) for key, value in rules if value % size] + problems
 
 
-def _divides(value: int, size: int) -> bool:
-    return value % size == 0
-
-
-def indivisible(what: str, key: str, value: int, divides: Callable[[int], bool] | None = None) -> str:
+def indivisible(what: str, key: str, value: int) -> str:
     """That ``what`` does not divide the size ``key``, and what does."""
-    return f"{what} does not divide {key}={value}; {fitting(value, divides or partial(_divides, value))}."
+    return f"{what} does not divide {key}={value}; {fitting(value, lambda n: value % n == 0)}."
 
 
 def fitting(most: int, fits: Callable[[int], bool]) -> str:

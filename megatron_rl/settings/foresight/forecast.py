@@ -31,6 +31,7 @@ class Forecast:
     running: float  # sequences that an engine decodes at a time
     engines: int  # that are started
     places: Places
+    rate: float  # FLOP/s of dense products in the model's dtype, at most; 0: not known
     peak: float  # bytes of the fullest GPU, or of the fullest trainer process without one
     phases: dict[str, float]  # the same in each phase of a step
     step: Step | None  # None: the hardware's speed is not known, or there is no RL
@@ -111,8 +112,7 @@ class Forecast:
         return {
             "prompts of": f"{load.prompt:.0f} tokens",
             "completions of": f"{load.completion:.0f} (longest {load.longest})",
-            "executed FLOPs of training at": f"{100 * assume.executed:.0f} % of {numbered(self.on.flops / 1e12)} "
-            "TFLOP/s",
+            "executed FLOPs of training at": f"{100 * assume.executed:.0f} % of {numbered(self.rate / 1e12)} TFLOP/s",
             "of experts at": f"{100 * assume.experts:.0f} % of that",
             "decoding at": f"{100 * assume.bandwidth:.0f} % of {self.on.bandwidth / 1e9:,.0f} GB/s, "
             f"or {100 * assume.decoding:.0f} % of the peak",
@@ -214,7 +214,8 @@ def foreseen(
             "swap": trainer.resting + (crowd * (weights + (0 if colocated else least)) if together else 0),
         }
     peak = max(phases.values())
-    known = config.run.steps > 0 and on.rate(config.model.dtype) > 0
+    rate = on.rate(config.model.dtype)
+    known = config.run.steps > 0 and rate > 0
     return Forecast(
         on,
         load,
@@ -224,6 +225,7 @@ def foreseen(
         running,
         rollout.engines,
         where,
+        rate,
         peak,
         phases,
         seconds(config, arch, on, load, running, crowd) if known else None,

@@ -6,11 +6,16 @@ The same as the sum over ``resharding.layouts.megatron.megatron_layout``, which 
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from megatron_rl.actor.config import ActorConfig
+from megatron_rl.actor.tuning.names import frozen_tensors
+from megatron_rl.resharding.families import canonical_tensors, with_scalar_head
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.resharding.layouts.megatron import layer_places
+
+_BEFORE, _AFTER = -1, -2  # the layers: the embedding; the final norm and the head
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,54 @@ def held(arch: Architecture, sizes: ParallelSizes, stage: int) -> Held:
         each = 3 * arch.hidden * arch.expert_hidden // sizes.expert_tensor
         experts = layers * max(arch.experts // sizes.expert, 1) * each
     return Held(dense, experts)
+
+
+def unfrozen(arch: Architecture, sizes: ParallelSizes, stage: int, freeze: tuple[str, ...]) -> Held:
+    """Of what each rank of a pipeline stage holds, what these patterns of ``actor.freeze`` leave to train.
+
+    A share of the rank's numbers: norms, which every tensor-parallel rank holds, count as if they were split as well.
+    """
+    own, counts = held(arch, sizes, stage), _counts(arch, freeze)
+    places = [i for i, (at, _, _) in enumerate(layer_places(arch.layers, sizes)) if at == stage]
+    places += [_BEFORE] * (stage == 0) + [_AFTER] * (stage == sizes.pipeline - 1)
+    found = [sum(counts[place][i] for place in places) for i in range(4)]
+    dense, dense_left, experts, experts_left = found
+    return Held(own.dense * dense_left // dense, own.experts * experts_left // max(experts, 1))
+
+
+@cache
+def _counts(arch: Architecture, freeze: tuple[str, ...]) -> dict[int, tuple[int, int, int, int]]:
+    """Of each layer, and of what stands before and after them: numbers, those of them that are trained, and the same
+    of experts."""
+    found = {place: [0, 0, 0, 0] for place in (_BEFORE, *range(arch.layers), _AFTER)}
+    config = _config_json(arch)
+    frozen = frozen_tensors(config, freeze)
+    for name, spec in canonical_tensors(config).items():
+        words = name.split(".")
+        layered = words[:2] == ["model", "layers"]
+        place = int(words[2]) if layered else _BEFORE if words[1] == "embed_tokens" else _AFTER
+        at = 2 if "experts" in words else 0
+        found[place][at] += spec.elements
+        found[place][at + 1] += 0 if name in frozen else spec.elements
+    return {place: (a, b, c, d) for place, (a, b, c, d) in found.items()}
+
+
+def _config_json(arch: Architecture) -> dict[str, Any]:
+    """A config.json of these sizes, of which the tensors' names and shapes follow."""
+    sizes: dict[str, Any] = {
+        "model_type": arch.family,
+        "hidden_size": arch.hidden,
+        "intermediate_size": arch.mlp_hidden,
+        "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads,
+        "num_key_value_heads": arch.kv_heads,
+        "head_dim": arch.head_dim,
+        "vocab_size": arch.vocab,
+        "tie_word_embeddings": arch.tied,
+    }
+    if arch.experts:
+        sizes |= {"num_experts": arch.experts, "moe_intermediate_size": arch.expert_hidden}
+    return with_scalar_head(sizes) if arch.scalar else sizes
 
 
 def check_buckets(config: ActorConfig, arch: Architecture) -> list[str]:

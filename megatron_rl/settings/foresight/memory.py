@@ -14,7 +14,7 @@ from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.settings.footprint import GRADIENT_BYTES, WEIGHT_BYTES, asks_frozen, frozen_bytes, state_bytes
 from megatron_rl.settings.foresight.activations import Kernels, kept, passing
 from megatron_rl.settings.foresight.hardware import Hardware
-from megatron_rl.settings.foresight.held import held, matrix, stage_layers
+from megatron_rl.settings.foresight.held import Held, held, matrix, stage_layers, unfrozen, whole
 from megatron_rl.settings.foresight.work import most_tokens, workload
 
 RUNTIME = 2.0e9  # bytes of a GPU that CUDA, cuBLAS and NCCL take for themselves; assumed
@@ -120,7 +120,7 @@ def kernels(config: Config, on: Hardware, ragged: bool = True) -> Kernels:
 def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True) -> Memory:
     actor, sizes, item = config.actor, config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
     own = held(arch, sizes, stage)
-    trained = _trained(config, arch)
+    trained = _trained(config, arch, stage, own)
     in_fp8 = 0.0 if actor.fp8 == "none" else 1 - 2 * actor.bf16_layers / arch.layers
     # with fp8_weights: by rows and by columns, a byte each, and the copies in bfloat16 that swaps and checkpoints read
     weights = own.all * (item + FP8_WEIGHT * in_fp8 * (2 if actor.fp8_weights else 1))
@@ -140,13 +140,13 @@ def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: 
     ends = tokens * 2 * arch.hidden * item if last else 0  # into the final norm, and out of it
     gradient = GRADIENT_BYTES[actor.gradients]
     frozen = item * asks_frozen(config) if on.gpus else frozen_bytes(config, item)  # a copy of one, or all
-    exchange = copies * own.all * gradient * trained
+    exchange: float = copies * trained.all * gradient
     if on.gpus and actor.gradients == "bfloat16" and not actor.optimizer_on_host and actor.moments == "float32":
-        exchange = trained * _sharded(own.dense, own.experts, sizes) * GRADIENT_BYTES["float32"]
+        exchange = _sharded(trained, sizes) * GRADIENT_BYTES["float32"]
     return Memory(
         weights=weights,
-        gradients=own.all * gradient * trained,
-        optimizer=trained * _sharded(own.dense, own.experts, sizes) * state_bytes(actor, item),
+        gradients=trained.all * gradient,
+        optimizer=_sharded(trained, sizes) * state_bytes(actor, item),
         activations=tokens * inside * item * under_way + ends,
         logits=head,
         backward=tokens * backward * item,
@@ -169,10 +169,10 @@ def _layers(actor: ActorConfig, layers: int, each: float, whole: float) -> float
     return again * each + (layers - again) * whole
 
 
-def _sharded(dense: int, experts: int, sizes: ParallelSizes) -> float:
+def _sharded(trained: Held, sizes: ParallelSizes) -> float:
     """The weights whose state a rank keeps: shared by the ranks that hold the same numbers."""
     alike = sizes.stage // (sizes.expert * sizes.expert_tensor)
-    return dense / (sizes.data * sizes.context) + experts / alike
+    return trained.dense / (sizes.data * sizes.context) + trained.experts / alike
 
 
 def _under_way(actor: ActorConfig, stage: int) -> float:
@@ -204,20 +204,21 @@ def _beside(config: Config, arch: Architecture, trained: bool) -> float:
     found = []
     for stage in (0, sizes.pipeline - 1):
         own = held(arch, sizes, stage)
-        sharded = _sharded(own.dense, own.experts, sizes)
-        states = own.all * GRADIENT_BYTES[config.actor.gradients] + sharded * state_bytes(config.actor, item)
+        gradients = own.all * GRADIENT_BYTES[config.actor.gradients]
+        states = gradients + _sharded(own, sizes) * state_bytes(config.actor, item)
         found.append(own.all * item + (states if trained else 0))
     return max(found)
 
 
-def _trained(config: Config, arch: Architecture) -> float:
-    """The share of the weights that is trained: adapters, roughly, or all. Frozen weights are counted as trained."""
-    rank = config.actor.lora.rank
+def _trained(config: Config, arch: Architecture, stage: int, own: Held) -> Held:
+    """Of a rank's own weights those that are trained: all, what ``actor.freeze`` leaves, or adapters, roughly."""
+    rank, sizes = config.actor.lora.rank, config.actor.sizes()
     if not rank:
-        return 1.0
+        return unfrozen(arch, sizes, stage, tuple(config.actor.freeze)) if config.actor.freeze else own
     queries, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     shapes = [(arch.hidden, queries + 2 * keys), (queries, arch.hidden)]
     if not arch.experts:
         shapes += [(arch.hidden, 2 * arch.mlp_hidden), (arch.mlp_hidden, arch.hidden)]
     adapters = arch.layers * sum(rank * (a + b) for a, b in shapes)
-    return min(adapters / held(arch, ParallelSizes(), 0).all, 1.0)
+    share = adapters / whole(arch)
+    return Held(int(own.dense * share), int(own.experts * share))

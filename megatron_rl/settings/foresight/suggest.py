@@ -108,6 +108,21 @@ def enough_nodes(
     return 0
 
 
+def fits_asleep(
+    config: Config,
+    hf_config: Mapping[str, Any],
+    on: Hardware,
+    tokens: float | None = None,
+    rollout_nodes: int | None = None,
+) -> bool:
+    """Whether a layout fits whose ranks and engines take turns, each GPU without gradients and optimiser while its
+    engine generates; of a configuration of which none fits."""
+    if config.actor.asleep or config.rollout.staleness or rollout_nodes:
+        return False  # it is so already, or there are no turns
+    lighter = applied(config, {"actor.asleep": True})
+    return next(_fitting(lighter, hf_config, on, tokens, 0), None) is not None
+
+
 def _fitting(
     config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None, given: int | None
 ) -> Iterator[Suggestion]:

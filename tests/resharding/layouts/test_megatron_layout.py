@@ -133,7 +133,7 @@ def test_every_violation_at_once() -> None:
     config = DENSE | {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 36}
     assert layout_violations(config, ParallelSizes(tensor=3, pipeline=5, virtual=2, expert=2, expert_tensor=7)) == [
         "actor.tensor_parallel=3 does not divide num_attention_heads=32; 1, 2, 4, 8, 16, 32 do.",
-        "actor.tensor_parallel=3 does not divide num_key_value_heads=8; 1, 2, 4, 8 do.",
+        "actor.tensor_parallel=3 and num_key_value_heads=8 do not divide each other; 1, 2, 4, 8, 16, 32 do.",
         "actor.pipeline_parallel x actor.virtual_pipeline = 5 x 2 does not divide num_hidden_layers=36; "
         "1, 2, 3, 4, 6, 9, 12, 18, 36 do. Or set actor.first_stage=6, actor.last_stage=6.",
         "actor.expert_parallel=2, but qwen3 has no experts; use 1.",

@@ -33,6 +33,14 @@ def test_every_gpu_answers(gpu: str) -> None:
     assert any("prompts of 512 tokens" in line for line in found.lines().values())
 
 
+@pytest.mark.parametrize(("dtype", "peak"), [("bfloat16", "989"), ("float32", "67")])
+def test_what_is_assumed_names_the_peak_of_the_dtype(dtype: str, peak: str) -> None:
+    config = of_8b()
+    config.model.dtype = dtype
+    said = foresee(config, QWEN3_8B, named("h100", 1, 8)).assumptions()
+    assert said["executed FLOPs of training at"] == f"53 % of {peak} TFLOP/s"
+
+
 def test_engines_beside_on_and_apart_from_the_trainer() -> None:
     """A colocated server sleeps while the trainer learns; one that does not is there all the time."""
     config, hf_config = of_8b(), QWEN3_8B

@@ -10,6 +10,7 @@ from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.footprint import footprint
 from megatron_rl.settings.foresight.hardware import GPUS, named, on_cpu
+from megatron_rl.settings.foresight.held import held
 from megatron_rl.settings.foresight.memory import KERNELS, RUNTIME, Memory, rank_memory, trainer_memory
 from megatron_rl.settings.foresight.work import most_tokens
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, SMALL, of_8b, of_235b
@@ -139,6 +140,45 @@ def test_adapters_have_gradients_and_moments_alone() -> None:
     adapters = 36 * 16 * ((4096 + 6144) + (4096 + 4096) + (4096 + 24576) + (12288 + 4096))
     assert found.gradients == pytest.approx(4 * adapters)
     assert found.optimizer == pytest.approx(12 * adapters)
+
+
+def test_more_numbers_in_adapters_than_in_the_model_are_counted() -> None:
+    config = of_8b()
+    config.actor.lora.rank = 4000
+    adapters = 36 * 4000 * ((4096 + 6144) + (4096 + 4096) + (4096 + 24576) + (12288 + 4096))
+    assert trainer_memory(config, ARCH, named("h100")).gradients == pytest.approx(4 * adapters)
+
+
+def test_frozen_weights_have_neither_gradients_nor_moments() -> None:
+    """The embedding and the first 18 of Qwen3-8B's 36 layers."""
+    config = of_8b()
+    whole = trainer_memory(config, ARCH, named("h200"))
+    config.actor.freeze = ["model.embed_tokens.*", "model.layers.{0-17}.*"]
+    layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128
+    trained = 18 * layer + 151936 * 4096 + 4096
+    found = trainer_memory(config, ARCH, named("h200"))
+    assert (found.gradients, found.optimizer) == (4 * trained, 12 * trained)
+    assert (found.weights, found.activations) == (whole.weights, whole.activations)
+
+
+def test_the_stage_of_which_nothing_is_frozen_is_the_fullest() -> None:
+    config = of_8b()
+    config.actor.pipeline_parallel, config.actor.freeze = 2, ["model.layers.{0-16}.*"]
+    both = [rank_memory(config, ARCH, named("h200"), stage, 16384) for stage in (0, 1)]
+    config.actor.freeze = []
+    assert both[1] == rank_memory(config, ARCH, named("h200"), 1, 16384)
+    layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128
+    assert both[0].gradients == 4 * (layer + 151936 * 4096)
+
+
+def test_frozen_experts_leave_the_rest_to_train() -> None:
+    """A rank's experts are its own, with eight groups of them on eight ranks; the rest's state is shared by all."""
+    config, arch = of_8b(), read_architecture(QWEN3_235B)
+    config.actor.data_parallel = config.actor.expert_parallel = 8
+    config.actor.freeze = ["*.mlp.experts.*"]
+    found = rank_memory(config, arch, named("h200"), 0, 16384)
+    dense = held(arch, config.actor.sizes(), 0).dense
+    assert (found.gradients, found.optimizer) == (4 * dense, 12 * dense / 8)
 
 
 def of_actor(**actor: object) -> Memory:

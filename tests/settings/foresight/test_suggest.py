@@ -16,7 +16,7 @@ from megatron_rl.settings.foresight import suggest as suggesting
 from megatron_rl.settings.foresight.forecast import foresee
 from megatron_rl.settings.foresight.hardware import Hardware, named, on_cpu
 from megatron_rl.settings.foresight.rules import check_hardware
-from megatron_rl.settings.foresight.suggest import Options, applied, suggest
+from megatron_rl.settings.foresight.suggest import Options, applied, fits_asleep, suggest
 from megatron_rl.system import machine
 from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_8b, of_235b
 
@@ -160,3 +160,17 @@ def test_megatron_core_is_asked_of_all_at_once() -> None:
     assert times == sorted(times)
     nothing = suggest(config, QWEN3_8B, on, lambda changed: [], lambda layouts: [["never"]] * len(layouts))
     assert nothing == ([], ["never"])
+
+
+def test_where_none_fits_a_trainer_that_sleeps_may(rows: str) -> None:
+    """Qwen3-8B on two H100: 74 GB of states a rank, and 8 GB of an engine's weights while it generates."""
+    config, two = of_8b(), named("h100", 1, 2)
+    config.data.path = rows
+    with machine.standing_for((80 << 30,) * 2):
+        assert suggest(config, QWEN3_8B, two, lambda c: wrong(c, QWEN3_8B, two), none) == ([], [])
+        assert fits_asleep(config, QWEN3_8B, two)
+        config.actor.asleep = True
+        found, _ = suggest(config, QWEN3_8B, two, lambda c: wrong(c, QWEN3_8B, two), none)
+        assert found and not fits_asleep(config, QWEN3_8B, two)  # it is so already
+    config.actor.asleep, config.rollout.staleness = False, 1  # ranks and engines take no turns
+    assert not fits_asleep(config, QWEN3_8B, two)
