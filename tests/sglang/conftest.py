@@ -65,12 +65,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tu
 
 
 def configuration(engines: int = 1, **options: Any) -> Config:
-    """For the tests' models: small, impatient with what hangs."""
+    """For the tests' models."""
     config = Config()
     config.model.dtype = "float32"
     config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.max_running = 64, 64, 32
     config.rollout.engine, config.rollout.engines = "sglang", engines
-    config.rollout.sglang.swap_seconds = 60.0
     for name, value in options.items():
         assert hasattr(config.rollout.sglang, name)
         setattr(config.rollout.sglang, name, value)

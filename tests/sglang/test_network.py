@@ -44,7 +44,7 @@ def attach(trainer: ServedTrainer, engine: SGLangEngines) -> None:
 def test_an_engine_is_filled_over_the_network_and_filled_again_after_a_restart(
     start: Callable[..., SGLangEngines], trainer: ServedTrainer, model_folder: Models
 ) -> None:
-    engine, (_, model) = start("qwen3", transport="gloo", host="127.0.0.1", health_seconds=10.0), model_folder("qwen3")
+    engine, (_, model) = start("qwen3", transport="gloo", host="127.0.0.1", health_seconds=60.0), model_folder("qwen3")
     attach(trainer, engine)
     for version, weights in ((1, changed(model, 1)), (2, model)):
         trainer.load(weights)

@@ -68,7 +68,7 @@ def wait_for_all(engines: SGLangEngines) -> None:
 @pytest.fixture(scope="module")
 def pair(start: Callable[..., SGLangEngines], trainer: ServedTrainer, model_folder: Models) -> SGLangEngines:
     """Two engines behind the router."""
-    engines = start("qwen3", engines=2, health_seconds=10.0)
+    engines = start("qwen3", engines=2, health_seconds=30.0)
     trainer.load(model_folder("qwen3")[1])
     trainer.attach(engines)
     trainer.swap(engines, 1)

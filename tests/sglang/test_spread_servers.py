@@ -5,16 +5,21 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.conftest import PATIENCE
+from tests.runs.gate import HELD
 from tests.several_nodes import start_on
 from tests.sglang.test_far_servers import SMALL
 
-SPREAD = ["rollout.sglang.tensor_parallel=2", "rollout.sglang.nodes=2", "run.steps=8"]
+SPREAD = ["rollout.sglang.tensor_parallel=2", "rollout.sglang.nodes=2", "run.steps=8", *HELD]
 
 
-def test_a_server_on_two_nodes_one_of_whose_workers_dies(tmp_path: Path) -> None:
+def test_a_server_on_two_nodes_one_of_whose_workers_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers share every matrix over the network; when one is gone, the server is started again on both nodes."""
+    monkeypatch.setenv("GATE", str(tmp_path))
+    gate = tmp_path / "closed-4"
+    gate.touch()
     nodes = start_on(3, tmp_path, "train", "quickstart", "--rollout-nodes", "2", *SMALL, *SPREAD)
     metrics = tmp_path / "runs/quickstart/metrics.jsonl"
     deadline = time.monotonic() + PATIENCE
@@ -24,6 +29,7 @@ def test_a_server_on_two_nodes_one_of_whose_workers_dies(tmp_path: Path) -> None
     family = psutil.Process(nodes[2].pid).children(recursive=True)
     [worker] = [process for process in family if "sglang::scheduler_TP1" in " ".join(process.cmdline())]
     worker.kill()
+    gate.unlink()
     codes = [node.wait(timeout=PATIENCE) for node in nodes]
     logs = "".join(path.read_text() for path in sorted(tmp_path.glob("node*.log")))
     assert codes == [0, 0, 0], logs
