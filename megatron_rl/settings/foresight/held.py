@@ -52,6 +52,27 @@ def held(arch: Architecture, sizes: ParallelSizes, stage: int) -> Held:
     return Held(dense, experts)
 
 
+def changed(actor: ActorConfig, arch: Architecture, stage: int) -> Held:
+    """Of what each rank of a pipeline stage holds, what is trained: all, what is not frozen, or adapters, roughly."""
+    rank, sizes = actor.lora.rank, actor.sizes()
+    own = held(arch, sizes, stage)
+    if not rank:
+        return unfrozen(arch, sizes, stage, tuple(actor.freeze)) if actor.freeze else own
+    queries, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    shapes = [(arch.hidden, queries + 2 * keys), (queries, arch.hidden)]
+    if not arch.experts:
+        shapes += [(arch.hidden, 2 * arch.mlp_hidden), (arch.mlp_hidden, arch.hidden)]
+    adapters = arch.layers * sum(rank * (a + b) for a, b in shapes)
+    share = adapters / whole(arch)
+    return Held(int(own.dense * share), int(own.experts * share))
+
+
+def changed_share(actor: ActorConfig, arch: Architecture) -> float:
+    """The same over what is held, of all stages."""
+    stages = range(actor.pipeline_parallel)
+    return sum(changed(actor, arch, i).all for i in stages) / sum(held(arch, actor.sizes(), i).all for i in stages)
+
+
 def unfrozen(arch: Architecture, sizes: ParallelSizes, stage: int, freeze: tuple[str, ...]) -> Held:
     """Of what each rank of a pipeline stage holds, what these patterns of ``actor.freeze`` leave to train.
 

@@ -14,7 +14,7 @@ from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.settings.footprint import GRADIENT_BYTES, WEIGHT_BYTES, asks_frozen, frozen_bytes, state_bytes
 from megatron_rl.settings.foresight.activations import Kernels, kept, passing
 from megatron_rl.settings.foresight.hardware import Hardware
-from megatron_rl.settings.foresight.held import Held, held, matrix, stage_layers, unfrozen, whole
+from megatron_rl.settings.foresight.held import Held, changed, held, matrix, stage_layers
 from megatron_rl.settings.foresight.work import most_tokens, workload
 
 RUNTIME = 2.0e9  # bytes of a GPU that CUDA, cuBLAS and NCCL take for themselves; assumed
@@ -120,7 +120,7 @@ def kernels(config: Config, on: Hardware, ragged: bool = True) -> Kernels:
 def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True) -> Memory:
     actor, sizes, item = config.actor, config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
     own = held(arch, sizes, stage)
-    trained = _trained(config, arch, stage, own)
+    trained = changed(actor, arch, stage)
     in_fp8 = 0.0 if actor.fp8 == "none" else 1 - 2 * actor.bf16_layers / arch.layers
     # with fp8_weights: by rows and by columns, a byte each, and the copies in bfloat16 that swaps and checkpoints read
     weights = own.all * (item + FP8_WEIGHT * in_fp8 * (2 if actor.fp8_weights else 1))
@@ -208,17 +208,3 @@ def _beside(config: Config, arch: Architecture, trained: bool) -> float:
         states = gradients + _sharded(own, sizes) * state_bytes(config.actor, item)
         found.append(own.all * item + (states if trained else 0))
     return max(found)
-
-
-def _trained(config: Config, arch: Architecture, stage: int, own: Held) -> Held:
-    """Of a rank's own weights those that are trained: all, what ``actor.freeze`` leaves, or adapters, roughly."""
-    rank, sizes = config.actor.lora.rank, config.actor.sizes()
-    if not rank:
-        return unfrozen(arch, sizes, stage, tuple(config.actor.freeze)) if config.actor.freeze else own
-    queries, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-    shapes = [(arch.hidden, queries + 2 * keys), (queries, arch.hidden)]
-    if not arch.experts:
-        shapes += [(arch.hidden, 2 * arch.mlp_hidden), (arch.mlp_hidden, arch.hidden)]
-    adapters = arch.layers * sum(rank * (a + b) for a, b in shapes)
-    share = adapters / whole(arch)
-    return Held(int(own.dense * share), int(own.experts * share))

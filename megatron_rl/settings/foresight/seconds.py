@@ -13,7 +13,7 @@ from megatron_rl.config import Config
 from megatron_rl.resharding.families.architecture import Architecture
 from megatron_rl.settings.footprint import GRADIENT_BYTES, WEIGHT_BYTES, state_bytes
 from megatron_rl.settings.foresight.hardware import Hardware, on_cpu
-from megatron_rl.settings.foresight.held import active, held, stage_layers, whole
+from megatron_rl.settings.foresight.held import active, changed, changed_share, held, stage_layers, whole
 from megatron_rl.settings.foresight.places import local_ranks
 from megatron_rl.settings.foresight.work import (
     Workload,
@@ -145,7 +145,9 @@ def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -
         return host + comms * count * bubble * _sent(config, arch, on, size)
 
     forward = of(1, 1, 1, 1 / 3, 1)
-    one = of(3 + anew, 3 + redone, 4, 1 + anew / 3, 2 + anew)  # logits are made twice
+    share = changed_share(actor, arch)  # of the weights that get gradients; adapters multiply beside the rest, too
+    learnt = 2 + share * (3 if actor.lora.rank else 1)
+    one = of(learnt + anew, 3 + redone, 1 + learnt, 1 + anew / 3, 2 + anew)  # logits are made twice
     update = load.passes * one + load.updates * (_optimizing(config, arch, on) + assume.update)
     update += sleeping(config, arch, on)
     alone = forward / (count * bubble), (one - forward) / (count * bubble)  # of one micro-batch, there and back
@@ -188,7 +190,7 @@ def _sent(config: Config, arch: Architecture, on: Hardware, tokens: float) -> fl
 def _optimizing(config: Config, arch: Architecture, on: Hardware) -> float:
     """Gradients added up, AdamW's pass over its state, weights handed out."""
     sizes, item, assume = config.actor.sizes(), WEIGHT_BYTES[config.model.dtype], assumed(on)
-    own, replicas = held(arch, sizes, 0).all, sizes.data * sizes.context
+    own, replicas = changed(config.actor, arch, 0).all, sizes.data * sizes.context
     away = config.actor.optimizer_on_host if on.gpus else 0.0
     # Zeroed and read; read and written, three numbers of a weight.
     touched = own * 4 * 2 + own * (28 + item) / replicas * (1 - away)
@@ -202,7 +204,7 @@ def _optimizing(config: Config, arch: Architecture, on: Hardware) -> float:
 def _exchanged(config: Config, arch: Architecture, on: Hardware) -> tuple[float, float]:
     """Seconds in which gradients are added up over the ranks that hold the same weights, and weights handed out."""
     sizes, item = config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
-    own, replicas = held(arch, sizes, 0).all, sizes.data * sizes.context
+    own, replicas = changed(config.actor, arch, 0).all, sizes.data * sizes.context
     number = own * (replicas - 1) / replicas / (assumed(on).links * _link(config, on, sizes.stage))
     return GRADIENT_BYTES[config.actor.gradients] * number, item * number
 
@@ -220,7 +222,7 @@ def _beside_passes(
         return 0.0
     sizes = config.actor.sizes()
     bucket = given.get("bucket_size") or max(40e6, 1e6 * sizes.data * sizes.context)  # Megatron-Core's own
-    share = 1 - min(bucket / held(arch, sizes, 0).all, 1.0)
+    share = 1 - min(bucket / changed(config.actor, arch, 0).all, 1.0)
     lapped = load.updates * min(reduced * share, backward)
     if given.get("overlap_param_gather"):
         lapped += (load.updates - config.generates()) * min(handed * share, forward)
@@ -245,7 +247,7 @@ def sleeping(config: Config, arch: Architecture, on: Hardware) -> float:
     if not on.gpus or not config.actor.asleep:
         return 0.0
     sizes = config.actor.sizes()
-    state = held(arch, sizes, 0).all / (sizes.data * sizes.context)
+    state = changed(config.actor, arch, 0).all / (sizes.data * sizes.context)
     return 2 * state * state_bytes(config.actor, WEIGHT_BYTES[config.model.dtype]) / on.host
 
 

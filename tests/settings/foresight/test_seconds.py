@@ -10,7 +10,15 @@ from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.settings.foresight.hardware import GPUS, named
 from megatron_rl.settings.foresight.held import active, whole
 from megatron_rl.settings.foresight.seconds import ON_GPU, generating, learning, on_host, on_links, seconds
-from megatron_rl.settings.foresight.work import Workload, micro_batches, row_flops, scored, workload
+from megatron_rl.settings.foresight.work import (
+    Workload,
+    head_flops,
+    layer_flops,
+    micro_batches,
+    row_flops,
+    scored,
+    workload,
+)
 from tests.settings.foresight.shapes import QWEN3_8B, of_8b
 
 ARCH = read_architecture(QWEN3_8B)
@@ -56,6 +64,26 @@ def test_an_update_by_hand() -> None:
     assert update == pytest.approx((3 * tokens * layers + 4 * head) / rate + optimising + ON_GPU.update)
     assert mfu == pytest.approx(256 * row_flops(ARCH, 1536, 1024) / update / 989e12)
     assert size == 16384
+
+
+def test_what_is_not_trained_has_no_gradient_to_compute() -> None:
+    """Adapters and frozen layers: one pass fewer over matrices, on a CPU 0.71 and 0.83 x (docs/planning.md)."""
+    config = of_8b()
+    load, shape = workload(config), ARCH
+    _, whole_update, _, _ = learning(config, shape, H100, load)
+    layers = 256 * 1536 * layer_flops(shape)
+    head, rate = 256 * 1024 * head_flops(shape), 989e12 * ON_GPU.executed
+    optimising = whole(shape) * 38 / (0.8 * 3.35e12)
+    config.actor.lora.rank = 16
+    adapters = 16 * 36 * (4096 + 6144 + 4096 + 4096 + 4096 + 24576 + 12288 + 4096)
+    share = adapters / whole(shape)
+    _, update, _, _ = learning(config, shape, H100, load)
+    saved = ((1 - 3 * share) * (layers + head)) / rate + (1 - share) * optimising
+    assert update == pytest.approx(whole_update - saved, rel=1e-6)
+    config.actor.lora.rank, config.actor.freeze = 0, ["model.layers.?.*"]
+    _, frozen, _, _ = learning(config, shape, H100, load)
+    left = 1 - 10 * (whole(shape) - 2 * 151936 * 4096 - 4096) / 36 / whole(shape)
+    assert frozen == pytest.approx(whole_update - (1 - left) * ((layers + head) / rate + optimising), rel=1e-3)
 
 
 def test_generation_by_hand() -> None:
