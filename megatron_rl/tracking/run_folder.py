@@ -218,15 +218,24 @@ def _require_same_run(run: RunFolder, config: Config) -> None:
 
 def _require_same_settings(run: RunFolder, config: Config) -> None:
     fixed = [
-        f"{key} {old!r} -> {new!r}"
+        told
         for key, (old, new) in changes(run.config(), config).items()
         if key in _FIXED or key.startswith(("model.", "data.", "actor.lora."))
+        for told in _told(key, old, new)
     ]
     if fixed:
         raise InputError(
             f"{run.path} is a run with other settings ({'; '.join(fixed)}), which cannot be continued: "
             "start a new one with run.resume=never or another run.name."
         )
+
+
+def _told(key: str, old: Any, new: Any) -> list[str]:
+    """A change; of a whole config.json what is changed in it."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping) and old and new):
+        return [f"{key} {old!r} -> {new!r}"]
+    differing = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    return [f"{key}.{name} {old.get(name)!r} -> {new.get(name)!r}" for name in differing]
 
 
 def _link_latest(path: Path) -> None:

@@ -85,7 +85,7 @@ def test_another_model_is_refused(first: RunFolder) -> None:
     """To continue, and to start from."""
     folder, larger = first.path.parent, "model.architecture.hidden_size=64"
     continued = train(folder, "first", "run.steps=3", larger)
-    assert continued.returncode == 2 and "is a run with other settings (model.architecture" in continued.stderr
+    assert continued.returncode == 2 and "other settings (model.architecture.hidden_size 128 -> 64)" in continued.stderr
     started = train(folder, "third", f"run.start_from={first.path}", larger, command="check")
     assert started.returncode == 2
     assert "has trained another model than this run's: hidden 64, not 128" in started.stdout
