@@ -5,7 +5,7 @@ a box and its receiver compute it each from its own memory, so it also sees perm
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Any
@@ -18,7 +18,6 @@ from megatron_rl.resharding.layout import merged, row_major
 from megatron_rl.resharding.plan import Copy, Ints
 
 Index = tuple[int | slice, ...]  # of a piece of a box
-_Pieces = list[tuple[Any, Any]]  # as ``_cut`` gives them
 BAND = 1 << 19  # bytes moved or hashed at a time: they stay in a core's own cache between copy and hash
 _ROW = BAND >> 3  # bytes of a row, at most, that is copied as one element
 # The same where several threads copy: numpy holds Python's lock for fewer than 500 elements; a piece has 512 of these.
@@ -78,7 +77,7 @@ class Pull:
 
     ``sources`` by (rank, local name) and ``destinations`` by local name are 1-D; dtypes may differ, the destination's
     holds. Their memory stays where it is from now on. Needs at most about 1 MiB more for each of
-    ``torch.get_num_threads()`` threads, and some 600 bytes for each 512 KiB of weights.
+    ``torch.get_num_threads()`` threads.
     """
 
     def __init__(
@@ -87,29 +86,24 @@ class Pull:
         sources: Mapping[tuple[int, str], torch.Tensor],
         destinations: Mapping[str, torch.Tensor],
     ) -> None:
-        self._pieces: list[_Pieces] = []
-        beside: dict[Any, list[int]] = {}  # parts of the same rows are written in turn, piece by piece
-        for i, c in enumerate(copies):
+        self._pairs: list[tuple[Any, Any]] = []
+        for c in copies:
             shape, (read, write) = merged(c.shape, c.source_strides, c.destination_strides)
             source = box(sources[c.source_rank, c.source], shape, read, c.source_offset)
             landed = box(destinations[c.destination], shape, write, c.destination_offset)
-            self._pieces.append(pieces := list(_cut(source, landed)))
-            rows = (c.destination, shape, write, len(pieces))
-            beside.setdefault(i if landed.is_contiguous() else rows, []).append(i)
+            self._pairs.append(_bits(source, landed) or (source, landed))
         # The longest first: a copy has one hash, so one thread takes all of it.
-        self._order = sorted(beside.values(), key=lambda group: -sum(copies[i].elements for i in group))
+        self._order = sorted(range(len(copies)), key=lambda i: -copies[i].elements)
 
     def __call__(self) -> np.ndarray:
         """The uint64 hash of what landed, read back from the destination, for each copy."""
-        hashes = np.empty(len(self._pieces), dtype=np.uint64)
+        hashes = np.empty(len(self._pairs), dtype=np.uint64)
         left = iter(self._order)
 
         def work(_: int) -> None:
             room = np.empty(BAND // 2, dtype=np.uint8)
-            for group in left:
-                states = [xxhash.xxh3_64() for _ in group]
-                _copy([self._pieces[i] for i in group], states, room)
-                hashes[group] = [state.intdigest() for state in states]
+            for i in left:
+                hashes[i] = _copy(*self._pairs[i], xxhash.xxh3_64(), room)
 
         if (threads := min(torch.get_num_threads(), len(self._order))) > 1:
             with ThreadPoolExecutor(threads) as pool:
@@ -130,7 +124,8 @@ def pull(
 
 def land(source: torch.Tensor, landed: torch.Tensor, state: xxhash.xxh3_64) -> None:
     """Copy one box into another of its shape, and continue a hash with what landed there."""
-    _copy([_cut(source, landed)], [state], np.empty(BAND // 2, dtype=np.uint8))
+    read, write = _bits(source, landed) or (source, landed)
+    _copy(read, write, state, np.empty(BAND // 2, dtype=np.uint8))
 
 
 def copy_box(source: torch.Tensor, landed: torch.Tensor) -> None:
@@ -166,32 +161,25 @@ def _bits(source: torch.Tensor, landed: torch.Tensor) -> tuple[np.ndarray, np.nd
     return pair[0], pair[1]
 
 
-def _cut(source: torch.Tensor, landed: torch.Tensor) -> Iterator[tuple[Any, Any]]:
-    """The pieces of a box in row-major order: where each is read and where it lands, as numpy's or torch's."""
-    read, write = _bits(source, landed) or (source, landed)
-    limit = BAND if landed.is_contiguous() else BAND // 2  # rows share it with the room in which they are gathered
-    for piece in bands(tuple(write.shape), write.itemsize, limit):
-        yield read[piece], write[piece]
-
-
-def _copy(boxes: Sequence[Iterable[tuple[Any, Any]]], states: Sequence[xxhash.xxh3_64], room: np.ndarray) -> None:
-    """Copy and hash in turn, as many pieces of every box; ``room``: for the rows of a piece."""
-    rooms: dict[tuple[int, ...], tuple[np.ndarray, Any]] = {}
-    for pieces in zip(*boxes, strict=True):
-        for (source, place), state in zip(pieces, states, strict=True):
-            if isinstance(place, torch.Tensor):
-                place.copy_(source)
+def _copy(source: Any, landed: Any, state: xxhash.xxh3_64, room: np.ndarray) -> int:
+    """Copy and hash in turn; ``room``: for the rows of a piece."""
+    if isinstance(landed, torch.Tensor):
+        with torch.no_grad():
+            for piece in bands(tuple(source.shape), landed.element_size()):
+                place = landed[piece]
+                place.copy_(source[piece])
                 update(state, place, place.dtype)
-                continue
-            place[...] = source
-            content: Any = place
-            if not place.flags.c_contiguous:
-                if place.shape not in rooms:
-                    content = room[: place.nbytes]
-                    rooms[place.shape] = content.view(place.dtype).reshape(place.shape), content
-                held, content = rooms[place.shape]
-                held[...] = place
-            state.update(content)
+        return state.intdigest()
+    whole = landed.flags.c_contiguous
+    for piece in bands(source.shape, landed.itemsize, BAND if whole else BAND // 2):  # rows share it with ``room``
+        place = landed[piece]
+        place[...] = source[piece]
+        if not whole and not place.flags.c_contiguous:
+            held = room[: place.nbytes].view(place.dtype).reshape(place.shape)
+            held[...] = place
+            place = held
+        state.update(place)
+    return state.intdigest()
 
 
 def held_hashes(copies: Sequence[Copy], destinations: Mapping[str, torch.Tensor]) -> np.ndarray:

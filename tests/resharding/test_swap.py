@@ -243,9 +243,9 @@ def test_a_pull_that_stops_half_way_leaves_no_usable_model() -> None:
     job, parameters = Job(), engine()
     receiver = Receiver(transformers_layout(CONFIG), parameters, job.source)
     receiver.pull(1)
-    pieces = receiver.transport._pull._pieces
-    pieces[len(pieces) // 2] = [(None, None)]
-    with pytest.raises(TypeError):
+    pairs = receiver.transport._pull._pairs
+    pairs[len(pairs) // 2] = (None, pairs[len(pairs) // 2][1])
+    with pytest.raises(AttributeError):
         receiver.pull(2)
     assert parameters["model.norm.weight"].isnan().all()
     with pytest.raises(SwapError, match="holds version -1"):

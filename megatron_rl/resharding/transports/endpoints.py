@@ -16,7 +16,7 @@ class Endpoints:
 
     sources: Sequence[int]  # rank of each of the plan's source ranks; -1: it is not there, for it sends nothing
     destinations: Sequence[int]  # rank of each of the plan's destination ranks
-    buffer: int = 32 << 20  # bytes of staging memory on any rank
+    buffer: int = 64 << 20  # bytes of staging memory on any rank
     timeout: float = 300.0  # seconds that a swap may take
     group: Any = None  # a process group that all of them are in, numbered as there; None: the default group
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of the slots: a GPU for NCCL
