@@ -53,11 +53,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_fails_late_is_named_and_not_who_lost_him_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "SETTLE", 0.0)
     monkeypatch.setattr(supervisor, "DOUBT", PATIENCE)
-    lost = (
-        f"import os, sys; open(r'{tmp_path}/pid', 'w').write(str(os.getpid())); sys.exit('Connection closed by peer')"
-    )
-    first = f"{UNTIL_GONE.format(tmp_path)}raise ValueError('the cause')"
-    outcome = supervise([python("rank0", lost), python("rank1", first)], tmp_path / "logs")
+    noted = f"import os, sys; open(r'{tmp_path}/pid', 'w').write(str(os.getpid()))"
+    lost = f"{noted}; sys.exit('Connection closed by peer')"
+    late = python("rank1", f"{UNTIL_GONE.format(tmp_path)}raise ValueError('the cause')")
+    outcome = supervise([python("rank0", lost), late], tmp_path / "logs")
     assert outcome.code == 1 and outcome.message.startswith("rank1 ended with exit code 1")
     assert "the cause" in outcome.message
 

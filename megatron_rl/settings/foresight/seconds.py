@@ -222,7 +222,7 @@ def _beside_passes(
         return 0.0
     sizes = config.actor.sizes()
     bucket = given.get("bucket_size") or max(40e6, 1e6 * sizes.data * sizes.context)  # Megatron-Core's own
-    share = 1 - min(bucket / changed(config.actor, arch, 0).all, 1.0)
+    share = 1 - min(bucket / max(changed(config.actor, arch, 0).all, 1), 1.0)
     lapped = load.updates * min(reduced * share, backward)
     if given.get("overlap_param_gather"):
         lapped += (load.updates - config.generates()) * min(handed * share, forward)

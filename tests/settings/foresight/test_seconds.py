@@ -86,6 +86,16 @@ def test_what_is_not_trained_has_no_gradient_to_compute() -> None:
     assert frozen == pytest.approx(whole_update - (1 - left) * ((layers + head) / rate + optimising), rel=1e-3)
 
 
+def test_a_stage_of_which_nothing_is_trained_has_no_gradients_to_exchange() -> None:
+    config = of_8b()
+    config.actor.pipeline_parallel, config.actor.data_parallel = 2, 2
+    config.actor.megatron = {"overlap_grad_reduce": True}
+    config.actor.freeze = ["model.embed_tokens.*", "model.layers.?.*", "model.layers.1[0-7].*"]
+    _, update, _, _ = learning(config, ARCH, H100, workload(config))
+    config.actor.freeze = []
+    assert 0 < update < learning(config, ARCH, H100, workload(config))[1]
+
+
 def test_generation_by_hand() -> None:
     """256 completions at a time on one GPU: weights and caches are read at every step, but for the last long ones."""
     config = of_8b()
