@@ -6,6 +6,7 @@ Megatron takes whatever is importable as ``apex`` for NVIDIA's. PyPI has another
 
 import functools
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from megatron_rl.system import machine
 
 _IMPORT = "import transformer_engine.pytorch"
+_CUDNN = "CUDNN_HOME"  # where Transformer Engine looks first
 _APEX = "https://github.com/NVIDIA/apex"
 
 
@@ -21,6 +23,22 @@ def found() -> str:
     if version := machine.installed("transformer-engine"):
         return f"Transformer Engine {version}"
     return "NVIDIA's apex" if has_apex() else "torch's own: neither Transformer Engine nor NVIDIA's apex is installed"
+
+
+def use_torchs_cudnn() -> None:
+    """Have Transformer Engine take the cuDNN that was installed with torch, before it is imported.
+
+    It takes a system's first, beside which torch's parts of another version are found: then neither works, and with
+    them its attention (``_load_cuda_library`` in ``transformer_engine/common/__init__.py``). A value of the
+    environment stays; nothing is set for a torch that uses the system's.
+    """
+    try:
+        spec = importlib.util.find_spec("nvidia.cudnn")
+    except ModuleNotFoundError:  # no package of NVIDIA's at all
+        return
+    for place in spec.submodule_search_locations or () if spec else ():
+        if list(Path(place, "lib").glob("libcudnn.so*")):
+            os.environ.setdefault(_CUDNN, str(place))
 
 
 def has_apex() -> bool:
@@ -50,6 +68,7 @@ def transformer_engine_problems() -> tuple[str, ...]:
     """Why the Transformer Engine that is installed cannot be imported; tried in a process of its own, for seconds."""
     if machine.installed("transformer-engine") is None:
         return ()
+    use_torchs_cudnn()
     tried = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, encoding="utf-8", errors="replace")
     if tried.returncode == 0:
         return ()

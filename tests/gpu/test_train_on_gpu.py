@@ -48,6 +48,22 @@ def test_quickstart(dtype: str, gap: float, tmp_path: Path) -> None:
     _check_export(run)
 
 
+def test_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
+    """Two steps, then two more from the checkpoint: the weights of four steps in one go, but for rounding."""
+    options = ["sft.steps=40", "run.save_every=1", "evaluation.prompts=16", "evaluation.every=0", "tracking.wandb=off"]
+    options += ["model.dtype=float32", "actor.tensor_parallel=1", "run.resume=auto", "actor.optimizer.decay=constant"]
+    weights = {}
+    for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        folder = tmp_path / name
+        rows = _train(folder, [*options, f"run.folder={folder}", f"run.steps={steps}"])
+        assert [r["step"] for r in rows if r["stage"] == "rl"] == list(range(1, steps + 1))
+        hf = folder / "quickstart" / "hf"
+        opened = open_hf_folder(hf, read_hf_config(hf))
+        weights[name, steps] = torch.cat([t.flatten().double() for _, t in sorted(opened.items())])
+    moved = (weights["whole", 4] - weights["parts", 2]).norm()
+    assert (weights["whole", 4] - weights["parts", 4]).norm() < moved / 10
+
+
 SAVING = [  # AdamW's state in 16 bits, or half of it on the host, saved before its first step too
     ["actor.moments=bfloat16", "actor.gradients=bfloat16"],
     ["actor.optimizer_on_host=0.5"],
