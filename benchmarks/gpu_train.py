@@ -38,9 +38,11 @@ class RandomActor(Actor):
     """Weights stay as they are drawn here: no folder is read."""
 
     def load(self, folder: str) -> None:
+        held = self.parameters()
         with torch.no_grad():
-            for parameter in self.parameters().values():
+            for parameter in held.values():
                 parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
+        self.quantised.write(held)
 
 
 def join(config: ActorConfig) -> None:

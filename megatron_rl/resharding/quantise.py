@@ -174,31 +174,39 @@ class ShardQuantiser:
         self._tiles: Any = None  # see ``_tables``: of the first call's dtype and device
 
     def __call__(
-        self, parameters: Mapping[str, torch.Tensor], reduce_max: Callable[[torch.Tensor], object]
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        reduce_max: Callable[[torch.Tensor], object],
+        into: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
         """What the rank offers to FP8 engines.
 
         ``parameters`` (contiguous, by local name) are the rank's own; those that are not quantised are passed on as
         they are. ``reduce_max`` makes a float32 vector the elementwise maximum over all ranks of the layout, in place
         (``partial(dist.all_reduce, op=dist.ReduceOp.MAX)``); it is called once by all ranks or, where no boundary
-        cuts a tile, by none.
+        cuts a tile, by none. ``into``: what an earlier call has made, on the parameters' device, whose quantised
+        elements and scales are overwritten.
         """
         offered = dict(parameters)
         for local in {s.local for s in self.segments}:
-            offered[local] = torch.empty_like(parameters[local], dtype=torch.float8_e4m3fn)
+            offered[local] = into[local] if into else torch.empty_like(parameters[local], dtype=torch.float8_e4m3fn)
         kernels = quantise_kernels(next(iter(parameters.values())).device)
         dtypes = {parameters[s.local].dtype for s in self.segments}
         if kernels and len(dtypes) == 1 and dtypes <= kernels.ELEMENTS.keys() and {*self.sizes} == {kernels.BLOCK}:
             scales = self._by_kernels(kernels, parameters, offered, reduce_max)
         else:
             scales = self._by_torch(parameters, offered, reduce_max)
+        inside = {}
         for s, box, size, found in zip(self.segments, self.boxes, self.sizes, scales, strict=True):
             mine, count = owned(box, size)
             if count[0] * count[1]:
                 first_tile = touched(box, size)[0]
-                inside = _part(found, ((mine[0] - first_tile[0], mine[1] - first_tile[1]), count))
-                offered[s.tensor + SCALE] = inside.contiguous()
-        return offered
+                inside[s.tensor + SCALE] = _part(found, ((mine[0] - first_tile[0], mine[1] - first_tile[1]), count))
+        if not into:
+            return offered | {name: part.contiguous() for name, part in inside.items()}
+        kept = {name: into[name] for name in inside}
+        torch._foreach_copy_(list(kept.values()), list(inside.values()))
+        return offered | kept
 
     def _by_torch(
         self,

@@ -41,16 +41,17 @@ class Offered:
 
     def refresh(self) -> None:
         """Let them show the present weights."""
-        fresh = self._fresh()  # which also lets those show them that stand for weights in FP8
+        fresh = self._fresh(self.tensors if self._device is None else None)  # those that stand for FP8 weights, too
         for name in self._copied:
-            self.tensors[name].copy_(fresh[name])
+            if fresh[name] is not self.tensors[name]:
+                self.tensors[name].copy_(fresh[name])
 
-    def _fresh(self) -> dict[str, torch.Tensor]:
+    def _fresh(self, into: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         live = self.actor.parameters()
         if self._quantise is None:
             return live
         with torch.no_grad():
-            return self._quantise(live, partial(dist.all_reduce, op=dist.ReduceOp.MAX))
+            return self._quantise(live, partial(dist.all_reduce, op=dist.ReduceOp.MAX), into)
 
 
 def crowded(tensors: Mapping[str, torch.Tensor]) -> bool:

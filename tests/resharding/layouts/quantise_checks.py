@@ -18,14 +18,23 @@ CPU = torch.device("cpu")
 
 
 def offers(layout: Layout, shards: list[Tensors], names: set[str], kernels: bool) -> list[Tensors]:
-    """What every rank offers, the exchange of maxima played in one process: all give, then all take."""
+    """What every rank offers at its second swap, in the memory of the first; the exchange of maxima is played in one
+    process: all give, then all take."""
     quantise.quantise_kernels = lambda device: quantise_kernels if kernels else None  # type: ignore[assignment]
     ranks = [ShardQuantiser(layout, rank, names) for rank in range(len(shards))]
     vectors: list[torch.Tensor] = []
-    for rank, shard in zip(ranks, shards, strict=True):
-        rank(shard, lambda vector: vectors.append(vector.clone()))
+    first = [
+        rank({name: 3 * t for name, t in shard.items()}, lambda vector: None)
+        for rank, shard in zip(ranks, shards, strict=True)
+    ]
+    for rank, shard, into in zip(ranks, shards, first, strict=True):
+        rank(shard, lambda vector: vectors.append(vector.clone()), into)
     largest = torch.stack(vectors).amax(0) if vectors else torch.empty(0)
-    return [rank(shard, lambda vector: vector.copy_(largest)) for rank, shard in zip(ranks, shards, strict=True)]
+    second = []
+    for rank, shard, into in zip(ranks, shards, first, strict=True):
+        second.append(rank(shard, lambda vector: vector.copy_(largest), into))
+        assert all(t is into[n] for n, t in second[-1].items() if n not in shard or t.dtype == torch.float8_e4m3fn)
+    return second
 
 
 def models_are_torchs() -> None:
@@ -39,9 +48,8 @@ def models_are_torchs() -> None:
         layout = megatron_layout(config, sizes)
         shards = megatron_shards(hf_tensors(config, tags=False), config, sizes)
         shards = [{name: (0.02 * t).to(dtype) for name, t in shard.items()} for shard in shards]
-        for found, wanted in zip(
-            offers(layout, shards, names, True), offers(layout, shards, names, False), strict=True
-        ):
+        by_kernels, by_torch = (offers(layout, shards, names, kernels) for kernels in (True, False))
+        for found, wanted in zip(by_kernels, by_torch, strict=True):
             assert found.keys() == wanted.keys() and any(t.dtype == torch.float8_e4m3fn for t in found.values())
             for name, t in wanted.items():
                 assert found[name].shape == t.shape and found[name].is_contiguous(), name
