@@ -1,7 +1,8 @@
 #!/bin/bash
 # Every figure of one GPU in at most eight minutes: bash benchmarks/gpu_all.sh [--dry-run] [STEP…]
 #
-# Steps, what matters most first: numerics, head_check, head_time, train, precision, swap, quantise, memory, quickstart, sglang, tests.
+# Steps, what matters most first: attention, numerics, head_check, head_time, train, precision, swap, quantise, sglang,
+# sglang_swap, memory, quickstart, tests. Rows take Transformer Engine's attention where it runs, else torch's.
 # One that fails costs only its own row; one for which no time is left is left out, and says so. With OUT set, $OUT has
 # gpu_all.md (a table, with the device's name), gpu_all.json, gpu_all.jsonl (line by line) and gpu_all.log (all output).
 # --dry-run takes tiny shapes and runs anywhere: every step's Python up to what needs the GPU.
@@ -35,10 +36,11 @@ layers=18
 memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
 [ "${memory:-0}" -gt 120000 ] || layers=8
 
+attention=torch
 train() { # NAME OPTION=VALUE…: the same shape with these
     local name=$1
     shift
-    step "$name" 60 "$PYTHON" -m benchmarks.gpu_train --shape qwen3-8b --layers $layers --steps 2 $dry attention=torch "$@"
+    step "$name" 60 "$PYTHON" -m benchmarks.gpu_train --shape qwen3-8b --layers $layers --steps 2 $dry attention=$attention "$@"
 }
 
 tested() { # NAME SECONDS ARGUMENT…: tests, each of which says why it is skipped where it is
@@ -47,14 +49,17 @@ tested() { # NAME SECONDS ARGUMENT…: tests, each of which says why it is skipp
     step "$name" "$limit" "$PYTHON" -m pytest -rs -p no:cacheprovider "$@"
 }
 
-small="--attention torch"
 [ -z "$dry" ] || small="--layers 1 --hidden 128 --vocabulary 256 --fp8"
-for name in ${*:-numerics head_check head_time train precision swap quantise memory quickstart sglang tests}; do
+steps="attention numerics head_check head_time train precision swap quantise sglang sglang_swap memory quickstart tests"
+for name in ${*:-$steps}; do
     case $name in
-    numerics) step numerics 60 "$PYTHON" -m benchmarks.gpu_numerics $small ;;
+    attention)
+        step attention 60 "$PYTHON" -m benchmarks.gpu_attention $dry
+        grep -q '"Transformer Engine": [0-9]' "$out/gpu_all.jsonl" && attention=transformer_engine ;;
+    numerics) step numerics 60 "$PYTHON" -m benchmarks.gpu_numerics --attention $attention $small ;;
     head_check) step head_check 60 "$PYTHON" -m benchmarks.gpu_head check $dry ;;
     head_time) step head_time 60 "$PYTHON" -m benchmarks.gpu_head time $dry ;;
-    train) step train 90 "$PYTHON" -m benchmarks.gpu_train --shape qwen3-8b --layers $layers --steps 2 --compare-head $dry attention=torch ;;
+    train) step train 90 "$PYTHON" -m benchmarks.gpu_train --shape qwen3-8b --layers $layers --steps 2 --compare-head $dry attention=$attention ;;
     precision)
         train tensorwise fp8=tensorwise bf16_layers=1
         train blockwise fp8=blockwise
@@ -67,6 +72,7 @@ for name in ${*:-numerics head_check head_time train precision swap quantise mem
     quantise) step quantise 60 "$PYTHON" -m benchmarks.gpu_quantise $dry ;;
     swap) step swap 60 "$PYTHON" -m benchmarks.gpu_swap --repeats 5 $dry ;;
     quickstart) tested quickstart 120 tests/gpu/test_train_on_gpu.py -k quickstart ;;
+    sglang_swap) step sglang_swap 150 "$PYTHON" -m benchmarks.gpu_sglang_swap --ways pull,handles $dry ;;
     sglang) tested sglang 150 tests/gpu/test_train_on_gpu.py -k "swapped and cuda_ipc" --maxfail=1 ;;
     tests) tested tests 60 tests/gpu/test_kernels_on_gpu.py tests/gpu/test_cuda_ipc_on_gpu.py ;;
     *) echo "no step $name" ;;

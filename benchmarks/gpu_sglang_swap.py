@@ -1,13 +1,14 @@
 """Pause to resume of a real SGLang server on the trainer's GPU, against a copy of the same bytes on it.
 
-    python -m benchmarks.gpu_sglang_swap [--shape qwen3-4b] [--layers N] [--repeats 5] [--ways …] [key=value …]
+    python -m benchmarks.gpu_sglang_swap [--shape qwen3-4b] [--layers N] [--repeats 5]
+                                         [--ways …] [key=value …] [--dry-run]
 
 A random bfloat16 model lies in another process's GPU memory as Megatron keeps it, and the server's worker pulls it
 through CUDA IPC (``pull``). ``handles``: SGLang's update_weights_from_tensor, as other trainers call it:
 full tensors in Hugging Face's shapes, gathered on the GPU, of which the server is sent CUDA IPC handles. ``pull host``
 and ``disk`` begin in shared host memory. All swaps are proved. The floor is one device-to-device copy. key=value:
-options of rollout.sglang, ``args.cuda_graph_max_bs_decode=8`` say. Prints a line of JSON; best of the repeats, in
-milliseconds.
+options of rollout.sglang. Prints a line of JSON; best of the repeats, in milliseconds. A dry run takes a tiny shape and
+the ways that begin in host memory. Starting the server takes a minute and more.
 """
 
 import argparse
@@ -90,8 +91,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="instead of the shape's")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ways", default="pull,handles,pull host,disk")
+    parser.add_argument("--dry-run", action="store_true", help="a tiny shape, without what needs a GPU")
     parser.add_argument("overrides", nargs="*", help="key=value of rollout.sglang")
     options = parser.parse_args()
+    if options.dry_run:
+        options.shape, options.ways = "tiny", "pull host,disk"
     shape = SHAPES[options.shape] | ({"num_hidden_layers": options.layers} if options.layers else {})
     architecture = shape | {"torch_dtype": "bfloat16", "max_position_embeddings": 4096}
     config = configuration()

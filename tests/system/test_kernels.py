@@ -1,5 +1,6 @@
 """Whose kernels Megatron-Core would find: packages and folders that are really there."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -79,3 +80,18 @@ def test_a_transformer_engine_that_cannot_be_imported(
     (said,) = kernels.transformer_engine_problems()
     kernels.transformer_engine_problems.cache_clear()
     assert said.startswith("Transformer Engine 2.20.2 is installed and cannot be used") and why in said and text in said
+
+
+def test_transformer_engine_is_to_take_the_cudnn_beside_torch(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDNN_HOME", "")  # so that it is put back
+    monkeypatch.delenv("CUDNN_HOME")
+    library = place / "nvidia" / "cudnn" / "lib"
+    library.mkdir(parents=True)
+    kernels.use_torchs_cudnn()  # none was installed with torch: the system's
+    assert "CUDNN_HOME" not in os.environ
+    (library / "libcudnn.so.9").touch()
+    kernels.use_torchs_cudnn()
+    assert os.environ["CUDNN_HOME"] == str(library.parent)
+    monkeypatch.setenv("CUDNN_HOME", "/opt/mine")
+    kernels.use_torchs_cudnn()
+    assert os.environ["CUDNN_HOME"] == "/opt/mine"

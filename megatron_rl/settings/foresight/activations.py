@@ -23,6 +23,7 @@ class Kernels:
     repeated: bool  # keys and values are repeated for every query head: torch's attention on a CPU
     copied: bool  # torch's attention takes rows out of the packing, and puts its output back
     reach: float = 1.0  # keys that a row has for each of its queries: more where it goes on from a shared prompt
+    attention: bool = False  # Transformer Engine's, which copies values so that nothing is a part of the product's result
 
 
 def kept(
@@ -32,10 +33,12 @@ def kept(
     recompute: str,
     sequence: bool,
     modules: Sequence[str] = ("core_attn",),
+    fp8: float = 0.0,
 ) -> float:
     """Numbers that one layer keeps of each token that the rank computes; ``sequence``: sequence parallelism.
 
-    ``modules``: of a layer, which ``selective`` computes anew.
+    ``modules``: of a layer, which ``selective`` computes anew. ``fp8``: the share of layers whose products keep their
+    inputs in FP8, half a number each.
     """
     cut = sizes.tensor if sequence else 1
     if recompute == "full":
@@ -44,8 +47,13 @@ def kept(
     norms = 4 * arch.hidden / cut
     if "layernorm" in again and arch.experts:  # of a dense layer Transformer Engine has the norms inside its products
         norms -= arch.hidden / cut
-    mlp = 0.0 if {"mlp", "moe"} & set(again) else _mlp(arch, sizes, cut, "moe_act" in again)
-    return norms + _attention(arch, sizes, kernels, "core_attn" in again) + mlp
+    mlp, inputs = 0.0, arch.hidden / cut
+    if not {"mlp", "moe"} & set(again):
+        mlp = _mlp(arch, sizes, cut, "moe_act" in again)
+        inputs += _mlp_inputs(arch, sizes, cut)
+    if not kernels.attention:  # torch's keeps its output beside what the projection keeps of it (measured)
+        inputs -= 2 * arch.heads * arch.head_dim / sizes.tensor
+    return norms + _attention(arch, sizes, kernels, "core_attn" in again) + mlp - fp8 * inputs / 2
 
 
 def _attention(arch: Architecture, sizes: ParallelSizes, kernels: Kernels, again: bool) -> float:
@@ -56,6 +64,8 @@ def _attention(arch: Architecture, sizes: ParallelSizes, kernels: Kernels, again
         count += queries  # as the norm got them; keys are parts of the product's result
     if arch.qk_norm or again or not kernels.repeated:
         count += queries + 2 * keys  # the product's result, of which values are a part
+    if kernels.attention:  # of the product's result the values alone; computing it again is taken to save nothing
+        return count - queries - keys + 2 * queries + keys * sizes.context
     if again:
         return count + queries + keys + queries  # rotated queries and keys, the output
     spread = 2 * queries if kernels.repeated else keys  # of the values the product's result is enough
@@ -74,6 +84,13 @@ def _mlp(arch: Architecture, sizes: ParallelSizes, cut: int, again: bool) -> flo
     routed = arch.experts_per_token * sizes.expert_tensor / cut
     inner = 3 if again else 4  # the activation's result is made anew
     return routed * (arch.hidden + inner * arch.expert_hidden / sizes.expert_tensor) + 3 * arch.experts / cut
+
+
+def _mlp_inputs(arch: Architecture, sizes: ParallelSizes, cut: int) -> float:
+    """Of what an MLP keeps, and the norm before it, the inputs of products."""
+    if not arch.experts:
+        return arch.hidden / cut + arch.mlp_hidden / sizes.tensor
+    return arch.experts_per_token * sizes.expert_tensor / cut * (arch.hidden + arch.expert_hidden / sizes.expert_tensor)
 
 
 def passing(arch: Architecture, sizes: ParallelSizes, cut: int) -> float:

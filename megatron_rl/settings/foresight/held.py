@@ -40,16 +40,21 @@ def stage_layers(layers: int, sizes: ParallelSizes) -> tuple[int, ...]:
 def held(arch: Architecture, sizes: ParallelSizes, stage: int) -> Held:
     """What each rank of a pipeline stage holds."""
     first, last, embedding = stage == 0, stage == sizes.pipeline - 1, matrix(arch, sizes.tensor)
-    layers = stage_layers(arch.layers, sizes)[stage]
-    dense = layers * _layer(arch, sizes.tensor) + (embedding if first else 0)
+    inside = layered(arch, sizes, stage)
+    dense = inside.dense + (embedding if first else 0)
     if last:
         dense += arch.hidden  # the final norm
         dense += arch.hidden if arch.scalar else 0 if arch.tied and first else embedding
-    experts = 0
+    return Held(dense, inside.experts)
+
+
+def layered(arch: Architecture, sizes: ParallelSizes, stage: int) -> Held:
+    """What of it is in the layers."""
+    layers, experts = stage_layers(arch.layers, sizes)[stage], 0
     if arch.experts:
         each = 3 * arch.hidden * arch.expert_hidden // sizes.expert_tensor
         experts = layers * max(arch.experts // sizes.expert, 1) * each
-    return Held(dense, experts)
+    return Held(layers * _layer(arch, sizes.tensor), experts)
 
 
 def changed(actor: ActorConfig, arch: Architecture, stage: int) -> Held:

@@ -14,11 +14,11 @@ from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.settings.footprint import GRADIENT_BYTES, WEIGHT_BYTES, asks_frozen, frozen_bytes, state_bytes
 from megatron_rl.settings.foresight.activations import Kernels, kept, passing
 from megatron_rl.settings.foresight.hardware import Hardware
-from megatron_rl.settings.foresight.held import Held, changed, held, matrix, stage_layers
+from megatron_rl.settings.foresight.held import Held, changed, held, layered, matrix, stage_layers
 from megatron_rl.settings.foresight.work import most_tokens, workload
 
 RUNTIME = 2.0e9  # bytes of a GPU that CUDA, cuBLAS and NCCL take for themselves; assumed
-FP8_WEIGHT = 1.0  # bytes a weight more: Transformer Engine's FP8 copy (measured: docs/planning.md)
+FP8_WEIGHT = 2.0  # bytes more of one in a layer: Transformer Engine has it by rows and by columns (measured)
 KERNELS = 30e6  # of a process on a CPU: what oneDNN compiles (measured)
 _TOGETHER = 8192  # tokens whose hidden states' gradients are multiplied at a time (actor.modules.logprobs)
 _FLAGS = ("on_gpu", "asleep", "beside_weights")  # of Memory, what is no part of its own
@@ -114,7 +114,7 @@ def kernels(config: Config, on: Hardware, ragged: bool = True) -> Kernels:
     load, reach = workload(config), 1.0
     if config.run.steps and config.actor.packing and config.actor.context_parallel == 1 and not fused:
         reach = 1 + config.data.max_prompt_tokens / load.completion
-    return Kernels(fused, on.gpus == 0, torch_attention and ragged, reach)
+    return Kernels(fused, on.gpus == 0, torch_attention and ragged, reach, not torch_attention)
 
 
 def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True) -> Memory:
@@ -122,14 +122,14 @@ def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: 
     own = held(arch, sizes, stage)
     trained = changed(actor, arch, stage)
     in_fp8 = 0.0 if actor.fp8 == "none" else 1 - 2 * actor.bf16_layers / arch.layers
-    # with fp8_weights: by rows and by columns, a byte each, and the copies in bfloat16 that swaps and checkpoints read
-    weights = own.all * (item + FP8_WEIGHT * in_fp8 * (2 if actor.fp8_weights else 1))
+    # with fp8_weights in bfloat16 too: the copies that swaps and checkpoints read
+    weights = own.all * item + FP8_WEIGHT * in_fp8 * layered(arch, sizes, stage).all
     last = stage == sizes.pipeline - 1
     cut = sizes.tensor if actor.sequence_parallel else 1
     how = kernels(config, on, ragged)
     layers, under_way = stage_layers(arch.layers, sizes)[stage], _under_way(actor, stage)
-    each = kept(arch, sizes, how, actor.recompute, actor.sequence_parallel, actor.recompute_modules)
-    whole_layer = kept(arch, sizes, how, "none", actor.sequence_parallel)
+    each = kept(arch, sizes, how, actor.recompute, actor.sequence_parallel, actor.recompute_modules, in_fp8)
+    whole_layer = kept(arch, sizes, how, "none", actor.sequence_parallel, fp8=in_fp8)
     inside = _layers(actor, layers, each, whole_layer) + (0 if last else arch.hidden / cut)  # sent on, until it returns
     backward = passing(arch, sizes, cut)
     if actor.recompute != "none":  # computed again: of one layer, or of those between two that are kept
