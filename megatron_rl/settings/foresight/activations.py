@@ -23,7 +23,7 @@ class Kernels:
     repeated: bool  # keys and values are repeated for every query head: torch's attention on a CPU
     copied: bool  # torch's attention takes rows out of the packing, and puts its output back
     reach: float = 1.0  # keys that a row has for each of its queries: more where it goes on from a shared prompt
-    attention: bool = False  # Transformer Engine's, which copies values so that nothing is a part of the product's result
+    attention: bool = False  # Transformer Engine's, which copies values: nothing is a part of the product's result
 
 
 def kept(
