@@ -2,12 +2,13 @@
 
     python -m benchmarks.swap [--repeats N] [--threads N] [--mbridge PYTHON]
 
-A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine; the
-same ranks then send it point-to-point, from processes of their own, over gloo on this machine's loopback. Owners hash
-before an engine stands still, so that is a row of its own. The floor is
-torch copying the same bytes once, between the same kinds of memory, with as many threads. Every figure is the
-best of the repeats, measured in turn in one run. Messages have a floor of their own: gloo carrying as many bytes, from
-the memory of the weights in the same processes into memory of their size, without packing, unpacking or hashing.
+A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine;
+then into the two workers of another, one after the other, whose matrices are cut as the trainer's are. The same ranks
+then send it point-to-point, from processes of their own, over gloo on this machine's loopback. Owners hash before an
+engine stands still, so that is a row of its own. The floor is torch copying the same bytes once, between the same
+kinds of memory, with as many threads. Every figure is the best of the repeats, measured in turn in one run. Messages
+have a floor of their own: gloo carrying as many bytes, from the memory of the weights in the same processes into
+memory of their size, without packing, unpacking or hashing.
 
 With --mbridge, an interpreter that has megatron-core and mbridge exports the full tensors of the same model from the
 same layout (mbridge_export.py), which is what a swap by gathered tensors begins with.
@@ -32,6 +33,7 @@ import torch.distributed as dist
 from megatron_rl.resharding.execute import box, flat
 from megatron_rl.resharding.layout import ParallelSizes, merged
 from megatron_rl.resharding.layouts.megatron import megatron_layout
+from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.layouts.transformers import transformers_layout
 from megatron_rl.resharding.plan import Plan, make_plan
 from megatron_rl.resharding.proof import prove
@@ -110,6 +112,26 @@ def copy_all(plan: Plan, ranks: list[dict[str, torch.Tensor]], engine: dict[str,
         box(flat(engine[c.destination]), shape, write, c.destination_offset).copy_(source)
 
 
+def two_workers(source: SwapSource, ranks: list[dict[str, torch.Tensor]]) -> list[Receiver]:
+    """An engine with the trainer's tensor parallelism, after a first swap that is proved."""
+    layout = sglang_layout(CONFIG, EngineSizes(tensor=SIZES.tensor))
+    found = []
+    for rank, shard in enumerate(layout.ranks):
+        held = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shard.locals.items()}
+        receiver = Receiver(layout, held, source, rank)
+        owned: list[Owned] = []
+        receiver.pull(0)
+        hash_all(receiver.plan, ranks, owned)
+        receiver.verify(0, merge_hashes(receiver.plan, owned))
+        found.append(receiver)
+    return found
+
+
+def pull_all(workers: list[Receiver], version: int) -> None:
+    for worker in workers:
+        worker.pull(version)
+
+
 def mbridge(python: str, ranks: int, repeats: int) -> float:
     """Seconds of mbridge's export."""
     script = Path(__file__).parent / "mbridge_export.py"
@@ -145,16 +167,18 @@ def main() -> None:
     memories = [publish(rank) for rank in ranks]
     shapes = destination.ranks[0].locals
     engine = {n: torch.zeros(shape, dtype=torch.bfloat16) for n, shape in shapes.items()}
-    receiver = Receiver(destination, engine, SwapSource(CONFIG, SIZES, False, False, memories))
+    offered = SwapSource(CONFIG, SIZES, False, False, memories)
+    receiver, workers = Receiver(destination, engine, offered), two_workers(offered, ranks)
     total = receiver.bytes
     origin, target = (torch.zeros(total, dtype=torch.uint8) for _ in range(2))
     publish({"origin": origin})
 
-    times: dict[str, list[float]] = {"memcpy": [], "copies": [], "pull": [], "owners": []}
+    times: dict[str, list[float]] = {"memcpy": [], "copies": [], "pull": [], "workers": [], "owners": []}
     for version in range(repeats):
         times["memcpy"].append(seconds(lambda: target.copy_(origin)))
         times["copies"].append(seconds(partial(copy_all, receiver.plan, ranks, engine)))
         times["pull"].append(seconds(partial(receiver.pull, version)))
+        times["workers"].append(seconds(partial(pull_all, workers, version)))
         owned: list[Owned] = []
         times["owners"].append(seconds(partial(hash_all, receiver.plan, ranks, owned)))
         proof = merge_hashes(receiver.plan, owned)
@@ -178,13 +202,14 @@ def main() -> None:
             landing.commit(version)
         for sender in senders:
             sender.join()
-    floor, copies, pull, owners, empty, messages = (min(found) for found in times.values())
+    floor, copies, pull, parted, owners, empty, messages = (min(found) for found in times.values())
     print(receiver.plan.summary())
     print(f"plan and proof              {planning:8.3f} s, once")
     for name, took in (
         ("memcpy", floor),
         ("copies alone", copies),
         ("pull with arrival hashes", pull),
+        ("the same, of two workers", parted),
         ("owners' hashes, all ranks", owners),
         ("gloo alone", empty),
         ("point-to-point with hashes", messages),

@@ -12,6 +12,7 @@ from megatron_rl.data.check import check_data
 from megatron_rl.errors import InputError
 from megatron_rl.launch.check import check_launch, resolved
 from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.folders.check import config_problems
 from megatron_rl.rewards.registry import check_rewards
 from megatron_rl.rollout.check import check_rollout
 from megatron_rl.settings import fit
@@ -70,8 +71,8 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
         found += check_hardware(config, here)
     found += about_folder
     warnings = fit.warnings(config) + (mismatch_on(config, here) if here else [])
-    asks = False
-    if hf_config is not None and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
+    asks, readable = False, hf_config is not None and not config_problems(hf_config)
+    if hf_config is not None and readable and not any(key.startswith(("actor.", "rollout.sglang.")) for key in broken):
         about_sizes, critic = check_sizes(config, hf_config), None
         if not about_sizes:
             warnings += mismatch_of(config, read_architecture(hf_config))

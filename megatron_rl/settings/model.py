@@ -12,12 +12,13 @@ from megatron_rl.resharding.families import with_scalar_head
 from megatron_rl.resharding.families.architecture import read_architecture
 from megatron_rl.resharding.families.table import scalar_head
 from megatron_rl.resharding.folders.check import config_problems, folder_problems
-from megatron_rl.resharding.folders.hf import read_hf_config
+from megatron_rl.resharding.folders.hf import CONFIG, read_hf_config
 from megatron_rl.resharding.layouts.megatron import layout_violations
 from megatron_rl.rollout.sglang.check import check_sglang_gpus, check_sglang_model
 from megatron_rl.settings.foresight.held import check_buckets
 from megatron_rl.system import machine
 
+_GIVEN = "model.architecture"
 MOST_RANKS = 1 << 16  # of a layout that is drawn up in no time
 
 
@@ -49,7 +50,7 @@ def check_model_folder(model: ModelConfig, rewards: bool = False) -> tuple[dict[
     if bool(path) == bool(architecture):
         which = "both are" if path else "neither is"
         return None, [f"One of model.path (a Hugging Face folder) and model.architecture must be given; {which}."]
-    hf_config, found = folder_problems(path) if path else (architecture, config_problems(architecture))
+    hf_config, found = folder_problems(path) if path else (architecture, config_problems(architecture, _GIVEN))
     if found or hf_config is None:
         return hf_config, found
     if rewards and not scalar_head(hf_config):
@@ -75,7 +76,7 @@ def check_beside(key: str, folder: str) -> tuple[dict[str, Any] | None, list[str
         hf_config = read_hf_config(folder)
     except InputError as error:
         return None, [f"{key}: {error} Of a model that is elsewhere a folder with its config.json will do."]
-    return hf_config, [f"{key}: {said}" for said in config_problems(hf_config)]
+    return hf_config, [f"{key}: {said}" for said in config_problems(hf_config, str(Path(folder) / CONFIG))]
 
 
 def check_frozen(key: str, folder: str) -> tuple[dict[str, Any] | None, list[str]]:

@@ -68,9 +68,10 @@ def _bf16_layers(config: ActorConfig, arch: Architecture) -> list[str]:
         ]
     if count > (most := min(arch.layers // config.pipeline_parallel, (arch.layers - 1) // 2)):
         none = ", which leaves none in FP8" if 2 * count >= arch.layers else ""
+        stages = f" in {config.pipeline_parallel} pipeline stages" if config.pipeline_parallel > 1 else ""
         return [
             f"actor.bf16_layers={count} keeps so many first and so many last layers in bfloat16, and there are "
-            f"{arch.layers} in {config.pipeline_parallel} pipeline stages{none}: it can be {most} at most."
+            f"{arch.layers}{stages}{none}: it can be {most} at most."
         ]
     return []
 

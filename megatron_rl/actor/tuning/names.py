@@ -72,8 +72,23 @@ def problems(config: ActorConfig, hf_config: Mapping[str, Any]) -> list[str]:
             found.append("actor.freeze is for training without adapters; actor.lora.rank > 0 freezes all weights.")
         if config.fp8 != "none":
             found.append(f"actor.fp8={config.fp8} is for training without adapters: use fp8=none or actor.lora.rank=0.")
-        return found or _idle_stages(config, hf_config)
+        return found or _wide(config, hf_config) + _idle_stages(config, hf_config)
     return freeze_problems(hf_config, config.freeze) or _idle_stages(config, hf_config)
+
+
+def _wide(config: ActorConfig, hf_config: Mapping[str, Any]) -> list[str]:
+    """Adapters of a larger rank than the narrowest matrix that they adapt can have."""
+    rank, narrow = config.lora.rank, {}
+    for target in targets(hf_config, config.lora.targets):
+        shapes = [spec.shape for spec in target.parts.values()]
+        narrow[target.name] = min(shapes[0][1], sum(shape[0] for shape in shapes))
+    name = min(narrow, key=narrow.__getitem__)
+    if rank <= narrow[name]:
+        return []
+    return [
+        f"actor.lora.rank={rank} is more than the {narrow[name]} rows or columns of {name}: lower it, or train all "
+        "weights (actor.lora.rank=0)."
+    ]
 
 
 def _idle_stages(config: ActorConfig, hf_config: Mapping[str, Any]) -> list[str]:

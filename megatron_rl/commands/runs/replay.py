@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 def said(found: Repeated) -> list[str]:
     """What came of it, in lines."""
     start = found.start.name if found.start else "the run's first weights"
-    forward = f", and {found.forward} steps from there" if found.forward else ""
+    forward = f", and {found.forward} step{'s' * (found.forward > 1)} from there" if found.forward else ""
     lines = [f"from {start}{forward}; in {found.folder}"]
     if found.rollouts is not None:
         differing = len(found.drawn_otherwise)

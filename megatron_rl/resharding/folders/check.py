@@ -21,7 +21,7 @@ def folder_problems(folder: str | Path) -> tuple[dict[str, Any] | None, list[str
         hf_config = read_hf_config(folder)
     except InputError as error:
         return None, [str(error)]
-    if wrong := config_problems(hf_config):
+    if wrong := config_problems(hf_config, str(folder / CONFIG)):
         return hf_config, wrong
     try:
         refuse_quantised(folder, hf_config)
@@ -31,12 +31,13 @@ def folder_problems(folder: str | Path) -> tuple[dict[str, Any] | None, list[str
     return hf_config, []
 
 
-def config_problems(hf_config: Mapping[str, Any]) -> list[str]:
-    """Why the actor cannot train a model of this config.json."""
+def config_problems(hf_config: Mapping[str, Any], where: str = CONFIG) -> list[str]:
+    """Why the actor cannot train a model of this config.json; ``where`` it stands."""
     try:
         read_architecture(hf_config)
     except InputError as error:
-        return [str(error)]
+        said = str(error)
+        return [where + said.removeprefix(CONFIG) if said.startswith(f"{CONFIG} has ") else said]
     return []
 
 

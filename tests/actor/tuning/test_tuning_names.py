@@ -88,6 +88,11 @@ def test_the_numbers_of_adapters_are_counted() -> None:
         ({"lora": {"rank": 2, "targets": ["fc3"]}}, ["'fc3' matches no matrix", "linear_qkv, q_proj, k_proj"]),
         ({"lora": {"rank": 2, "targets": []}}, ["actor.lora.targets is empty"]),
         ({"lora": {"rank": 2, "targets": ["gate_proj"]}}, ["gate_proj alone", "linear_fc1 is gate_proj and up_proj"]),
+        ({"lora": {"rank": 32}}, []),
+        (
+            {"lora": {"rank": 33}},
+            ["actor.lora.rank=33 is more than the 32 rows or columns of model.layers.0.self_attn"],
+        ),
         ({"lora": {"rank": 2}, "freeze": ["*"]}, ["actor.freeze is for training without adapters"]),
         ({"lora": {"rank": 2}, "fp8": "blockwise"}, ["actor.fp8=blockwise is for training without adapters"]),
         (
