@@ -88,6 +88,8 @@ def run(job: dict, out: Path) -> None:
             checkpoint.save(actor, Path(job["folder"]), str(step + 1), {"step": step + 1}, keep=1)
     result = {"losses": losses, "weights": {n: p.clone() for n, p in actor.parameters().items()}}
     result |= {"reference": before, "live": after}
+    if job["save"]:
+        result["saved"] = sum(file.stat().st_size for file in Path(job["folder"]).rglob("*.distcp"))
     torch.save(result, out / f"{job['name']}-{dist.get_rank()}.pt")
     if job.get("broken") is not None:
         next(iter(actor.parameters().values())).view(-1)[0] = math.nan if dist.get_rank() else 0.0

@@ -3,14 +3,36 @@
 Gradients need no copy: every update begins with zeros. AdamW's moments and float32 weights lie on the host meanwhile,
 in pinned memory that is kept. Where the optimiser steps on the model's own bfloat16 weights, these stay: engines read
 them.
+
+Torch rounds every piece of pinned memory up to a power of two (``CachingHostAllocator``), which would take a third more
+for Qwen3-8B's. So tensors share blocks that are powers of two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from megatron_rl.actor import accelerator
+
+_ALIGNED = 64  # bytes at whose multiples tensors begin
+
+
+def rooms(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Blocks for pieces of these sizes in bytes: of each its block and where it begins there; how long each block is.
+
+    No block is longer than the power of two that holds the largest piece; the largest are placed first, each where it
+    fits first.
+    """
+    padded = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
+    most = 1 << (max(padded, default=1) - 1).bit_length()
+    places, ends = [(0, 0)] * len(padded), [0]
+    for i in sorted(range(len(padded)), key=lambda i: -padded[i]):
+        block = next((b for b, end in enumerate(ends) if end + padded[i] <= most), len(ends))
+        ends += [0] * (block == len(ends))
+        places[i] = block, ends[block]
+        ends[block] += padded[i]
+    return places, ends
 
 
 class Sleeper:
@@ -29,14 +51,12 @@ class Sleeper:
         if self.sizes:
             return
         self.optimizer.zero_grad()  # what refers to them
-        for tensor in self._state():
+        state = list(self._state())
+        self._make_room([tensor for tensor in state if id(tensor) not in self.kept])
+        for tensor in state:
             tensor.grad = None  # one with a part on the host keeps those of the other part
-            host = self.kept.get(id(tensor))
-            if host is None:
-                host = torch.empty_like(tensor, device="cpu", pin_memory=accelerator.on_gpu())
-            self.kept[id(tensor)] = host.copy_(tensor)
             self.away.append((tensor, tensor.device))
-            tensor.data = host
+            tensor.data = self.kept[id(tensor)].copy_(tensor)
         for buffer in self.buffers:
             storage = buffer.grad_data.untyped_storage()
             self.sizes.append(storage.nbytes())
@@ -56,6 +76,13 @@ class Sleeper:
         """Have the gradients back for another optimiser, and let go of this one, whose state does not come back."""
         self.away, self.kept, self.optimizer = [], {}, None
         self.wake()
+
+    def _make_room(self, tensors: Sequence[torch.Tensor]) -> None:
+        places, ends = rooms([tensor.nbytes for tensor in tensors])
+        blocks = [torch.empty(end, dtype=torch.uint8, pin_memory=accelerator.on_gpu()) for end in ends]
+        for tensor, (block, at) in zip(tensors, places, strict=True):
+            room = blocks[block][at : at + tensor.nbytes]
+            self.kept[id(tensor)] = room.view(tensor.dtype).view(tensor.shape)
 
     def _state(self) -> Iterator[torch.Tensor]:
         """Every tensor on the device that is the optimiser's own, once."""

@@ -40,7 +40,7 @@ def results(
 
     moe = {"model": str(mixture)}
     jobs = [
-        {"name": "dp2", "actor": DP2},
+        {"name": "dp2", "actor": DP2, "save": SAVED, "folder": str(out / "dp2-saved")},
         {"name": "overlap", "actor": DP2 | {"megatron": OVERLAP}, "follow": True},
         *both("asleep", actor=DP2 | {"asleep": True}),
         {"name": "block", "actor": DP2 | dict(recompute="full", recompute_method="block", recompute_layers=3)},
@@ -72,6 +72,12 @@ def test_the_same_numbers(name: str, other: str, results: dict[str, list[dict]])
         assert two["losses"] == one["losses"][-len(two["losses"]) :]
         for parameter, weight in one["weights"].items():
             assert torch.equal(two["weights"][parameter], weight), parameter
+
+
+def test_a_checkpoint_of_what_sleeps_has_nothing_twice(results: dict[str, list[dict]]) -> None:
+    """Tensors that share a block of memory are saved without their neighbours."""
+    awake, asleep = results["dp2"][0]["saved"], results["asleep"][0]["saved"]
+    assert awake > 0 and asleep == pytest.approx(awake, rel=0.02)
 
 
 def test_overlapped_exchange(results: dict[str, list[dict]]) -> None:

@@ -1,5 +1,6 @@
 """How the optimiser's state is asked for, begun before its first step, and put to sleep."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from megatron_rl.actor.checkpoint import begin
 from megatron_rl.actor.config import ActorConfig, LoRAConfig
-from megatron_rl.actor.megatron.asleep import Sleeper
+from megatron_rl.actor.megatron.asleep import Sleeper, rooms
 from megatron_rl.actor.megatron.check import check_memory
 from megatron_rl.actor.optimizer import _state
 from megatron_rl.system import machine
@@ -65,6 +66,21 @@ def test_a_state_is_begun_once() -> None:
     host.step()
     begin(SimpleNamespace(optimizer=shared, config=precise, init_state_fn=None))
     assert host.state[q]["step"] == 1  # as it was
+
+
+def test_what_sleeps_shares_blocks_that_are_powers_of_two() -> None:
+    """The float32 state of Qwen3-8B's matrices: alone, each would be rounded up, to 1.37 times as much."""
+    layer = [6144 * 4096, 4096 * 4096, 24576 * 4096, 4096 * 12288, 4096, 4096, 128, 128]
+    sizes = 3 * [4 * n for n in (36 * layer + [151936 * 4096] * 2 + [4096])]
+    places, ends = rooms(sizes)
+    rounded = [1 << (n - 1).bit_length() for n in sizes]
+    blocks = [1 << (n - 1).bit_length() for n in ends]
+    assert sum(rounded) > 1.36 * sum(sizes) and sum(blocks) < 1.03 * sum(sizes)
+    assert max(blocks) == max(rounded)
+    taken = sorted((block, at, at + size) for (block, at), size in zip(places, sizes, strict=True))
+    assert all(a[0] < b[0] or a[2] <= b[1] for a, b in pairwise(taken))  # none lies on another
+    assert all(at % 64 == 0 and end <= ends[block] for block, at, end in taken)
+    assert rooms([]) == ([], [0])
 
 
 def test_asleep_the_gradients_take_no_memory_and_come_back_as_zeros() -> None:
