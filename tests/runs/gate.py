@@ -10,7 +10,12 @@ HELD = ("rewards.terms.tests.runs.gate.held=1", "rewards.deadline=3600", "reward
 
 
 def held(sample: Sample) -> float:
-    """0, as soon as there is no file closed-STEP (counted from 1) in the folder that the variable GATE names."""
-    while Path(os.environ.get("GATE", ""), f"closed-{sample.step + 1}").exists():
+    """0, as soon as there is no file closed-STEP (counted from 1) in the folder that the variable GATE names.
+
+    While it waits there is a file reached-STEP.
+    """
+    folder, step = Path(os.environ.get("GATE", "")), sample.step + 1
+    while (folder / f"closed-{step}").exists():
+        (folder / f"reached-{step}").touch()
         time.sleep(0.05)
     return 0.0

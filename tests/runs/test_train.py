@@ -46,17 +46,18 @@ def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 
 
 def start_and_wait(run: RunFolder, step: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Start or continue a run; returns when that step of RL has been recorded, with all the run's processes.
+    """Start or continue a run; returns within the step of RL after that one, with all the run's processes.
 
-    The run does not come to the end of the next step before its gate is opened.
+    The run does not come to that step's end before its gate is opened.
     """
     gate(run, step + 1).touch()
     process = start(run.path.parent, run.path.name)
-    while not run.metrics_file.exists() or f'"stage": "rl", "step": {step},' not in run.metrics_file.read_text():
+    while not run.path.with_name(f"reached-{step + 1}").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 4  # two ranks, engine, reward worker
+    assert f'"stage": "rl", "step": {step},' in run.metrics_file.read_text()
     return process, family
 
 
