@@ -66,7 +66,7 @@ def test_what_is_missing_is_learned_again(run: RunFolder, tmp_path: Path) -> Non
     copy.metrics_file.write_text(lines)
     done = command("replay", str(copy.path), "--step", "3", "--train-only")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "from step-1-000001, and 1 steps from there" in done.stdout and "rollouts:" not in done.stdout
+    assert "from step-1-000001, and 1 step from there" in done.stdout and "rollouts:" not in done.stdout
     assert "  odd: 1.0 was recorded, nan now" in done.stdout
     assert done.stdout.count("was recorded") == 1
 
