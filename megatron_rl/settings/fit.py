@@ -138,7 +138,18 @@ def _cure(config: Config, needed: Footprint, asleep: bool = False) -> str:
     if config.model.dtype == "bfloat16" and not actor.fp8_weights:
         less += ["actor.moments=bfloat16"] if actor.moments == "float32" and not actor.optimizer_on_host else []
         less += ["actor.optimizer_on_host=1.0"] if actor.moments == "float32" and actor.optimizer_on_host < 1 else []
-    return f"shard further ({sizes})" + (f", or set {' or '.join(less)}" if less else "")
+    gpus, nodes = machine.gpus(), max(config.launch.nodes, 1) - config.launch.rollout_nodes
+    shard, have = f"shard further ({sizes})", sum(gpus) * nodes
+    if needed.together <= have:
+        return shard + (f", or set {' or '.join(less)}" if less else "")
+    least = {"gradients": "bfloat16", "moments": "float32", "optimizer_on_host": 1.0}
+    missing = [f"actor.{name}={value}" for name, value in least.items() if getattr(actor, name) != value]
+    possible = config.model.dtype == "bfloat16" and not actor.fp8_weights and needed.least <= have
+    return (
+        f"all ranks' take {readable(needed.together)} together, and {_counted(len(gpus) * nodes, 'GPU')} have "
+        f"{readable(have)}, whatever the layout: take {-(-needed.together // min(gpus))} such GPUs or more"
+        + (f", or set {' and '.join(missing)}, and {shard}" if possible else "")
+    )
 
 
 def _memory(config: Config, needed: Footprint) -> list[str]:

@@ -35,6 +35,8 @@ class Footprint:
     host: int = 0  # AdamW's state of all ranks that compute on GPUs, in the memory beside these
     kept: int = 0  # their frozen weights there
     experts: bool = False  # a mixture of experts
+    together: int = 0  # weights, gradients and optimiser of all ranks, were nothing held twice
+    least: int = 0  # of that, what stays with 16-bit gradients and all of the optimiser on the host
 
 
 def state_bytes(actor: ActorConfig, weight: int) -> float:
@@ -114,6 +116,8 @@ def footprint(config: Config, hf_config: Mapping[str, Any], critic: Mapping[str,
         host=int((trained + beside) * host_bytes(config.actor, weight)),
         kept=int(sum(held) * frozen) if on_gpus else 0,
         experts=read_architecture(dict(hf_config)).experts > 0,
+        together=(parameters + beside) * weight + int((trained + beside) * (gradient + optimizer)),
+        least=(parameters + beside) * weight + (trained + beside) * min(gradient, weight),
     )
 
 

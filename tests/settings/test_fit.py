@@ -165,7 +165,7 @@ def test_a_rank_that_is_too_large_while_a_reference_scores(gpus) -> None:
 def test_a_rank_that_is_too_large_is_told_what_would_help(gpus) -> None:
     """Not what it has already, nor what does not go with it; experts where there are some."""
     config = config_of(QWEN3_4B)
-    gpus(1, size=1 << 30, memory=1 << 50)
+    gpus(5000, size=1 << 30, memory=1 << 50)
 
     def said(model: dict = QWEN3_4B) -> str:
         found = check_fit(config, footprint(config, model))[0]
@@ -179,6 +179,23 @@ def test_a_rank_that_is_too_large_is_told_what_would_help(gpus) -> None:
     assert said().endswith(".data_parallel).")
     config.actor.moments, config.actor.optimizer_on_host = "float32", 0.5
     assert said().endswith("or set actor.optimizer_on_host=1.0.")
+
+
+def test_too_few_gpus_for_any_layout(gpus) -> None:
+    """How many would do, and options only where they are enough."""
+    config = config_of(QWEN3_4B)
+    config.actor.data_parallel = 2
+
+    def said() -> str:
+        return check_fit(config, footprint(config, QWEN3_4B))[0]
+
+    count = footprint(config, QWEN3_4B).parameters
+    gpus(2, size=9 * count - 1, memory=1 << 50)  # 2 + 4 + 12 bytes a weight
+    assert f"take {readable(18 * count)} together, and 2 GPUs have {readable(18 * count - 2)}" in said()
+    options = "actor.gradients=bfloat16 and actor.optimizer_on_host=1.0"
+    assert f"whatever the layout: take 3 such GPUs or more, or set {options}, and shard further (" in said()
+    gpus(2, size=2 * count - 1, memory=1 << 50)  # not even 2 + 2
+    assert said().endswith("whatever the layout: take 10 such GPUs or more.")
 
 
 def test_a_critic_is_counted() -> None:
