@@ -27,7 +27,7 @@ class OptimizerConfig:
     weight_decay: float = number(0.0, least=0)  # decoupled; norms and biases are never decayed
     clip_grad: float = number(1.0, least=0)  # global gradient norm; 0 turns clipping off
     warmup_steps: int = number(0, least=0)  # linear warm-up from 0
-    decay: str = choice("constant", "linear", "cosine")  # down to min_lr_ratio at the last step
+    decay: str = choice("constant", "linear", "cosine")  # from the warm-up on, to min_lr_ratio behind the last step
     min_lr_ratio: float = number(0.0, least=0, most=1)  # final learning rate as a fraction of the peak
 
 

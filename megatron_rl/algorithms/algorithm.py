@@ -6,7 +6,7 @@ An algorithm runs alike on all ranks. The stage builds its micro-batches, has th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ class TokenBatch(Protocol):
         """[s, longest] -> [n]: this rank's tokens of what ``whole`` made."""
 
 
+class Term(NamedTuple):
+    """One of the rewards whose weighted sum is the samples' reward."""
+
+    scores: np.ndarray  # float64 [samples]
+    weights: np.ndarray  # float64 [samples]: of the step for which each was scored
+
+
 def _alone(values: torch.Tensor) -> torch.Tensor:
     return values
 
@@ -53,7 +60,7 @@ class CreditBatch:
     micro_batches: Sequence[TokenBatch]
     rewards: np.ndarray  # float64 [samples], of the whole batch, on every rank alike
     groups: np.ndarray  # int64 [samples]: samples of one prompt have one number
-    terms: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [samples] each: weight x score, of a sum
+    terms: Mapping[str, Term] = field(default_factory=dict)  # what the rewards are the weighted sum of
     total: Callable[[torch.Tensor], torch.Tensor] = _alone
     """Adds up a tensor over all ranks that hold different tokens; collective, and alike on every rank afterwards."""
 

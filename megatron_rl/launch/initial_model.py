@@ -1,7 +1,6 @@
 """The Hugging Face folder of a model that starts from random weights."""
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from megatron_rl.data.registry import write_tokenizer
 from megatron_rl.data.tokenizer import check_vocabulary, load_tokenizer
 from megatron_rl.resharding.families import family
 from megatron_rl.resharding.folders.check import transformers_config
-from megatron_rl.system.files import rename_folder
+from megatron_rl.system.files import folder_beside, rename_folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -37,11 +36,10 @@ def write_random_model(
     if folder.exists():
         raise FileExistsError(f"{folder} exists; a model with random weights is written to a new folder only")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    beside = folder_beside(folder)
     try:
         tokenizer_writer(beside)
         _write_weights(architecture, dtype, seed, beside)
-        beside.chmod(0o755)  # mkdtemp's folders are private
         rename_folder(beside, folder)
     except BaseException:
         shutil.rmtree(beside)

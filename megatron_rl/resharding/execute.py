@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xxhash
 
-from megatron_rl.resharding.layout import merged, row_major
+from megatron_rl.resharding.layout import merged
 from megatron_rl.resharding.plan import Copy, Ints
 
 Index = tuple[int | slice, ...]  # of a piece of a box
@@ -209,9 +209,3 @@ def source_hashes(
             held = box(tensor, shape, steps, c.source_offset)
             hashes[i] = digest(held, dtype)
     return hashes
-
-
-def contiguous(copy: Copy) -> bool:
-    """True when the copy is one run of bytes on both sides."""
-    shape, strides = merged(copy.shape, copy.source_strides, copy.destination_strides)
-    return all(steps == row_major(shape) for steps in strides)

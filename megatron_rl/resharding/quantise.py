@@ -33,9 +33,7 @@ __all__ = [
     "LARGEST",
     "ShardQuantiser",
     "dequantise_blockwise",
-    "dequantise_tensor",
     "quantise_blockwise",
-    "quantise_tensor",
     "quantised_names",
     "shard_amax",
 ]
@@ -139,20 +137,6 @@ def dequantise_blockwise(
         band = _float(quantised[rows])
         weight[rows] = band.mul_(_columns(scale_inv[i].float(), 0, band.shape[1], block))
     return weight
-
-
-def quantise_tensor(weight: torch.Tensor, amax: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight of any shape as float8_e4m3fn with one float32 scale [] for all of it.
-
-    ``amax`` (float32 []): the largest magnitude of the whole tensor where ``weight`` is a shard of it.
-    """
-    scale_inv = _scale(weight.float().abs().amax() if amax is None else amax)
-    return _cast(weight, scale_inv), scale_inv
-
-
-def dequantise_tensor(quantised: torch.Tensor, scale_inv: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The inverse of ``quantise_tensor``."""
-    return _float(quantised).mul_(scale_inv).to(dtype)
 
 
 def _view(tensor: torch.Tensor, segment: Segment) -> torch.Tensor:

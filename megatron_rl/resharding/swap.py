@@ -39,7 +39,7 @@ class SwapSource:
     fused_norms: bool
     grouped_experts: bool
     memories: Sequence[Memory]  # by rank, all of one transport
-    fp8: bool = False  # they offer block-quantised weights (resharding.fp8), not their own
+    fp8: bool = False  # they offer block-quantised weights (resharding.quantise), not their own
 
     def layout(self) -> Layout:
         """Where the ranks keep what they offer, as canonical tensors."""

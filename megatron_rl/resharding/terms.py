@@ -11,7 +11,7 @@ from megatron_rl.resharding.nearest import Nearness
 class Reach:
     """How an engine wants to reach the weights of the trainer's ranks."""
 
-    transport: str = "shared_memory"  # one of resharding.reach.TRANSPORTS
+    transport: str = "shared_memory"  # as transports.choose names them
     control: str = ""  # address that ranks call, where they have to send
     sessions: tuple[tuple[str, Nearness], ...] = ()  # one for each engine, for the ``readers`` of its weights to name
     folder: str = ""  # seen by both sides, where weights are written for it

@@ -37,7 +37,7 @@ class SGLangConfig:
     swap_seconds: float = number(600.0, above=0)  # a swap must be complete by then
     request_seconds: float = number(1800.0, above=0)  # a completion that takes longer is aborted and asked for again
     health_seconds: float = number(60.0, above=0)  # an engine that does not answer for so long is restarted
-    restarts: int = number(3, least=0)  # of one engine, in a run
+    restarts: int = number(3, least=0)  # of one engine, and of the router in front of them, in a run
     routing_replay: bool = False  # mixtures of experts: the actor's routers take the experts that the engine chose
     args: dict[str, Any] = field(default_factory=dict)  # more options of sglang.launch_server, by its own names
 

@@ -11,7 +11,7 @@ from megatron_rl.rollout.protocol import Completion
 
 
 class Scored(Protocol):
-    """What scoring says of a rollout (``rewards.pool.Scored``)."""
+    """What scoring says of a rollout (``rewards.workers.pool.Scored``)."""
 
     @property
     def reward(self) -> float: ...

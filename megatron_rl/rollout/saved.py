@@ -6,7 +6,6 @@ The file's metadata holds, under ``megatron_rl``, a JSON object with what belong
 
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from megatron_rl.data.task import Example
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.rollout import Rollout
-from megatron_rl.system.files import flush
+from megatron_rl.system.files import write_bytes
 
 KEY = b"megatron_rl"  # of the file's metadata
 _NAME = re.compile(r"step-(\d{6,})\.parquet")
@@ -58,16 +57,7 @@ def save_rollouts(folder: Path, saved: Saved) -> None:
     memory = io.BytesIO()
     pyarrow.parquet.write_table(table, memory, compression="zstd")
     folder.mkdir(exist_ok=True)
-    path = file_of(folder, saved.facts["step"])
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(memory.getbuffer())
-        flush(beside)
-        beside.replace(path)
-        flush(folder)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    write_bytes(file_of(folder, saved.facts["step"]), memory.getbuffer())
 
 
 def load_rollouts(path: Path, scored: Callable[..., Any]) -> Saved:

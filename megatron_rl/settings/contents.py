@@ -54,6 +54,11 @@ def _answer(part: str, given: str) -> Any:
     with scratch.made() as folder:
         env = {**os.environ, **UTF8, **scratch.temporary(folder), **scratch.caches(folder)}
         done = subprocess.run(command, input=given, capture_output=True, encoding="utf-8", env=env)
+    if done.returncode < 0:
+        raise InputError(
+            f"Looking at the tokenizer and the data was ended by signal {-done.returncode}; where it is 9, memory has "
+            "most often run out: free some, or take less of the data (data.limit)."
+        )
     if done.returncode != 0:
         raise RuntimeError(f"looking at the tokenizer and the data failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

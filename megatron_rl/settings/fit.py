@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.errors import InputError
+from megatron_rl.rollout.config import SGLangConfig
 from megatron_rl.rollout.sglang.servers.gpus import engine_gpus
 from megatron_rl.rollout.sglang.servers.process import HOST_SHARE
 from megatron_rl.rollout.sglang.transport import chosen_transport
@@ -46,13 +48,12 @@ def warnings(config: Config) -> list[str]:
     gpus, found = len(machine.gpus()), mismatch(config)
     sglang = config.rollout.sglang
     if config.rollout.engine == "embedded" and config.generates():
-        unused = {"nodes=" + str(sglang.nodes): sglang.nodes > 1, "fp8=true": sglang.fp8}
-        found += [
-            f"rollout.sglang.{said} does nothing with rollout.engine=embedded: leave it out, or set "
-            "rollout.engine=sglang."
-            for said, given in unused.items()
-            if given
-        ]
+        unused = [key for key, value in asdict(SGLangConfig()).items() if getattr(sglang, key) != value]
+        if unused:
+            found.append(
+                f"rollout.sglang.{', .'.join(unused)} {'do' if unused[1:] else 'does'} nothing with "
+                "rollout.engine=embedded: leave it out, or set rollout.engine=sglang."
+            )
     if gpus and config.rollout.engine == "embedded" and config.generates():
         found.append(
             f"rollout.engine=embedded generates on the CPU, and the trainer computes on {_counted(gpus, 'GPU')}: "

@@ -42,6 +42,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """
     problems: list[str] = []
     tree, settings = _base(name)
+    written = [key for key, _ in settings]
+    if "model.path" in written and not any(key.startswith("model.architecture") for key in written):
+        tree.model.architecture = {}  # a model of the user's stands in place of the recipe's random one
     for key, value in settings:
         _assign(tree, key, value, f"{name}: {key}", problems)
     for item in overrides:
@@ -51,7 +54,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
             problems.append(f"{item!r} is no override: write key=value, for example run.steps=10.")
             continue
         if key == "model.path" and text and not any(other.startswith("model.architecture") for other in overrides):
-            tree.model.architecture = {}  # a model of the user's stands in place of the recipe's random one
+            tree.model.architecture = {}  # as above
         _assign(tree, key, read_value(text), item, problems)
     return _to_object(tree), problems
 

@@ -15,7 +15,8 @@ from megatron_rl.resharding.layouts.fp8 import quantised_names
 from megatron_rl.resharding.quantise import ShardQuantiser
 from megatron_rl.resharding.transports.choose import ON_DEVICE
 from megatron_rl.resharding.transports.shared_memory import unnamed, unshared
-from megatron_rl.system.machine import SHARED, shared_memory
+from megatron_rl.system import machine
+from megatron_rl.system.machine import SHARED
 
 _ALIGNED = 64  # bytes at whose multiples copies begin: vectors are read whole
 
@@ -55,15 +56,19 @@ class Offered:
 
 
 def crowded(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the ranks of this machine cannot all move theirs into /dev/shm, which is said then. Collective."""
-    sizes, free = gather(unshared(tensors)), shared_memory()
-    if sum(sizes) > free:
+    """Whether the ranks of a machine cannot all move theirs into its /dev/shm, which is said then. Collective."""
+    needed, free = Counter[str](), dict[str, int]()
+    for place, size, room in gather((machine.place(), unshared(tensors), machine.shared_memory())):
+        needed[place] += size
+        free[place] = room
+    full = next((place for place in needed if needed[place] > free[place]), None)
+    if full is not None:
         print(
-            f"{SHARED} has {free / 1e6:.0f} MB free and the weights need {sum(sizes) / 1e6:.0f} MB: engines read "
-            "copies in other memory, of the same size.",
+            f"{SHARED} has {free[full] / 1e6:.0f} MB free and the weights need {needed[full] / 1e6:.0f} MB: they are "
+            "read from copies in other memory, of the same size.",
             flush=True,
         )
-    return bool(share(sum(sizes) > free))
+    return bool(share(full is not None))
 
 
 def packed(tensors: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:

@@ -16,11 +16,16 @@ _POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins in w
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` with ``text`` (UTF-8): written beside it, flushed to the disk, renamed."""
+    """As ``write_bytes``, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Replace ``path`` with ``content``: written beside it, flushed to the disk, renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -84,6 +89,17 @@ def flush_folder(folder: Path) -> None:
     """Bring the files right inside a folder, and its list of names, to the disk."""
     for path in (*(p for p in folder.iterdir() if p.is_file()), folder):
         flush(path)
+
+
+def folder_beside(target: Path) -> Path:
+    """A new folder to write into what ``rename_folder`` then calls ``target``.
+
+    It has the same name every time: what an attempt that was killed left there is removed.
+    """
+    beside = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    return beside
 
 
 def rename_folder(complete: Path, target: Path) -> None:

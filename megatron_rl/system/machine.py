@@ -81,7 +81,8 @@ def _listed_gpus() -> tuple[int, ...]:
     if visible is not None:
         chosen = [name.strip() for name in visible.split(",") if name.strip()]
         found = [gpu for i, gpu in enumerate(found) if str(i) in chosen or gpu[0].startswith(tuple(chosen))]
-    return tuple(int(memory) * 2**20 for _, memory in found)
+    sizes = [gpu[-1] for gpu in found]
+    return tuple(int(size) * 2**20 for size in sizes) if all(map(str.isdecimal, sizes)) else ()  # [N/A]: shared memory
 
 
 def gpu_name() -> str:

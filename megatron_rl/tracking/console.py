@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from megatron_rl.system.processes import program
 from megatron_rl.system.supervision.screen import activity as activity
 from megatron_rl.system.supervision.screen import duration as duration
 from megatron_rl.system.supervision.screen import live, panel
@@ -145,7 +146,7 @@ def where_next(run: RunFolder, stage: str, step: int) -> str:
     lines = [f"  {what:<36}{path}" for what, path in places.items() if path.exists()]
     if run.tensorboard.exists():
         lines.append(f"  {'curves':<36}tensorboard --logdir {run.tensorboard}")
-    lines.append(f"  {'one page about all of it':<36}megatron-rl report {shlex.quote(str(run.path))}")
+    lines.append(f"  {'one page about all of it':<36}{program()} report {shlex.quote(str(run.path))}")
     return "\n".join(["Where to look next:", *lines])
 
 

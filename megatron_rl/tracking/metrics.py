@@ -66,7 +66,8 @@ class Metrics:
 
     def close(self) -> None:
         """Finish every record."""
-        self.position()
+        for appended in (self._metrics, self._completions):
+            appended.close()
         for mirror in self._mirrors:
             mirror.call("finish")
 
@@ -92,6 +93,10 @@ class _AppendedFile:
     def sync(self) -> int:
         os.fsync(self.file.fileno())
         return self.file.tell()
+
+    def close(self) -> None:
+        self.sync()
+        self.file.close()
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:

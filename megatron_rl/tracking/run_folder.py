@@ -17,6 +17,7 @@ from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.settings.load import from_yaml, to_yaml
 from megatron_rl.system.files import held, read_json, reserve, write_text
+from megatron_rl.system.processes import program
 
 _FIXED = ("run.seed", "run.start_from", "run.start_optimizer", "actor.freeze")  # options of a run that is continued
 EXPORTED = "megatron_rl.json"  # in an exported policy: the step that it is of, and the hash of its weights
@@ -144,7 +145,7 @@ class RunFolder:
     def command(self) -> str:
         """The command that continues the run, typed in the folder in which it was started."""
         again = "" if self.config().run.resume == "auto" else " run.resume=auto"
-        return f"megatron-rl train {shlex.quote(str(self.config_file))}{again}"
+        return f"{program()} train {shlex.quote(str(self.config_file))}{again}"
 
     def lock(self) -> None:
         """Reserve the folder until ``unlock`` or the end of this process; InputError when another process has it."""

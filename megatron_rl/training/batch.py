@@ -8,6 +8,7 @@ import numpy as np
 from megatron_rl.actor import groups
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
+from megatron_rl.algorithms.algorithm import Term
 from megatron_rl.rollout.dynamic.refill import Drawn as Drawn  # what a stage makes its steps of
 from megatron_rl.rollout.rollout import Rollout
 
@@ -24,7 +25,7 @@ class Step:
     rollouts: list[Rollout] = field(default_factory=list)  # whose numbers are those of rewards; none: imitation
     rewards: np.ndarray = field(default_factory=lambda: _NONE)  # float64 [samples]
     groups: np.ndarray = field(default_factory=lambda: _NONE)  # int64 [samples]
-    terms: dict[str, np.ndarray] = field(default_factory=dict)  # float64 [samples] each: what adds up to the rewards
+    terms: dict[str, Term] = field(default_factory=dict)  # what the rewards are the weighted sum of
 
     def learnable(self) -> list[bool]:
         """Of each mini-batch, whether any of its tokens has a weight."""
@@ -39,7 +40,7 @@ class Batch:
     columns: list[str]  # of the rows
     rewards: np.ndarray  # float64 [samples], of the whole step, on every rank alike
     groups: np.ndarray  # int64 [samples]: samples of one prompt have one number
-    terms: dict[str, np.ndarray]  # float64 [samples] each: weight x score, what adds up to the rewards
+    terms: dict[str, Term]  # what the rewards are the weighted sum of
     learnable: list[bool]  # of each mini-batch, whether any token of any rank has a weight
 
 

@@ -80,8 +80,7 @@ class Controller:
         if generates and config.generates():
             self.engine = _engine(config, run)
         self.rollouts = Prefetch(self._draw, self._collect, config.rollout.staleness, config.run.steps)
-        parts = [f"{name}/score" for name, weight in config.rewards.parts.items() if weight]
-        self.batches = Refill(config.rollout, parts, self.rollouts.take, self._observe, self.warn)
+        self.batches = Refill(config.rollout, config.rewards.parts_at, self.rollouts.take, self._observe, self.warn)
         self.alarms = Alarms(config.alarms)
         self.beside = Beside(config, self.arch, self.peak_flops, run.nodes())
         self.held_out = HeldOut(self.supply.held_out(), config.evaluation)

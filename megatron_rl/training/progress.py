@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from megatron_rl.actor import checkpoint, groups
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.actor.tuning.peft_folder import write_adapter
 from megatron_rl.config import Config
+from megatron_rl.errors import InputError
 from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.swap.trainer import Alone, Swap
 from megatron_rl.system.files import replace_folder, write_text
@@ -77,7 +78,13 @@ def restore(run: RunFolder, first: str) -> tuple[Progress, Path | None]:
     newest = checkpoint.latest(run.checkpoints)
     if newest is None:
         return Progress(first), None
-    at = Progress(**checkpoint.read_state(newest))
+    state = checkpoint.read_state(newest)
+    if unknown := sorted(state.keys() - {each.name for each in fields(Progress)}):
+        raise InputError(
+            f"{newest} was written by another version of megatron_rl: of a run's position this one does not know "
+            f"{', '.join(unknown)}. Continue the run with that version, or begin another (run.name)."
+        )
+    at = Progress(**state)
     if at.stage == "rl" and not at.reference and run.warm_start.exists():
         at.reference = {"folder": run.warm_start.name, "hash": ""}  # written before positions kept it
     return at, newest

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from megatron_rl.actor.rows import IMITATE, TrainingRow
+from megatron_rl.algorithms.algorithm import Term
 from megatron_rl.algorithms.published import settled
 from megatron_rl.algorithms.terms.aggregation import SUMS, token_weights
 from megatron_rl.config import Config
@@ -73,8 +74,8 @@ def _where(drawn: np.ndarray, value: float) -> np.ndarray:
 
 def credited(
     rollouts: Sequence[Rollout], terms_at: Callable[[int], Mapping[str, float]], dropped: Container[int] = ()
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Every sample's reward, float64 [samples], and the parts that add up to it: term -> weight x score, the same.
+) -> tuple[np.ndarray, dict[str, Term]]:
+    """Every sample's reward, float64 [samples], and the terms that it is the weighted sum of.
 
     ``terms_at``: the weights at an RL step; those of a rollout are of the step for which it was scored. A completion
     that could not be scored has its reward in equal parts; one that is ``dropped`` has 0.
@@ -84,10 +85,14 @@ def credited(
     def column(of: Callable[[Rollout], float]) -> np.ndarray:
         return np.array([0.0 if number in dropped else of(r) for number, r in enumerate(rollouts)], dtype=np.float64)
 
-    def part(rollout: Rollout, term: str) -> float:
-        of = weights[rollout.scored.step]
-        score = rollout.scored.components.get(f"{term}/score")
-        return float(rollout.scored.reward / len(of) if score is None else of[term] * score)
+    def score(rollout: Rollout, term: str) -> float:
+        found, of = rollout.scored.components.get(f"{term}/score"), weights[rollout.scored.step]
+        if found is not None or not of[term]:
+            return float(found or 0.0)
+        return float(rollout.scored.reward / sum(weight != 0 for weight in of.values()) / of[term])
 
-    parts = {term: column(partial(part, term=term)) for term in terms_at(0)}
-    return column(lambda rollout: rollout.scored.reward), parts
+    def weight(rollout: Rollout, term: str) -> float:
+        return weights[rollout.scored.step][term]
+
+    terms = {term: Term(column(partial(score, term=term)), column(partial(weight, term=term))) for term in terms_at(0)}
+    return column(lambda rollout: rollout.scored.reward), terms

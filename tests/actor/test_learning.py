@@ -214,8 +214,8 @@ def advantages(groups: Groups, config: AlgorithmConfig, old: dict, ref: dict) ->
         if config.reward_normalization == "each":
             values = sums - [g.reward for g in group]
             for term, weight in TERMS.items():
-                scores = np.array([weight * g.scores[term] for g in group])
-                values = values + (scores - scores.mean()) / (scores.std(ddof=ddof) + config.std_eps)
+                scores = np.array([g.scores[term] for g in group])
+                values = values + weight * (scores - scores.mean()) / (scores.std(ddof=ddof) + config.std_eps)
         elif config.name == "rloo":
             values = sums - others
         elif config.name in ("dr_grpo", "reinforce_pp_baseline"):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rl.algorithms.algorithm import CreditBatch
+from megatron_rl.algorithms.algorithm import CreditBatch, Term
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.algorithms.registry import make_algorithm
 from megatron_rl.algorithms.terms.advantages import group_advantages, leave_one_out
@@ -46,8 +46,8 @@ def credited(name: str, rewards: list[float], groups: list[int], lengths: list[i
         own = {c: torch.cat([torch.tensor(values[i]) for i in chosen]).float() for c, values in columns.items()}
         batches.append(Tokens(torch.tensor([lengths[i] for i in chosen]), torch.tensor(list(chosen)), own))
     algorithm = make_algorithm(AlgorithmConfig(name=name, **more))
-    scores = {term: np.array(values, dtype=np.float64) for term, values in terms.items()}
-    means = algorithm.credit(CreditBatch(batches, np.array(rewards, dtype=np.float64), np.array(groups), scores))
+    weighted = {term: Term(np.array(scores), np.array(weights)) for term, (scores, weights) in terms.items()}
+    means = algorithm.credit(CreditBatch(batches, np.array(rewards, dtype=np.float64), np.array(groups), weighted))
     found: list[list[float]] = [[] for _ in rewards]
     for batch in batches:
         parts = batch.columns["advantage"].split(batch.lengths.tolist())
@@ -102,15 +102,40 @@ def test_known_values(name: str, options: dict, rewards: list[float], expected: 
 
 def test_gdpo_hears_a_reward_that_the_sum_hides() -> None:
     """methods: two groups of two with rewards (0,0),(1,0) and (0,0),(1,1)."""
-    terms = {"first": [0.0, 1.0, 0.0, 1.0], "second": [0.0, 0.0, 0.0, 1.0]}
+    one = [1.0] * 4
+    terms = {"first": ([0.0, 1.0, 0.0, 1.0], one), "second": ([0.0, 0.0, 0.0, 1.0], one)}
     sums = [0.0, 1.0, 0.0, 2.0]
     alike = credited("grpo", sums, [0, 0, 1, 1], [1] * 4, terms=terms)
     assert [v for [v] in alike] == pytest.approx([-0.707106, 0.707106, -0.707106, 0.707106], abs=1e-6)
     each = credited("grpo", sums, [0, 0, 1, 1], [1] * 4, terms=terms, reward_normalization="each")
     assert [v for [v] in each] == pytest.approx([-0.547722, 0.547722, -1.095445, 1.095445], abs=1e-5)
-    # a group whose sum is constant but whose parts differ: equal for GRPO, not for GDPO with weights 1 and 2
-    terms = {"first": [0.0, 1.0, 0.0, 1.0], "second": [1.0, 0.0, 0.0, 0.0]}
-    assert credited("grpo", [1.0, 1.0, 0.0, 1.0], [0, 0, 1, 1], [1] * 4, terms=terms)[:2] == [[0.0], [0.0]]
+
+
+def test_gdpo_weighs_what_it_has_compared() -> None:
+    """A weight is not divided out with the standard deviation; one of 0 has no say, one below 0 turns the order."""
+    scores, groups, rng = (
+        {"right": [0.0, 1.0, 1.0, 3.0], "form": [0.5, 0.2, 0.9, 0.1]},
+        [0, 0, 0, 0],
+        np.random.default_rng(0),
+    )
+    for _ in range(20):
+        weights = {term: rng.choice([0.0, 1.0, 0.01, 5.0, -2.0], rng.choice([1, 4])) * np.ones(4) for term in scores}
+        compared = sum(
+            weights[term] * (np.array(s) - np.mean(s)) / (np.std(s, ddof=1) + 1e-6) for term, s in scores.items()
+        )
+        expected = (compared - compared.mean()) / np.sqrt(compared.var(ddof=1) + 1e-8)
+        terms = {term: (s, weights[term]) for term, s in scores.items()}
+        sums = sum(weights[term] * np.array(s) for term, s in scores.items()).tolist()
+        found = credited("grpo", sums, groups, [1] * 4, terms=terms, reward_normalization="each")
+        assert [value for [value] in found] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_grpo_is_deaf_where_the_sum_is_constant() -> None:
+    """To parts that differ, which GDPO hears with weights 1 and 2."""
+    terms = {"first": ([0.0, 1.0], [1.0] * 2), "second": ([1.0, 0.5], [2.0] * 2)}
+    assert credited("grpo", [2.0, 2.0], [0, 0], [1] * 2, terms=terms) == [[0.0], [0.0]]
+    each = credited("grpo", [2.0, 2.0], [0, 0], [1] * 2, terms=terms, reward_normalization="each")
+    assert [value for [value] in each] == pytest.approx([0.707107, -0.707107], abs=1e-6)
 
 
 def test_rewards_to_go_are_discounted_and_whitened_over_all_tokens() -> None:
@@ -225,3 +250,17 @@ def test_a_completion_that_stands_alone_is_worth_nothing_by_comparison() -> None
 )
 def test_nothing_is_scored_that_is_not_needed(options: dict, needs: set[str]) -> None:
     assert make_algorithm(AlgorithmConfig(**options)).needs == needs
+
+
+def test_the_kl_to_a_teacher_is_told_without_that_to_the_reference() -> None:
+    """Which is a part of the credit with kl_in=reward."""
+    rng = np.random.default_rng(3)
+    old, teacher, reference = (torch.from_numpy(-rng.random(5)).float() for _ in range(3))
+    columns = {"old_logprobs": old, "teacher_logprobs": teacher, "ref_logprobs": reference, "weight": torch.ones(5) / 5}
+    batch = Tokens(torch.tensor([2, 3]), torch.tensor([0, 1]), columns)
+    options = AlgorithmConfig(name="distillation", teacher="there", kl_coef=0.5, kl_in="reward")
+    algorithm = make_algorithm(options)
+    algorithm.credit(CreditBatch([batch], np.zeros(2), np.arange(2)))
+    torch.testing.assert_close(batch.columns["advantage"], teacher - old - 0.5 * (old - reference))
+    _, metrics = algorithm.loss(batch, old.clone().requires_grad_(), torch.zeros(5))
+    torch.testing.assert_close(metrics["teacher_kl"], (old - teacher).mean())

@@ -166,8 +166,9 @@ def test_options_of_sglang_do_nothing_with_the_embedded_engine() -> None:
     config = Config()
     config.rollout.engine, config.rollout.sglang.nodes, config.rollout.sglang.fp8 = "embedded", 2, True
     said = " ".join(warnings(config))
-    for option in ("nodes=2", "fp8=true"):
-        assert f"rollout.sglang.{option} does nothing with rollout.engine=embedded" in said
+    assert "rollout.sglang.nodes, .fp8 do nothing with rollout.engine=embedded" in said
+    config.rollout.sglang.nodes, config.rollout.sglang.fp8, config.rollout.sglang.args = 1, False, {"log_level": "info"}
+    assert any("rollout.sglang.args does nothing with rollout.engine=embedded" in said for said in warnings(config))
 
 
 def test_no_machines_run_nothing(capsys: pytest.CaptureFixture[str]) -> None:

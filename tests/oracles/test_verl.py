@@ -7,7 +7,7 @@ from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos
 from verl.workers.config import ActorConfig
 
-from megatron_rl.algorithms.algorithm import CreditBatch
+from megatron_rl.algorithms.algorithm import CreditBatch, Term
 from megatron_rl.algorithms.config import AlgorithmConfig
 from megatron_rl.algorithms.published import settled
 from megatron_rl.algorithms.registry import make_algorithm
@@ -25,8 +25,9 @@ def credit(ragged: Ragged, **options) -> tuple[torch.Tensor, Tokens]:
     """Our advantages [n], and the batch with all columns."""
     tokens = Tokens(ragged)
     rewards, terms = ragged.rewards, {}
-    if options.get("reward_normalization") == "each":
-        terms, rewards = ragged.scores, sum(ragged.scores.values())
+    if weights := options.pop("weights", None):
+        terms = {name: Term(ragged.scores[name], np.full(len(rewards), weight)) for name, weight in weights.items()}
+        rewards = sum(weight * ragged.scores[name] for name, weight in weights.items())
     make_algorithm(AlgorithmConfig(**options)).credit(CreditBatch([tokens], rewards, ragged.groups, terms))
     return tokens.columns["advantage"].double(), tokens
 
@@ -70,18 +71,19 @@ def test_kl_in_the_reward(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_gdpo(seed: int) -> None:
+@pytest.mark.parametrize("weights", [{"right": 1.0, "format": 1.0}, {"right": 2.0, "format": 0.01}])
+def test_gdpo(seed: int, weights: dict[str, float]) -> None:
     ragged = Ragged(seed)
     attention = torch.cat([torch.ones(len(ragged.mask), 1), ragged.mask], dim=1).long()
     found, _ = core_algos.compute_gdpo_outcome_advantage(
         ragged.token_level(ragged.rewards),
         ragged.mask,
         ragged.groups,
-        config={"gdpo_reward_keys": list(ragged.scores)},
+        config={"gdpo_reward_keys": list(weights), "gdpo_reward_weights": list(weights.values())},
         non_tensor_batch=ragged.scores,
         batch={"prompts": torch.zeros(len(ragged.mask), 1), "attention_mask": attention},
     )
-    mine = credit(ragged, reward_normalization="each")[0]
+    mine = credit(ragged, reward_normalization="each", weights=weights)[0]
     torch.testing.assert_close(mine, found[ragged.mask.bool()].double(), rtol=0, atol=2e-6)
 
 

@@ -47,7 +47,8 @@ def test_the_sum_and_its_parts_agree_at_every_step() -> None:
     assert [s.reward for s in scored] == [score_sample(bind(CONFIG), sample)[0] for sample in drawn]
     no = np.zeros(0)
     rollouts = [Rollout(Example("1", "", "A"), no, no, no, 0, "", "stop", (), scored=s) for s in scored]
-    rewards, parts = credited(rollouts, CONFIG.parts_at)
+    rewards, terms = credited(rollouts, CONFIG.parts_at)
+    parts = {name: term.scores * term.weights for name, term in terms.items()}
     assert parts.keys() == CONFIG.terms.keys()
     np.testing.assert_allclose(sum(parts.values()), rewards, rtol=0, atol=1e-12)
     of_format = {

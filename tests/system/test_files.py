@@ -62,3 +62,12 @@ def test_file_systems_that_flush_no_folders_are_put_up_with(
             files.flush(tmp_path)
     else:
         files.flush(tmp_path)
+
+
+def test_what_a_killed_attempt_left_beside_a_folder_goes_with_the_next(tmp_path: Path) -> None:
+    left = files.folder_beside(tmp_path / "hf")
+    (left / "weights").write_bytes(b"half")
+    beside = files.folder_beside(tmp_path / "hf")
+    assert beside == left and list(beside.iterdir()) == []
+    files.rename_folder(beside, tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -41,6 +41,12 @@ def test_nvidia_smi_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert machine.gpus() == (20 * GIB, GIB)
 
 
+def test_torch_is_asked_where_it_does_not_know(tmp_path: Path) -> None:
+    """A GPU that shares the machine's memory has none of its own to list."""
+    _script(tmp_path / "nvidia-smi", "echo 'GPU-a, [N/A]'")
+    assert machine.gpus() == (20 * GIB, GIB)
+
+
 def test_torch_is_asked_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.gpus() == (20 * GIB, GIB)
     machine._own_gpus.cache_clear()

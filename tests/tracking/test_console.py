@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+from megatron_rl.system.processes import program
 from megatron_rl.tracking.console import RL_COLUMNS, Progress, heldout_table, summary_table, where_next
 from megatron_rl.tracking.run_folder import EXPORTED, RunFolder
 
@@ -64,7 +65,7 @@ def test_where_next_names_what_exists(tmp_path: Path) -> None:
     text = where_next(run, "rl", 6)
     assert text.startswith("Where to look next:")
     assert str(run.metrics_file) in text and str(run.export) in text
-    assert text.endswith(f"\n  one page about all of it {' ' * 11}megatron-rl report {tmp_path}")
+    assert text.endswith(f"\n  one page about all of it {' ' * 11}{program()} report {tmp_path}")
     assert "completions" not in text and "tensorboard" not in text
     assert f"an earlier policy {' ' * 18}{run.export}" in text
     (run.export / EXPORTED).write_text('{"step": 5}')

@@ -10,6 +10,7 @@ import pytest
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.load import settle
+from megatron_rl.system.processes import program
 from megatron_rl.tracking.run_folder import EXPORTED, RunFolder, changes, open_run
 
 
@@ -129,7 +130,7 @@ def test_a_damaged_configuration_is_named(tmp_path: Path, content: bytes) -> Non
 def test_the_command_that_continues_a_run(tmp_path: Path) -> None:
     config = configured(tmp_path / "my runs")
     run = started(config)
-    assert run.command() == f"megatron-rl train '{tmp_path}/my runs/mine/config.yaml'"
+    assert run.command() == f"{program()} train '{tmp_path}/my runs/mine/config.yaml'"
     config.run.resume = "never"
     run.write_config(config)
     assert run.command().endswith("config.yaml' run.resume=auto")

@@ -65,7 +65,7 @@ def test_completions_without_a_finite_reward_or_log_prob_are_left_out(tmp_path: 
     assert weights == [[0.0, pytest.approx(2 / 8), pytest.approx(6 / 8)], [1.0, 0.0, 0.0]]
     assert step.rewards.tolist() == [0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
     assert step.groups.tolist() == [2, 0, 0, 1, 3, 4] and step.metrics["dropped_samples"] == 3
-    assert step.terms["right"].tolist() == [0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    assert step.terms["right"].scores.tolist() == [0.0, 0.5, 0.0, 0.5, 0.0, 0.0]
     file = tmp_path / "run" / "dropped" / "rl-000005.jsonl"
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     reasons = ["its reward is nan", "the engine's log-prob of its token 3 is nan", "its reward is inf"]
@@ -94,7 +94,7 @@ def test_columns_of_tokens(tmp_path: Path) -> None:
     assert first["kl_coef"].tolist() == pytest.approx([0.01] * 4)
     assert second["kl_coef"].tolist() == pytest.approx([0.1] * 6)
     assert said == [] and first.keys() == second.keys()
-    assert (step.terms["right"] + step.terms["format"]).tolist() == step.rewards.tolist()
+    assert sum(term.scores * term.weights for term in step.terms.values()).tolist() == step.rewards.tolist()
 
 
 def test_hints_are_imitated_and_all_rounds_compared(tmp_path: Path) -> None:

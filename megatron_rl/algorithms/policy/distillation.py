@@ -24,8 +24,9 @@ class Distillation(PolicyGradient):
         return batch.sample_means("advantage")
 
     def loss(self, batch: TokenBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> Loss:
-        """As ``PolicyGradient.loss``; ``teacher_kl`` is the estimate that credit was given by."""
+        """As ``PolicyGradient.loss``; ``teacher_kl`` estimates the reverse KL before the step's updates."""
         loss, metrics = super().loss(batch, logprobs, entropy)
         columns = batch.columns
         share = columns.get("share", columns["weight"])
-        return loss, metrics | {"teacher_kl": -(share * columns["advantage"]).sum()}
+        apart = self.old_logprobs(batch) - columns["teacher_logprobs"]
+        return loss, metrics | {"teacher_kl": (share * apart).sum()}

@@ -14,16 +14,17 @@ class GRPO(PolicyGradient):
     grouped = True
 
     def credit(self, batch: CreditBatch) -> np.ndarray:
-        """As ``Algorithm.credit``. With reward_normalization=each (GDPO) every term is compared for itself.
+        """As ``Algorithm.credit``. With reward_normalization=each (GDPO) the scores of every term are compared alone.
 
-        Their sum is whitened over the batch's tokens; what is rewarded or penalised token by token is added before.
+        Their weighted sum is whitened over the batch's tokens; what is rewarded or penalised token by token is added
+        before.
         """
         rewards = completion_rewards(batch, self.penalty)
         if self.config.reward_normalization == "sum":
             advantages = in_groups(batch, rewards, self._normalised)
             batch.per_sample("advantage", advantages)
             return advantages
-        parts = [in_groups(batch, part, self._normalised) for part in batch.terms.values()]
+        parts = [weights * in_groups(batch, scores, self._normalised) for scores, weights in batch.terms.values()]
         batch.per_sample("advantage", np.sum(parts, axis=0) + (rewards - batch.rewards))
         batch.whiten("advantage", self.config.std)
         return batch.sample_means("advantage")

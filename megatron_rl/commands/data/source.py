@@ -1,6 +1,7 @@
 """``megatron-rl data SOURCE``: what a data file or a data set of the hub holds, whether it can be used, and as what."""
 
 import argparse
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from megatron_rl.data.rows.parts import benchmark
 from megatron_rl.data.tokenizer import load_tokenizer
 from megatron_rl.errors import InputError
 from megatron_rl.settings.load import load
-from megatron_rl.system.files import require_new, write_text
+from megatron_rl.system.files import require_new, write_bytes, write_text
 
 EPILOG = """\
 examples:
@@ -168,6 +169,7 @@ def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow.parquet
 
     try:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), out)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), memory := io.BytesIO())
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
         raise InputError(f"--out {out}: parquet takes one type a column ({error}); write .jsonl.") from error
+    write_bytes(out, memory.getbuffer())

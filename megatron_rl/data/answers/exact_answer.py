@@ -13,7 +13,9 @@ from megatron_rl.data.answers.think_answer import THINK, THINK_END
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _TAG = re.compile(r"<answer>((?:(?!<answer>)[\s\S])*?)</answer>", re.IGNORECASE)
-_NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(
+    r"(?:(?<![\w)])[-+])?(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+(?!\w))?(?:/\d+)?"
+)
 _DECIMAL = re.compile(r"[-+]?(?:\d{1,60}(?:\.\d{0,60})?|\.\d{1,60})(?:e[-+]?\d{1,2})?")  # longer ones stay texts
 _QUOTIENT = re.compile(r"([-+]?)(?:(\d{1,60})/(\d{1,60})|\\frac(?:\{(\d{1,60})\}\{(\d{1,60})\}|(\d)(\d)))")
 _IGNORED = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|\^\{?\\circ\}?|\\?%|\\?\$")

@@ -114,6 +114,11 @@ class Chained(Examples):
         """As ``Examples.example``."""
         name, own = self.of(index)
         example = self.sequences[name][own]
+        if TASK in example.extra:
+            raise InputError(
+                f"data.mixture.{name}: its rows have a column {TASK!r}, where a mixture has the name of an example's "
+                "task: rename the column."
+            )
         return dataclasses.replace(
             example,
             id=f"{name}/{example.id}",

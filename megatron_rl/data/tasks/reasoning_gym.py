@@ -90,8 +90,9 @@ def judge(sample: Sample) -> tuple[float, bool]:
     answer = given(parse(sample.prompt, sample.response).text, ("tag", "boxed"))
     if answer is None:
         return 0.0, False
+    verifier = _verifier(name, options)
     try:
-        return float(_verifier(name, options).score_answer(answer=answer, entry=entry)), True
+        return float(verifier.score_answer(answer=answer, entry=entry)), True
     except Exception:
         return 0.0, True
 

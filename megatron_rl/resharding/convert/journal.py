@@ -32,18 +32,19 @@ class Journal:
         self._handle = _hold(self.path)
         self.parts: set[int] = set()
         self.files: set[str] = set()
-        lines = self.path.read_bytes().decode(errors="replace").splitlines()
+        content = self.path.read_bytes().decode(errors="replace")
+        lines = content.splitlines()
         head = {"identity": identity, "boot": _boot()}
         old = _json(lines[0]) if lines else {}
         self.resumed = old.get("identity") == identity
         if self.resumed:
             for kind, _, rest in (line.partition(" ") for line in lines[1:] if line.endswith(".")):
-                if kind == "part":
+                if kind == "part" and rest[:-1].isdecimal():
                     self.parts.add(int(rest[:-1]))
                 elif kind == "file":
                     self.files.add(rest[:-1])
         self.rebooted = self.resumed and old.get("boot") != head["boot"]
-        if old != head:
+        if old != head or not content.endswith("\n"):  # a line that a full disk cut off would swallow the next
             os.ftruncate(self._handle, 0)
             self._write(json.dumps(head))
             for file in self.files:
@@ -66,7 +67,9 @@ class Journal:
         self._write(f"file {name}.")
 
     def _write(self, line: str) -> None:
-        os.write(self._handle, f"{line}\n".encode())
+        left = f"{line}\n".encode()
+        while left:  # a full disk takes a part of it, and refuses the rest
+            left = left[os.write(self._handle, left) :]
 
     def close(self) -> None:
         os.close(self._handle)

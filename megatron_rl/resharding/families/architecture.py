@@ -44,12 +44,17 @@ class Architecture:
     norm_topk: bool = True
 
     def padded_vocab(self, tensor_parallel: int) -> int:
-        """Rows of the embedding: the smallest multiple of the tensor-parallel size."""
-        return -(-self.vocab // tensor_parallel) * tensor_parallel
+        """Rows of the embedding."""
+        return padded_vocabulary(self.vocab, tensor_parallel)
 
     def inverse_frequencies(self) -> "torch.Tensor":
         """float32 [head_dim / 2] rotary frequencies, equal to transformers' (and so to an engine's) in every bit."""
         return self.rope.inverse_frequencies(self.head_dim)
+
+
+def padded_vocabulary(size: int, tensor_parallel: int) -> int:
+    """Rows of Megatron's embedding: the smallest multiple of the tensor-parallel size that holds ``size``."""
+    return -(-size // tensor_parallel) * tensor_parallel
 
 
 def read_architecture(config: Mapping[str, Any]) -> Architecture:

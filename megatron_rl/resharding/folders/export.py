@@ -5,7 +5,6 @@ Files are written front to back from one buffer at a time, so memory stays bound
 
 import os
 import shutil
-import tempfile
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from math import prod
@@ -24,7 +23,7 @@ from megatron_rl.resharding.plan import make_plan
 from megatron_rl.resharding.proof import prove
 from megatron_rl.resharding.swap import SwapSource
 from megatron_rl.resharding.transports.shared_memory import RankMemory
-from megatron_rl.system.files import flush_folder, rename_folder, require_space
+from megatron_rl.system.files import flush_folder, folder_beside, rename_folder, require_space
 
 BUFFER = 1 << 26  # bytes assembled at a time
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -147,7 +146,7 @@ def export_hf(
     sizes = {name: spec.elements * reader.dtypes[name].itemsize for name, spec in reader.layout.tensors.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     require_space(target.parent, sum(sizes.values()), "the model", "Free some, or write elsewhere.")
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    beside = folder_beside(target)
     try:
         _write_weights(beside, reader, sizes, max_shard_bytes)
         main = NAMES[next(iter(reader.dtypes.values()))]
@@ -155,7 +154,6 @@ def export_hf(
         for name, content in small_files(source.hf_config, main, origin).items():
             (beside / name).parent.mkdir(exist_ok=True)
             (beside / name).write_bytes(content)
-        beside.chmod(0o755)  # mkdtemp's folders are private
         for inner in filter(Path.is_dir, beside.iterdir()):
             flush_folder(inner)
         rename_folder(beside, target)

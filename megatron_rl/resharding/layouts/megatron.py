@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from megatron_rl.resharding.families import family
+from megatron_rl.resharding.families.architecture import padded_vocabulary
 from megatron_rl.resharding.families.table import (
     EMBEDDING,
     HEAD,
@@ -27,11 +28,6 @@ from megatron_rl.resharding.layout import Layout, Padding, ParallelSizes, Segmen
 
 Split = tuple[tuple[int, ...], list["Box"], int]  # local shape, boxes, padding elements
 Box = tuple[int, tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]  # part, start, shape, offset, strides
-
-
-def padded_vocabulary(size: int, tensor_parallel: int) -> int:
-    """Rows of Megatron's embedding: the smallest multiple of the tensor-parallel size that holds ``size``."""
-    return -(-size // tensor_parallel) * tensor_parallel
 
 
 @cache

@@ -5,7 +5,7 @@ up in ``gate_up_proj``, a layer's experts are stacked in ``w13_weight`` and ``w2
 down-projections are one matrix on every worker. Shared experts are modules of their own
 (``--disable-shared-experts-fusion``, or expert parallelism). What SGLang derives from its parameters (latent
 attention's ``w_kc`` and ``w_vc``) is not listed. Plans on paper use this table; a running engine's layout is learnt
-(``traced``). Imports no torch.
+(``learnt``). Imports no torch.
 """
 
 from collections.abc import Iterator, Mapping

@@ -12,11 +12,9 @@ from megatron_rl.resharding.terms import Reach
 from megatron_rl.resharding.transports.cuda_ipc import CudaIpc, DeviceMemory, HeldOnDevice
 from megatron_rl.resharding.transports.cuda_ipc import offer as offer_device
 from megatron_rl.resharding.transports.files import FilesDestination, FilesSource
-from megatron_rl.resharding.transports.meeting import BACKENDS
 from megatron_rl.resharding.transports.shared_memory import RankMemory, publish
 from megatron_rl.resharding.transports.transport import HeldStill, Inbound, Loaded, Outbound, SharedMemory
 
-TRANSPORTS = ("shared_memory", "cuda_ipc", *BACKENDS, "files")
 ON_DEVICE = ("cuda_ipc", "nccl")  # those that take weights out of GPU memory
 
 
@@ -60,7 +58,7 @@ def outbound(
 ) -> Outbound:
     """A source rank's end: it hashes what it owns as the transport's destinations do, and writes it for "files".
 
-    With gloo and nccl it only hashes: those send when an engine asks (``actor.sender``).
+    With gloo and nccl it only hashes: those send when an engine asks (``swap.sender``).
     """
     if reach.transport == "files":
         return FilesSource(plan, rank, parameters, dtypes, Path(reach.folder), reach.attempt)

@@ -156,15 +156,18 @@ class Judge:
         if place in self._known or not self.cache:
             return self._known.get(place)
         try:
-            self._known[place] = float((self._folder(place) / place).read_text())
+            self._know(place, float((self._folder(place) / place).read_text()))
         except (FileNotFoundError, ValueError):  # nobody asked yet; somebody else's file
             return None
         return self._known[place]
 
-    def _remember(self, place: str, score: float) -> None:
+    def _know(self, place: str, score: float) -> None:
         if len(self._known) >= REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[place] = score
+
+    def _remember(self, place: str, score: float) -> None:
+        self._know(place, score)
         if self.cache:
             folder = self._folder(place)
             folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ from megatron_rl.data.task import Sample
 from megatron_rl.rewards.serving.client import Client, RefusedError, UnansweredError, call_violations
 
 KEY = "MEGATRON_RL_REWARD_KEY"  # environment variable: the key that the server printed
-COUNTS = ("failed", "retries", "seconds")
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Given:
     """What a reward model gives."""
 
     score: float
-    counts: Mapping[str, float]  # of COUNTS
+    counts: Mapping[str, float]  # "failed", "retries" and "seconds"
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,3 @@ def informative(group: Sequence[Rollout], parts: Sequence[str] = ()) -> bool:
             return True
         values.append([scored.components.get(part, 0.0) for scored in heard])
     return any(max(column) - min(column) > _EQUAL for column in values)
-
-
-def informative_share(groups: Sequence[Sequence[Rollout]], parts: Sequence[str] = ()) -> float:
-    """The share of groups that are."""
-    return sum(informative(group, parts) for group in groups) / len(groups)

@@ -13,12 +13,12 @@ that are dropped from them are made up for, too. A group whose weights are older
 dynamic.max_age together allow is dropped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from megatron_rl.errors import RunError
 from megatron_rl.rollout.config import RolloutConfig
-from megatron_rl.rollout.dynamic.informative import informative, informative_share
+from megatron_rl.rollout.dynamic.informative import informative
 from megatron_rl.rollout.dynamic.stored import Waiting
 from megatron_rl.rollout.mean import summarise
 from megatron_rl.rollout.measure import measure
@@ -46,7 +46,7 @@ class Drawn:
 
 class Refill:
     """Makes batches of rounds. ``take_round(step)``: the next one; ``observe(index, accuracy)`` is told of every group
-    that comes in; ``parts``: the components that ``dynamic.by_parts`` looks at.
+    that comes in; ``parts_at``: what a reward is the sum of at an RL step, name -> weight, for ``dynamic.by_parts``.
 
     ``waiting`` and ``cursor`` are all that it keeps from step to step.
     """
@@ -54,13 +54,13 @@ class Refill:
     def __init__(
         self,
         config: RolloutConfig,
-        parts: Sequence[str],
+        parts_at: Callable[[int], Mapping[str, float]],
         take_round: Callable[[int], Round],
         observe: Callable[[int, float], None],
         warn: Callable[[str], None],
     ) -> None:
-        self.config, self.take_round, self.observe, self.warn = config, take_round, observe, warn
-        self.parts = tuple(parts) if config.dynamic.by_parts else ()
+        self.config, self.parts_at = config, parts_at
+        self.take_round, self.observe, self.warn = take_round, observe, warn
         self.waiting: list[Waiting] = []
         self.cursor: dict[str, int] = {}
 
@@ -71,7 +71,7 @@ class Refill:
         drawn = self._round(step)
         metrics = measure(drawn.groups) | _times([drawn])
         if self.config.dynamic.min_informative:
-            metrics["informative"] = informative_share(drawn.groups, self.parts)
+            metrics["informative"] = sum(map(self._informative, drawn.groups)) / len(drawn.groups)
             self._alarm(step, metrics["informative"])
         return Drawn(drawn.groups, metrics, self.cursor)
 
@@ -83,7 +83,7 @@ class Refill:
         while len(self.waiting) < size and len(rounds) < dynamic.max_batches:
             rounds.append(self._round(step))
             for index, group in zip(rounds[-1].indices, rounds[-1].groups, strict=True):
-                if informative(group, self.parts):
+                if self._informative(group):
                     self.waiting.append(Waiting(index, group))
                 else:
                     equal.append(group)
@@ -120,6 +120,12 @@ class Refill:
             if reports := [rollout.scored.report for rollout in group if rollout.scored.report is not None]:
                 self.observe(index, summarise(reports)["correct"])
         return drawn
+
+    def _informative(self, group: Sequence[Rollout]) -> bool:
+        if not self.config.dynamic.by_parts:
+            return informative(group)
+        weights = self.parts_at(group[0].scored.step)
+        return informative(group, [f"{name}/score" for name, weight in weights.items() if weight])
 
     def _expire(self, version: int) -> list[Waiting]:
         """Take out what is too old for a step that begins with weights of a version."""

@@ -26,7 +26,6 @@ from megatron_rl.system import machine
 from megatron_rl.system.tcp_store import listening_store
 
 BUCKET = 1 << 28  # bytes handed over at a time
-WAYS = ("tensor", "distributed", "disk")
 _TIDY = 10.0  # seconds for a server to leave a group of a swap that broke off
 
 
@@ -62,7 +61,7 @@ def flattened_bucket(tensors: list[tuple[str, torch.Tensor]]) -> bytes:
 
 
 class FullTensors:
-    """Brings the trainer's weights into a server by one of WAYS; a ``swap.Bring``.
+    """Brings the trainer's weights into a server by one of ``rollout.sglang.swap``'s ways; a ``swap.Bring``.
 
     Several servers are brought them at the same time: what one is brought has names of its own, and is copied in a
     thread, for the event loop looks after the others meanwhile. ``seconds``: that each step may take.

@@ -1,7 +1,6 @@
 """One SGLang server's life: started or adopted, attached to the trainer, swapped, restarted when it fails."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable
 from typing import Any
@@ -24,7 +23,6 @@ from megatron_rl.system.control import Control, WorkerError
 AnyServer = ServerProcess | FarServer | SpreadServer
 MEMORY = ("kv_cache", "weights")  # that a server can give back
 _POLL = 0.3  # seconds
-_log = logging.getLogger(__name__)
 
 
 class LostError(ServerError):

@@ -90,21 +90,13 @@ def trainer_memory(
 ) -> Memory:
     """Of the fullest rank, when everything is as long as it may get."""
     ranks = [
-        _rank(config, arch, on, stage, most_tokens(config))
+        rank_memory(config, arch, on, stage, most_tokens(config))
         for stage in sorted({0, config.actor.pipeline_parallel // 2, config.actor.pipeline_parallel - 1})
     ]
     models = [(model, trained) for model, trained in ((critic, True), (teacher, False)) if model]
     beside = sum(_beside(config, model, trained) for model, trained in models)
     weights = sum(_beside(config, model, False) for model, _ in models)
     return max((replace(rank, beside=beside, beside_weights=weights) for rank in ranks), key=lambda rank: rank.peak)
-
-
-def rank_memory(
-    config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True
-) -> Memory:
-    """Of a rank of one pipeline stage whose micro-batches have ``tokens`` tokens; ``ragged``: of sequences of different
-    lengths."""
-    return _rank(config, arch, on, stage, tokens, ragged)
 
 
 def kernels(config: Config, on: Hardware, ragged: bool = True) -> Kernels:
@@ -117,7 +109,11 @@ def kernels(config: Config, on: Hardware, ragged: bool = True) -> Kernels:
     return Kernels(fused, on.gpus == 0, torch_attention and ragged, reach, not torch_attention)
 
 
-def _rank(config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True) -> Memory:
+def rank_memory(
+    config: Config, arch: Architecture, on: Hardware, stage: int, tokens: int, ragged: bool = True
+) -> Memory:
+    """Of a rank of one pipeline stage whose micro-batches have ``tokens`` tokens; ``ragged``: of sequences of different
+    lengths."""
     actor, sizes, item = config.actor, config.actor.sizes(), WEIGHT_BYTES[config.model.dtype]
     own = held(arch, sizes, stage)
     trained = changed(actor, arch, stage)

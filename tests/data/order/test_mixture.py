@@ -10,9 +10,9 @@ from megatron_rl.data.check import check_data
 from megatron_rl.data.config import CurriculumConfig, DataConfig
 from megatron_rl.data.order.curriculum import ByAccuracy
 from megatron_rl.data.order.mixed import make_prompts
-from megatron_rl.data.order.mixture import parts, weights
+from megatron_rl.data.order.mixture import Chained, parts, weights
 from megatron_rl.data.registry import held_out, make_task, require_targets
-from megatron_rl.data.task import UNBOUNDED, sample_of
+from megatron_rl.data.task import UNBOUNDED, Example, sample_of
 from megatron_rl.errors import InputError
 
 
@@ -128,3 +128,11 @@ def test_a_task_without_training_examples(sums, chat_tokenizer):
         config = mixture(sums, curriculum={"by": "column", "column": "hard"})
         make_prompts(config, make_task(config, 0, chat_tokenizer), 0, steps=4)
     assert CurriculumConfig().by == "none"
+
+
+def test_a_column_that_would_be_overwritten_is_refused():
+    rows = {"a": [Example("0", "p", "1", extra={"kind": 1})], "b": [Example("0", "p", "1", extra={"task": "addition"})]}
+    chained = Chained(rows)
+    assert chained[0].extra == {"kind": 1, "task": "a"}
+    with pytest.raises(InputError, match=r"data\.mixture\.b: its rows have a column 'task'.*rename the column"):
+        chained[1]

@@ -114,3 +114,11 @@ def test_the_package_itself(chat_tokenizer):
     for example in (*task.heldout[:20], *task.train[:20], task.train[2**61 + 5]):
         assert reasoning_gym(sample_of(example, f"<answer>{example.answer}</answer>"))["score"] == 1
         assert reasoning_gym(sample_of(example, "<answer>none</answer>"))["score"] < 1
+
+
+def test_a_verifier_that_is_not_there_is_an_error_and_no_score(stand_in):
+    row = {"generator": "no_such_thing", "options": "{}", "entry": {"answer": "1"}}
+    with pytest.raises(InputError, match="no_such_thing"):
+        gym.judge(Sample("1 + 0 =", "<answer>1</answer>", "1", extra=row))
+    row["generator"] = "sums"
+    assert gym.judge(Sample("1 + 0 =", "<answer>one</answer>", "1", extra=row)) == (0.0, True)  # on which it raises

@@ -111,6 +111,22 @@ def test_after_a_reboot_only_flushed_files_count(tmp_path: Path) -> None:
     assert not again.resumed and not again.parts
 
 
+def test_a_line_that_a_full_disk_cut_off_swallows_none(tmp_path: Path) -> None:
+    """Behind half an entry the next one begins a line of its own; the part of the half one is made again."""
+    journal = Journal(tmp_path, "x")
+    journal.part(1)
+    journal.close()
+    with journal.path.open("a") as file:
+        file.write("part 2")
+    for number in (3, 4):
+        again = Journal(tmp_path, "x")
+        again.part(number)
+        again.close()
+    last = Journal(tmp_path, "x")
+    assert last.resumed and last.parts == {1, 3, 4}
+    last.close()
+
+
 def test_two_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = small_model(tmp_path / "source", CONFIG)
     other = Journal(tmp_path / ".target.partial", "x")

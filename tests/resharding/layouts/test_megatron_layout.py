@@ -14,9 +14,10 @@ import torch
 
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.families import canonical_tensors, family
+from megatron_rl.resharding.families.architecture import padded_vocabulary
 from megatron_rl.resharding.families.table import dimensions
 from megatron_rl.resharding.layout import ParallelSizes
-from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout, padded_vocabulary
+from megatron_rl.resharding.layouts.megatron import layout_violations, megatron_layout
 from megatron_rl.resharding.layouts.transformers import files_layout, transformers_layout
 from tests.conftest import PATIENCE, ROOT
 

@@ -60,7 +60,7 @@ def hang(sample):
 
 def slow_start(sample):
     if not _loaded:
-        time.sleep(3.0)
+        time.sleep(7.0)  # longer than rewards.deadline
         _loaded.append("model")
     return 1.0
 
@@ -94,7 +94,7 @@ def user_module(tmp_path, monkeypatch) -> Path:
 
 def config(log: Path, **options) -> RewardsConfig:
     options = {
-        **{"workers": 2, "batch_size": 4, "deadline": 2.0, "first_deadline": 2.0, "deadline_score": -7.0},
+        **{"workers": 2, "batch_size": 4, "deadline": 5.0, "first_deadline": 5.0, "deadline_score": -7.0},
         **options,
     }
     return RewardsConfig(

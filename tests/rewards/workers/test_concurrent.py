@@ -68,7 +68,7 @@ def log(tmp_path, monkeypatch) -> Path:
 
 
 def config(log: Path, **options) -> RewardsConfig:
-    options = {"workers": 1, "deadline": 2.0, "first_deadline": 2.0, "deadline_score": -7.0, "concurrency": 8} | options
+    options = {"workers": 1, "deadline": 5.0, "first_deadline": 5.0, "deadline_score": -7.0, "concurrency": 8} | options
     return RewardsConfig(terms={REWARD: 2.0}, args={REWARD: {"log": str(log)}}, **options)
 
 
@@ -111,17 +111,17 @@ def test_one_that_hangs_costs_its_own_score_and_nothing_else(form, log, capsys):
         assert workers() == before and len(before) == 1  # it lives on
         assert [s.reward for s in pool.score(samples("a", "bc"))] == [2, 4]
     lost = {i: s for i, s in enumerate(scored) if s.failure}
-    expected = Scored(-7.0, timed_out=True, failure="ran past rewards.deadline=2 s")
+    expected = Scored(-7.0, timed_out=True, failure="ran past rewards.deadline=5 s")
     assert lost == {1: expected, 40: expected}
     assert [s.reward for i, s in enumerate(scored) if i not in lost] == [
         2.0 * len(s.response) for i, s in enumerate(drawn) if i not in lost
     ]
     assert max(Counter(log.read_text().splitlines()).values()) <= 2  # "a" of both calls
-    assert "2 of 42 completions have no score (2 ran past rewards.deadline=2 s)" in capsys.readouterr().out
+    assert "2 of 42 completions have no score (2 ran past rewards.deadline=5 s)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("form", "failure"), [("stuck", "ran past rewards.deadline=2 s"), ("exit", "ended the worker (exit code 3)")]
+    ("form", "failure"), [("stuck", "ran past rewards.deadline=5 s"), ("exit", "ended the worker (exit code 3)")]
 )
 def test_one_that_stops_the_loop_or_ends_the_worker_costs_its_own_score_alone(form, failure, log):
     """The process is replaced; those that were under way with it are tried again, each by itself."""
@@ -169,7 +169,7 @@ def test_a_step_in_which_all_hang_ends_the_run(log):
 
 
 def test_a_first_sample_may_take_longer(log):
-    with RewardPool(config(log, deadline=2.0, first_deadline=4.0, concurrency=1)) as pool:
+    with RewardPool(config(log, deadline=5.0, first_deadline=8.0, concurrency=1)) as pool:
         scored = pool.score(samples("hang-1", "a", "hang-2"))
-    limits = ["ran past rewards.first_deadline=4 s", "", "ran past rewards.deadline=2 s"]
+    limits = ["ran past rewards.first_deadline=8 s", "", "ran past rewards.deadline=5 s"]
     assert [s.failure for s in scored] == limits

@@ -46,8 +46,8 @@ def test_a_hanging_sample_is_killed_and_nothing_is_lost(form, user_module, capsy
         assert len(workers()) == 2
         assert len(set(workers()) - set(before)) == 1
         assert [s.reward for s in pool.score(samples("a", "bc", "def"))] == [2, 4, 6]
-    assert scored[5] == Scored(-7.0, timed_out=True, failure="ran past rewards.deadline=2 s")
-    said = "warning: step 1: 1 of 13 completions have no score (1 ran past rewards.deadline=2 s); their reward is"
+    assert scored[5] == Scored(-7.0, timed_out=True, failure="ran past rewards.deadline=5 s")
+    said = "warning: step 1: 1 of 13 completions have no score (1 ran past rewards.deadline=5 s); their reward is"
     assert capsys.readouterr().out == f"{said} rewards.deadline_score=-7\n"
     fine = [s for s in drawn if s.response != form]
     assert [s.reward for s in scored if not s.timed_out] == [2.0 * len(s.response) for s in fine]
@@ -128,7 +128,7 @@ def test_the_end_of_a_worker_is_seen_though_what_it_forked_lives(user_module):
 
 
 def test_the_first_sample_of_a_worker_may_take_longer(user_module):
-    options = RewardsConfig(terms={"rewards_of_a_user.slow_start": 1.0}, workers=1, deadline=2.0, first_deadline=60.0)
+    options = RewardsConfig(terms={"rewards_of_a_user.slow_start": 1.0}, workers=1, deadline=5.0, first_deadline=60.0)
     with RewardPool(options, rewards_of_a_user().report) as pool:
         pool.judge(samples("a"))  # loads nothing
         assert [s.reward for s in pool.score(samples("a", "b", "c"))] == [1, 1, 1]
@@ -137,7 +137,7 @@ def test_the_first_sample_of_a_worker_may_take_longer(user_module):
 def test_workers_that_replace_hanging_ones_wait_no_longer_than_is_known_to_be_needed(user_module):
     with RewardPool(config(user_module, workers=1, first_deadline=60.0)) as pool:
         scored = pool.score(samples("a", "spin-1", "spin-2", "spin-3", "bc"))
-    assert [s.failure for s in scored] == ["", *["ran past rewards.deadline=2 s"] * 3, ""]
+    assert [s.failure for s in scored] == ["", *["ran past rewards.deadline=5 s"] * 3, ""]
 
 
 def test_a_step_without_any_score_ends_the_run(user_module):
@@ -179,7 +179,7 @@ def test_reports_have_the_deadline_of_rewards(user_module, capsys):
         judged = pool.judge(samples("a", "unjudged", "bc"))
         assert [report and report["correct"] for report in judged] == [1, None, 2]
         assert capsys.readouterr().out == (
-            "warning: evaluation: 1 of 3 completions have no report (1 ran past rewards.deadline=2 s) "
+            "warning: evaluation: 1 of 3 completions have no report (1 ran past rewards.deadline=5 s) "
             "and do not count\n"
         )
         (scored,) = pool.score(samples("a", "unjudged"))[1:]

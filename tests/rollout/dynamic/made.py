@@ -16,6 +16,7 @@ class Points:
     timed_out: bool = False
     crashed: bool = False
     failure: str = ""
+    step: int = 0
 
 
 def rollout(scored: Points, name: str = "0", version: int = 0, finish: str = "stop") -> Rollout:

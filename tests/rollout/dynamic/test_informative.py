@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 
-from megatron_rl.rollout.dynamic.informative import informative, informative_share
+from megatron_rl.rollout.dynamic.informative import informative
 from tests.rollout.dynamic.made import Points, group, rollout
 
 
@@ -33,4 +33,3 @@ def test_parts_that_differ_while_their_sum_does_not():
     assert not informative(some, ["d/score"])  # a part that none has
     timed_out = rollout(Points(1.0, failure="ran past 1 s"))
     assert informative([some[1], timed_out], ["a/score"])  # nobody knows its parts
-    assert informative_share([some, group([1, 0]), group([1, 1])]) == pytest.approx(1 / 3)

@@ -11,7 +11,7 @@ from megatron_rl.rollout.config import DynamicConfig, RolloutConfig
 from megatron_rl.rollout.dynamic.refill import Refill, Round
 from megatron_rl.rollout.dynamic.stored import pack, unpack
 from megatron_rl.rollout.prefetch import Prefetch
-from tests.rollout.dynamic.made import Points, group
+from tests.rollout.dynamic.made import Points, group, rollout
 
 YES, NO, RIGHT = [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]
 
@@ -27,7 +27,7 @@ class Run:
         self.prefetch = Prefetch(self.draw, lambda _, drawn: drawn, staleness, 100)
         self.refill = Refill(
             config,
-            ["right/score"],
+            lambda step: {"right": 1.0},
             self.prefetch.take,
             lambda index, accuracy: self.seen.append((index, accuracy)),
             self.warned.append,
@@ -139,3 +139,21 @@ def test_without_it_a_round_is_a_batch() -> None:
     assert metrics["equal_groups"] == 0.5 and metrics["tokens"] == 4
     assert not metrics.keys() & {"rounds", "informative", "groups_drawn", "drawn_reward"}
     assert run.take()[0] == ["2", "3"] and not run.refill.waiting
+
+
+@pytest.mark.parametrize(("step", "names"), [(0, ["0"]), (5, ["1"])])
+def test_a_part_without_weight_teaches_nothing(step: int, names: list[str]) -> None:
+    """Its schedule may end at 0; the weights are those of the step for which a group was scored."""
+    sums = [[(1.0, 0.0), (1.0, 1.0)], [(1.0, 0.0), (0.0, 0.0)]]  # of right and form; the first group differs in form
+    groups = [
+        [rollout(Points(1.0, {"right/score": right, "form/score": form}, step=step), str(i)) for right, form in each]
+        for i, each in enumerate(sums)
+    ]
+    refill = Refill(
+        RolloutConfig(prompts_per_step=1, group_size=2, dynamic=DynamicConfig(filter=True, by_parts=True)),
+        lambda at: {"right": 1.0, "form": 1.0 if at < 5 else 0.0},
+        lambda _: Round([0, 1], groups, {}),
+        lambda index, accuracy: None,
+        pytest.fail,
+    )
+    assert [group[0].example.id for group in refill.take(step, 0).groups] == names

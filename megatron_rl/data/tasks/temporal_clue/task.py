@@ -134,11 +134,12 @@ def _maker(config: DataConfig, tokenizer: Any) -> Callable[[random.Random, str, 
         extra = {"num_clues": len(puzzle.clues)}
         return Example(name, prompt, puzzle.solution, target, "temporal_clue", extra)
 
-    _try(lambda: make(random.Random(0), "train", ""), puzzles.style, tokenizer)
+    _require_words(tokenizer, puzzles.style, row(draw_puzzle(random.Random(0), puzzles, False), puzzles)["prompt"])
+    make(random.Random(0), "train", "")
     return make
 
 
-def _try(make: Callable[[], Example], style: str, tokenizer: Any) -> None:
+def _require_words(tokenizer: Any, style: str, text: str) -> None:
     """Raises InputError when the tokenizer does not have the words of a puzzle."""
     if style == "short" and END not in tokenizer.get_vocab():
         raise InputError(
@@ -146,9 +147,7 @@ def _try(make: Callable[[], Example], style: str, tokenizer: Any) -> None:
             f"{tokenizer.name_or_path} does not know its words. Set data.puzzles.style=full."
         )
     try:
-        make()
-    except InputError:
-        raise
+        tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:  # of tokenizers, which have no class of their own for it
         raise InputError(
             f"The tokenizer {tokenizer.name_or_path} cannot encode a puzzle ({error}); one of words alone takes "

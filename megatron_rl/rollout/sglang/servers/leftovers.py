@@ -13,6 +13,7 @@ from megatron_rl.system.scratch import SCRATCH
 
 _MADE_BY = "/dev/shm/sgl_shm_"  # a file's maker is in its name: sgl_shm_KIND_PID_RANDOM
 _NAMELESS = "/dev/shm/sglang_loads_"
+_HOSTS = {"pid": 0xEFFFFFFC, "ipc": 0xEFFFFFFF}  # inodes of the first namespaces (Linux' proc_ns.h)
 _YOUNG = 5.0  # seconds in which a file may be mapped that nobody has mapped yet
 _END_SECONDS = 5.0
 
@@ -27,9 +28,13 @@ def mapped_by(pid: int) -> set[str]:
 
 def remove(mapped: Iterable[str] = ()) -> None:
     """Remove this user's files that are ``mapped`` (by processes that were killed), or that nobody needs any more."""
-    gone = {*mapped, *(path for path in glob.glob(f"{_MADE_BY}*") if _maker_gone(path))}
-    if old := {path for path in glob.glob(f"{_NAMELESS}*") if _old(path)} - gone:
-        gone |= old - {path for pid in psutil.pids() for path in mapped_by(pid)}
+    gone, unsure = {*mapped}, set[str]()
+    if not _others_unseen():
+        unsure = {path for path in glob.glob(f"{_MADE_BY}*") if _maker_gone(path)}
+        unsure |= {path for path in glob.glob(f"{_NAMELESS}*") if _old(path)}
+    unsure -= gone
+    if unsure:  # a container that shares this memory has other process ids
+        gone |= unsure - {path for pid in psutil.pids() for path in mapped_by(pid)}
     for path in gone:
         with contextlib.suppress(OSError):
             if os.stat(path).st_uid == os.getuid():
@@ -48,6 +53,12 @@ def _belongs(process: psutil.Process, scratch: Path) -> bool:
     with contextlib.suppress(psutil.Error, OSError):
         return process.pid != os.getpid() and process.environ().get(SCRATCH) == str(scratch)
     return False
+
+
+def _others_unseen() -> bool:
+    """Whether this container shares the host's memory (docker's --ipc=host), of whose processes it sees none."""
+    kinds = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in _HOSTS}
+    return kinds["pid"] != _HOSTS["pid"] and kinds["ipc"] == _HOSTS["ipc"]
 
 
 def _maker_gone(path: str) -> bool:

@@ -96,8 +96,8 @@ class Router:
         """Start it again when it ends or does not answer, so often in a run; ``route`` then adds the servers that are
         armed."""
         for _ in range(restarts):
-            while self.server is None or (self.ready and not self.ended):
-                await asyncio.sleep(_WATCH)
+            await self._while_it_answers()
+            assert self.server is not None
             self.ready = False
             print("the router is started again: it ended or does not answer", flush=True)
             self.stop()
@@ -105,10 +105,13 @@ class Router:
             with suppress(InputError):  # it is tried again
                 await self.connect(self.server)
                 await route()
-        while self.ready and not self.ended:
-            await asyncio.sleep(_WATCH)
+        await self._while_it_answers()
         self.ready = False
         self.lost = f"the router ended too often (rollout.sglang.restarts); {self.log} says why"
+
+    async def _while_it_answers(self) -> None:
+        while self.server is None or (self.ready and not self.ended):  # before it is connected nothing is known
+            await asyncio.sleep(_WATCH)
 
     def stop(self) -> None:
         """End the process."""
