@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
-# `make test-runs` trains, kills and continues whole runs, `make test-oracles` compares the algorithms with those of other
-# trainers; `make sglang` adds SGLang, `make test-sglang` tests against real SGLang servers; `make test-slurm` against a
+# `make test-runs` trains, kills and continues whole runs, `make test-commands` runs what the documentation shows,
+# `make test-oracles` compares the algorithms with those of other trainers; `make sglang` adds SGLang, `make test-sglang` tests against real SGLang servers; `make test-slurm` against a
 # real Slurm, SGLang and NeMo-Run, `make test-megatron` with the other Megatron-Core; `make wheelhouse` gathers the packages for
 # machines without internet. Another Python, in an environment of its own: `make PYTHON=python3.12 VENV=.venv312 test`.
 
@@ -20,8 +20,8 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # A run is several processes, each of which imports torch and Megatron: with bytecode in 4 seconds instead of 9.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-runs test-oracles test-megatron test-eval sglang test-sglang test-sglang-versions test-gpu test-slurm \
-	test-report report nemo wheelhouse lint clean
+.PHONY: quickstart test test-runs test-commands test-oracles test-megatron test-eval sglang test-sglang \
+	test-sglang-versions test-gpu test-slurm test-report report nemo wheelhouse lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -33,6 +33,9 @@ test: $(VENV)/installed-dev
 
 test-runs: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runs $(ARGS)
+
+test-commands: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/documented $(ARGS)
 
 test-oracles: $(VENV)/oracles
 	PYTHONPATH=$(abspath $(VENV))/oracles OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/oracles $(ARGS)
