@@ -1,8 +1,9 @@
 # Everything from a fresh clone: `make quickstart` trains, `make test` tests. Both set up .venv first.
 # `make test-runs` trains, kills and continues whole runs, `make test-commands` runs what the documentation shows,
-# `make test-oracles` compares the algorithms with those of other trainers; `make sglang` adds SGLang, `make test-sglang` tests against real SGLang servers; `make test-slurm` against a
-# real Slurm, SGLang and NeMo-Run, `make test-megatron` with the other Megatron-Core; `make wheelhouse` gathers the packages for
-# machines without internet. Another Python, in an environment of its own: `make PYTHON=python3.12 VENV=.venv312 test`.
+# `make test-oracles` compares the algorithms with those of other trainers; `make sglang` adds SGLang, `make test-sglang`
+# tests against real SGLang servers; `make test-slurm` against a real Slurm, SGLang and NeMo-Run, `make test-megatron` with
+# the other Megatron-Core; `make wheelhouse` gathers the packages for machines without internet. Another Python, in an
+# environment of its own: `make PYTHON=python3.12 VENV=.venv312 test`.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
