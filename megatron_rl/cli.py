@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TextIO
 
 from megatron_rl import __version__
 from megatron_rl.errors import InputError, Interrupted, RunError, refused
-from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, speak_utf8
+from megatron_rl.system.processes import BAD_INPUT, ERROR_PREFIX, FAILED, program, speak_utf8
 
 COMMANDS = {  # the module of megatron_rl.commands, and what it does
     "train": ("train", "run a recipe: starts, watches and ends every process"),
@@ -98,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     if (two := " ".join(arguments[:2])) in COMMANDS:  # a command of two words
         arguments = [two, *arguments[2:]]
+    if not arguments:
+        _parser("").print_help(sys.stderr)
+        return BAD_INPUT
     options = _parsed(arguments)
     try:
         _require_utf8(arguments)
@@ -138,6 +142,10 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if chosen and not chosen.startswith("-") and chosen not in COMMANDS:
+        near = get_close_matches(chosen, COMMANDS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else "."
+        parser.error(f"there is no command {chosen!r}{meant} {program()} --help lists them.")
     parser.add_argument("--version", action="version", version=f"megatron-rl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (module, text) in COMMANDS.items():

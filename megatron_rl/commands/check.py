@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _run(options: argparse.Namespace, on: Hardware | None) -> int:
         if found.problems:
             print("Apart from that it would need:")
         else:
-            print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config, known)}")
+            print(f"{options.recipe}: nothing is wrong. It would run:\n{describe(config, known, options.model or '')}")
         for name, text in (_precision(config, known, on) | forecast.lines()).items():
             print(f"  {name:<11}{text}")
         for what, count in found.notes.items():
@@ -203,7 +204,14 @@ def _none(
     said = f"No layout fits on {on.nodes} x {on.gpus} {on.name}."
     if fits_asleep(config, hf_config, on, options.tokens, serving):
         return f"{said} With actor.asleep=true there are some: add it, and ask again."
-    if nodes := enough_nodes(config, hf_config, on, options.tokens, serving):
+    nodes = enough_nodes(config, hf_config, on, options.tokens, serving)
+    for fewer in (on.nodes * times for times in TIMES if on.nodes * times < (nodes or TIMES[-1] * on.nodes + 1)):
+        if fits_asleep(config, hf_config, replace(on, nodes=fewer), options.tokens, serving):
+            more = f"; without it on {nodes}" if nodes else ""
+            return (
+                f"{said} On {fewer} nodes there are some with actor.asleep=true{more}: --nodes {fewer}, and ask again."
+            )
+    if nodes:
         return f"{said} On {nodes} nodes there are some: --nodes {nodes}."
     return f"{said} Even {TIMES[-1] * on.nodes} nodes would not do."
 

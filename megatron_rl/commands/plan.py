@@ -50,7 +50,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of the command line."""
     command.epilog, command.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name, or a .yaml file")
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="options to change")
+    command.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="options to change")
     command.add_argument("--model", metavar="FILE", help="instead of a recipe: a config.json, or its folder")
     command.add_argument("--actor", metavar="SIZES", default="", help=f"the trainer's: {_keys(ParallelSizes)}")
     command.add_argument("--engine", metavar="SIZES", default="", help=f"SGLang engines': {_keys(EngineSizes)}")

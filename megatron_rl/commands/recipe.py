@@ -15,7 +15,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE and key=value."""
     help = "a recipe's name, a .yaml file, or the dotted path of a function () -> Config"
     parser.add_argument("recipe", metavar="RECIPE", help=help)
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="options to change")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="options to change")
     for flag, key, what in (
         ("--nodes", "launch.nodes", "machines that the run takes"),
         ("--rollout-nodes", "launch.rollout_nodes", "of them, how many only generate, beside the others that train"),

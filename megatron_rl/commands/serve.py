@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that share every matrix (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--start-seconds", type=float, default=1800.0, help="it must be ready by then (default 1800)")
-    parser.add_argument("args", metavar="name=value", nargs="*", help="more options of sglang.launch_server")
+    parser.add_argument(
+        "args", metavar="name=value", nargs="*", default=[], help="more options of sglang.launch_server"
+    )
     parser.set_defaults(run=serve)
 
 
@@ -105,7 +107,8 @@ def _or_convert(run: Path) -> str:
         return "."
     model = run / "initial_model"
     named = f" --model {shlex.quote(str(model))}" if model.is_dir() else " --model MODEL"
-    return f", or convert a checkpoint: {program()} convert megatron-to-hf {shlex.quote(str(newest))} FOLDER{named}."
+    convert = f"{program()} convert megatron-to-hf {shlex.quote(str(newest))} FOLDER{named}"
+    return f", or take a checkpoint: `evaluate` does as it is ({newest}), else convert it: {convert}."
 
 
 def server_options(folder: Path, options: argparse.Namespace, key: str) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def launch(config: Config, nodes: Nodes = ALONE) -> int:
             if (done := _completed(folder, config)) is not None:
                 print(_is_complete(folder, *done), flush=True)
                 return 0
+            _require_steps(folder, config)
             config = _record(folder, config, nodes.count)
             with scratch.made() as sockets:
                 outcome = _write_initial_model(folder, config, sockets)
@@ -141,6 +142,19 @@ def _completed(folder: RunFolder, config: Config) -> tuple[str, int] | None:
         return None
     state = read_state(newest)
     return done if (state.get("stage"), state.get("step")) == done else None
+
+
+def _require_steps(folder: RunFolder, config: Config) -> None:
+    """Raises InputError where the run stands behind all that it is asked for."""
+    newest = latest(folder.checkpoints)
+    state = read_state(newest) if newest is not None else {}
+    [*_, (stage, steps)] = config.chain().items()
+    if state.get("stage") == stage and state.get("step", 0) > steps:
+        key = "run.steps" if stage == "rl" else f"{stage}.steps"
+        raise InputError(
+            f"{folder.path} has {state['step']} steps already, and {key} is {steps}: set it to {state['step']} or more "
+            "to go on, or begin another run (run.name, or run.resume=never)."
+        )
 
 
 def _is_complete(folder: RunFolder, stage: str, step: int) -> str:

@@ -12,10 +12,10 @@ from megatron_rl.settings.footprint import footprint, read_config, readable
 from megatron_rl.system import kernels, machine
 
 
-def describe(config: Config, known: dict[str, Any] | None = None) -> str:
+def describe(config: Config, known: dict[str, Any] | None = None, model: str = "") -> str:
     """The processes, batches, lengths and needs of a configuration that has no violation.
 
-    ``known``: the config.json of a model whose folder is elsewhere.
+    ``known``: the config.json of a model whose folder is elsewhere, ``model``: the file that it is read from.
     """
     actor, rollout, algorithm, run, sft = config.actor, config.rollout, config.algorithm, config.run, config.sft
     path, hf_config = config.model.path, known or read_config(config.model)
@@ -34,7 +34,7 @@ def describe(config: Config, known: dict[str, Any] | None = None) -> str:
     imitated, compared = (f" from {path}" if path else "" for path in (sft.data.path, preference.data.path))
     lines = {
         "model": f"{hf_config['model_type']}, {needed.parameters / 1e6:,.2f} million parameters, {config.model.dtype}, "
-        + (f"from {path}" if path else "from random weights"),
+        + (f"as {model} has it" if model else f"from {path}" if path else "from random weights"),
         "ranks": f"{world} on {where}: tensor {actor.tensor_parallel} x pipeline {actor.pipeline_parallel} x "
         f"context {actor.context_parallel} x data {actor.data_parallel}"
         + "".join(f", {name} {size}" for name, size in more.items() if size > 1),

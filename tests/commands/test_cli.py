@@ -187,3 +187,10 @@ def test_a_table_of_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line for line in out.splitlines() if line.startswith("## ")] == ["## run"]
     assert "| `run.keep` | `2` | checkpoints kept | 1 or more |" in out
     assert "| `run.resume` | `auto` | auto: continue the run in the folder \\| never:" in out
+
+
+def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["trian", "quickstart"])
+    assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
+    assert main([]) == 2 and "  train " in capsys.readouterr().err

@@ -121,6 +121,10 @@ def test_a_run_that_is_complete_is_not_begun_again(tmp_path: Path, capfd: pytest
     assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.name != ".lock"} == {
         p: at for p, at in before.items() if p.name != ".lock"
     }
+    run.update_manifest(completed={})  # it was stopped there, on its way to more
+    with pytest.raises(InputError, match=r"has 6 steps already, and run\.steps is 5: set it to 6 or more to go on"):
+        launch(quickstart(tmp_path, "run.resume=auto", "run.steps=5"))
+    run.mark_complete("rl", 6)
     shutil.rmtree(run.checkpoints / "step-1-000006")  # somebody wants the last steps once more
     assert _completed(run, config) is None
 

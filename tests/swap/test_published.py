@@ -15,7 +15,6 @@ import torch.distributed as dist
 from megatron_rl.errors import InputError
 from megatron_rl.resharding.layout import Layout
 from megatron_rl.resharding.transports.shared_memory import publish, unshared
-from megatron_rl.swap import published
 from megatron_rl.swap.published import Offered, packed
 from tests.conftest import ROOT
 from tests.rollout.embedded.conftest import configuration
@@ -81,14 +80,14 @@ def test_weights_that_find_no_room_to_be_shared_are_offered_as_copies(
 ) -> None:
     weights = {"a": torch.arange(3.0), "b": torch.arange(4).to(torch.bfloat16)}
     rank: Any = Rank(weights, configuration("qwen3").to_dict())
-    for module in ("megatron_rl.swap.published", "megatron_rl.resharding.transports.shared_memory"):
+    for module in ("megatron_rl.system.machine", "megatron_rl.resharding.transports.shared_memory"):
         monkeypatch.setattr(f"{module}.shared_memory", lambda: 19)
     assert unshared(weights) == 20
     with pytest.raises(InputError, match=r"/dev/shm has 0 MB free; this rank's share of the weights needs 0 MB"):
         publish(weights)
     offered = Offered(rank, Layout({}, ()), "shared_memory", fp8=False)
     assert (
-        "/dev/shm has 0 MB free and the weights need 0 MB: engines read copies in other memory"
+        "/dev/shm has 0 MB free and the weights need 0 MB: they are read from copies in other memory"
         in capsys.readouterr()[0]
     )
     weights["a"] += 1
@@ -97,7 +96,7 @@ def test_weights_that_find_no_room_to_be_shared_are_offered_as_copies(
     offered.refresh()
     assert read_elsewhere(offered.tensors) == ["a [1.0, 2.0, 3.0]", "b [1.0, 2.0, 3.0, 4.0]"]
     assert unshared(weights) == 20  # they were not moved
-    monkeypatch.setattr(published, "shared_memory", lambda: 20)
+    monkeypatch.setattr("megatron_rl.system.machine.shared_memory", lambda: 20)
     assert Offered(rank, Layout({}, ()), "shared_memory", fp8=False).tensors["a"] is weights["a"]
     assert not capsys.readouterr()[0]
 

@@ -196,7 +196,10 @@ from megatron_rl.system.supervision import supervisor
 from megatron_rl.system.supervision.supervisor import Process, supervise
 folder, grace, supervisor.SETTLE, *codes = sys.argv[1], *map(float, sys.argv[2:4]), *sys.argv[4:]
 processes = [
-    Process(f"p{i}", [sys.executable, "-c", code], follows=code.startswith("# follows")) for i, code in enumerate(codes)
+    Process(
+        f"p{i}", [sys.executable, "-c", code], follows=code.startswith("# follows"), echo=code.startswith("# echoed")
+    )
+    for i, code in enumerate(codes)
 ]
 outcome = supervise(processes, Path(folder), grace, "it will stop.")
 (Path(folder) / "outcome").write_text(json.dumps([outcome.code, outcome.message]))
@@ -206,14 +209,17 @@ outcome = supervise(processes, Path(folder), grace, "it will stop.")
 class Supervised:
     """A supervisor in a process of its own, with children that have written their process ids."""
 
-    def __init__(self, folder: Path, *codes: str, grace: float = PATIENCE, settle: float = 1.0) -> None:
+    def __init__(
+        self, folder: Path, *codes: str, grace: float = PATIENCE, settle: float = 1.0, stdout: int | None = None
+    ) -> None:
         self.folder = folder
         marked = [
             f"{code}\nimport os; open(r'{folder}/pid{i}~','w').write(str(os.getpid())); "
             f"os.rename(r'{folder}/pid{i}~', r'{folder}/pid{i}')\n{SLEEP}"
             for i, code in enumerate(codes)
         ]
-        self.popen = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), str(grace), str(settle), *marked])
+        command = [sys.executable, "-c", SUPERVISOR, str(folder), str(grace), str(settle), *marked]
+        self.popen = subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL if stdout else None)
         started = [folder / f"pid{i}" for i in range(len(codes))]
         wait_for(lambda: self.popen.poll() is not None or all(p.exists() for p in started), "children did not start")
         self.pids = [int((folder / f"pid{i}").read_text()) for i in range(len(codes))]
@@ -231,6 +237,24 @@ def test_a_signal_lets_the_workers_finish(tmp_path: Path, number: signal.Signals
     assert supervised.outcome() == [128 + number, f"Stopped by {number.name}."]
     assert (tmp_path / "saved").exists()
     assert all(map(gone, supervised.pids))
+
+
+def test_a_reader_that_has_gone_lets_the_workers_finish(tmp_path: Path) -> None:
+    """As a terminal that is closed does: what is piped to ``head`` saves, too."""
+    saved, speak = tmp_path / "saved", tmp_path / "speak"
+    saving = (
+        f"# echoed\nimport os, signal, threading, time\n"
+        f"signal.signal(15, lambda *_: (open(r'{saved}','w').close(), os._exit(0)))\n"
+        f"def wait():\n    while not os.path.exists(r'{speak}'): time.sleep(.01)\n    print('step 1', flush=True)\n"
+        "threading.Thread(target=wait).start()"
+    )
+    reader, writer = os.pipe()
+    supervised = Supervised(tmp_path, saving, stdout=writer)
+    os.close(writer)
+    os.close(reader)
+    speak.touch()
+    assert supervised.outcome() == [128 + signal.SIGPIPE, "Stopped by SIGPIPE."]
+    assert saved.exists() and (tmp_path / "p0.log").read_text() == "step 1\n"
 
 
 def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:

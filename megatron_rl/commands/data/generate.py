@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", choices=TASKS, help=", ".join(TASKS))
     parser.add_argument("out", metavar="FILE", help="the file to write, .jsonl; must not exist")
     about = "count=1000, seed=0, split=train or heldout, processes=1, and options such as data.puzzles.rooms=2-4"
-    parser.add_argument("settings", metavar="key=value", nargs="*", help=about)
+    parser.add_argument("settings", metavar="key=value", nargs="*", default=[], help=about)
     parser.set_defaults(run=run)
 
 

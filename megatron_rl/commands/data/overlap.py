@@ -8,7 +8,7 @@ from typing import Any
 from megatron_rl.data.files import read_table
 from megatron_rl.data.prepared import AnyText
 from megatron_rl.errors import InputError, refuse
-from megatron_rl.evaluation.estimates.contamination import N, overlaps
+from megatron_rl.evaluation.estimates.contamination import LEAST, N, overlaps, too_short
 from megatron_rl.evaluation.estimates.trained_on import HALF, row_texts
 from megatron_rl.evaluation.registry import make_suite, suite_config
 from megatron_rl.settings.written import read_value
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
     parser.add_argument("source", metavar="TRAIN", help="a .parquet, .jsonl, .json or .csv file, or a hub id")
     parser.add_argument("suite", metavar="SUITE", help="of `megatron-rl evaluate --list`")
-    parser.add_argument("names", metavar="SUITE.key=value", nargs="*", help="options of the suite")
+    parser.add_argument("names", metavar="SUITE.key=value", nargs="*", default=[], help="options of the suite")
     parser.add_argument("--data", metavar="PATH", help="the suite's data")
     parser.add_argument("--split", default="train", help="of a hub data set that is trained on (default train)")
     parser.add_argument("--n", type=int, default=N, help=f"words of an n-gram (default {N})")
@@ -61,6 +61,9 @@ def run(options: argparse.Namespace) -> int:
         (whole, "stand there whole"),
     ):
         print(f"  {count:6,} ({100 * count / len(found):5.1f} %) {what}")
+    if unseen := sum(too_short(question, options.n) for question in asked):
+        share, least = 100 * unseen / len(found), min(LEAST, options.n)
+        print(f"  {unseen:6,} ({share:5.1f} %) have fewer than {least} words and were not looked for")
     worst = sorted(range(len(found)), key=lambda i: -found[i].share)[:SHOWN]
     for index in (i for i in worst if found[i].share):
         print(f"  question {suite.items[index].id}: {100 * found[index].share:.0f} %, row {found[index].row + 1}")
@@ -70,6 +73,6 @@ def run(options: argparse.Namespace) -> int:
             for item, o in zip(suite.items, found, strict=True)
         ]
         report = {"suite": suite.name, "train": table.name, "n": options.n, "questions": len(found)}
-        report |= {"share_any": some, "share_half": half, "share_all": whole}
+        report |= {"share_any": some, "share_half": half, "share_all": whole, "too_short": unseen}
         write_text(Path(options.out), json.dumps(report | {"items": rows}, indent=2, ensure_ascii=False) + "\n")
     return 0

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
     parser.add_argument("source", metavar="SOURCE", help="a .parquet, .jsonl, .json or .csv file, or a hub id")
-    parser.add_argument("overrides", metavar="data.key=value", nargs="*", help="options of data, as in a run")
+    parser.add_argument(
+        "overrides", metavar="data.key=value", nargs="*", default=[], help="options of data, as in a run"
+    )
     parser.add_argument("--model", metavar="FOLDER", help="a model's folder: its chat template and its tokens")
     parser.add_argument("--out", metavar="FILE", help="a new file, .jsonl or .parquet, for the rows that can be used")
     parser.set_defaults(run=run)

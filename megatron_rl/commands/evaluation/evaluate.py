@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names",
         metavar="SUITE | SUITE.key=value",
         nargs="*",
+        default=[],
         help="suites, tasks of lm-eval as lm_eval:TASK, and options of theirs",
     )
     parser.add_argument("--list", action="store_true", help="show every suite's card, or those named, and end")
@@ -268,7 +269,7 @@ def _with_folder(
         for name, task in loaded.items():
             at_once = 2 * options.running * options.engines
             benchmarks.evaluate(task, tasks[name], spoken, hf_config, model, out, ran, start, at_once, options.seed)
-    logs = f"; `inspect view --log-dir {out}` opens the logs" if configs else ""
+    logs = f"; `inspect view --log-dir {out}` (pip install inspect-ai) opens the logs" if configs else ""
     print(f"\nWritten to {out}{logs}.", flush=True)
     return out, done
 

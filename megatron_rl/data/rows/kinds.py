@@ -117,6 +117,7 @@ _KINDS: tuple[tuple[Callable[[Table], bool], Kind], ...] = (  # the first that f
     (_conversation, Kind("conversations", "sft", "the assistant's turns are learned")),
     (_steps, Kind("problems with steps", "math_problems", "each with one step or more; hints are told from them")),
     (_gsm8k, Kind("GSM8K", "prompt_answer", _LINES)),
+    (_has("num_clues", "prompt", "solution"), Kind("deduction puzzles", "temporal_clue")),
     (_has("problem", "solution"), Kind("MATH", "prompt_answer", _LINES)),
     (_has("prompt", "reward_model.ground_truth"), Kind("verl", "prompt_answer")),
     (_target, Kind("prompts with what to imitate", "sft")),

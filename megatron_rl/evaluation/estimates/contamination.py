@@ -1,8 +1,9 @@
 """Which questions of a suite stand in data that are trained on: shared n-grams of words.
 
 As GPT-3's authors looked for them (arXiv 2005.14165, appendix C: 13-grams of lower-case words without punctuation), but
-each question's *share* is told. Of Chinese text a character is a word; numbers of lines say nothing. What all questions
-of a suite begin and end with, and n-grams that many of them have, are its instructions, and do not count.
+each question's *share* is told, and a shorter question is looked for whole. Of Chinese text a character is a word;
+numbers of lines say nothing. What all questions of a suite begin and end with, and n-grams that many of them have, are
+its instructions, and do not count.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import xxhash
 
 N = 13
+LEAST = 4  # words of a question that can be looked for: shorter ones stand in any text
 COMMON = 0.1  # of the questions: n-grams that more of them share, and more than COMMON_LEAST, are instructions
 COMMON_LEAST = 2
 _NUMBERED = re.compile(r"^\s*\d+[.):]?\s", re.MULTILINE)
@@ -26,36 +28,55 @@ class Overlap(NamedTuple):
     row: int  # of the training data, from 0, in which the first of them stands; -1: none
 
 
-def grams(text: str, n: int = N) -> set[int]:
-    """Hashes of a text's n-grams; of a shorter text, of all its words together; none of a text without words."""
-    return _hashes(_words(text), n)
+def too_short(question: str, n: int = N) -> bool:
+    """Whether a question has too few words to be looked for."""
+    return len(_words(question)) < min(LEAST, n)
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(_NUMBERED.sub("", text).lower())
 
 
-def _hashes(words: Sequence[str], n: int) -> set[int]:
-    count = max(1, len(words) - n + 1) if words else 0
-    return {xxhash.xxh3_64_intdigest(" ".join(words[i : i + n]).encode()) for i in range(count)}
+def _hash(words: Sequence[str]) -> int:
+    return xxhash.xxh3_64_intdigest(" ".join(words).encode())
+
+
+def _grams(words: Sequence[str], n: int) -> set[int]:
+    return {_hash(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 def overlaps(questions: Sequence[str], rows: Iterable[str], n: int = N) -> list[Overlap]:
-    """Of every question, in their order. ``rows`` are read once, and not kept."""
-    words = [_words(question) for question in questions]
+    """Of every question, in their order; nothing of one that is ``too_short``. ``rows`` are read once, and not kept."""
+    words, least = [_words(question) for question in questions], min(LEAST, n)
     head, tail = _alike(words), _alike([each[::-1] for each in words])
-    own = [_hashes(each[head : len(each) - tail] or each, n) for each in words]
+    own, short = (
+        list[set[int]](),
+        dict[int, set[int]](),
+    )  # of those that are looked for whole: lengths, by how they begin
+    for each in words:
+        inner = each[head : len(each) - tail]
+        if len(each) >= n:
+            own.append(_grams(inner if len(inner) >= n else each, n))
+        elif len(each) >= least:
+            own.append({_hash(each)})
+            short.setdefault(_hash(each[:least]), set()).add(len(each))
+        else:
+            own.append(set())
     shared = Counter(gram for each in own for gram in each)
     most = max(COMMON * len(questions), COMMON_LEAST)
     own = [{gram for gram in each if shared[gram] <= most} for each in own]
     wanted, found = set().union(*own), dict[int, int]()
     for number, row in enumerate(rows):
-        for gram in wanted & grams(row, n):
+        there = _words(row)
+        grams = _grams(there, n)
+        for i in range(len(there) - least + 1 if short else 0):
+            grams |= {_hash(there[i : i + size]) for size in short.get(_hash(there[i : i + least]), ())}
+        for gram in wanted & grams:
             found.setdefault(gram, number)
     result = []
-    for each in own:
-        places = [found[gram] for gram in each if gram in found]
-        result.append(Overlap(len(places) / len(each), min(places)) if places else Overlap(0.0, -1))
+    for wanted in own:
+        places = [found[gram] for gram in wanted if gram in found]
+        result.append(Overlap(len(places) / len(wanted), min(places)) if places else Overlap(0.0, -1))
     return result
 
 

@@ -57,8 +57,8 @@ def _shared(key: str, source: str, suites: Mapping[str, tuple[str, Suite]]) -> l
         if seen:
             found.append(
                 f"{seen:,} of the {len(suite.items):,} questions of the suite {name} stand in {key}={source} (half of "
-                f"their {N}-grams of words or more): its numbers will tell what was learnt by heart, too. "
-                f"{how[name]} names them."
+                f"their {N}-grams of words or more, or a shorter one whole): its numbers will tell what was learnt by "
+                f"heart, too. {how[name]} names them."
             )
     return found
 

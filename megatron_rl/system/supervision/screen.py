@@ -54,7 +54,8 @@ class Screen:
 
     def __init__(self, out: TextIO, what: str = "starting", clock: Callable[[], float] = time.monotonic) -> None:
         self.out, self.clock, self.terminal = out, clock, out.isatty()
-        self.may_be_gone = False  # whether it is no error when nobody reads any more
+        self.may_be_gone = False  # whether it is no error when nothing can be written any more
+        self.unread = False  # whoever read it has gone, as at the end of `… | head`
         self._what, self._since = what, clock()
         self._printed, self._due = clock(), LINE  # when the last line was; the silence that is broken next
         self._panel: list[str] = []
@@ -130,6 +131,11 @@ class Screen:
             self._printed, self._due = self.clock(), LINE
 
     def _out(self, text: str) -> None:
+        if self.unread:
+            return
         with contextlib.suppress(*([OSError] if self.may_be_gone else [])):
-            self.out.write(text)
-            self.out.flush()
+            try:
+                self.out.write(text)
+                self.out.flush()
+            except BrokenPipeError:
+                self.unread = True

@@ -79,7 +79,8 @@ def supervise(
 
     Each process keeps what it prints in ``logs``/{name}.log. The first one that fails ends them all. SIGINT, SIGTERM,
     SIGHUP and SIGUSR1 are passed on as SIGTERM, with ``grace`` seconds before SIGKILL; a second signal kills at once,
-    but for SIGUSR1, by which a batch system says that there is time to save.
+    but for SIGUSR1, by which a batch system says that there is time to save. A standard output that nobody reads any
+    more counts as SIGPIPE.
     ``stopping`` is printed when processes do not end within a moment of the first signal. ``nodes`` are the machines
     that follow: one that only serves may be lost, and the others go on.
     """
@@ -298,6 +299,8 @@ class _Group:
             for key, _ in self.selector.select(min(deadline - now, self.screen.tick())):
                 if key.fileobj in self.selector.get_map():  # an earlier event may have ended it
                     key.data()
+            if self.screen.unread and signal.SIGPIPE not in self.signals:
+                self.signals.append(signal.SIGPIPE)  # as when the terminal is closed (SIGHUP)
         return True
 
     def ask(self, members: "Sequence[_Member]") -> None:

@@ -2,38 +2,46 @@
 
 import random
 
-from megatron_rl.evaluation.estimates.contamination import Overlap, grams, overlaps
+from megatron_rl.evaluation.estimates.contamination import Overlap, overlaps, too_short
 
 
-def test_grams() -> None:
-    assert len(grams("a b c d", 3)) == 2
-    assert grams("A b, c!", 3) == grams("a B c", 3)  # case and punctuation say nothing
-    assert len(grams("a b", 13)) == 1 and grams("", 13) == grams("?!", 13) == set()
-    assert grams("1 Ann left.\n2 Bob came.", 4) == grams("Ann left.\nBob came.", 4)
-    assert len(grams("卷心菜在哪里", 3)) == 4  # a character is a word
+def test_words() -> None:
+    """Case, punctuation and numbers of lines say nothing; a Chinese character is a word."""
+    asked = ["1 Ann left, and Bob came.", "卷心菜在哪里", "where is it"]
+    rows = ["x ann LEFT and\nBob came", "请问卷心菜在哪里呢", "where is it"]
+    assert overlaps(asked, rows) == [Overlap(1.0, 0), Overlap(1.0, 1), Overlap(0.0, -1)]
+    assert [too_short(question) for question in asked] == [False, False, True]
 
 
 def test_shares_equal_brute_force() -> None:
-    rng = random.Random(0)
-    for _ in range(50):
+    rng, n, least, looked = random.Random(0), 6, 4, 0
+    for _ in range(300):
         texts = [[rng.choice("abc") for _ in range(rng.randint(1, 12))] for _ in range(9)]
-        questions, rows = texts[:4], texts[4:]
-        for found, words in zip(
-            overlaps([" ".join(q) for q in questions], [" ".join(r) for r in rows], 3), questions, strict=True
-        ):
+        questions, rows = texts[:4], [*texts[4:], [rng.choice("ab"), *texts[0], "c"]]
 
-            def own(w: list[str]) -> set[tuple[str, ...]]:
-                return {tuple(w[i : i + 3]) for i in range(max(1, len(w) - 2))}
+        def grams(words: list[str], size: int) -> set[tuple[str, ...]]:
+            return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
-            mine = own(words)
-            if len({q[0] for q in texts[:4]}) == 1 or len({q[-1] for q in texts[:4]}) == 1:
-                continue  # what all begin or end with does not count
-            if any(sum(g in own(q) for q in texts[:4]) > 2 for g in mine):
-                continue  # nor what many have
-            there = [number for number, row in enumerate(rows) if own(row) & mine]
-            everywhere = set().union(*map(own, rows))
-            assert found.share == len(mine & everywhere) / len(mine)
-            assert found.row == (there[0] if there else -1)
+        if len({q[0] for q in questions}) == 1 or len({q[-1] for q in questions}) == 1:
+            continue  # what all begin or end with does not count
+        asked = [grams(q, min(n, len(q))) if len(q) >= least else set() for q in questions]
+        if any(sum(gram in each for each in asked) > 2 for each in asked for gram in each):
+            continue  # nor what many have
+        found = overlaps([" ".join(q) for q in questions], [" ".join(r) for r in rows], n)
+        for overlap, mine in zip(found, asked, strict=True):
+            there = [number for number, row in enumerate(rows) if any(gram in grams(row, len(gram)) for gram in mine)]
+            everywhere = {gram for gram in mine for row in rows if gram in grams(row, len(gram))}
+            assert overlap.share == (len(everywhere) / len(mine) if mine else 0.0)
+            assert overlap.row == (there[0] if there else -1)
+            looked += len(everywhere) > 0
+    assert looked > 200
+
+
+def test_short_questions_that_begin_alike() -> None:
+    """What all have in common is a part of them where little else is left."""
+    questions = [f"What is {i} plus 2?" for i in range(20)]
+    assert overlaps(questions, [f"question {q} answer" for q in questions]) == [Overlap(1.0, i) for i in range(20)]
+    assert {each.share for each in overlaps(questions, ["What is 77 plus 2?"])} == {0.0}
 
 
 def test_instructions_do_not_count() -> None:
