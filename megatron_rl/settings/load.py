@@ -42,10 +42,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """
     problems: list[str] = []
     tree, settings = _base(name)
-    written = [key for key, _ in settings]
-    if "model.path" in written and not any(key.startswith("model.architecture") for key in written):
-        tree.model.architecture = {}  # a model of the user's stands in place of the recipe's random one
     for key, value in settings:
+        if key == "model.path" and value.value(str):
+            _take_model(tree, [other for other, _ in settings])
         _assign(tree, key, value, f"{name}: {key}", problems)
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -53,10 +52,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
         if not equals or not key:
             problems.append(f"{item!r} is no override: write key=value, for example run.steps=10.")
             continue
-        if key == "model.path" and text and not any(other.startswith("model.architecture") for other in overrides):
-            tree.model.architecture = {}  # as above
+        if key == "model.path" and text:
+            _take_model(tree, overrides)
         _assign(tree, key, read_value(text), item, problems)
     return _to_object(tree), problems
+
+
+def _take_model(tree: DictConfig, written: Iterable[str]) -> None:
+    """A model of the user's stands in place of the recipe's random one, unless options of that are written, too."""
+    if not any(other.startswith("model.architecture") for other in written):
+        tree.model.architecture = {}
 
 
 def settle(config: Config) -> Config:

@@ -288,3 +288,21 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert from_yaml(file).algorithm.std == "population"
     _, (said,) = load(str(file), ["algorithm.advantage=rloo"])
     assert said.startswith("algorithm.advantage=rloo: there is no option algorithm.advantage; did you mean")
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "random"),
+    [
+        ("{path: mine}", "mine", False),
+        ("{path: ''}", "", True),
+        ("{path: mine, architecture: {vocab_size: 7}}", "mine", True),  # both are written: check says so
+        ("{dtype: float32}", "", True),
+    ],
+)
+def test_a_model_in_a_file_stands_in_place_of_the_recipes_random_one(
+    tmp_path: Path, model: str, path: str, random: bool
+) -> None:
+    """As one on the command line does."""
+    (tmp_path / "a.yaml").write_text(f"recipe: quickstart\nmodel: {model}\n")
+    config, problems = load(str(tmp_path / "a.yaml"))
+    assert problems == [] and config.model.path == path and bool(config.model.architecture) is random
