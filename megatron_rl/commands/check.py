@@ -162,7 +162,7 @@ def _foreseen(
     forecast: Forecast | None = None
     suggestions: list[Suggestion] | None = None
     if hf_config and found.aside.issuperset(found.problems):
-        forecast = foresee(config, hf_config, on, options.tokens, **_beside(config, hf_config))
+        forecast = foresee(config, hf_config, on, options.tokens, prompt=found.prompt, **_beside(config, hf_config))
         found.warnings += forecast.warnings()
         if (longest := config.rollout.max_new_tokens) < (options.tokens or 0):
             found.warnings.append(
@@ -181,7 +181,7 @@ def _foreseen(
 
         serving = flagged(options, "launch.rollout_nodes")
         suggestions, against = suggest(
-            config, hf_config, on, problems, refused, options.tokens, serving, found.problems
+            config, hf_config, on, problems, refused, options.tokens, serving, found.problems, found.prompt
         )
         why_none = "" if suggestions else _none(options, config, hf_config, on, against)
     return forecast, suggestions, why_none

@@ -35,6 +35,7 @@ class Findings:
     problems: list[str]  # empty when the run can start
     warnings: list[str] = field(default_factory=list)  # it can, but surely not as it was meant
     notes: dict[str, int] = field(default_factory=dict)  # of the task: what it did to how many rows
+    prompt: float = 0.0  # tokens of a training prompt in the mean; 0: not known
     aside: frozenset[str] = frozenset()  # of the problems, those that neither memory nor time depends on
 
 
@@ -82,16 +83,16 @@ def check(config: Config, contents: bool = True, known: dict[str, Any] | None = 
         if not about_sizes and "model.dtype" not in broken:
             about_sizes = fit.check_fit(config, footprint(config, hf_config, critic))
         found += about_sizes or start_problems(config, hf_config)
-    notes: dict[str, int] = {}
+    notes, prompt = dict[str, int](), 0.0
     there = known is not None or (machine.elsewhere() and not has_tokenizer(config.model.path))
     if contents and there:
         warnings.append("The tokenizer and the rows of the data were not looked at: the model's folder is not here.")
     if contents and not there and hf_config is not None and not packages + about_folder + about_data:
-        about_rows, notes, of_rows = look(config, asks)
+        about_rows, notes, of_rows, prompt = look(config, asks)
         found, warnings = found + about_rows, warnings + of_rows
     elif asks and hf_config is not None and config.actor.megatron:
         found += ask_megatron(config, hf_config)[0]
-    return Findings(list(dict.fromkeys(found)), warnings, notes, frozenset(aside))
+    return Findings(list(dict.fromkeys(found)), warnings, notes, prompt, frozenset(aside))
 
 
 def askable(config: Config) -> bool:

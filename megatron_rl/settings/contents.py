@@ -12,10 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_rl.config import Config
 from megatron_rl.data.task import UNBOUNDED, Example
@@ -27,14 +27,22 @@ from megatron_rl.settings.model import has_tokenizer
 from megatron_rl.system import machine, scratch
 from megatron_rl.system.processes import UTF8
 
+_PROMPT = "tokens of a prompt"  # among the notes of a child process
+_MEASURED = 64  # prompts
 
-def look(config: Config, configurations: bool = True) -> tuple[list[str], dict[str, int], list[str]]:
-    """What is wrong, a sentence or two each, what the task says of its rows (a text -> how many), and warnings.
 
-    ``configurations``: ask Megatron-Core of ``actor.megatron`` as well, of which its own check has found nothing.
-    """
-    problems, notes, warnings = _answer("all" if configurations else "rows", to_yaml(config))
-    return problems, notes, warnings
+class Looked(NamedTuple):
+    """What was found."""
+
+    problems: list[str]  # what is wrong, a sentence or two each
+    notes: dict[str, int]  # what the task says of its rows: a text -> how many
+    warnings: list[str]
+    prompt: float  # tokens of a training prompt in the mean, of some; 0: not known
+
+
+def look(config: Config, configurations: bool = True) -> Looked:
+    """``configurations``: ask Megatron-Core of ``actor.megatron`` as well, of which its own check has found nothing."""
+    return Looked(*_answer("all" if configurations else "rows", to_yaml(config)))
 
 
 def ask_megatron(config: Config, hf_config: Mapping[str, Any], layouts: Sequence[Options] = ({},)) -> list[list[str]]:
@@ -65,7 +73,8 @@ def _answer(part: str, given: str) -> Any:
 
 
 def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
-    """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes."""
+    """Raises InputError for the tokenizer and the data; what goes wrong when the rewards are called, and the notes,
+    among them _PROMPT."""
     from megatron_rl.data.files import is_local
     from megatron_rl.data.order.mixed import make_prompts
     from megatron_rl.data.order.mixture import parts
@@ -114,6 +123,7 @@ def _look(config: Config, made: str) -> tuple[list[str], dict[str, int]]:
         return [f"data.task={config.data.task} has no training examples, and run.steps or sft.steps asks for some."], {}
     if len(task.train):
         make_prompts(config.data, task, config.run.seed, config.run.steps)
+        notes[_PROMPT] = _mean_length(task.train, make_encoder(tokenizer))
     if config.run.steps and config.rollout.strategy == "hinted":
         require_steps(task.train, make_encoder(tokenizer), config.data.max_prompt_tokens)
     if config.run.steps and (unknown := _without_rows(config.algorithm.kl_coefs, task.train)):
@@ -226,6 +236,13 @@ def _trained_on(config: Config) -> list[str]:
     return warnings(suites, trained)
 
 
+def _mean_length(train: Sequence[Example], encode: Callable[[str], Sequence[int]]) -> int:
+    """Tokens of a prompt in the mean of some of them: of a file spread over it, of a generator the first."""
+    step = 1 if len(train) == UNBOUNDED else max(len(train) // _MEASURED, 1)
+    lengths = [len(encode(train[step * index].prompt)) for index in range(min(len(train), _MEASURED))]
+    return round(sum(lengths) / len(lengths))
+
+
 def _without_rows(kl_coefs: Mapping[str, float], train: Sequence[Example]) -> str:
     """A sentence about a data source of algorithm.kl_coefs that no training example has; of a generator, the first."""
     count = 100 if len(train) == UNBOUNDED else len(train)
@@ -258,8 +275,7 @@ def _read(text: str) -> Config:
         return from_yaml(file)
 
 
-def _contents(given: str, part: str, elsewhere: tuple[int, ...]) -> tuple[list[str], dict[str, int], list[str]]:
-    """Problems, notes, warnings."""
+def _contents(given: str, part: str, elsewhere: tuple[int, ...]) -> Looked:
     problems: list[str] = []
     notes: dict[str, int] = {}
     warnings: list[str] = []
@@ -273,7 +289,8 @@ def _contents(given: str, part: str, elsewhere: tuple[int, ...]) -> tuple[list[s
         warnings = [] if problems else _trained_on(config)
     except InputError as error:
         problems.append(str(error))
-    return problems, notes, warnings
+    prompt = notes.pop(_PROMPT, 0)
+    return Looked(problems, notes, warnings, prompt)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rl.data.registry import make_task
+from megatron_rl.data.tokenizer import load_tokenizer
 from megatron_rl.settings.check import check
+from megatron_rl.settings.foresight.forecast import foresee
+from megatron_rl.settings.foresight.hardware import on_cpu
 from megatron_rl.settings.load import load
 from tools.make_tiny_model import main as make_tiny_model
 
@@ -41,3 +45,21 @@ def test_a_suite_that_is_trained_on_is_told(tmp_path: Path) -> None:
     assert problems + found.problems == []
     (said,) = found.warnings
     assert said.startswith(f"2 of the 4 questions of the suite gsm8k stand in data.path={train} (half of their 13-")
+
+
+def test_predictions_are_of_prompts_as_long_as_those_of_the_data(tmp_path: Path) -> None:
+    rows = [{"question": " ".join(["two"] * (i % 7 + 1)) + "?", "answer": "2"} for i in range(200)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_tiny_model([str(tmp_path / "rows.jsonl"), str(tmp_path / "tiny"), "--vocabulary", "300"])
+    paths = [f"model.path={tmp_path / 'tiny'}", f"data.path={tmp_path / 'rows.jsonl'}", "data.task=prompt_answer"]
+    config, _ = load("social_r1.tiny_rows", [*paths, "rewards.terms={social_r1: null, exact_answer: 1}"])
+    found, tokenizer = check(config), load_tokenizer(tmp_path / "tiny")
+    assert found.problems == []
+    train = make_task(config.data, 0, tokenizer).train
+    some = [len(tokenizer.encode(train[i].prompt, add_special_tokens=False)) for i in range(0, 3 * 64, 3)]
+    assert found.prompt == round(sum(some) / 64) and min(some) < max(some)
+    hf_config = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    known, unknown = (foresee(config, hf_config, on_cpu(1e10), prompt=length) for length in (found.prompt, 0.0))
+    assert known.load.prompt == found.prompt < unknown.load.prompt == config.data.max_prompt_tokens / 2
+    assert known.step is not None and unknown.step is not None and known.step.step < unknown.step.step
+    assert known.peak == unknown.peak  # of memory the longest is told

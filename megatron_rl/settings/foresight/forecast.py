@@ -172,11 +172,12 @@ def foresee(
     tokens: float | None = None,
     critic: Mapping[str, Any] | None = None,
     teacher: Mapping[str, Any] | None = None,
+    prompt: float = 0.0,
 ) -> Forecast:
-    """Of a configuration without violations; ``tokens``: the mean length of a completion (``work.workload``)."""
+    """Of a configuration without violations; ``tokens``, ``prompt``: mean lengths (``work.workload``)."""
     arch = read_architecture(hf_config)
     beside = [read_architecture(model) if model is not None else None for model in (critic, teacher)]
-    return foreseen(config, arch, on, workload(config, tokens), *beside)
+    return foreseen(config, arch, on, workload(config, tokens, prompt), *beside)
 
 
 def foreseen(

@@ -61,6 +61,7 @@ def suggest(
     tokens: float | None = None,
     rollout_nodes: int | None = None,
     known: Iterable[str] = (),
+    prompt: float = 0.0,
 ) -> tuple[list[Suggestion], list[str]]:
     """Up to ``SHOWN`` layouts that fit and are sound; with ``rollout_nodes`` nodes that only generate, where given.
 
@@ -73,7 +74,7 @@ def suggest(
         raise InputError(NEEDS_GPUS)
     if not config.run.steps:
         raise InputError(NEEDS_RL)
-    found = list(_fitting(config, hf_config, on, tokens, rollout_nodes))
+    found = list(_fitting(config, hf_config, on, tokens, rollout_nodes, prompt))
     found.sort(key=lambda each: each.forecast.step.step if each.forecast.step else 0.0)
     answers = refused([each.options for each in found[:_CHECKED]])
     taken = [each for each, said in zip(found, answers, strict=False) if not said]
@@ -124,10 +125,15 @@ def fits_asleep(
 
 
 def _fitting(
-    config: Config, hf_config: Mapping[str, Any], on: Hardware, tokens: float | None, given: int | None
+    config: Config,
+    hf_config: Mapping[str, Any],
+    on: Hardware,
+    tokens: float | None,
+    given: int | None,
+    prompt: float = 0.0,
 ) -> Iterator[Suggestion]:
     """Layouts that fit, by prediction, whether sound or not."""
-    arch, load = read_architecture(hf_config), workload(config, tokens)
+    arch, load = read_architecture(hf_config), workload(config, tokens, prompt)
     for rollout_nodes in _splits(config, on) if given is None else [given] if given < on.nodes else []:
         for trainer in _trainers(config, arch, on, load, on.total - rollout_nodes * on.gpus):
             for engine in _engines(config, hf_config, on, rollout_nodes):

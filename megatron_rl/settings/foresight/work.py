@@ -74,18 +74,16 @@ class Workload:
         return self.prompt + self.completion
 
 
-def workload(config: Config, tokens: float | None = None) -> Workload:
-    """Of a configuration whose completions have ``tokens`` tokens in the mean; None: half of the longest.
-
-    Prompts have half of the longest.
-    """
+def workload(config: Config, tokens: float | None = None, prompt: float = 0.0) -> Workload:
+    """Of a configuration whose completions have ``tokens`` tokens in the mean, and prompts ``prompt``; None, or 0: half
+    of the longest."""
     rollout, algorithm = config.rollout, config.algorithm
     longest = rollout.max_new_tokens
     given = longest if rollout.ignore_eos else longest / 2
     return Workload(
         rows=rollout.prompts_per_step * rollout.group_size,
         group=rollout.group_size,
-        prompt=config.data.max_prompt_tokens / 2,
+        prompt=prompt or config.data.max_prompt_tokens / 2,
         completion=min(float(tokens), longest) if tokens else given,
         longest=longest,
         room=longest + config.data.max_prompt_tokens,
