@@ -20,6 +20,20 @@ from megatron_rl.settings.recipes import recipe
 from megatron_rl.settings.written import Written, read, read_value
 from megatron_rl.system.processes import program
 
+_ELSEWHERE = {  # what other trainers call it, by the last word
+    "precision": ["model.dtype", "actor.fp8"],
+    "bf16": ["model.dtype"],
+    "learning_rate": ["actor.optimizer.lr"],
+    "num_generations": ["rollout.group_size"],
+    "train_batch_size": ["rollout.prompts_per_step"],
+    "max_response_length": ["rollout.max_new_tokens"],
+    "max_completion_length": ["rollout.max_new_tokens"],
+    "max_prompt_length": ["data.max_prompt_tokens"],
+    "kl_loss_coef": ["algorithm.kl_coef"],
+    "total_epochs": ["run.steps"],
+    "save_freq": ["run.save_every"],
+    "test_freq": ["evaluation.every"],
+}
 RETIRED = {"algorithm.advantage": "grpo"}  # options that had one value only: runs that were written with it go on
 
 
@@ -250,7 +264,7 @@ def _unknown(key: str, said: str) -> str:
     beside = [option for option in options() if group and option.rpartition(".")[0] == group]
     alike = difflib.get_close_matches(key, beside, 1, 0.9)  # a slip in one of its group's names
     ending = sorted((o for o in same_name if key != last and o.endswith(key)), key=_beside_rl)  # its room was left out
-    near = ending or alike or difflib.get_close_matches(key, same_name or options(), count, 0.0)
+    near = ending or alike or _ELSEWHERE.get(last) or difflib.get_close_matches(key, same_name or options(), count, 0.0)
     nearest = " or ".join(near)
     group = key
     while group and not _has_options(group):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_rl.config import Config
 from megatron_rl.errors import InputError
 from megatron_rl.settings.documented import documented, groups
-from megatron_rl.settings.load import from_yaml, load, options, settle, to_yaml
+from megatron_rl.settings.load import _ELSEWHERE, from_yaml, load, options, settle, to_yaml
 from megatron_rl.settings.recipes import recipe
 
 
@@ -306,3 +306,10 @@ def test_a_model_in_a_file_stands_in_place_of_the_recipes_random_one(
     (tmp_path / "a.yaml").write_text(f"recipe: quickstart\nmodel: {model}\n")
     config, problems = load(str(tmp_path / "a.yaml"))
     assert problems == [] and config.model.path == path and bool(config.model.architecture) is random
+
+
+def test_names_that_other_trainers_use_are_understood() -> None:
+    for name, meant in _ELSEWHERE.items():
+        assert set(meant) <= options().keys() and not any(key.rpartition(".")[2] == name for key in options()), name
+        _, (said,) = load("quickstart", [f"actor.{name}=1"])
+        assert f"there is no option actor.{name}; did you mean {' or '.join(meant)}?" in said
