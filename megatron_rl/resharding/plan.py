@@ -153,6 +153,14 @@ class Plan:
             )
         return dict(links)
 
+    def summary(self, itemsize: int = 2) -> str:
+        """One line for people."""
+        size = sum(self.bytes(itemsize).values())
+        return (
+            f"{len(self.tensors)} tensors, {len(self.copies)} copies, {size / 1e6:.1f} MB, "
+            f"{self.sources} -> {self.destinations} ranks, plan {self.hash}"
+        )
+
 
 Place = tuple[Hashable, ...]  # where a rank runs, widest first: (host,) or (host, device)
 

@@ -133,6 +133,7 @@ def test_one_copy_per_box() -> None:
     assert sum(plan.bytes(2).values()) == 2 * 596_049_920  # parameters of Qwen3-0.6B
     assert sorted(i for r in range(4) for i in plan.copies_from(r)) == list(range(len(plan.copies)))
     assert plan.copies_to(0) == list(range(len(plan.copies)))
+    assert plan.hash in plan.summary()
 
 
 def test_what_adjoins_on_both_sides_travels_together() -> None:
