@@ -20,6 +20,7 @@ from megatron_rl.resharding.plan import Copy, Ints, Plan
 from megatron_rl.resharding.transports.endpoints import Endpoints
 
 SLOTS = 2  # of a link at each end
+AHEAD = 8  # messages of a link, at most, that are under way at once
 ALIGNMENT = 16  # bytes: every piece begins at a multiple
 ALONE = 64 << 10  # bytes from which on a piece is a chunk by itself
 SMALLEST = 256  # bytes of a chunk
@@ -109,7 +110,7 @@ class Link:
         capacity = chunk_bytes(plan, source, destination, ends.buffer // SLOTS)
         self.chunks = schedule(self.copies, [d.itemsize for d in self.dtypes], capacity)
         self.hashes, self.state = np.zeros(len(indices), dtype=np.uint64), xxhash.xxh3_64()
-        self.works: list[Any] = [None] * SLOTS
+        self.works: dict[int, Any] = {}  # by number of the chunk: messages under way
         self.schedule = xxhash.xxh3_128(
             repr((capacity, [str(d) for d in self.dtypes], [chunk.size for chunk in self.chunks])).encode()
         ).digest()
@@ -119,15 +120,20 @@ class Link:
         self.places = places
         chunks = zip(self.chunks, places, strict=True)
         self.runs = [_run(held, self.dtypes[chunk.pieces[0].copy], device) for chunk, held in chunks]
-        packed = [chunk.size for chunk, run in zip(self.chunks, self.runs, strict=True) if run is None]
+        packed = [number for number, run in enumerate(self.runs) if run is None]
+        self._slots = {number: i % SLOTS for i, number in enumerate(packed)}
+        before = dict(zip(packed[SLOTS:], packed, strict=False))  # in the same slot
+        # The chunk that must be done with before a chunk may be under way; below 0: none.
+        self.after = [max(number - AHEAD, before.get(number, -1)) for number in range(len(self.chunks))]
         # From pinned memory a GPU reads by itself, and into it it writes.
         pinned = device.type == "cpu" and any(held.is_cuda for pieces in places for held in pieces)
-        self.slots = torch.zeros(SLOTS, max(packed, default=0), dtype=torch.uint8, device=device, pin_memory=pinned)
+        largest = max((self.chunks[number].size for number in packed), default=0)
+        self.slots = torch.zeros(SLOTS, largest, dtype=torch.uint8, device=device, pin_memory=pinned)
 
     def message(self, number: int) -> torch.Tensor:
         """What a chunk is sent from or received into."""
         run = self.runs[number]
-        return self.slots[number % SLOTS, : self.chunks[number].size] if run is None else run
+        return self.slots[self._slots[number], : self.chunks[number].size] if run is None else run
 
     def parts(self, number: int) -> Iterator[tuple[Piece, torch.Tensor, torch.Tensor | None]]:
         """The pieces of a chunk: where each lies at this end, and in the slot if it travels through one."""

@@ -3,8 +3,8 @@
 Every pair of ranks that the plan connects is a link. Its copies travel in the plan's order, in the destination's
 dtype, cut into chunks that both ends derive from the plan: no sizes are sent. A chunk that is one run of bytes of a
 tensor leaves from there, or arrives there; others are packed into and unpacked from one of two slots that each end has
-for a link, and all slots of a rank fit its buffer. One chunk is on its way while the next is packed and the last one
-unpacked and hashed.
+for a link, and all slots of a rank fit its buffer. Up to eight chunks of a link are on their way while one is packed or
+unpacked and hashed. They are asked for several at a time, as gloo makes wait who asks while it reads.
 
 A swap: (1) every source greets its destinations with version, plan and chunk schedule, and every destination answers;
 (2) chunks, in turn over the links, of which the destination hashes what landed; (3) every destination tells every
@@ -31,7 +31,7 @@ import torch
 from megatron_rl.errors import InputError, LinkError
 from megatron_rl.resharding.execute import box, copy_box, digest, flat, hash_box, land
 from megatron_rl.resharding.plan import Plan
-from megatron_rl.resharding.transports.chunks import SLOTS, Link, Piece
+from megatron_rl.resharding.transports.chunks import AHEAD, Link, Piece
 from megatron_rl.resharding.transports.device_hash import Hashes, device_hashes, hash_keys
 from megatron_rl.resharding.transports.endpoints import Endpoints, receive, send
 
@@ -91,7 +91,7 @@ class _End:
         self.broken = f"swap {version} was not finished"
         self._deadline = time.monotonic() + self.ends.timeout
         for link in self.links.values():
-            link.works = [None] * SLOTS
+            link.works.clear()
             link.state.reset()
         try:
             yield
@@ -201,13 +201,12 @@ class PointToPointSource(_End):
         for number in range(max((len(link.chunks) for link in self.links.values()), default=0)):
             for peer, link in self.links.items():
                 if number < len(link.chunks):
-                    self._flush(peer, link, number - SLOTS)
+                    self._flush(peer, link, link.after[number])
                     self._pack(link, number)
                     what = self._chunk(link, number)
-                    link.works[number % SLOTS] = self._send(peer, link.message(number), what)
+                    link.works[number] = self._send(peer, link.message(number), what)
         for peer, link in self.links.items():
-            for number in range(max(len(link.chunks) - SLOTS, 0), len(link.chunks)):
-                self._flush(peer, link, number)
+            self._flush(peer, link, len(link.chunks) - 1)
         if disagreement := self._hear(version, "the end"):
             raise self._stop(disagreement)
         self.broken = ""
@@ -222,9 +221,9 @@ class PointToPointSource(_End):
             raise self._stop(disagreement)
 
     def _flush(self, peer: int, link: Link, number: int) -> None:
-        """Wait until a chunk has left its slot."""
-        if number >= 0:
-            self._wait(peer, link.works[number % SLOTS], self._chunk(link, number))
+        """Wait until all chunks up to one have left."""
+        for left in [earlier for earlier in link.works if earlier <= number]:
+            self._wait(peer, link.works.pop(left), self._chunk(link, left))
 
     def _pack(self, link: Link, number: int) -> None:
         for _, held, part in link.parts(number):
@@ -266,15 +265,14 @@ class PointToPointDestination(_End):
     def _pull(self, version: int) -> np.ndarray:
         self._greet(version)
         for peer, link in self.links.items():
-            for number in range(min(SLOTS, len(link.chunks))):
-                self._ask(peer, link, number)
+            self._ask(peer, link, done=0)
         for number in range(max((len(link.chunks) for link in self.links.values()), default=0)):
             for peer, link in self.links.items():
                 if number < len(link.chunks):
-                    self._wait(peer, link.works[number % SLOTS], self._chunk(link, number))
+                    self._wait(peer, link.works.pop(number), self._chunk(link, number))
                     self._unpack(link, number)
-                    if number + SLOTS < len(link.chunks):
-                        self._ask(peer, link, number + SLOTS)
+                    if len(link.works) < AHEAD // 2:
+                        self._ask(peer, link, done=number + 1)
         works = {peer: self._tell(peer, version, GOOD, "the end") for peer in self.links}
         if self.on_device:
             self._hash_at_once()
@@ -310,8 +308,12 @@ class PointToPointDestination(_End):
         if disagreement:
             raise self._stop(disagreement)
 
-    def _ask(self, peer: int, link: Link, number: int) -> None:
-        link.works[number % SLOTS] = self._receive(peer, link.message(number), self._chunk(link, number))
+    def _ask(self, peer: int, link: Link, done: int) -> None:
+        """Begin to receive the chunks for which there is room once the first ``done`` are unpacked."""
+        for number in range(done + len(link.works), len(link.chunks)):
+            if link.after[number] >= done:
+                break
+            link.works[number] = self._receive(peer, link.message(number), self._chunk(link, number))
 
     def _unpack(self, link: Link, number: int) -> None:
         for piece, held, part in link.parts(number):

@@ -1,5 +1,6 @@
 """Packing into chunks: every element once and in order, inside every bound."""
 
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,21 @@ from megatron_rl.resharding.layout import ParallelSizes, row_major
 from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.resharding.layouts.sglang import EngineSizes, sglang_layout
 from megatron_rl.resharding.plan import Copy, make_plan
-from megatron_rl.resharding.transports.chunks import ALIGNMENT, ALONE, chunk_bytes, schedule
+from megatron_rl.resharding.transports.chunks import AHEAD, ALIGNMENT, ALONE, chunk_bytes, schedule
+from megatron_rl.resharding.transports.endpoints import Endpoints
+from megatron_rl.resharding.transports.point_to_point import PointToPointDestination, PointToPointSource
 
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "vocab_size": 640,
+    "num_hidden_layers": 3,
+    "tie_word_embeddings": False,
+}
 DTYPES = [torch.float8_e4m3fn, torch.bfloat16, torch.float32]
 
 
@@ -64,19 +78,8 @@ def test_chunks_carry_every_element_once_and_in_order(link: tuple[list[Copy], li
 
 def test_both_ends_fit_their_buffer() -> None:
     """Sources with many destinations and destinations with many sources agree on every link's chunk."""
-    config = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "head_dim": 8,
-        "intermediate_size": 64,
-        "vocab_size": 640,
-        "num_hidden_layers": 3,
-        "tie_word_embeddings": False,
-    }
     plan = make_plan(
-        megatron_layout(config, ParallelSizes(tensor=2, pipeline=3)), sglang_layout(config, EngineSizes(8, data=2))
+        megatron_layout(CONFIG, ParallelSizes(tensor=2, pipeline=3)), sglang_layout(CONFIG, EngineSizes(8, data=2))
     )
     pairs = {(c.source_rank, c.destination_rank) for c in plan.copies}
     assert len(pairs) > 16
@@ -99,3 +102,32 @@ def test_large_pieces_travel_alone() -> None:
     assert [[piece.copy for piece in chunk.pieces] for chunk in chunks] == [[0], [1], [1], [2, 3]]
     assert [chunk.size for chunk in chunks] == [20, 1 << 20, 488 * 2048, 32 + 20]
     assert all(chunk.size >= ALONE for chunk in chunks[1:3])
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_messages_under_way_share_no_memory(tensor: int) -> None:
+    """A chunk waits for the last one of its slot alone, and eight may be under way where none needs a slot."""
+    layouts = (
+        megatron_layout(CONFIG, ParallelSizes(tensor=2)),
+        sglang_layout(CONFIG, EngineSizes(tensor)),
+    )
+    plan, ends = make_plan(*layouts), Endpoints(range(2), range(2, 2 + tensor), buffer=1 << 14)
+    held = [
+        [{n: torch.zeros(shape) for n, shape in rank.locals.items()} for rank in layout.ranks] for layout in layouts
+    ]
+    together = []
+    for end in (
+        *(PointToPointSource(plan, rank, own, torch.float32, ends) for rank, own in enumerate(held[0])),
+        *(PointToPointDestination(plan, rank, own, ends) for rank, own in enumerate(held[1])),
+    ):
+        for link in end.links.values():
+            for number, after in enumerate(accumulate(link.after, max)):  # begun in turn
+                assert number - AHEAD <= after < number
+                spans = sorted(
+                    (message.data_ptr(), message.data_ptr() + message.numel())
+                    for message in map(link.message, range(after + 1, number + 1))
+                )
+                assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+                together.append((len(spans), after > number - AHEAD))
+    assert max(together)[0] == AHEAD
+    assert any(by_slot for _, by_slot in together)
