@@ -67,11 +67,11 @@ def warnings(table: Table, prompts: Sequence[str]) -> list[str]:
                 found.append(f"{rows:,} rows share their {column!r} with others, such as {twice[0]}")
     times = Counter(prompts)
     if again := sum(count - 1 for count in times.values()):
-        found.append(f"{again:,} prompts are there before: {len(times):,} of {len(prompts):,} differ")
+        found.append(f"{again:,} of {len(prompts):,} prompts are there before")
     if huge := [number for number, prompt in enumerate(prompts, start=1) if len(prompt) > HUGE]:
         longest = max(map(len, prompts))
         found.append(
-            f"{len(huge):,} prompts have more than {HUGE:,} characters, "
+            f"{len(huge):,} of {len(prompts):,} prompts have more than {HUGE:,} characters, "
             f"the longest {longest:,} (of usable row {huge[0]:,})"
         )
     return found

@@ -7,8 +7,10 @@ import pyarrow.parquet
 import pytest
 
 from megatron_rl.cli import main
+from megatron_rl.data.check import check_data
 from megatron_rl.data.files import read_table
 from megatron_rl.data.rows.kinds import recognise
+from megatron_rl.settings.load import load
 
 MESSAGES = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
 TOMBENCH = {
@@ -182,16 +184,38 @@ def test_rows_of_parquet_keep_their_types_where_some_are_bad(tmp_path, capsys):
     assert "2 rows of 3 cannot be used." in said and "row 2, column 'steps'" in said and "row 3, column 'steps'" in said
 
 
+@pytest.mark.parametrize(
+    ("row", "given", "words"),
+    [
+        ({"question": "Two?", "answer": 2}, ["data.limit=1"], ["data.limit=1"]),
+        ({"story": "S.", "question": "Q?", "answer": "b", "options": ["a", "b"]}, [], ["data.task=multiple_choice"]),
+    ],
+)
+def test_the_command_that_trains_on_them_is_whole(row, given, words, write, capsys, tmp_path):
+    path = write([row])
+    assert main(["data", path, *given]) == 0
+    [said] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  to train   ")]
+    assert said.split()[2:] == ["megatron-rl", "train", "grpo.tiny", "model.path=FOLDER", f"data.path={path}", *words]
+    config, problems = load("grpo.tiny", said.split()[6:])
+    assert problems == [] and check_data(config.data) == []
+
+
+@pytest.mark.parametrize("row", [TOMBENCH, {"prompt": "Two?", "completion": "2"}])
+def test_no_command_trains_on_what_is_not_for_it(row, write, capsys):
+    assert main(["data", write([row])]) == 0
+    assert "to train" not in capsys.readouterr().out
+
+
 def test_what_is_odd_is_a_warning(write, capsys):
     rows = [{"id": number // 2, "prompt": f"{number % 3}?", "answer": "2"} for number in range(4)]
     rows[0]["prompt"] = "x" * 40_000
     assert main(["data", write(rows)]) == 0
     said = capsys.readouterr().out
     assert "warning    4 rows share their 'id' with others, such as 0" in said
-    assert "warning    1 prompts have more than 32,768 characters, the longest 40,000 (of usable row 1)" in said
+    assert "warning    1 of 4 prompts have more than 32,768 characters, the longest 40,000 (of usable row 1)" in said
     assert "(40,000 characters in all)" in said and "x" * 5000 not in said
     assert main(["data", write([{"prompt": "Two?", "answer": "2"}] * 3)]) == 0
-    assert "warning    2 prompts are there before: 1 of 3 differ" in capsys.readouterr().out
+    assert "warning    2 of 3 prompts are there before" in capsys.readouterr().out
 
 
 def test_episodes_become_conversations_of_each_side(write, tmp_path, capsys):

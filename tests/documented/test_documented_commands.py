@@ -37,6 +37,7 @@ RUNS: dict[str, list[str]] = {  # what is added to a command, by how it begins
     "megatron-rl train quickstart rollout.engine=sglang": ["SGLANG"],
     "megatron-rl serve": ["SGLANG"],
     "megatron-rl engine": ["SGLANG"],
+    "megatron-rl train grpo.tiny": TINY,
     "megatron-rl train social_r1.tiny_rows": TINY,
     "megatron-rl train one_shot.tiny": SHORT,
     "megatron-rl train seele.sums": SHORT,

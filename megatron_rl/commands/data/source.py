@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -68,6 +69,10 @@ def run(options: argparse.Namespace) -> int:
         config.prompt = "plain" if kind.use == "multiple_choice" else "raw"
     prepared = prepare_all(table, kind, config, tokenizer)
     _show(table, prepared, tokenizer, "tokens" if options.model else "characters")
+    if kind.use in TASKS and not benchmark(table):
+        task = [] if kind.use == "prompt_answer" else [f"data.task={kind.use}"]
+        words = [f"model.path={options.model or 'FOLDER'}", f"data.path={options.source}", *task, *options.overrides]
+        print(f"  to train   megatron-rl train grpo.tiny {shlex.join(words)}")
     if out is not None:
         if name := benchmark(table):
             raise InputError(
