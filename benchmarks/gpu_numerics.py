@@ -44,12 +44,13 @@ def write(folder: Path, hidden: int, layers: int, vocabulary: int) -> None:
         tie_word_embeddings=True,
         max_position_embeddings=4096,
     )
-    Qwen3ForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    Qwen3ForCausalLM(config).float().save_pretrained(folder)
 
 
 def of_transformers(folder: Path, dtype: torch.dtype, rows: list[np.ndarray]) -> torch.Tensor:
     device = accelerator.device()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    model = model.to(device).eval()
     found = []
     with torch.no_grad():
         for row in rows:

@@ -33,7 +33,8 @@ def different(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> i
 
 def kernel_seconds(quantiser: ShardQuantiser, held: dict[str, torch.Tensor]) -> float:
     """Of the launch that quantises all weights."""
-    tiles, kept = quantiser._tiles[0], []
+    tiles = quantiser._tiles[0]
+    kept: list[Any] = []
     run = tiles.quantise
     tiles.quantise = kept.append
     outputs = quantiser(held, lambda vector: vector)
@@ -74,10 +75,12 @@ def main() -> None:
     made = quantiser(held, exchange)
     whole = best_seconds(lambda: quantiser(held, exchange, made))
     line |= {"whole_ms": round(1e3 * whole, 3), "whole_of_copy": round(floor / whole, 3)}
-    for warps in (4, 8, 16) if kernels is not None else ():  # the kernel alone, without its call's preparation
-        kept, kernels.WARPS = kernels.WARPS, warps
-        line[f"kernel_of_copy_{warps}_warps"] = round(floor / kernel_seconds(quantiser, held), 3)
-        kernels.WARPS = kept
+    if kernels is not None:  # the kernel alone, without its call's preparation
+        usual: int = kernels.WARPS
+        for warps in (4, 8, 16):
+            setattr(kernels, "WARPS", warps)  # noqa: B010
+            line[f"kernel_of_copy_{warps}_warps"] = round(floor / kernel_seconds(quantiser, held), 3)
+        setattr(kernels, "WARPS", usual)  # noqa: B010
     parted = ShardQuantiser(layout, 0, names)
     parted.cut = {name: scale_shape(layout.tensors[name].shape) for name in layout.tensors if name in names}
     made = parted(held, exchange)

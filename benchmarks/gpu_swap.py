@@ -130,7 +130,7 @@ def main() -> None:
         "copies_of_floor": round(best["floor"] / best["copies"], 3),
         "pull_with_proof_times_floor": round(best["pull"] / best["floor"], 2),
         "owner_hash_times_floor": round(best["owner"] / best["floor"], 2),
-        "left_to_torch": sum(len(b.sources) for b in receiver.transport._batches),  # type: ignore[attr-defined]
+        "left_to_torch": sum(len(b.sources) for b in receiver.transport._batches),  # type: ignore[attr-defined, misc]
     }
     print(json.dumps(found), flush=True)
 

@@ -16,7 +16,8 @@ STATUS = {0: "ok", 124: "ran out of time", 137: "ran out of time", "left out": "
 
 def read(lines: list[str]) -> list[dict[str, Any]]:
     """The steps in their order: step, status, seconds and what their commands have printed (``lines``)."""
-    steps, printed = [], []
+    steps: list[dict[str, Any]] = []
+    printed: list[dict[str, Any]] = []
     for line in map(json.loads, lines):
         if "status" in line:
             steps.append(line | {"lines": printed})

@@ -69,7 +69,8 @@ def completions(vocab: int) -> list[Any]:
 
     from megatron_rl.actor.rows import TrainingRow
 
-    random, made = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
+    made: list[TrainingRow] = []
     for _ in range(GROUPS):
         prompt = random.integers(0, vocab, PROMPT)
         for _ in range(GROUP):

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
@@ -276,16 +277,20 @@ def batch(tokens: int) -> None:
         rollouts: list[Rollout] = timed(
             "completions as rollouts", lambda: [from_completion(example, prompt, c, "") for c in completions]
         )
-        for r in rollouts:
-            r.scored = SimpleNamespace(reward=1.0, components={"a/score": 1.0}, report=None, step=0)
-        rows = timed("rollouts as rows", lambda rollouts=rollouts: Rows(config, rollouts).made(0, len(rollouts)))
-        rewards, terms = timed("rewards", lambda rollouts=rollouts: credited(rollouts, lambda _: {"a": 1.0}))
-        numbers = np.arange(PROMPTS).repeat(GROUP)
-        parts = timed("split over ranks", lambda rows=rows: Actor.split(policy, rows))
-        made = [Batch([mine], ["weight", "rollout_logprobs"], rewards, numbers, terms, [True]) for mine in parts]
-        timed("scatter", lambda made=made: groups.scatter(made, shares))
+        scattered(policy, config, rollouts, shares)
         dist.barrier()
     groups.scatter([None] * SIZES.data, shares)
+
+
+def scattered(policy: Any, config: Config, rollouts: list[Rollout], shares: list[int]) -> None:
+    for r in rollouts:
+        r.scored = SimpleNamespace(reward=1.0, components={"a/score": 1.0}, report=None, step=0)
+    rows = timed("rollouts as rows", lambda: Rows(config, rollouts).made(0, len(rollouts)))
+    rewards, terms = timed("rewards", lambda: credited(rollouts, lambda _: {"a": 1.0}))
+    numbers = np.arange(PROMPTS).repeat(GROUP)
+    parts = timed("split over ranks", lambda: Actor.split(policy, rows))
+    made = [Batch([mine], ["weight", "rollout_logprobs"], rewards, numbers, terms, [True]) for mine in parts]
+    timed("scatter", lambda: groups.scatter(made, shares))
 
 
 def proofs(planned: Planned) -> None:
@@ -297,9 +302,10 @@ def proofs(planned: Planned) -> None:
         held = np.zeros(len(replicas._boxes[rank]), dtype=np.uint64)
         said.append(pickle.dumps(((own, own.astype(np.uint64)), held)))
     for _ in range(2):
-        heard = timed("unpickle all ranks' hashes", lambda: [pickle.loads(each) for each in said])
-        timed("merge the owners' hashes", lambda heard=heard: merge_hashes(planned.plan, [own for own, _ in heard]))
-        found = timed("compare replicas", lambda heard=heard: replicas.differing([held for _, held in heard]))
+        heard: list[Any] = timed("unpickle all ranks' hashes", lambda: [pickle.loads(each) for each in said])
+        owned, all_held = [own for own, _ in heard], [held for _, held in heard]
+        timed("merge the owners' hashes", partial(merge_hashes, planned.plan, owned))
+        found = timed("compare replicas", partial(replicas.differing, all_held))
         assert not found
 
 

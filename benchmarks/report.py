@@ -21,10 +21,12 @@ from megatron_rl.settings.load import load, to_yaml
 
 WORDS = ("she", "saw", "the box", "basket", "because", "believes", "wants", "left", "then", "looked", "says", "goal")
 STAGES = ("Cue Encoding", "Cue Interpretation", "Goal Clarification", "Response Generation")
-NUMBERS = ("reward", "reward_std", "accuracy", "length", "truncated", "kl", "entropy", "grad_norm", "loss", "ratio")
-NUMBERS += ("clip_fraction", "policy_loss", "logprob_gap", "engine_kl_k3", "pass_at_k", "equal_groups", "length_max")
-NUMBERS += ("time/generate", "time/reward", "time/update", "time/swap", "time/step", "tokens_per_second")
-NUMBERS += tuple(f"reward/social_r1/{name}" for name in ("score", "fmt", "em", "structure", "content", "length"))
+NUMBERS = (
+    *("reward", "reward_std", "accuracy", "length", "truncated", "kl", "entropy", "grad_norm", "loss", "ratio"),
+    *("clip_fraction", "policy_loss", "logprob_gap", "engine_kl_k3", "pass_at_k", "equal_groups", "length_max"),
+    *("time/generate", "time/reward", "time/update", "time/swap", "time/step", "tokens_per_second"),
+    *(f"reward/social_r1/{name}" for name in ("score", "fmt", "em", "structure", "content", "length")),
+)
 
 
 def text(draw: random.Random, words: int) -> str:

@@ -88,7 +88,9 @@ def main() -> None:
         expected = records(folder / "whole")
         print(f"uninterrupted: {wall:.0f} s", flush=True)
         for point in range(options.points):
-            name, said, left = f"point{point}", [], []
+            name = f"point{point}"
+            said: list[str] = []
+            left: list[str] = []
             for _ in range(rng.choice((1, 1, 2))):
                 kind, after = KINDS[(point + len(said)) % len(KINDS)], rng.uniform(0.0, wall)
                 run = start(name)
