@@ -263,7 +263,7 @@ def batch(tokens: int) -> None:
     rng = np.random.default_rng(0)
     options = ActorConfig(tensor_parallel=SIZES.tensor, data_parallel=SIZES.data, micro_batch_tokens=16384)
     policy: Any = SimpleNamespace(
-        config=options, arch=SimpleNamespace(layers=64, experts_per_token=0), _shares_prompts=False
+        config=options, arch=SimpleNamespace(layers=64, experts_per_token=0), shares_prompts=False
     )
     config, prompt = Config(actor=options), np.arange(PROMPT_TOKENS)
     shares = list(range(SIZES.data))

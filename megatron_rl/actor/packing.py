@@ -1,10 +1,11 @@
 """Which sequences go through the model together, and on which data-parallel rank. Pure Python, deterministic."""
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
 
+from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.errors import InputError
 
 
@@ -148,3 +149,18 @@ def _merge(
         merged.append((sum_a + sum_b, members_a + members_b))
     merged.sort(key=itemgetter(0), reverse=True)
     return merged
+
+
+def spared(parts: Iterable[Iterable[Iterable[TrainingRow]]]) -> list[int]:
+    """Where prompts are shared: of every one that another row of its micro-batch computes, its positions.
+
+    ``parts``: a mini-batch's rows by rank and micro-batch.
+    """
+    found = []
+    for rows in (batch for part in parts for batch in part):
+        seen: set[bytes] = set()
+        for row in rows:
+            if (prompt := row.shared()) in seen:
+                found.append(row.prompt)
+            seen.add(prompt)
+    return found

@@ -74,7 +74,7 @@ class Actor:
         self.device = accelerator.device()
         self.chunks: list[PolicyModel] = build_model(self.arch, config, self.dtype)
         self.fused = transformer_engine(self.dtype)
-        self._shares_prompts = shares_prompts(self.chunks, config, self.fused)
+        self.shares_prompts = shares_prompts(self.chunks, config, self.fused)
         self.quantised = QuantisedWeights(self._weights())
         self.adapters = restrict(self.chunks, hf_config, config, seed, self.fused)
         self.wrapped: list[Any] = wrap(self.chunks, config) if trained else list(self.chunks)
@@ -161,7 +161,7 @@ class Actor:
             if s.experts is not None and s.experts.shape != (len(s) - 1, choices):
                 raise ValueError(f"{len(s)} tokens came with experts {s.experts.shape}; {choices} each were expected")
         cp, room = config.context_parallel, config.micro_batch_tokens * config.context_parallel
-        heads = [s.prompt if self._shares_prompts else 0 for s in rows]
+        heads = [s.prompt if self.shares_prompts else 0 for s in rows]
         multiple = 2 * cp if cp > 1 else 1
         tails = [max(len(s) - 1 - head, 0 if head else 1) for s, head in zip(rows, heads, strict=True)]
         tails = [-(-tail // multiple) * multiple for tail in tails]  # each by itself: a group may have several
@@ -187,7 +187,7 @@ class Actor:
             cp_rank=parallel_state.get_context_parallel_rank(),
             cp_size=config.context_parallel,
             multiple=(config.tensor_parallel if config.sequence_parallel else 1) * _FP8.get(config.fp8, 16),
-            share_prompts=self._shares_prompts,
+            share_prompts=self.shares_prompts,
             round_up=onednn.rounded if onednn.in_use() else int,
         )
         batches = [make(part) for part in mine]

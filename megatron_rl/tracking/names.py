@@ -152,8 +152,14 @@ TIME = {
     "mfu": Metric(
         "fraction",
         "model FLOPs of the step's updates over what the ranks' devices can do at most in `time/update`: GPUs their "
-        "dense peak in `model.dtype`, CPUs a product's rate, measured when the run began",
+        "dense peak in `model.dtype`, CPUs a product's rate, measured when the run began; a prompt that is computed "
+        "once for several completions counts once",
         "GPUs 0.3 to 0.5; passes for old log-probs and a reference, and recomputation, lower it",
+    ),
+    "shared_prompts": Metric(
+        "fraction",
+        "what that spares of the updates' model FLOPs, which `mfu` leaves out",
+        "rises with the group's size and the prompts' share; 0 where the attention shares none",
     ),
     "time/generate": Metric("seconds", "in which the step's completions were generated; may overlap earlier steps"),
     "time/reward": Metric("seconds", "in which they were scored after that", "far below `time/generate`"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megatron_rl.actor import groups
+from megatron_rl.actor.packing import spared
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.actor.trainer import Actor
 from megatron_rl.algorithms.algorithm import Term
@@ -26,6 +27,9 @@ class Step:
     rewards: np.ndarray = field(default_factory=lambda: _NONE)  # float64 [samples]
     groups: np.ndarray = field(default_factory=lambda: _NONE)  # int64 [samples]
     terms: dict[str, Term] = field(default_factory=dict)  # what the rewards are the weighted sum of
+    spared: list[list[int]] = field(
+        default_factory=list
+    )  # of each mini-batch: ``packing.spared``
 
     def learnable(self) -> list[bool]:
         """Of each mini-batch, whether any of its tokens has a weight."""
@@ -49,6 +53,7 @@ def scatter(step: Step | None, policy: Actor) -> Batch:
     shares: list[Batch] | None = None
     if step is not None:
         parts = [policy.split(rows) for rows in step.minibatches]  # [mini-batch][data-parallel rank]
+        step.spared = [spared(part) if policy.shares_prompts else [] for part in parts]
         columns, learnable = list(step.minibatches[0][0].columns), step.learnable()
         shares = [
             Batch([part[rank] for part in parts], columns, step.rewards, step.groups, step.terms, learnable)

@@ -51,7 +51,7 @@ from megatron_rl.training.beside import Beside
 from megatron_rl.training.progress import Progress, due
 from megatron_rl.training.stages.stage import Stage
 from megatron_rl.training.supply import Supply
-from megatron_rl.training.throughput import peak_flops, update_flops
+from megatron_rl.training.throughput import peak_flops, prompt_flops, update_flops
 
 
 class Controller:
@@ -170,10 +170,13 @@ class Controller:
 
     def _utilisation(self, at: Progress, seconds: float) -> dict[str, float]:
         epochs = self.config.algorithm.epochs if at.stage == "rl" else 1
-        learned = zip(self._step.minibatches, self._step.learnable(), strict=True)
-        flops = epochs * sum(update_flops(self.arch, rows) for rows, some in learned if some)
+        step, whole, spared = self._step, 0.0, 0.0
+        for rows, prompts, some in zip(step.minibatches, step.spared, step.learnable(), strict=True):
+            if some:
+                whole += epochs * update_flops(self.arch, rows)
+                spared += epochs * prompt_flops(self.arch, prompts)
         possible = seconds * self.peak_flops * self.config.actor.sizes().world
-        return {"mfu": flops / possible}
+        return {"mfu": (whole - spared) / possible, "shared_prompts": spared / max(whole, 1.0)}
 
     def alarmed(self) -> list[str]:
         """What the step that was recorded last raised alarms of."""

@@ -15,8 +15,13 @@ _SIDE = {"cpu": 512, "cuda": 8192}  # of the matrices whose product is measured 
 
 
 def update_flops(arch: Architecture, rows: Iterable[TrainingRow]) -> float:
-    """Model FLOPs of one update on these rows; prompts count in every row, also where they are computed once."""
+    """Model FLOPs of one update on these rows, each with its whole prompt."""
     return sum(row_flops(arch, len(row) - 1, int((row.columns["weight"][1:] != 0).sum())) for row in rows)
+
+
+def prompt_flops(arch: Architecture, positions: Iterable[int]) -> float:
+    """Of such an update what prompts of so many positions are, which other rows compute (``packing.spared``)."""
+    return sum(row_flops(arch, prompt, 0) for prompt in positions)
 
 
 def peak_flops(dtype: torch.dtype) -> float:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rl.actor.micro_batch import build
+from megatron_rl.actor.packing import spared
 from megatron_rl.actor.rows import IMITATE, TrainingRow
 
 
@@ -64,7 +65,7 @@ def test_blocks_are_causal_attention_inside_each_sequence(lengths: list[int], cp
 @given(data=st.data(), multiple=st.sampled_from([1, 4]))
 def test_a_shared_prompt_is_there_once_and_seen_by_all(data: st.DataObject, multiple: int) -> None:
     """Attend with the tokens as values: every prediction has seen exactly what comes before it in its sequence."""
-    sequences, positions, fresh = [], 0, 1
+    sequences, positions, fresh, repeated = [], 0, 1, 0
     for prompt in data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=4), label="prompts"):
         completions = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4), label="completions")
         head = np.arange(fresh, fresh + prompt)
@@ -75,12 +76,14 @@ def test_a_shared_prompt_is_there_once_and_seen_by_all(data: st.DataObject, mult
             weight = (np.arange(len(tokens)) >= max(prompt, 1)).astype(np.float32)
             columns = {"weight": weight, "seen": seen.astype(np.float32)}
             sequences.append(TrainingRow(tokens, columns, prompt=prompt))
+        repeated += prompt * (len(completions) - 1)
         alone = prompt == 0 or len(completions) == 1
         positions += (
             sum(max(prompt + n - 1, 1) for n in completions) if alone else prompt + sum(completions) - len(completions)
         )
     batch = build(sequences, columns=["weight", "seen"], multiple=multiple, share_prompts=True)
     assert batch.inputs.shape[1] == -(-positions // multiple) * multiple
+    assert sum(spared([[sequences], [sequences]])) == 2 * repeated
     tokens = batch.inputs[0].float().view(-1, 1, 1)
     rows = []
     for block in batch.packed.blocks:

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 from megatron_rl.actor import accelerator
 from megatron_rl.actor.rows import TrainingRow
 from megatron_rl.resharding.families.architecture import read_architecture
-from megatron_rl.settings.foresight.work import row_flops
+from megatron_rl.settings.foresight.work import head_flops, layer_flops, row_flops
 from megatron_rl.training import throughput
-from megatron_rl.training.throughput import peak_flops, update_flops
+from megatron_rl.training.throughput import peak_flops, prompt_flops, update_flops
 from tests.actor.models import CONFIGS
 
 QWEN3 = dict(
@@ -55,6 +55,19 @@ def test_of_experts_those_that_are_used_and_of_rows_what_is_trained() -> None:
     weight = np.array([1, 0, 0, 1, 1], dtype=np.float32)  # nothing predicts the first token
     rows = [TrainingRow(np.arange(5), {"weight": weight}), TrainingRow(np.arange(3), {"weight": weight[:3]})]
     assert update_flops(arch, rows) == row_flops(arch, 4, 2) + row_flops(arch, 2, 0)
+
+
+def test_what_is_spared_of_a_prompt_is_what_its_completions_do_not_need() -> None:
+    """Every token once through the layers; the squares of attention from the prompt's end on."""
+    arch = read_architecture(CONFIGS["qwen3"].to_dict())
+    prompt, lengths = 7, (9, 12, 20)
+    rows = [TrainingRow(np.arange(n + 1), {"weight": (np.arange(n + 1) > prompt) * 1.0}, prompt) for n in lengths]
+    once = prompt + sum(n - prompt for n in lengths)
+    squares = prompt**2 + sum(n**2 - prompt**2 for n in lengths)
+    attention = 2.0 * arch.layers * arch.heads * arch.head_dim * squares
+    trained = sum(n - prompt for n in lengths)
+    expected = 3 * (once * layer_flops(arch) + attention + trained * head_flops(arch))
+    assert update_flops(arch, rows) - prompt_flops(arch, [prompt, prompt]) == expected
 
 
 def test_peaks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def learning(config: Config, arch: Architecture, on: Hardware, load: Workload) -
     update += sleeping(config, arch, on)
     alone = forward / (count * bubble), (one - forward) / (count * bubble)  # of one micro-batch, there and back
     update -= _beside_passes(config, arch, on, load, *alone)
-    model = load.passes * 3 * ((layers + attention) * load.length / length + head)  # prompts count in every row
+    model = load.passes * 3 * (layers + attention + head)  # a prompt that is computed once counts once, as in runs
     return forward, update, model / (peak * sizes.world * update), size
 
 
