@@ -27,9 +27,7 @@ class Step:
     rewards: np.ndarray = field(default_factory=lambda: _NONE)  # float64 [samples]
     groups: np.ndarray = field(default_factory=lambda: _NONE)  # int64 [samples]
     terms: dict[str, Term] = field(default_factory=dict)  # what the rewards are the weighted sum of
-    spared: list[list[int]] = field(
-        default_factory=list
-    )  # of each mini-batch: ``packing.spared``
+    spared: list[list[int]] = field(default_factory=list)  # of each mini-batch: ``packing.spared``
 
     def learnable(self) -> list[bool]:
         """Of each mini-batch, whether any of its tokens has a weight."""

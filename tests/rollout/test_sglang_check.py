@@ -225,6 +225,8 @@ def test_modes_that_exclude_each_other() -> None:
         (2, 1, {}, "max_split_size_mb:64,expandable_segments:True", "The environment variable PYTORCH_ALLOC_CONF has"),
         (2, 1, {"transport": "gloo", "colocated": True}, "expandable_segments:True", "The environment variable"),
         (1, 1, {"transport": "auto", "urls": ELSEWHERE}, "expandable_segments:True", ""),  # over nccl
+        (1, 1, {"urls": "http://127.0.0.1:30000"}, "expandable_segments:True", "The environment variable"),
+        (1, 1, {"urls": "http://no.such.host.invalid:30000"}, "expandable_segments:True", ""),
         (0, 1, {"tensor_parallel": 3}, "expandable_segments:True", ""),
     ],
 )

@@ -1,5 +1,6 @@
 """Violations of the SGLang options. Imports neither torch nor SGLang."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -99,9 +100,11 @@ def check_sglang_gpus(rollout: RolloutConfig, world: int) -> list[str]:
 
 def _allocator(options: SGLangConfig) -> list[str]:
     """A setting of torch's memory that keeps it from being given back, and from being read by other processes."""
-    here, chosen = not options.urls, options.transport
-    cuda_ipc = options.swap == "pull" and (chosen == "cuda_ipc" or (chosen == "auto" and here))
-    who = "colocated=true" if here and options.colocated else f"transport={chosen}" if cuda_ipc else ""
+    chosen, near = options.transport, False
+    with contextlib.suppress(InputError):  # a host's name that is unknown is a violation of its own
+        near = not far_hosts(options)
+    cuda_ipc = options.swap == "pull" and (chosen == "cuda_ipc" or (chosen == "auto" and near))
+    who = "colocated=true" if options.colocated and not options.urls else f"transport={chosen}" if cuda_ipc else ""
     return [
         f"The environment variable {name} has expandable_segments:True, with which rollout.sglang.{who} does not work: "
         "take it out."

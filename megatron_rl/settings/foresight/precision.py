@@ -14,6 +14,7 @@ from megatron_rl.settings.foresight.held import whole
 
 PAYS = 7e9  # weights of a dense model from which FP8 pays on Hopper
 GAINS = {"tensorwise": 1.26, "blockwise": 1.19}  # measured: Qwen3-8B's layers on an H200 (docs/benchmarks.md)
+HOPPER = 90  # the capability of the GPUs that they were measured on
 BLACKWELL = 100  # the first capability on which SGLang gives FP8 weights other scales after loading
 _SCALES = "NVTE_FP8_BLOCK_SCALING_FP32_SCALES"  # Transformer Engine's: 1: a block's scale is amax / 448
 
@@ -89,15 +90,24 @@ def advice(config: Config, arch: Architecture, on: Hardware) -> str:
         little = f"FP8 pays for dense models from about {PAYS / 1e9:.0f} B on, and this one has {_billions(arch)}"
     else:
         little = ""
-    measured = " and ".join(f"actor.fp8={name} {gain} x" for name, gain in GAINS.items())
     if fp8 == "none":
-        return "bfloat16; " + (little or f"{measured} as fast at the 8B shape on an H200 (measured)")
+        return "bfloat16; " + (little or _gains(on))
     said = f"FP8 {fp8}" + (", weights too" if config.actor.fp8_weights else "")
     if config.actor.bf16_layers:
         said += f", the first and the last {config.actor.bf16_layers} layers in bfloat16"
     return (
         said + (f"; {unified(config, arch, on)}" if generates_fp8(config) else "") + (f"; {little}" if little else "")
     )
+
+
+def _gains(on: Hardware) -> str:
+    """What was measured of the recipes that a GPU has."""
+    measured = " and ".join(f"actor.fp8={name} {gain} x" for name, gain in GAINS.items() if name in recipes(on))
+    said = f"{measured} as fast at the 8B shape on an H200 (measured)"
+    there = [name for name in recipes(on) if name != "delayed"]
+    if on.capability != HOPPER:
+        said += f", on the {on.name} not measured (it has {', '.join(there)})"
+    return said
 
 
 def generates_fp8(config: Config) -> bool:
@@ -132,8 +142,12 @@ def unified(config: Config, arch: Architecture, on: Hardware) -> str:
 
 
 def _cut(config: Config, arch: Architecture) -> str:
-    """A width of a rank's matrices that blocks do not divide; empty where they divide all."""
-    cut = [f"{named} is {width}" for named, width in widths(config.actor, arch).items() if width % UNIFIED]
+    """A width of a rank's matrices that blocks do not divide; empty where they divide all.
+
+    Queries, keys and values are one matrix in the actor, group by group, and three in the engines.
+    """
+    parts = widths(config.actor, arch) | {"head_dim": arch.head_dim}
+    cut = [f"{named} is {width}" for named, width in parts.items() if width % UNIFIED]
     return f"{cut[0]}, which blocks of {UNIFIED} do not divide" if cut else ""
 
 

@@ -290,11 +290,11 @@ def generating(
     batch = rows / rounds
     peak = on.rate(config.model.dtype) * assume.decoding * tensor / crowd
     wide = assume.bandwidth * on.bandwidth * tensor / crowd
-    weights = whole(arch) * (1 if rollout.sglang.fp8 and on_gpus else item)
+    stored = 1 if rollout.sglang.fp8 and on_gpus else item
     # Every expert that one of the tokens goes to is read.
     met = 1.0 if not arch.experts else 1 - (1 - arch.experts_per_token / arch.experts) ** batch
-    experts = arch.layers * arch.experts * 3 * arch.hidden * arch.expert_hidden * item if arch.experts else 0
-    read = weights - experts * (1 - met)
+    experts = arch.layers * arch.experts * 3 * arch.hidden * arch.expert_hidden if arch.experts else 0
+    read = stored * (whole(arch) - experts * (1 - met))
 
     def decode(sequences: float, context: float) -> float:
         bytes_read = read + sequences * context * token_bytes(arch, item)

@@ -2,7 +2,11 @@
 
 import pytest
 
+from megatron_rl.actor.megatron.shapes import UNIFIED
 from megatron_rl.resharding.families.architecture import read_architecture
+from megatron_rl.resharding.layout import ParallelSizes
+from megatron_rl.resharding.layouts.fp8 import canonical_box, quantised_names
+from megatron_rl.resharding.layouts.megatron import megatron_layout
 from megatron_rl.settings.check import check
 from megatron_rl.settings.fit import warnings
 from megatron_rl.settings.foresight.hardware import Hardware, named
@@ -56,6 +60,8 @@ def test_a_consumers_blackwell_lacks_mxfp8() -> None:
     [
         ("a100", DENSE, {}, "bfloat16; the A100 80 GB has no FP8 products"),
         ("h100", DENSE, {}, "bfloat16; actor.fp8=tensorwise 1.26 x and actor.fp8=blockwise 1.19 x as fast"),
+        ("rtx4090", DENSE, {}, "actor.fp8=tensorwise 1.26 x as fast at the 8B shape on an H200 (measured), on the"),
+        ("b200", DENSE, {}, "on the B200 not measured (it has tensorwise, blockwise, mxfp8)"),
         ("h100", TINY, {}, "bfloat16; FP8 pays for dense models from about 7 B on, and this one has 0.0 B"),
         ("h200", EXPERTS, {}, "bfloat16; for experts of width 1536 FP8 gains next to nothing"),
         ("h200", DENSE, {"fp8": "blockwise"}, "FP8 blockwise; unified with the engines' FP8: blocks of 128 x 128"),
@@ -129,6 +135,32 @@ def test_blocks_that_do_not_divide_a_ranks_part_are_not_the_engines() -> None:
     assert mismatch_of(config, DENSE) == []
     config.algorithm.correction, config.actor.fp8 = "none", "tensorwise"
     assert mismatch_of(config, DENSE) == []  # of which there is a warning whatever the sizes are
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("heads", [(8, 8), (16, 2)])
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("mlp", [768, 640])
+def test_blocks_are_the_engines_where_each_lies_in_one_tensor(
+    head_dim: int, heads: tuple[int, int], tensor: int, mlp: int
+) -> None:
+    """Of the matrices as Megatron shards and fuses them, against Hugging Face's, of which the engines' blocks are."""
+    shape = QWEN3_8B | {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": head_dim}
+    shape |= {"hidden_size": 1024, "intermediate_size": mlp, "num_hidden_layers": 1}
+    names, layout = quantised_names(shape), megatron_layout(shape, ParallelSizes(tensor=tensor))
+    alike = True
+    for shard in layout.ranks:
+        for s in (s for s in shard.segments if s.tensor in names):
+            columns, grouped = shard.locals[s.local][-1], len(s.start) == 3  # by the heads' groups
+            for group in range(s.shape[0] if grouped else 1):
+                row, column = divmod(s.offset + group * s.strides[0] * grouped, columns)
+                (theirs, at), extent = canonical_box(layout.tensors[s.tensor], s.start, s.shape)
+                height = s.shape[1] if grouped else extent[0]
+                theirs += group * layout.tensors[s.tensor].index[1] * grouped
+                alike &= not any(n % UNIFIED for n in (row, column, theirs, at, height, extent[1]))
+    config = of_8b()
+    config.rollout.sglang.fp8, config.actor.fp8, config.actor.tensor_parallel = True, "blockwise", tensor
+    assert (mismatch_of(config, read_architecture(shape)) == []) is alike
 
 
 def test_check_warns_of_blocks_that_are_not_the_engines() -> None:

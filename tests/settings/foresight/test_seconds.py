@@ -19,7 +19,7 @@ from megatron_rl.settings.foresight.work import (
     scored,
     workload,
 )
-from tests.settings.foresight.shapes import QWEN3_8B, of_8b
+from tests.settings.foresight.shapes import QWEN3_8B, QWEN3_235B, of_8b
 
 ARCH = read_architecture(QWEN3_8B)
 H100 = named("h100")
@@ -277,3 +277,14 @@ def test_micro_batches() -> None:
     assert workload(config, 100).completion == 100 and workload(config, 1e9).completion == 2048
     config.rollout.ignore_eos = True
     assert workload(config).completion == 2048
+
+
+@pytest.mark.parametrize("running", [1, 4, 16, 256])
+def test_engines_in_fp8_read_half_of_the_weights_of_experts_too(running: int) -> None:
+    """At most twice as fast as in bfloat16, whatever share of the experts a step meets."""
+    config, shape = of_8b(), read_architecture(QWEN3_235B)
+    load = workload(config)
+    taken = []
+    for config.rollout.sglang.fp8 in (False, True):
+        taken.append(generating(config, shape, H100, load, running))
+    assert taken[0] / 2 <= taken[1] <= taken[0]
