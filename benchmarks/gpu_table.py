@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 ABOUT = ("benchmark", "device", "step")  # no figures
-STATUS = {0: "ok", 124: "ran out of time", 137: "ran out of time", "left out": "left out: no time was left"}
+STATUS = {
+    0: "ok",
+    "skipped": "skipped",
+    124: "ran out of time",
+    137: "ran out of time",
+    "left out": "left out: no time was left",
+}
 
 
 def read(lines: list[str]) -> list[dict[str, Any]]:

@@ -111,6 +111,15 @@ def rows(count: int, length: int, vocab: int) -> list[TrainingRow]:
     return made
 
 
+def _leave_out(config: ActorConfig) -> list[str]:
+    """Set back what needs Transformer Engine and a GPU; the names of what was set."""
+    plain = {"fp8": "none", "fp8_weights": False, "bf16_layers": 0, "moments": "float32", "optimizer_on_host": 0.0}
+    found = [name for name, value in plain.items() if getattr(config, name) != value]
+    for name, value in plain.items():
+        setattr(config, name, value)
+    return found
+
+
 def main() -> None:
     """Print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,8 +140,7 @@ def main() -> None:
     chosen = OmegaConf.merge(OmegaConf.structured(ActorConfig), OmegaConf.from_dotlist(options.overrides))
     config: Any = OmegaConf.to_object(chosen)
     config.micro_batch_tokens = options.tokens
-    if options.dry_run and not accelerator.on_gpu():  # what needs Transformer Engine
-        config.fp8, config.bf16_layers, config.moments, config.optimizer_on_host = "none", 0, "float32", 0.0
+    without = _leave_out(config) if options.dry_run and not accelerator.on_gpu() else []
     join(config)
     actor = RandomActor(shape, config, options.dtype, "")
     actor.new_optimizer(config.optimizer)
@@ -170,6 +178,8 @@ def main() -> None:
         "loss": metrics["loss"],
         "grad_norm": metrics["grad_norm"],
     }
+    if without:
+        found["left_out"] = without
     if options.compare_head:
         with torch_operations():
             slower = statistics.median(step_seconds(actor, batch, options.steps)[0])

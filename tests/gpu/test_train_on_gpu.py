@@ -70,6 +70,7 @@ SAVING = [  # AdamW's state in 16 bits, or half of it on the host, saved before 
     ["actor.megatron.overlap_grad_reduce=true", "actor.megatron.overlap_param_gather=true"],
     ["actor.fp8=tensorwise", "actor.bf16_layers=1"],
     ["actor.fp8=blockwise", "actor.fp8_weights=true"],
+    ["actor.fp8=blockwise", "actor.recompute=full"],
 ]
 
 

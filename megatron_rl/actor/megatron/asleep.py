@@ -35,6 +35,19 @@ def rooms(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], list[int]]:
     return places, ends
 
 
+def room_for(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """Uninitialised host memory for tensors like these, or like these in ``dtype``; beside a GPU it is pinned."""
+    if not accelerator.on_gpu():
+        return [torch.empty(t.shape, dtype=dtype or t.dtype) for t in tensors]
+    places, ends = rooms([t.numel() * (dtype or t.dtype).itemsize for t in tensors])
+    blocks = [torch.empty(end, dtype=torch.uint8, pin_memory=True) for end in ends]
+    found = []
+    for t, (block, at) in zip(tensors, places, strict=True):
+        room = blocks[block][at : at + t.numel() * (dtype or t.dtype).itemsize]
+        found.append(room.view(dtype or t.dtype).view(t.shape))
+    return found
+
+
 class Sleeper:
     """Gradients and optimiser state of one model, which go and come back. Its methods may be called twice."""
 
@@ -52,7 +65,8 @@ class Sleeper:
             return
         self.optimizer.zero_grad()  # what refers to them
         state = list(self._state())
-        self._make_room([tensor for tensor in state if id(tensor) not in self.kept])
+        new = [tensor for tensor in state if id(tensor) not in self.kept]
+        self.kept |= {id(tensor): room for tensor, room in zip(new, room_for(new), strict=True)}
         for tensor in state:
             tensor.grad = None  # one with a part on the host keeps those of the other part
             self.away.append((tensor, tensor.device))
@@ -76,13 +90,6 @@ class Sleeper:
         """Have the gradients back for another optimiser, and let go of this one, whose state does not come back."""
         self.away, self.kept, self.optimizer = [], {}, None
         self.wake()
-
-    def _make_room(self, tensors: Sequence[torch.Tensor]) -> None:
-        places, ends = rooms([tensor.nbytes for tensor in tensors])
-        blocks = [torch.empty(end, dtype=torch.uint8, pin_memory=accelerator.on_gpu()) for end in ends]
-        for tensor, (block, at) in zip(tensors, places, strict=True):
-            room = blocks[block][at : at + tensor.nbytes]
-            self.kept[id(tensor)] = room.view(tensor.dtype).view(tensor.shape)
 
     def _state(self) -> Iterator[torch.Tensor]:
         """Every tensor on the device that is the optimiser's own, once."""

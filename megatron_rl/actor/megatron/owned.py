@@ -120,7 +120,10 @@ _REASONS = {
     "a CUDA graph replays one shape, and packed micro-batches differ in length and number (docs/precision.md)": """
         enable_cuda_graph external_cuda_graph cuda_graph_impl cuda_graph_scope cuda_graph_modules
         cuda_graph_use_single_mempool cuda_graph_retain_backward_graph cuda_graph_warmup_steps
-        delay_offload_until_cuda_graph optimizer_cuda_graph""",
+        delay_offload_until_cuda_graph""",
+    # training.py installs OptimizerCudaGraphWrapper, which keeps its graph in the class, one for the process
+    "Megatron's training script captures the optimiser's step, once in a process, and the actor does not": """
+        optimizer_cuda_graph""",
     # _ParamAndGradBuffer gathers them through the gradients' memory, which actor.asleep gives up
     "it is for weights in mxfp8, and actor.fp8_weights has them in tensorwise and blockwise alone": """
         reuse_grad_buf_for_mxfp8_param_ag""",

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from megatron_rl.actor.megatron.asleep import room_for
 from megatron_rl.actor.megatron.quantised import assign, value
 
 
@@ -19,21 +20,16 @@ class Reference:
     ) -> None:
         """``kept``: tensors on the host that may hold the same numbers, which are then not copied."""
         self.parameters, self.moves = dict(parameters), moves
-        self.held = {name: self._copy(name, kept) for name in parameters}
-
-    def _copy(self, name: str, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        live = value(self.parameters[name])
-        if self.moves:
-            return live.to("cpu", torch.float32, copy=True)
-        if name in kept and torch.equal(kept[name], live.cpu()):
-            return kept[name]
-        return live.to("cpu", copy=True)
+        known = {} if moves else kept
+        same = {n for n, p in parameters.items() if n in known and torch.equal(known[n], value(p).cpu())}
+        copies = _copied({n: p for n, p in parameters.items() if n not in same}, torch.float32 if moves else None)
+        self.held = {name: known[name] if name in same else copies[name] for name in parameters}
 
     def let_move(self) -> None:
         """From now on it is one that moves."""
         if not self.moves:
             self.moves = True
-            self.held = {name: held.to(torch.float32, copy=True) for name, held in self.held.items()}
+            self.held = _copied(self.held, torch.float32)
 
     def follow(self, decay: float) -> None:
         """Move towards the policy: decay * reference + (1 - decay) * policy. 0 makes it the policy."""
@@ -51,3 +47,9 @@ class Reference:
         finally:
             for name, p in self.parameters.items():
                 assign(p, live[name])
+
+
+def _copied(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """On the host, in ``dtype`` (None: their own), where a GPU reads them by itself."""
+    places = room_for(list(tensors.values()), dtype)
+    return {name: room.copy_(value(t)) for (name, t), room in zip(tensors.items(), places, strict=True)}

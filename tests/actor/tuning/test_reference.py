@@ -29,6 +29,26 @@ def test_what_has_the_same_numbers_is_not_copied() -> None:
     assert torch.equal(kept["a"], before) and not torch.equal(reference.held["a"], before)
 
 
+@pytest.mark.parametrize("moves", [False, True])
+def test_beside_a_gpu_it_lies_in_pinned_blocks(moves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a GPU reads by itself: one block for small tensors, each at a multiple of 64 bytes."""
+    live, made, empty = parameters(torch.bfloat16), [], torch.empty
+
+    def record(*args: object, pin_memory: bool = False, **kwargs: object) -> torch.Tensor:
+        made.append(pin_memory)
+        return empty(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("megatron_rl.actor.accelerator.on_gpu", lambda: True)
+    monkeypatch.setattr(torch, "empty", record)
+    reference = Reference(live, {"a": live["a"].data.clone()} if not moves else {}, moves)
+    assert made and all(made)
+    assert all(torch.equal(held, live[name].float() if moves else live[name]) for name, held in reference.held.items())
+    storages = {held.untyped_storage().data_ptr() for held in reference.held.values()}
+    assert len(storages) == 2  # one of each is another's, or the largest piece fills a block
+    reference.let_move()
+    assert all(made) and {held.dtype for held in reference.held.values()} == {torch.float32}
+
+
 def test_the_model_computes_with_it_for_a_while() -> None:
     live = parameters(torch.bfloat16)
     places = {name: p.data_ptr() for name, p in live.items()}
