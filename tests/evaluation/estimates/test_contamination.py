@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from megatron_rl.evaluation.estimates.contamination import Overlap, overlaps, too_short
 
 
@@ -49,3 +51,20 @@ def test_instructions_do_not_count() -> None:
     questions = [f"{head} {' '.join(f'w{i}x{j}' for j in range(15))}" for i in range(40)]
     found = overlaps(questions, [f"{head} something else", questions[7]], 13)
     assert [o.share > 0 for o in found] == [i == 7 for i in range(40)] and found[7] == Overlap(1.0, 1)
+
+
+@pytest.mark.parametrize("length", [3, 8, 40])
+def test_a_prompt_is_found_in_the_columns_that_it_was_made_of(length: int) -> None:
+    """Labels stand between them, options have letters, and another question about the same story is another."""
+    draw = random.Random(0)
+    words = ["ball", "box", "Mia", "Tom", "garden", "sees", "takes", "thinks", "then", "leaves", "bag", "room"]
+    stories = [f"Mia lost {' '.join(draw.choices(words, k=length))} {i}." for i in range(60)]
+    options = [draw.sample(["happy", "sad", "very angry"], 3) for _ in stories]
+    rows = [f"{story}\nHow does she feel?\n" + "\n".join(each) for story, each in zip(stories, options, strict=True)]
+    prompts = [
+        f"Choose one of the options.\n\nStory: {story}\n\nQuestion: How does she feel?\n\nOptions:\nA. {each[0]}\n"
+        f"(b) {each[1]}\nC) {each[2]}\n\nResponse:\n"
+        for story, each in zip(stories, options, strict=True)
+    ]
+    assert overlaps(prompts, rows) == [Overlap(1.0, i) for i in range(60)]
+    assert {each.share for each in overlaps(prompts[:30], rows[30:])} == {0.0}
