@@ -5,6 +5,7 @@ import sys
 from functools import partial
 
 from megatron_rl.commands.recipe import add_recipe, load_checked, print_warnings
+from megatron_rl.errors import InputError
 from megatron_rl.launch.job import follow, launch
 from megatron_rl.launch.nodes import given
 from megatron_rl.launch.seeds import follow_seeds, launch_seeds, read_seeds
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> int:
     """Returns the run's exit code; 2 when something is wrong with the recipe, and then nothing was started."""
     seeds = read_seeds(options.seeds) if options.seeds else []
+    if seeds and (given_seed := next((word for word in options.overrides if word.startswith("run.seed=")), "")):
+        raise InputError(f"{given_seed} and --seeds {options.seeds} both say which seeds: leave one of them out.")
     config, problems = load(options.recipe, options.overrides)
     nodes = given(config.launch)
     if nodes.index:  # the first node checks, and says what is wrong

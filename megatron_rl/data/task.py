@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, overload
 
 UNBOUNDED = 2**62  # length of the training sequence of a generator
+HELD_OUT, TRAINED_ON = "held-out rows", "that are trained on too"  # what a task counts of its rows
 SHORT = 24  # characters of a text that is a name rather than a text
 
 

@@ -9,9 +9,10 @@ from megatron_rl.rollout.rollout import Rollout
 
 def unsound(rollout: Rollout) -> str:
     """Why a scored rollout must not be learned from, nor count in its group's baseline; "" for a sound one."""
+    broken = next((f"{k} is {v}" for k, v in rollout.scored.components.items() if not np.isfinite(v)), "")
     if not np.isfinite(rollout.scored.reward):
-        return f"its reward is {rollout.scored.reward}"
-    if broken := next((f"{k} is {v}" for k, v in rollout.scored.components.items() if not np.isfinite(v)), ""):
+        return f"its reward is {rollout.scored.reward}{f' ({broken})' if broken else ''}"
+    if broken:
         return f"its reward's component {broken}"
     wrong = rollout.drawn & ~np.isfinite(rollout.logprobs)
     if wrong.any():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_rl.config import Config
-from megatron_rl.data.task import UNBOUNDED, Example
+from megatron_rl.data.task import HELD_OUT, TRAINED_ON, UNBOUNDED, Example
 from megatron_rl.errors import InputError
 from megatron_rl.settings.footprint import read_config
 from megatron_rl.settings.foresight.suggest import Options, applied
@@ -209,6 +209,17 @@ def _suites(config: Config, tokenizer: Any) -> dict[str, int]:
     return notes
 
 
+def _seen(notes: Mapping[str, int]) -> list[str]:
+    """A warning of held-out rows that are trained on, of each part of a mixture."""
+    counted = f"{HELD_OUT} {TRAINED_ON}"
+    return [
+        f"{seen:,} of the {notes[HELD_OUT + what.removeprefix(counted)]:,} {HELD_OUT}{what.removeprefix(counted)} are "
+        "trained on too (data.eval_path and data.path): their accuracy will tell what was learnt by heart."
+        for what, seen in notes.items()
+        if what.startswith(counted)
+    ]
+
+
 def _trained_on(config: Config) -> list[str]:
     """Warnings of suites whose questions are trained on. Prompts are plain: what is trained on is no chat yet."""
     from megatron_rl.data.files import is_local
@@ -286,7 +297,7 @@ def _contents(given: str, part: str, elsewhere: tuple[int, ...]) -> Looked:
         with tempfile.TemporaryDirectory() as made:
             wrong, notes = _look(config, made)
         problems += wrong
-        warnings = [] if problems else _trained_on(config)
+        warnings = [] if problems else _seen(notes) + _trained_on(config)
     except InputError as error:
         problems.append(str(error))
     prompt = notes.pop(_PROMPT, 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from megatron_rl.actor.config import LoRAConfig
 from megatron_rl.config import Config, RunConfig
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.config import SGLangConfig
@@ -58,6 +59,50 @@ def warnings(config: Config) -> list[str]:
         found.append(
             f"rollout.engine=embedded generates on the CPU, and the trainer computes on {_counted(gpus, 'GPU')}: "
             "nearly all of the time will go there. rollout.engine=sglang generates on GPUs."
+        )
+    return found + _idle(config) + _unlearning(config)
+
+
+def _idle(config: Config) -> list[str]:
+    """Files and adapters' options that nothing will use."""
+    stages = {
+        "sft": (config.sft.data.path, config.sft.steps),
+        "preference": (config.preference.data.path, config.preference.steps),
+        "reward_model": (config.reward_model.data.path, config.reward_model.steps),
+    }
+    found = [
+        f"{name}.data.path={path} does nothing without {name}.steps: set it, or leave the path out."
+        for name, (path, steps) in stages.items()
+        if path and not steps
+    ]
+    lora, plain = config.actor.lora, LoRAConfig()
+    found += [
+        f"actor.lora.{name} does nothing without actor.lora.rank: set it, or leave it out."
+        for name in ("alpha", "targets")
+        if not lora.rank and getattr(lora, name) != getattr(plain, name)
+    ]
+    return found
+
+
+def _unlearning(config: Config) -> list[str]:
+    """What a stage hardly learns anything with."""
+    updates = config.run.steps * config.algorithm.minibatches * config.algorithm.epochs
+    stages = {
+        "sft_optimizer": (config.sft_optimizer, config.sft.steps),
+        "preference_optimizer": (config.preference_optimizer, config.preference.steps),
+        "reward_model_optimizer": (config.reward_model_optimizer, config.reward_model.steps),
+        "actor.optimizer": (config.actor.optimizer, updates),
+    }
+    found = [
+        f"{key}.warmup_steps={optimizer.warmup_steps} is more than the {steps:,} updates that there are: the rate ends "
+        f"at {optimizer.lr * steps / optimizer.warmup_steps:.2g}, not at {optimizer.lr:g}."
+        for key, (optimizer, steps) in stages.items()
+        if 0 < steps < optimizer.warmup_steps
+    ]
+    if config.run.steps and config.rollout.top_k == 1 and config.rollout.group_size > 1:
+        found.append(
+            "rollout.top_k=1 draws the most probable token alone, so the completions of a prompt are all alike: leave "
+            "it at 0."
         )
     return found
 

@@ -145,7 +145,7 @@ def where_next(run: RunFolder, stage: str, step: int) -> str:
     }
     lines = [f"  {what:<36}{path}" for what, path in places.items() if path.exists()]
     if run.tensorboard.exists():
-        lines.append(f"  {'curves':<36}tensorboard --logdir {run.tensorboard}")
+        lines.append(f"  {'curves':<36}tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
     lines.append(f"  {'one page about all of it':<36}{program()} report {shlex.quote(str(run.path))}")
     return "\n".join(["Where to look next:", *lines])
 

@@ -194,3 +194,8 @@ def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> No
         main(["trian", "quickstart"])
     assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
     assert main([]) == 2 and "  train " in capsys.readouterr().err
+
+
+def test_seeds_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "quickstart", "--seeds", "0:2", "run.seed=4"]) == 2
+    assert "run.seed=4 and --seeds 0:2 both say which seeds" in capsys.readouterr().err

@@ -175,6 +175,22 @@ def test_scores_choose_among_completions(models, tmp_path: Path, capsys) -> None
     assert "scores.jsonl, line 1: it must be" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--scores", "nothing.jsonl"], "--scores nothing.jsonl cannot be read: No such file or directory."),
+        (["--reward-model", "nothing"], "nothing does not exist"),
+        (["--reward-model", "MODEL"], "is no reward model: its config.json names no *ForSequenceClassification class."),
+    ],
+)
+def test_what_cannot_score_is_refused_before_the_engine_starts(given, said, models, tmp_path: Path, capsys) -> None:
+    folder, out = str(models(0)), tmp_path / "out"
+    command = ["evaluate", folder, "false_belief", *SHORT, "--samples", "2", "--temperature", "1", "--out", str(out)]
+    assert main([*command, *(word.replace("MODEL", folder) for word in given)]) == 2
+    heard = capsys.readouterr()
+    assert said in heard.err and "Starting" not in heard.out and not out.exists()
+
+
 def test_a_reward_model_gives_scores(models, tmp_path: Path, capsys) -> None:
     folder, reward = models(0), tmp_path / "reward"
     config = AutoConfig.from_pretrained(folder, num_labels=1)

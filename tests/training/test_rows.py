@@ -68,9 +68,10 @@ def test_completions_without_a_finite_reward_or_log_prob_are_left_out(tmp_path: 
     assert step.terms["right"].scores.tolist() == [0.0, 0.5, 0.0, 0.5, 0.0, 0.0]
     file = tmp_path / "run" / "dropped" / "rl-000005.jsonl"
     kept = [json.loads(line) for line in file.read_text().splitlines()]
-    reasons = ["its reward is nan", "the engine's log-prob of its token 3 is nan", "its reward is inf"]
+    reasons = ["its reward is nan (right/score is nan)", "the engine's log-prob of its token 3 is nan"]
+    reasons += ["its reward is inf (right/score is inf)"]
     assert [row["reason"] for row in kept] == reasons
-    assert said == [f"step 5: 3 completions left out, the first as its reward is nan; they are in {file}."]
+    assert said == [f"step 5: 3 completions left out, the first as {reasons[0]}; they are in {file}."]
 
 
 def test_a_step_of_which_nothing_is_left_is_said(tmp_path: Path) -> None:

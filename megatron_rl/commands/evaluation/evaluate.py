@@ -12,7 +12,7 @@ import yaml
 
 from megatron_rl.commands.evaluation import benchmarks
 from megatron_rl.commands.evaluation.folders import hf_folder
-from megatron_rl.commands.evaluation.scores import Scores, read_scores, score
+from megatron_rl.commands.evaluation.scores import Scores, check_scorer, read_scores, score, scores_of
 from megatron_rl.commands.evaluation.tables import cards, table
 from megatron_rl.commands.foreground import interruptible
 from megatron_rl.commands.serve import model_folder
@@ -187,6 +187,13 @@ def _about_scores(options: argparse.Namespace, suites: int) -> list[str]:
         found.append("--scores and --reward-model both give scores: leave one away.")
     if options.scores and suites > 1:
         found.append(f"--scores is for one suite, and there are {suites}.")
+    try:
+        if options.scores:
+            read_scores(Path(options.scores))
+        if options.reward_model:
+            check_scorer(model_folder(Path(options.reward_model)))
+    except InputError as error:
+        found.append(str(error))
     if (options.samples or 1) == 1:
         found.append("Scores choose among several completions: set --samples and --temperature.")
     return found
@@ -350,7 +357,7 @@ def _engine(options: argparse.Namespace) -> str:
 
 def _scores(options: argparse.Namespace, out: Path, name: str, rows: list[dict[str, Any]]) -> Scores | None:
     if options.scores:
-        return read_scores(Path(options.scores), rows)
+        return scores_of(rows, read_scores(Path(options.scores)), Path(options.scores))
     if not options.reward_model:
         return None
     folder = model_folder(Path(options.reward_model))

@@ -1,26 +1,29 @@
 """Scores of an evaluation's completions: read from a file, or given by a reward model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_rl.commands.waiting import working
 from megatron_rl.errors import InputError
+from megatron_rl.resharding.families import scalar_head
+from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.system.files import write_text
 
 Scores = list[list[float]]
 """Of every completion, in the records' order: one, or one of each of its steps."""
+Completion = tuple[str, int, int]  # item, form, sample
 STEP_END = "\n\n"  # between two steps of a completion
 _AT_ONCE = 16  # texts
 
 
-def read_scores(path: Path, records: Sequence[dict[str, Any]]) -> Scores:
+def read_scores(path: Path) -> dict[Completion, list[float]]:
     """From JSON lines with ``item``, ``form`` (0 where it is missing), ``sample`` and ``scores`` (a number or a list).
 
-    Raises InputError for a file that cannot be read, or lacks a completion.
+    Raises InputError for a file that cannot be read.
     """
-    found: dict[tuple[str, int, int], list[float]] = {}
+    found: dict[Completion, list[float]] = {}
     number = 0
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -34,10 +37,21 @@ def read_scores(path: Path, records: Sequence[dict[str, Any]]) -> Scores:
         raise InputError(
             f'--scores {path}, line {number}: it must be {{"item": …, "sample": 0, "scores": [0.5]}} ({error!r}).'
         ) from error
+    return found
+
+
+def scores_of(records: Sequence[dict[str, Any]], found: Mapping[Completion, list[float]], path: Path) -> Scores:
+    """Each completion's, as ``path`` has them. Raises InputError for one that it lacks."""
     keys = [(record["item"], record["form"], record["sample"]) for record in records]
     if (lacking := next((key for key in keys if key not in found), None)) is not None:
         raise InputError(f"--scores {path} has none for item {lacking[0]}, form {lacking[1]}, sample {lacking[2]}.")
     return [found[key] for key in keys]
+
+
+def check_scorer(folder: Path) -> None:
+    """Raises InputError for a Hugging Face folder whose model scores nothing."""
+    if not scalar_head(read_hf_config(folder)):
+        raise InputError(f"{folder} is no reward model: its config.json names no *ForSequenceClassification class.")
 
 
 def score(folder: Path, records: Sequence[dict[str, Any]], by_step: bool, threads: int, out: Path) -> Scores:

@@ -11,7 +11,7 @@ import xxhash
 from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table, read_table
 from megatron_rl.data.rows import choices
-from megatron_rl.data.task import Example, Report
+from megatron_rl.data.task import HELD_OUT, TRAINED_ON, Example, Report
 from megatron_rl.data.tokenizer import require_encodable
 from megatron_rl.errors import InputError
 
@@ -72,19 +72,27 @@ def load_parts(
     """
     if not config.path and not config.eval_path:
         raise InputError(f"data.path is empty; data.task={config.task} needs a file or a hub id.")
-    train, heldout = Part([]), Part([])
-    if config.path:
-        table = read_table(config.path, config.split, config.limit, config.subset)
-        if not config.train_on_benchmarks:
-            _refuse_benchmark(table)
-        train = _fitting(config, table, make(table, "train"), tokenizer)
-    if config.eval_path:
-        table = read_table(config.eval_path, config.eval_split, config.limit, config.subset)
-        heldout = _fitting(config, table, make(table, "heldout"), tokenizer)
+    train, heldout, wrong = Part([]), Part([]), []
+    try:
+        if config.path:
+            table = read_table(config.path, config.split, config.limit, config.subset)
+            if not config.train_on_benchmarks:
+                _refuse_benchmark(table)
+            train = _fitting(config, table, make(table, "train"), tokenizer)
+    except InputError as error:
+        wrong.append(str(error))
+    try:
+        if config.eval_path:
+            table = read_table(config.eval_path, config.eval_split, config.limit, config.subset)
+            heldout = _fitting(config, table, make(table, "heldout"), tokenizer)
+    except InputError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise InputError(" ".join(dict.fromkeys(wrong)))
     trained_on = {example.prompt for example in train.examples}
-    heldout.counts["that are trained on too"] = sum(example.prompt in trained_on for example in heldout.examples)
+    heldout.counts[TRAINED_ON] = sum(example.prompt in trained_on for example in heldout.examples)
     notes: dict[str, int] = {}
-    for word, part in (("training rows", train), ("held-out rows", heldout)):
+    for word, part in (("training rows", train), (HELD_OUT, heldout)):
         notes |= {word: len(part.examples)} | {f"{word} {what}": n for what, n in part.counts.items()}
     return train.examples, heldout.examples, {what: n for what, n in notes.items() if n}
 

@@ -39,6 +39,11 @@ def test_both_files_and_what_is_counted_of_them(load):
     assert load(["ball", "cup"], limit=1)[2] == {"training rows": 1}
 
 
+def test_what_is_wrong_with_both_files_is_said_at_once(load):
+    with pytest.raises(InputError, match=r"train\.csv, row 2: .*test\.csv, row 1: .* has 3 tokens"):
+        load(["ball", "cup box"], ["hat box key"], max_prompt_tokens=1)
+
+
 def test_prompts_with_words_that_the_tokenizer_does_not_know(tmp_path):
     write_word_tokenizer(tmp_path, ["ball", "<bos>", "<eos>", "<pad>"], "<bos>", "<eos>", "<pad>")
     file = tmp_path / "train.csv"
