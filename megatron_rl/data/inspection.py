@@ -31,7 +31,7 @@ def prepare_all(table: Table, kind: Kind, config: DataConfig, tokenizer: Any) ->
         if not is_local(config.path) or _row(str(error), table.name) is None:
             raise
         first = error
-    bad: list[str] = []
+    bad: list[tuple[int, str]] = []
     kept = list(range(table.length))
     problem: InputError | None = first
     with tempfile.TemporaryDirectory() as folder:
@@ -39,9 +39,10 @@ def prepare_all(table: Table, kind: Kind, config: DataConfig, tokenizer: Any) ->
         while problem is not None and kept and len(bad) < SHOWN:
             number = _row(str(problem), name)
             if number is None:  # of the whole file: of no row more than of another
-                bad.append(str(problem).replace(name, table.name))
+                bad.append((table.length, str(problem).replace(name, table.name)))
                 break
-            bad.append(_told(str(problem), name, kept.pop(number - 1) + 1))
+            row = kept.pop(number - 1) + 1
+            bad.append((row, _told(str(problem), name, row)))
             problem = None
             if kept:
                 name = str(_write(table, kept, Path(folder)))
@@ -53,7 +54,9 @@ def prepare_all(table: Table, kind: Kind, config: DataConfig, tokenizer: Any) ->
     if len(bad) == 1:
         raise first
     count = f"{SHOWN} rows or more" if more else f"{len(bad)} rows"
-    raise InputError(f"{table.name}: {count} of {table.length:,} cannot be used.\n" + "\n".join(bad))
+    raise InputError(
+        f"{table.name}: {count} of {table.length:,} cannot be used.\n" + "\n".join(said for _, said in sorted(bad))
+    )
 
 
 def warnings(table: Table, prompts: Sequence[str]) -> list[str]:
@@ -84,8 +87,8 @@ def _row(said: str, name: str) -> int | None:
 
 
 def _told(said: str, name: str, row: int) -> str:
-    """A message without the file's name, about the row's own number."""
-    return re.sub(rf"^{re.escape(name)}, row \d+", f"row {row}", said)
+    """A message without the file's name, about the row's own number; how many are like it was of the rows left."""
+    return re.sub(r" \d+ of \d+ rows [^.]*\.", "", re.sub(rf"^{re.escape(name)}, row \d+", f"row {row}", said))
 
 
 def _write(table: Table, kept: Sequence[int], folder: Path) -> Path:

@@ -200,6 +200,20 @@ def test_the_command_that_trains_on_them_is_whole(row, given, words, write, caps
     assert problems == [] and check_data(config.data) == []
 
 
+def test_bad_rows_come_in_their_order_without_counts_of_those_that_are_left(write, capsys):
+    rows = [{"prompt": "Two?", "answer": "2"}, {"prompt": "Two?", "answer": ""}, {"prompt": "", "answer": "2"}]
+    assert main(["data", write([*rows, {"prompt": "Two?", "answer": ""}])]) == 2
+    said = capsys.readouterr().err
+    assert [line.split(",")[0] for line in said.splitlines()[1:]] == ["row 2", "row 3", "row 4"]
+    assert "rows have none" not in said
+
+
+def test_a_text_that_lists_no_options(write, capsys):
+    row = {"story": "S.", "question": "Q?", "answer": "b", "options": "a,b"}
+    assert main(["data", write([row])]) == 2
+    assert "row 1, column 'options': 'a,b' is a text that lists no options. Write an option" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("row", [TOMBENCH, {"prompt": "Two?", "completion": "2"}])
 def test_no_command_trains_on_what_is_not_for_it(row, write, capsys):
     assert main(["data", write([row])]) == 0

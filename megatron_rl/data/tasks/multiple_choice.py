@@ -32,8 +32,9 @@ INSTRUCTION = (
 
 
 def report(sample: Sample, by_source: bool = False) -> dict[str, float]:
-    """``correct``: the first answer's letter is right, in whatever format; ``format``. ``by_source``, for held-out
-    files with several data sources: ``correct/NAME`` is the same for the one of this sample."""
+    """``correct``: the first capital letter that opens an ``<Answer>`` is right, also where the rest of the form is not
+    kept; ``format``: all of it is. ``by_source``, for held-out files with several data sources: ``correct/NAME`` is
+    ``correct`` for the one of this sample."""
     text, _, parts = parse(sample.prompt, sample.response)
     found = {"correct": float(letter_matches(text, sample.answer)), "format": float(parts is not None)}
     if by_source:
@@ -135,6 +136,8 @@ def _give_options(table: Table, questions: list[_Question], config: DataConfig) 
         for row, (question, cell) in enumerate(zip(questions, cells, strict=True), start=1):
             try:
                 question.options, question.labels = choices.listed(cell)
+                if isinstance(cell, str) and cell.strip() and not question.options:
+                    raise ValueError(f"{cell[:80]!r} is a text that lists no options")
             except ValueError as error:
                 raise InputError(
                     f"{table.name}, row {row}, column {column!r}: {error}. Write an option as a text, or as "
