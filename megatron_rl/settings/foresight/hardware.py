@@ -1,5 +1,6 @@
 """What a run computes on: this machine, or one that is elsewhere, by name. Imports no torch."""
 
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -122,11 +123,13 @@ def this_machine(nodes: int = 1) -> Hardware:
 
 def on_cpu(flops: float, threads: int = 1) -> Hardware:
     """One machine whose ranks compute on CPUs, at so many FLOP/s each."""
+    wanted, cores = os.getloadavg()[0], machine.cores()
+    beside = f" (while {wanted:.0f} processes want {cores} cores)" if wanted >= cores + 1 else ""
     return Hardware(
         "CPU",
         *(machine.memory(), flops, 0.0, flops),
         *(_COPY * threads, _COPY, 1.25e9, _COPY),
-        source="products measured; assumed: memory copied at 10 GB/s a thread, a network of 10 Gb/s",
+        source=f"products measured{beside}; assumed: memory copied at 10 GB/s a thread, a network of 10 Gb/s",
     )
 
 
