@@ -12,7 +12,7 @@ import yaml
 
 from megatron_rl.commands.evaluation import benchmarks
 from megatron_rl.commands.evaluation.folders import hf_folder
-from megatron_rl.commands.evaluation.scores import Scores, check_scorer, read_scores, score, scores_of
+from megatron_rl.commands.evaluation.scores import Scores, read_scores, score, scores_of
 from megatron_rl.commands.evaluation.tables import cards, table
 from megatron_rl.commands.foreground import interruptible
 from megatron_rl.commands.serve import model_folder
@@ -191,7 +191,9 @@ def _about_scores(options: argparse.Namespace, suites: int) -> list[str]:
         if options.scores:
             read_scores(Path(options.scores))
         if options.reward_model:
-            check_scorer(model_folder(Path(options.reward_model)))
+            from megatron_rl.rewards.serving.scorer import require_scalar_head  # torch
+
+            require_scalar_head(model_folder(Path(options.reward_model)))
     except InputError as error:
         found.append(str(error))
     if (options.samples or 1) == 1:

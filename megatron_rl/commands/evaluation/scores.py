@@ -7,8 +7,6 @@ from typing import Any
 
 from megatron_rl.commands.waiting import working
 from megatron_rl.errors import InputError
-from megatron_rl.resharding.families import scalar_head
-from megatron_rl.resharding.folders.hf import read_hf_config
 from megatron_rl.system.files import write_text
 
 Scores = list[list[float]]
@@ -46,12 +44,6 @@ def scores_of(records: Sequence[dict[str, Any]], found: Mapping[Completion, list
     if (lacking := next((key for key in keys if key not in found), None)) is not None:
         raise InputError(f"--scores {path} has none for item {lacking[0]}, form {lacking[1]}, sample {lacking[2]}.")
     return [found[key] for key in keys]
-
-
-def check_scorer(folder: Path) -> None:
-    """Raises InputError for a Hugging Face folder whose model scores nothing."""
-    if not scalar_head(read_hf_config(folder)):
-        raise InputError(f"{folder} is no reward model: its config.json names no *ForSequenceClassification class.")
 
 
 def score(folder: Path, records: Sequence[dict[str, Any]], by_step: bool, threads: int, out: Path) -> Scores:

@@ -15,6 +15,12 @@ Input = str | tuple[str, str]
 """A whole text, or (prompt, response): the prompt as it was tokenised, the response without its end token."""
 
 
+def require_scalar_head(folder: Path) -> None:
+    """Raises InputError for a Hugging Face folder whose model scores nothing."""
+    if not scalar_head(read_hf_config(folder)):
+        raise InputError(f"{folder} is no reward model: its config.json names no *ForSequenceClassification class.")
+
+
 class Scorer:
     """The model of a ``*ForSequenceClassification`` folder with one label, in float32."""
 
@@ -23,8 +29,7 @@ class Scorer:
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
 
-        if not scalar_head(read_hf_config(folder)):
-            raise InputError(f"{folder} is no reward model: its config.json names no *ForSequenceClassification class.")
+        require_scalar_head(folder)
         torch.set_num_threads(threads)
         logging.disable_progress_bar()
         self.tokenizer = load_tokenizer(folder)
