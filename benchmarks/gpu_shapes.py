@@ -1,4 +1,4 @@
-"""The models whose shapes the GPU benchmarks take, as config.json has them."""
+"""The models whose shapes benchmarks take, as config.json has them."""
 
 from typing import Any
 

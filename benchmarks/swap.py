@@ -1,14 +1,14 @@
 """A weight swap against the machine's memory copy.
 
-    python -m benchmarks.swap [--repeats N] [--threads N] [--mbridge PYTHON]
+    python -m benchmarks.swap [--repeats N] [--threads N] [--shape NAME --layers N] [--mbridge PYTHON]
 
-A random Qwen3-0.6B-shaped bfloat16 model lies sharded (TP2 x PP2) in shared memory and is pulled into one engine;
-then into the two workers of another, one after the other, whose matrices are cut as the trainer's are. The same ranks
-then send it point-to-point, from processes of their own, over gloo on this machine's loopback. Owners hash before an
-engine stands still, so that is a row of its own. The floor is torch copying the same bytes once, between the same
-kinds of memory, with as many threads. Every figure is the best of the repeats, measured in turn in one run. Messages
-have a floor of their own: gloo carrying as many bytes, from the memory of the weights in the same processes into
-memory of their size, without packing, unpacking or hashing.
+A random Qwen3-0.6B-shaped bfloat16 model, or some layers of a larger one with a small vocabulary, lies sharded (TP2 x
+PP2) in shared memory and is pulled into one engine; then into the two workers of another, one after the other, whose
+matrices are cut as the trainer's are. The same ranks then send it point-to-point, from processes of their own, over
+gloo on this machine's loopback. Owners hash before an engine stands still, so that is a row of its own. The floor is
+torch copying the same bytes once, between the same kinds of memory, with as many threads. Every figure is the best of
+the repeats, measured in turn in one run. Messages have a floor of their own: gloo carrying as many bytes, from the
+memory of the weights in the same processes into memory of their size, without packing, unpacking or hashing.
 
 With --mbridge, an interpreter that has megatron-core and mbridge exports the full tensors of the same model from the
 same layout (mbridge_export.py), which is what a swap by gathered tensors begins with.
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from benchmarks.gpu_shapes import SHAPES
 from megatron_rl.resharding.execute import box, flat
 from megatron_rl.resharding.layout import ParallelSizes, merged
 from megatron_rl.resharding.layouts.megatron import megatron_layout
@@ -59,6 +60,7 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 40960,
     "torch_dtype": "bfloat16",
 }
+VOCABULARY = 16384  # of another shape: its layers are what is looked at
 SIZES = ParallelSizes(tensor=2, pipeline=2)
 SOURCES = range(SIZES.world)
 PART = 8 << 20  # bytes of a message of gloo alone
@@ -112,9 +114,9 @@ def copy_all(plan: Plan, ranks: list[dict[str, torch.Tensor]], engine: dict[str,
         box(flat(engine[c.destination]), shape, write, c.destination_offset).copy_(source)
 
 
-def two_workers(source: SwapSource, ranks: list[dict[str, torch.Tensor]]) -> list[Receiver]:
+def two_workers(config: dict[str, Any], source: SwapSource, ranks: list[dict[str, torch.Tensor]]) -> list[Receiver]:
     """An engine with the trainer's tensor parallelism, after a first swap that is proved."""
-    layout = sglang_layout(CONFIG, EngineSizes(tensor=SIZES.tensor))
+    layout = sglang_layout(config, EngineSizes(tensor=SIZES.tensor))
     found = []
     for rank, shard in enumerate(layout.ranks):
         held = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shard.locals.items()}
@@ -132,11 +134,11 @@ def pull_all(workers: list[Receiver], version: int) -> None:
         worker.pull(version)
 
 
-def mbridge(python: str, ranks: int, repeats: int) -> float:
+def mbridge(python: str, config: dict[str, Any], ranks: int, repeats: int) -> float:
     """Seconds of mbridge's export."""
     script = Path(__file__).parent / "mbridge_export.py"
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         done = subprocess.run(
             [*command, script, folder, str(repeats)],
@@ -153,11 +155,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of memcpy, copies and pull")
+    parser.add_argument("--shape", choices=list(SHAPES), help="instead of Qwen3-0.6B's")
+    parser.add_argument("--layers", type=int, default=4, help="of that shape")
     parser.add_argument("--mbridge", metavar="PYTHON", help="interpreter with megatron-core and mbridge")
     options = parser.parse_args()
     repeats = options.repeats
     torch.set_num_threads(options.threads)
-    source_layout, destination = megatron_layout(CONFIG, SIZES), transformers_layout(CONFIG)
+    config = CONFIG
+    if options.shape:
+        config = SHAPES[options.shape] | {"num_hidden_layers": options.layers, "vocab_size": VOCABULARY}
+    source_layout, destination = megatron_layout(config, SIZES), transformers_layout(config)
     planning = seconds(lambda: prove(make_plan(source_layout, destination), source_layout, destination))
     ranks = []
     for shard in source_layout.ranks:  # one buffer per rank, as in Megatron's DistributedDataParallel
@@ -167,8 +174,8 @@ def main() -> None:
     memories = [publish(rank) for rank in ranks]
     shapes = destination.ranks[0].locals
     engine = {n: torch.zeros(shape, dtype=torch.bfloat16) for n, shape in shapes.items()}
-    offered = SwapSource(CONFIG, SIZES, False, False, memories)
-    receiver, workers = Receiver(destination, engine, offered), two_workers(offered, ranks)
+    offered = SwapSource(config, SIZES, False, False, memories)
+    receiver, workers = Receiver(destination, engine, offered), two_workers(config, offered, ranks)
     total = receiver.bytes
     origin, target = (torch.zeros(total, dtype=torch.uint8) for _ in range(2))
     publish({"origin": origin})
@@ -217,7 +224,7 @@ def main() -> None:
         print(f"{name:27} {took:8.3f} s  {total / took / 1e9:6.1f} GB/s  {took / floor:5.2f} x memcpy")
     print(f"copies alone: {floor / copies:.0%} of memcpy's rate; hashes: {pull / copies - 1:.2f} x the copies more")
     if options.mbridge:
-        export = mbridge(options.mbridge, len(ranks), repeats)
+        export = mbridge(options.mbridge, config, len(ranks), repeats)
         print(
             f"mbridge's export alone, {len(ranks)} processes over gloo: {export:.2f} s, {export / pull:.0f} x the pull"
         )
