@@ -17,8 +17,8 @@ def test_it_is_watched_however_often_it_may_be_restarted(
 ) -> None:
     """Before it is connected it is not given up; once it has ended too often, it is."""
     monkeypatch.setattr(router, "_WATCH", 0.0)
-    monkeypatch.setattr(router, "_START_SECONDS", -1.0)  # one that is started again does not come up
-    watched = router.Router(free_port(), b"key", tmp_path / "router.log")
+    # One that is started again does not come up.
+    watched = router.Router(free_port(), b"key", tmp_path / "router.log", seconds=-1.0)
 
     async def told(http: aiohttp.ClientSession) -> None:
         task = asyncio.create_task(watched.watch(restarts, _nothing))

@@ -58,17 +58,23 @@ def during(engines: SGLangEngines, requests: list[Request], disturb: Callable[[]
     return groups
 
 
-def wait_for_all(engines: SGLangEngines) -> None:
+def wait_until(true: Callable[[], bool], engines: SGLangEngines) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not all(replica.armed for replica in engines.replicas):
+    while not true():
         assert time.monotonic() < deadline, engines.health()
-        time.sleep(0.1)
+        time.sleep(0.01)
+
+
+def restarts(engines: SGLangEngines) -> list[int]:
+    return [state["restarts"] for state in engines.health()["engines"]]
 
 
 @pytest.fixture(scope="module")
 def pair(start: Callable[..., SGLangEngines], trainer: ServedTrainer, model_folder: Models) -> SGLangEngines:
-    """Two engines behind the router."""
-    engines = start("qwen3", engines=2, health_seconds=30.0)
+    """Two engines behind the router, whose own looks at their health give up early."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SGLANG_HEALTH_CHECK_TIMEOUT", "2")
+        engines = start("qwen3", engines=2, health_seconds=120.0)
     trainer.load(model_folder("qwen3")[1])
     trainer.attach(engines)
     trainer.swap(engines, 1)
@@ -105,13 +111,56 @@ def test_two_engines_are_brought_full_tensors_at_once(
         assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
         assert {c.versions for group in groups for c in group} == {((version, 16),)}
     assert readers and "sglang" not in readers  # the name of the loop's
-    assert [state["restarts"] for state in pair.health()["engines"]] == [0, 0]
+    assert restarts(pair) == [0, 0]
     monkeypatch.undo()
     trainer.attach(pair)
     trainer.swap(pair, 1)
 
 
-def test_one_engine_killed_and_one_hung(pair: SGLangEngines, model_folder: Models) -> None:
+def test_engines_are_attached_while_one_comes_back(
+    pair: SGLangEngines, trainer: ServedTrainer, model_folder: Models
+) -> None:
+    """One that is being restarted and swapped is waited for: two at once would end each other's session."""
+    before = pair.replicas[0].restarted
+
+    def disturb() -> None:
+        assert pair.replicas[0].process is not None
+        os.kill(pair.replicas[0].process.pid, signal.SIGKILL)
+        wait_until(lambda: pair.replicas[0].restarted > before, pair)
+
+    during(pair, [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS // 2)], disturb)
+    assert not pair.replicas[0].armed  # the other has made the rest before this one was back
+    trainer.attach(pair)
+    trainer.swap(pair, 1)
+    groups = pair.generate(REQUESTS, GREEDY)
+    assert gap(model_folder("qwen3")[1], REQUESTS, groups) < EXACT
+    assert pair.replicas[0].restarted == before + 1
+
+
+def test_an_engine_may_be_silent_for_as_long_as_was_said(pair: SGLangEngines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often SGLang's own look at itself has failed."""
+    slow, before = pair.replicas[1], restarts(pair)
+    assert slow.process is not None
+    failures = slow.process.log.read_text().count("Health check failed")
+    monkeypatch.setattr(pair.options, "health_seconds", 60.0)
+
+    def disturb() -> None:
+        assert slow.process is not None
+        log, process = slow.process.log, scheduler(slow)
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: slow.gone or log.read_text().count("Health check failed") >= failures + 2, pair)
+        process.send_signal(signal.SIGCONT)
+
+    groups = during(pair, [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS)], disturb)
+    assert [len(group) for group in groups] == [1] * PROMPTS
+    assert restarts(pair) == before
+
+
+def test_one_engine_killed_and_one_hung(
+    pair: SGLangEngines, model_folder: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair.options, "health_seconds", 40.0)
+    counted = restarts(pair)
     requests = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS)]
     before = [replica.process.pid for replica in pair.replicas if replica.process]
 
@@ -123,8 +172,8 @@ def test_one_engine_killed_and_one_hung(pair: SGLangEngines, model_folder: Model
     assert [len(group) for group in groups] == [1] * PROMPTS
     assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
     assert {c.versions for group in groups for c in group} == {((1, 16),)}
-    wait_for_all(pair)  # the first that is back may have answered everything
-    assert [state["restarts"] for state in pair.health()["engines"]] == [1, 1]
+    wait_until(lambda: all(replica.armed for replica in pair.replicas), pair)  # one may have answered everything
+    assert restarts(pair) == [count + 1 for count in counted]
     assert all(state["weight_version"] == 1 for state in pair.health()["engines"])
     assert not any(psutil.pid_exists(pid) for pid in before)
     left = [path.name for path in Path("/dev/shm").glob("sgl_shm_*")]
@@ -132,24 +181,28 @@ def test_one_engine_killed_and_one_hung(pair: SGLangEngines, model_folder: Model
 
 
 def test_a_router_that_ends_is_started_again(pair: SGLangEngines, model_folder: Models) -> None:
-    requests = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS // 4)]
+    requests, before = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS // 4)], restarts(pair)
     assert pair.router is not None and pair.router.server is not None
     groups = during(pair, requests, pair.router._process.kill)
     assert [len(group) for group in groups] == [1] * len(requests)
     assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
-    assert [state["restarts"] for state in pair.health()["engines"]] == [1, 1]  # theirs, of the test before
+    assert restarts(pair) == before
 
 
 def test_a_swap_brings_back_an_engine_that_died(
     pair: SGLangEngines, trainer: ServedTrainer, model_folder: Models
 ) -> None:
+    """Whether or not it was to give back its memory first."""
     killed = pair.replicas[1]
-    scheduler(killed).kill()
+    before, process = killed.restarted, scheduler(killed)
+    process.kill()
+    wait_until(lambda: killed.gone, pair)
+    pair._do(killed.release())
     trainer.swap(pair, 2)
     groups = pair.generate(REQUESTS, GREEDY)
     assert gap(model_folder("qwen3")[1], REQUESTS, groups) < EXACT
     assert {c.versions for group in groups for c in group} == {((2, 16),)}
-    assert killed.restarted == 2
+    assert killed.restarted == before + 1
 
 
 def test_completions_of_lost_engines_are_made_after_the_next_swap(
@@ -157,16 +210,13 @@ def test_completions_of_lost_engines_are_made_after_the_next_swap(
 ) -> None:
     """The trainer's weights are changing: engines that come back wait for a swap, so it must not wait for them."""
     pair.release()
-    before = [replica.restarted for replica in pair.replicas]
+    before = restarts(pair)
 
     def disturb() -> None:
         for replica in pair.replicas:
             assert replica.process is not None
             os.kill(replica.process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + PATIENCE
-        while not pair.stalled():
-            assert time.monotonic() < deadline, pair.health()
-            time.sleep(0.1)
+        wait_until(pair.stalled, pair)
         trainer.swap(pair, 3)
 
     requests = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS)]
@@ -174,7 +224,7 @@ def test_completions_of_lost_engines_are_made_after_the_next_swap(
     assert [len(group) for group in groups] == [1] * PROMPTS
     assert gap(model_folder("qwen3")[1], requests, groups) < EXACT
     assert {c.versions for group in groups for c in group} - {((2, 16),)} == {((3, 16),)}
-    assert [replica.restarted for replica in pair.replicas] == [count + 1 for count in before]  # once each
+    assert restarts(pair) == [count + 1 for count in before]  # once each
     assert not pair.stalled()
 
 

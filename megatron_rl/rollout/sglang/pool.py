@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,7 +107,7 @@ class SGLangEngines:
 
     def attach(self, source: SwapSource) -> Attached:
         """See ``protocol.Engine``; waits until the servers are ready. Raises InputError for one that does not start."""
-        self.source, self.failed = source, "no complete swap since the engines were attached"
+        self.source, self.failed, self._still = source, "no complete swap since the engines were attached", False
         options, host = self.options, self.host or "127.0.0.1"
         self._way = None
         if options.swap != "pull":
@@ -211,7 +211,8 @@ class SGLangEngines:
             self._start()
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:
-            self.router = Router(machine.free_port(), self.key, self.logs / "router.log")
+            seconds = self.options.start_seconds
+            self.router = Router(machine.free_port(), self.key, self.logs / "router.log", seconds)
             self._watching.append(asyncio.ensure_future(self.router.watch(self.options.restarts, self._route_all)))
 
     def _start(self) -> None:
@@ -227,13 +228,16 @@ class SGLangEngines:
 
     async def _attach(self) -> list[Attached]:
         assert self.source is not None
-        self._start()
-        await self._each(lambda replica: replica.ready())
-        if self.router is not None and self.router.server is None:
-            await self.router.connect(Server(self._http, self.router.url, api_key(self.key)))
         source, dtype = self.source, self.dtype
-        await self._connect_ranks(source)
-        return await self._each(lambda replica: replica.attach(source, dtype))
+        async with AsyncExitStack() as held:
+            for replica in self.replicas:  # one may be on its way back, and a server is given to one at a time
+                await held.enter_async_context(replica.lock)
+            self._start()
+            await self._each(lambda replica: replica.ready())
+            if self.router is not None and self.router.server is None:
+                await self.router.connect(Server(self._http, self.router.url, api_key(self.key)))
+            await self._connect_ranks(source)
+            return await self._each(lambda replica: replica.attach(source, dtype))
 
     async def _connect_ranks(self, source: SwapSource) -> None:
         """Where trainer ranks have to send: wait for their calls."""
@@ -329,15 +333,13 @@ class SGLangEngines:
             await asyncio.sleep(_WATCH)
             if not self._generating or replica.lock.locked():
                 continue
-            swaps, why = replica.swaps, ""
+            before, why = replica.paused, ""
             if replica.gone:
                 why = "it ended"
             elif replica.armed and self._loop.time() - checked > self.options.health_seconds / 2:
-                if not await replica.server.healthy(self.options.health_seconds):
-                    late = f"it did not answer in {self.options.health_seconds:.0f} s"
-                    why = "it ended" if replica.gone else late
+                why = await replica.ailment()
                 checked = self._loop.time()
-            if replica.swaps != swaps or replica.lock.locked():  # paused for a swap, it does not answer
+            if replica.paused != before or replica.lock.locked():  # paused, it does not answer
                 continue
             if why or (self._still and not replica.armed):
                 async with replica.lock:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -45,7 +46,7 @@ class Replica:
         self.restarted = 0
         self.failed: Exception | None = None  # why it is not swapped, since it was last started or swapped
         self.repairs = 0  # tried since its last complete swap
-        self.swaps = 0  # begun
+        self.paused = 0  # so often, to be attached, swapped or released
         self.released: set[str] = set()  # what memory it has given back
         self.lost = ""  # why it will not come back
         self.lock = asyncio.Lock()  # held while it is swapped or restarted
@@ -127,20 +128,49 @@ class Replica:
                 "each token went through: start it with --enable-return-routed-experts and --disable-radix-cache."
             )
 
+    async def ailment(self) -> str:
+        """What is wrong with its process, in words; empty: it answers. Found after ``health_seconds`` at most.
+
+        SGLang gives up a look of its own after 20 s (SGLANG_HEALTH_CHECK_TIMEOUT): it is asked again.
+        """
+        paused, deadline = self.paused, time.monotonic() + self.options.health_seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if await self.server.healthy(left) or self.paused != paused:
+                return ""
+            if self.gone:
+                return "it ended"
+            await asyncio.sleep(_POLL)
+        return f"it did not answer in {self.options.health_seconds:.0f} s"
+
     async def attach(self, source: SwapSource, dtype: torch.dtype) -> Attached:
         """Have its workers plan their way to the trainer's weights; it serves nothing until it is swapped."""
+        self.paused += 1
         self.poison("no complete swap since the engine was attached")
         self.attached = await self.swap.attach(source, dtype)
         return self.attached
 
     async def release(self) -> None:
-        """Have it give back the memory of its weights and its cache until the next swap; once."""
-        if self.released == set(MEMORY):
-            return
-        self.poison("its memory was given back")
-        await self.server.pause(self.options.swap_seconds)  # the last batch may still be under way, and it must be idle
-        await self.server.release(MEMORY, self.options.swap_seconds)
-        self.released = set(MEMORY)
+        """Have it give back the memory of its weights and its cache until the next swap; once.
+
+        One that cannot is ended, and so has given it back; it is started again at the next swap.
+        """
+        async with self.lock:
+            if self.released == set(MEMORY):
+                return
+            self.paused += 1
+            self.poison("its memory was given back")
+            try:  # the last batch may be under way, and it must be idle
+                await self.server.pause(self.options.swap_seconds)
+                await self.server.release(MEMORY, self.options.swap_seconds)
+            except ServerError as error:
+                if self.process is None:
+                    raise
+                print(f"{self.name} is ended, as it did not give back its memory: {error}", flush=True)
+                with suppress(WorkerError):  # it is on another machine, which has gone
+                    await asyncio.to_thread(self.process.kill)
+                self.failed = error
+            else:
+                self.released = set(MEMORY)
 
     async def _reclaim(self, what: str) -> None:
         """Take memory back, once: a swap that failed after it is tried again."""
@@ -150,7 +180,7 @@ class Replica:
 
     async def bring(self, version: int, hashes: Awaitable[np.ndarray], way: Bring | None) -> Swapped:
         """Swap its weights once. Raises ServerError when that takes longer than ``swap_seconds``."""
-        self.swaps += 1
+        self.paused += 1
         self.poison(f"swap {version} is not finished")
         try:
             async with asyncio.timeout(self.options.swap_seconds):

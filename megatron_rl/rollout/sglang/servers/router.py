@@ -22,7 +22,6 @@ from megatron_rl.system import machine
 from megatron_rl.system.channel import KEY, api_key, key_from_environment
 from megatron_rl.system.processes import run, tied_to_this_process
 
-_START_SECONDS = 60.0
 _WATCH = 0.5  # seconds between looks at the process
 _LONGEST_REQUEST = 24 * 3600  # seconds; the trainer's own deadline is shorter
 
@@ -30,8 +29,9 @@ _LONGEST_REQUEST = 24 * 3600  # seconds; the trainer's own deadline is shorter
 class Router:
     """The router's process and the servers behind it."""
 
-    def __init__(self, port: int, key: bytes, log: Path) -> None:
-        self.url, self.log, self._key = f"http://127.0.0.1:{port}", log, key
+    def __init__(self, port: int, key: bytes, log: Path, seconds: float) -> None:
+        """``seconds`` are given to it to start, and to take a server."""
+        self.url, self.log, self._key, self._seconds = f"http://127.0.0.1:{port}", log, key, seconds
         self._options = [f"--port={port}", f"--metrics-port={machine.free_port()}"]
         self.server: Server | None = None
         self.ready = False  # to take requests
@@ -60,7 +60,7 @@ class Router:
 
     async def connect(self, server: Server) -> None:
         """Wait until it answers; ``server`` is its HTTP side. Raises InputError when it does not start."""
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + self._seconds
         while True:
             try:
                 await server.call("GET", "/workers", seconds=5)
@@ -77,7 +77,7 @@ class Router:
         if url in self._ids:
             return
         await self.server.call("POST", "/workers", {"url": url, "api_key": key}, seconds=30)
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + self._seconds
         while url not in self._ids:
             listed = await self.server.call("GET", "/workers", seconds=30)
             self._ids |= {worker["url"]: worker["id"] for worker in listed["workers"] if worker["url"] == url}
