@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from megatron_rl.actor.config import LoRAConfig
 from megatron_rl.config import Config, RunConfig
+from megatron_rl.data.files import is_local
 from megatron_rl.errors import InputError
 from megatron_rl.rollout.config import SGLangConfig
 from megatron_rl.rollout.sglang.servers.gpus import engine_gpus
@@ -17,6 +17,10 @@ from megatron_rl.rollout.sglang.transport import chosen_transport
 from megatron_rl.settings.footprint import Footprint, readable
 from megatron_rl.settings.foresight.precision import mismatch
 from megatron_rl.system import machine
+
+_BOUNDS = ("low", "high", "explore")
+_CORRECTING = ("correction_level", "correction_low", "correction_high")
+_CROWDED = 8  # processes that compute on one core
 
 
 def check_run_folder(run: RunConfig) -> list[str]:
@@ -60,11 +64,17 @@ def warnings(config: Config) -> list[str]:
             f"rollout.engine=embedded generates on the CPU, and the trainer computes on {_counted(gpus, 'GPU')}: "
             "nearly all of the time will go there. rollout.engine=sglang generates on GPUs."
         )
+    cores, here = machine.cores(), config.actor.sizes().world // max(config.launch.nodes, 1)
+    if not gpus and not machine.elsewhere() and here > _CROWDED * cores:
+        found.append(
+            f"The parallel sizes make {here:,} ranks on this machine, which has {_counted(cores, 'core')}: they will "
+            "wait for each other most of the time. Lower a size."
+        )
     return found + _idle(config) + _unlearning(config)
 
 
 def _idle(config: Config) -> list[str]:
-    """Files and adapters' options that nothing will use."""
+    """Files and options that nothing will use."""
     stages = {
         "sft": (config.sft.data.path, config.sft.steps),
         "preference": (config.preference.data.path, config.preference.steps),
@@ -75,13 +85,25 @@ def _idle(config: Config) -> list[str]:
         for name, (path, steps) in stages.items()
         if path and not steps
     ]
-    lora, plain = config.actor.lora, LoRAConfig()
-    found += [
-        f"actor.lora.{name} does nothing without actor.lora.rank: set it, or leave it out."
-        for name in ("alpha", "targets")
-        if not lora.rank and getattr(lora, name) != getattr(plain, name)
+    data, algorithm, lora = config.data, config.algorithm, config.actor.lora
+    curriculum, by_column = data.curriculum, data.curriculum.by == "column"
+    by_steps, corrected = by_column and curriculum.schedule == "step", algorithm.correction != "none"
+    hub, own = "a data set of the hub in data.path", config.rollout.engine == "embedded"
+    switched = [  # where, its options that need something, whether that is so, what it is
+        ("actor.lora", lora, ("alpha", "targets"), lora.rank > 0, "actor.lora.rank"),
+        ("data", data, ("subset", "split"), not (data.path and is_local(data.path)), hub),
+        ("data.curriculum", curriculum, ("hard", "schedule", "start", "until"), by_column, "data.curriculum.by=column"),
+        ("data.curriculum", curriculum, ("stages",), by_steps, "data.curriculum.by=column and .schedule=step"),
+        ("data.curriculum", curriculum, _BOUNDS, curriculum.by == "accuracy", "data.curriculum.by=accuracy"),
+        ("algorithm", algorithm, _CORRECTING, corrected, "algorithm.correction"),
+        ("rollout.embedded", config.rollout.embedded, ("true_on_policy",), own, "rollout.engine=embedded"),
     ]
-    return found
+    return found + [
+        f"{where}.{name} does nothing without {switch}: set it, or leave it out."
+        for where, group, names, used, switch in switched
+        for name in names
+        if not used and getattr(group, name) != getattr(type(group)(), name)
+    ]
 
 
 def _unlearning(config: Config) -> list[str]:

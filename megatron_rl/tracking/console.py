@@ -143,7 +143,8 @@ def where_next(run: RunFolder, stage: str, step: int) -> str:
         "the policy (transformers reads it)" if exported == (stage, step) else earlier: run.export,
         "its adapters (PEFT reads them)": run.adapter,
     }
-    lines = [f"  {what:<36}{path}" for what, path in places.items() if path.exists()]
+    filled = {what: path for what, path in places.items() if path.is_dir() or (path.is_file() and path.stat().st_size)}
+    lines = [f"  {what:<36}{path}" for what, path in filled.items()]
     if run.tensorboard.exists():
         lines.append(f"  {'curves':<36}tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
     lines.append(f"  {'one page about all of it':<36}{program()} report {shlex.quote(str(run.path))}")

@@ -7,6 +7,9 @@ import pytest
 
 from megatron_rl.data.tasks.false_belief import write_tokenizer
 from megatron_rl.settings.check import check
+from megatron_rl.settings.fit import warnings
+from megatron_rl.settings.recipes import all_recipes, recipe
+from megatron_rl.system import machine
 from tests.resharding.folders.test_hf import write_folder
 from tests.resharding.reference import hf_tensors
 from tests.settings.test_settings_check import LLAMA, quickstart
@@ -30,6 +33,12 @@ pytestmark = pytest.mark.usefixtures("forked_look")
         ),
         (["sft.steps=10"], "sft_optimizer.warmup_steps=20 is more than the 10 updates"),
         (["actor.lora.alpha=5", "actor.lora.rank=4"], ""),
+        (["data.curriculum.until=0.5"], "data.curriculum.until does nothing without data.curriculum.by=column: set it"),
+        (["data.curriculum.by=accuracy", "data.curriculum.high=0.8"], ""),
+        (["data.curriculum.low=0.2"], "data.curriculum.low does nothing without data.curriculum.by=accuracy"),
+        (["data.split=dev"], ""),
+        (["algorithm.correction_high=5"], "algorithm.correction_high does nothing without algorithm.correction"),
+        (["rollout.engine=sglang"], "rollout.embedded.true_on_policy does nothing without rollout.engine=embedded"),
         (["run.steps=10", "actor.optimizer.warmup_steps=20"], ""),
     ],
 )
@@ -37,6 +46,24 @@ def test_options_that_nobody_may_have_meant(tmp_path: Path, overrides: list[str]
     found = check(quickstart(tmp_path, *overrides), contents=False)
     assert found.problems == [] and len(found.warnings) == bool(said)
     assert all(warning.startswith(said) for warning in found.warnings)
+
+
+def test_many_ranks_for_the_cores_of_a_machine_without_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quickstart(tmp_path, "actor.data_parallel=16")
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    assert config.actor.sizes().world == 32 and warnings(config) == []
+    monkeypatch.setattr(machine, "cores", lambda: 3)
+    assert warnings(config) == [
+        "The parallel sizes make 32 ranks on this machine, which has 3 cores: they will wait for each other most of "
+        "the time. Lower a size."
+    ]
+    config.launch.nodes = 2
+    assert warnings(config) == []
+
+
+def test_a_recipe_sets_nothing_that_nothing_uses() -> None:
+    for name in all_recipes():
+        assert not [said for said in warnings(recipe(name)) if "does nothing" in said], name
 
 
 def test_held_out_rows_that_are_trained_on_are_warned_of(tmp_path: Path) -> None:

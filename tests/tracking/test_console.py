@@ -60,7 +60,8 @@ def test_without_held_out_data_there_is_no_table() -> None:
 
 def test_where_next_names_what_exists(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.metrics_file.touch()
+    run.metrics_file.write_text("{}\n")
+    run.completions_file.touch()  # nothing was drawn
     run.export.mkdir()
     text = where_next(run, "rl", 6)
     assert text.startswith("Where to look next:")
