@@ -21,7 +21,7 @@ from megatron_rl.system.channel import KEY
 from tests.conftest import PATIENCE, free_port
 from tests.sglang.conftest import ServedTrainer
 from tests.sglang.test_engine import EXACT, GREEDY, REQUESTS, changed, gap
-from tests.sglang.test_recovery import during, scheduler, wait_for_all
+from tests.sglang.test_recovery import during, scheduler, wait_until
 from tests.sglang.test_runs import COMMAND, ENVIRONMENT, launch, train
 
 Models = Callable[[str], tuple[Path, PreTrainedModel]]
@@ -44,7 +44,7 @@ def attach(trainer: ServedTrainer, engine: SGLangEngines) -> None:
 def test_an_engine_is_filled_over_the_network_and_filled_again_after_a_restart(
     start: Callable[..., SGLangEngines], trainer: ServedTrainer, model_folder: Models
 ) -> None:
-    engine, (_, model) = start("qwen3", transport="gloo", host="127.0.0.1", health_seconds=60.0), model_folder("qwen3")
+    engine, (_, model) = start("qwen3", transport="gloo", host="127.0.0.1", health_seconds=120.0), model_folder("qwen3")
     attach(trainer, engine)
     for version, weights in ((1, changed(model, 1)), (2, model)):
         trainer.load(weights)
@@ -58,7 +58,7 @@ def test_an_engine_is_filled_over_the_network_and_filled_again_after_a_restart(
     groups = during(engine, requests, lambda: scheduler(replica).kill())
     assert gap(model, requests, groups) < EXACT
     assert {c.versions for group in groups for c in group} == {((2, 16),)}
-    wait_for_all(engine)
+    wait_until(lambda: replica.armed, engine)
     assert replica.restarted == 1
 
     scheduler(replica).kill()  # lost between swaps
