@@ -26,6 +26,7 @@ ORDER = (
 )
 ROOT_MODULES = 8
 FOLDER_MODULES = 12
+_OWN = ("megatron_rl", "tests", "benchmarks", "tools", "recipes")
 
 
 @functools.cache
@@ -90,3 +91,30 @@ def test_folders_can_be_taken_in_at_a_glance() -> None:
     assert sizes.pop(PACKAGE) <= ROOT_MODULES
     assert {str(folder.relative_to(ROOT)): n for folder, n in sizes.items() if n > FOLDER_MODULES} == {}
     assert {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > 400} == {}
+
+
+@functools.cache
+def named(module: str) -> frozenset[str]:
+    """What a module of this repository defines or imports, and the modules in a folder."""
+    place = ROOT.joinpath(*module.split("."))
+    inside = {path.stem if path.is_file() else path.name for path in place.glob("*")}
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {name.asname or name.name for name in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return frozenset(found | inside)
+
+
+def test_what_tests_and_benchmarks_import_is_there() -> None:
+    """Suites that this one does not run would find out late."""
+    for folder in ("tests", "benchmarks", "tools", "recipes"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in _OWN:
+                    missing = {name.name for name in node.names} - named(node.module or "")
+                    assert not missing, f"{path}: {node.module} has no {', '.join(sorted(missing))}"
