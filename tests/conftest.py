@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from megatron_rl.commands import waiting
 from megatron_rl.settings import contents
 from megatron_rl.system import machine
 from megatron_rl.system.channel import LISTENER
@@ -37,6 +38,12 @@ def free_port() -> int:
 def meeting_place() -> socket.socket:
     """Where ranks meet: rank 0 takes this socket over, so that nobody else gets its port before it listens."""
     return socket.create_server(("127.0.0.1", 0))
+
+
+@pytest.fixture(autouse=True)
+def silent_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, commands say nothing of how far they are; tests of that say when they do."""
+    monkeypatch.setattr(waiting, "FIRST", PATIENCE)
 
 
 @pytest.fixture(scope="session")

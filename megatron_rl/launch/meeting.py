@@ -33,6 +33,8 @@ _SESSION = "nodes"
 _JOBS = re.compile(r"(slurm|torchrun-)\S+\.\d+(\.node\d+|\.new)?$")  # how ``nodes.given`` names them
 _POLL = 0.2  # seconds between two looks for the file
 _CLOCKS = 60.0  # seconds by which the machines' clocks may differ
+_SILENCE = 300.0  # seconds for a node that has called to say something
+_TIME = ("time",)  # what a node is asked for that
 _PORTS = 64  # that a node offers for its engines
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # environment variables that name one
 
@@ -43,7 +45,6 @@ class Arrival:
 
     address: str
     place: str  # machine.place()
-    clock: float  # seconds since 1970
     gpus: tuple[int, ...]  # bytes of each
     ports: tuple[int, ...]  # that are free there
     facts: Mapping[str, Any]  # machine.facts()
@@ -70,6 +71,7 @@ class Peer:
 
     def __init__(self, name: str, connection: Connection, arrival: Arrival) -> None:
         self.name, self.connection, self.arrival = name, connection, arrival
+        self.ahead = 0.0  # seconds by which its clock is ahead of this node's, at least; negative: behind
 
     def say(self, *words: Any) -> None:
         """Tell it what to do: ("start", Job), ("refused", why) or ("end",)."""
@@ -141,7 +143,9 @@ def join(config: Config, nodes: Nodes) -> tuple[Connection, Job | None]:
     host = found["address"].rpartition(":")[0].strip("[]")
     connection.send(_arrival(config, _interface() or machine.address_towards(host), _prove_shared(file, nodes)))
     try:
-        kind, *rest = connection.recv()
+        while (said := connection.recv()) == _TIME:
+            connection.send(time.time())
+        kind, *rest = said
     except (EOFError, OSError):
         raise InputError("The first node has ended before the run began; its output says why.") from None
     if kind == "refused":
@@ -198,11 +202,20 @@ def _peers(control: Control, nodes: Nodes, seconds: float) -> list[Peer]:
 
 def _peer(name: str, worker: Worker) -> Peer:
     try:
-        if not worker.connection.poll(_CLOCKS):
-            raise InputError(f"{name} has called, and says nothing.")
-        return Peer(name, worker.connection, worker.connection.recv())
+        peer = Peer(name, worker.connection, _answer(name, worker.connection))
+        asked = time.time()
+        peer.say(*_TIME)
+        clock = _answer(name, worker.connection)
+        peer.ahead = max(clock - time.time(), 0.0) or min(clock - asked, 0.0)
+        return peer
     except (EOFError, OSError):
         raise InputError(f"{name} has ended before the run began; its output says why.") from None
+
+
+def _answer(name: str, connection: Connection) -> Any:
+    if not connection.poll(_SILENCE):
+        raise InputError(f"{name} has called, and says nothing.")
+    return connection.recv()
 
 
 def _arrival(config: Config, address: str, problems: Sequence[str] = ()) -> Arrival:
@@ -214,7 +227,7 @@ def _arrival(config: Config, address: str, problems: Sequence[str] = ()) -> Arri
         ports.append(machine.free_low_port(address, ports[-1] - 19999 if ports else secrets.randbelow(10000)))
     place, facts = machine.place(), machine.facts()
     options, gpus = flat_options(config), machine.gpus()
-    return Arrival(address, place, time.time(), gpus, tuple(ports), facts, commit(), options, tuple(found))
+    return Arrival(address, place, gpus, tuple(ports), facts, commit(), options, tuple(found))
 
 
 def _problems(me: Arrival, peers: Sequence[Peer], file: Path) -> list[str]:
@@ -227,10 +240,8 @@ def _problems(me: Arrival, peers: Sequence[Peer], file: Path) -> list[str]:
         if not it.problems and not _proof(file, index).exists():
             found.append(f"{peer.name} wrote a file into {file.parent}, and the first node does not see it: share it.")
         _proof(file, index).unlink(missing_ok=True)
-        if abs(it.clock - time.time()) > _CLOCKS:
-            found.append(
-                f"{peer.name}'s clock differs from the first node's by {abs(it.clock - time.time()):.0f} s: set it."
-            )
+        if abs(peer.ahead) > _CLOCKS:
+            found.append(f"{peer.name}'s clock differs from the first node's by {abs(peer.ahead):.0f} s: set it.")
         for key in (key for key in me.options if me.options[key] != it.options.get(key)):
             found.append(
                 f"{peer.name} was started with {key}={it.options.get(key)}, the first node with {me.options[key]}: "

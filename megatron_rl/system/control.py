@@ -130,12 +130,12 @@ class Worker:
 
     def release(self) -> None:
         """Let it go; weights that were not committed stay poisoned."""
-        with contextlib.suppress(OSError):
-            if self._exchange is None:
+        # Closing alone says nothing to the other side where a process that was forked meanwhile has the line, too.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+        if self._exchange is None:  # else whoever waits closes it
+            with contextlib.suppress(OSError):
                 self.connection.close()
-                return
-            with socket.socket(fileno=os.dup(self.connection.fileno())) as line:
-                line.shutdown(socket.SHUT_RDWR)  # whoever waits closes it
 
     def _late(self, method: str, seconds: float) -> WorkerError:
         return WorkerError(f"{self.name} did not answer {method} in {seconds:.0f} s")

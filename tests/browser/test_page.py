@@ -23,7 +23,7 @@ SECTIONS = ("overview", "curves", "rewards", "behaviour", "samples", "machine", 
 def browser() -> Iterator[Browser]:
     found = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=1000 * PATIENCE)
         yield started
         started.close()
 

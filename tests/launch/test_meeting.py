@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -38,7 +39,8 @@ def others(config: Config, count: int = 3) -> list[Any]:
     return [pool.submit(join, config, node(index, count)) for index in range(1, count)]
 
 
-def test_all_nodes_are_told_what_to_do(config: Config) -> None:
+def test_all_nodes_are_told_what_to_do(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "_CLOCKS", 0.0)  # however far apart they call in, they are asked for the same time
     arrived = others(config)
     with gathered(config, node(0)) as (address, peers):
         (file,) = (path for path in Path(config.run.folder).iterdir() if path.is_file())
@@ -119,7 +121,6 @@ Change = Callable[[meeting.Arrival], meeting.Arrival]
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda it: replace(it, clock=it.clock - 3600), "node 1's clock differs from the first node's by 36"),
         (
             lambda it: replace(it, options=dict(it.options) | {"run.steps": 7}),
             "node 1 was started with run.steps=7, the first node with 100",
@@ -147,6 +148,18 @@ def test_nodes_that_cannot_work_together(
     with pytest.raises(InputError, match="This node cannot take part"):
         arrived[0].result()
     assert not list(Path(config.run.folder).iterdir())
+
+
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_a_clock_that_is_wrong(config: Config, monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    now, first = time.time, threading.main_thread()
+    monkeypatch.setattr(time, "time", lambda: now() + ahead * (threading.current_thread() is not first))
+    arrived = others(config, 2)
+    differs = "node 1's clock differs from the first node's by 3(60|59)"
+    with pytest.raises(InputError, match=differs), gathered(config, node(0, 2)):
+        pass
+    with pytest.raises(InputError, match="This node cannot take part"):
+        arrived[0].result()
 
 
 def test_a_folder_that_nodes_do_not_share(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ def test_it_is_watched_however_often_it_may_be_restarted(
     watched = router.Router(free_port(), b"key", tmp_path / "router.log", seconds=-1.0)
 
     async def told(http: aiohttp.ClientSession) -> None:
-        task = asyncio.create_task(watched.watch(restarts, _nothing))
+        task = asyncio.create_task(watched.watch(restarts, list))
         for _ in range(100):
             await asyncio.sleep(0)
         assert not task.done() and not watched.lost
@@ -36,7 +36,3 @@ def test_it_is_watched_however_often_it_may_be_restarted(
     asyncio.run(run())
     assert "ended too often (rollout.sglang.restarts)" in watched.lost and not watched.ready
     watched.stop()
-
-
-async def _nothing() -> None:
-    pass

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from megatron_rl.tracking.names import find
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT
+from tests.runs.gate import UNHURRIED
 
 OPTIONS = [
+    *UNHURRIED,
     *("algorithm.name=ppo", "critic.warmup_steps=1", "critic.optimizer.lr=0.001", "sft.steps=0", "run.steps=3"),
     *("run.save_every=1", "run.keep=9", "run.resume=auto", "evaluation.every=0", "evaluation.prompts=2"),
     *("rollout.prompts_per_step=4", "rollout.group_size=2", "rollout.max_new_tokens=24", "evaluation.greedy=false"),

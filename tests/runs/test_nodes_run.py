@@ -15,6 +15,7 @@ SMALL = [
     *("sft.steps=4", "run.steps=4", "run.save_every=2", "evaluation.prompts=8", "evaluation.greedy=false"),
     *("rollout.prompts_per_step=4", "rollout.group_size=4", "rollout.engines=2", "actor.tensor_parallel=1"),
     *("tracking.wandb=off", "tracking.tensorboard=false", "--rollout-nodes", "2"),
+    "launch.meet_seconds=3600",
     *HELD,
 ]
 

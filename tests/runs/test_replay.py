@@ -12,8 +12,10 @@ from megatron_rl.rewards.workers.pool import Scored
 from megatron_rl.rollout.saved import file_of, load_rollouts, saved_steps
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT
+from tests.runs.gate import UNHURRIED
 
 SMALL = [
+    *UNHURRIED,
     *("sft.steps=2", "run.steps=3", "run.save_every=1", "run.keep=3", "run.resume=auto", "tracking.rollouts=1"),
     *("rollout.prompts_per_step=4", "rollout.group_size=2", "evaluation.prompts=0", "evaluation.every=0"),
     *("tracking.wandb=off", "tracking.tensorboard=false", "algorithm.entropy_coef=0.01", "run.export=false"),

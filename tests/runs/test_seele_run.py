@@ -18,12 +18,14 @@ from megatron_rl.rollout.strategies.hinted import hint_text
 from megatron_rl.tracking.names import find
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT
+from tests.runs.gate import UNHURRIED
 from tests.runs.test_train import rows
 from tools.make_tiny_model import main as make_tiny_model
 
 QUIET = ["tracking.wandb=off", "tracking.tensorboard=false"]
 STEPS = 5
 SUMS = [
+    *UNHURRIED,
     *("data.limit=6", "data.curriculum.start=1", "sft.steps=20", f"run.steps={STEPS}", "run.save_every=1"),
     *("run.keep=20", "evaluation.prompts=4", "rollout.prompts_per_step=4", "rollout.group_size=8"),
     *("algorithm.hint_coef=0.5", "rollout.hints.rounds=2", "tracking.completions=32", "actor.optimizer.lr=1e-3"),

@@ -27,8 +27,10 @@ from megatron_rl.resharding.folders.fingerprint import fingerprint
 from megatron_rl.tracking.names import find
 from megatron_rl.tracking.run_folder import RunFolder
 from tests.conftest import PATIENCE, ROOT
+from tests.runs.gate import UNHURRIED
 
 SMALL = [
+    *UNHURRIED,
     *("run.resume=auto", "run.save_every=2", "run.keep=50", "evaluation.every=0", "tracking.wandb=off"),
     *("tracking.tensorboard=false", "sft_optimizer.warmup_steps=2", "actor.tensor_parallel=1"),
     *("preference.batch_size=4", "preference_optimizer.lr=1e-3", "sft.batch_size=8"),

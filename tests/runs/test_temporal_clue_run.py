@@ -13,10 +13,18 @@ from megatron_rl.data.config import PuzzlesConfig
 from megatron_rl.data.tasks.temporal_clue.sizes import problems
 from megatron_rl.tracking.names import find
 from tests.conftest import PATIENCE, ROOT
+from tests.runs.gate import UNHURRIED
 from tests.test_docs import blocks
 
 PAGE = (ROOT / "docs" / "recipes" / "temporal_clue.md").read_text(encoding="utf-8")
-FEWER = ("sft.steps=150", "run.steps=3", "evaluation.prompts=32", "tracking.wandb=off", "tracking.tensorboard=false")
+FEWER = (
+    "sft.steps=150",
+    "run.steps=3",
+    "evaluation.prompts=32",
+    "tracking.wandb=off",
+    "tracking.tensorboard=false",
+    *UNHURRIED,
+)
 
 
 def command(*words: str, folder: Path) -> str:

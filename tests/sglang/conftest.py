@@ -15,6 +15,7 @@ from megatron_rl.resharding.layout import ParallelSizes
 from megatron_rl.rollout.sglang.pool import SGLangEngines
 from megatron_rl.system.channel import KEY
 from tests.actor.models import write_model
+from tests.conftest import PATIENCE
 from tests.rollout.embedded.conftest import Trainer
 
 PYTHONPATH = "PYTHONPATH"
@@ -69,7 +70,7 @@ def configuration(engines: int = 1, **options: Any) -> Config:
     config = Config()
     config.model.dtype = "float32"
     config.data.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.max_running = 64, 64, 32
-    config.rollout.engine, config.rollout.engines = "sglang", engines
+    config.rollout.engine, config.rollout.engines, config.rollout.sglang.start_seconds = "sglang", engines, PATIENCE
     for name, value in options.items():
         assert hasattr(config.rollout.sglang, name)
         setattr(config.rollout.sglang, name, value)

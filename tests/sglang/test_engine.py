@@ -188,11 +188,8 @@ def test_completions_under_way_are_swapped_in_flight(
     _, model = model_folder("qwen3")
     other = changed(model, 7)
 
-    def swap() -> None:
-        trainer.load(other)
-        trainer.swap(served, 2)
-
-    requests, groups = generate_and(swap, served)
+    trainer.load(other)  # the engine has its own
+    requests, groups = generate_and(lambda: trainer.swap(served, 2), served)
     mixed = [c for g in groups for c in g if len(c.versions) == 2]
     assert mixed and all([v for v, _ in c.versions] == [1, 2] for c in mixed)
     for request, group in zip(requests, groups, strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_rl.rollout.sglang.servers import leftovers
 from megatron_rl.rollout.sglang.servers.process import ServerProcess, open_log
+from tests.conftest import PATIENCE
 
 
 def mode(path: Path) -> int:
@@ -55,8 +56,8 @@ def test_shared_memory_that_nobody_needs_is_removed() -> None:
     try:
         for path in files.values():
             path.write_bytes(bytes(4096))
-            if "new" not in path.name and "mapped" not in path.name:
-                os.utime(path, (0, time.time() - 60))
+            if "mapped" not in path.name:
+                os.utime(path, (0, time.time() + (PATIENCE if "new" in path.name else -60)))
         with files["sglang_loads_mapped"].open("r+b") as file, mmap.mmap(file.fileno(), 4096):
             os.utime(file.fileno(), (0, time.time() - 60))  # only now: others remove what is old and not mapped
             leftovers.remove()

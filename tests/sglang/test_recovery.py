@@ -142,7 +142,6 @@ def test_an_engine_may_be_silent_for_as_long_as_was_said(pair: SGLangEngines, mo
     slow, before = pair.replicas[1], restarts(pair)
     assert slow.process is not None
     failures = slow.process.log.read_text().count("Health check failed")
-    monkeypatch.setattr(pair.options, "health_seconds", 60.0)
 
     def disturb() -> None:
         assert slow.process is not None
@@ -159,7 +158,7 @@ def test_an_engine_may_be_silent_for_as_long_as_was_said(pair: SGLangEngines, mo
 def test_one_engine_killed_and_one_hung(
     pair: SGLangEngines, model_folder: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pair.options, "health_seconds", 40.0)
+    monkeypatch.setattr(pair.options, "health_seconds", 60.0)
     counted = restarts(pair)
     requests = [Request([i % 90, i // 90, 9], [i]) for i in range(PROMPTS)]
     before = [replica.process.pid for replica in pair.replicas if replica.process]

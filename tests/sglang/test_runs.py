@@ -22,7 +22,7 @@ from tests.conftest import PATIENCE, ROOT, free_port
 SMALL = [
     *("sft.steps=8", "run.steps=6", "evaluation.every=0", "evaluation.prompts=12", "tracking.wandb=off"),
     *("rollout.prompts_per_step=4", "rollout.group_size=4", "sft_optimizer.warmup_steps=2"),
-    *("rollout.engine=sglang", "rollout.max_running=32"),
+    *("rollout.engine=sglang", "rollout.max_running=32", "rollout.sglang.start_seconds=3600"),
 ]
 EXACT = 2e-5  # nats
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -39,7 +39,7 @@ SlurmctldPort={controller}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=6
+AuthInfo=socket={folder}/munge.socket,cred_expire=120
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -59,7 +59,10 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
-SlurmdTimeout=30
+SlurmdTimeout=90
+MessageTimeout=100
+BatchStartTimeout=600
+MinJobAge=86400
 KillWait=5
 OverTimeLimit=60
 AccountingStorageType=accounting_storage/slurmdbd
@@ -68,8 +71,8 @@ AccountingStoragePort={database}
 AccountingStoragePass={folder}/munge.socket
 AccountingStorageEnforce=associations
 JobAcctGatherType=jobacct_gather/none
-PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=1 GraceTime=600
-PartitionName=high Nodes=ALL MaxTime=INFINITE DefaultTime=60 PriorityTier=2 PreemptMode=OFF
+PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=1440 PriorityTier=1 GraceTime=600
+PartitionName=high Nodes=ALL MaxTime=INFINITE DefaultTime=1440 PriorityTier=2 PreemptMode=OFF
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=1000 State=UNKNOWN\n"
 SLURMDBD = """\
@@ -172,6 +175,11 @@ class Cluster:
         leader = psutil.Process(self.daemons[node].pid)
         own = ("unshare", "sh", "sleep", "slurmd")
         return [p for p in _family(leader.pid) if _name(p) not in ("", *own)]
+
+    def nothing_left(self, *nodes: str) -> None:
+        """Wait until nothing is left of jobs that have ended: no process on any node, no shared memory of these."""
+        shared = nodes if self.apart else ()
+        self.until(lambda: not self.left_over() and not any(map(self.shared_memory, shared)), "something is left")
 
     def left_over(self) -> list[psutil.Process]:
         """What jobs that have ended left on any node; Slurm's own (slurmstepd) may still be about to end."""

@@ -32,6 +32,7 @@ def held(sample: Sample) -> float:
 SMALL = [
     *("sft.steps=5", "run.steps=4", "evaluation.every=0", "evaluation.prompts=4", "tracking.wandb=off"),
     *("rollout.prompts_per_step=4", "rollout.group_size=2", "tracking.tensorboard=false", "run.save_every=0"),
+    *("launch.meet_seconds=3600", "rollout.sglang.start_seconds=3600"),
 ]
 HELD = ["run.name=held", "rewards.terms.gate.held=1", "rewards.deadline=3600", "rewards.first_deadline=3600"]
 

@@ -68,9 +68,7 @@ def test_two_nodes_in_containers_are_stopped_requeued_and_go_on(site: Site) -> N
     assert "quickstart: nothing is wrong." in cluster.output(job)
     assert [row["step"] for row in site.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
     assert [path.name for path in site.folder.glob("seen-from-*")] == ["seen-from-inside-0"]
-    assert cluster.left_over() == []
-    if cluster.apart:
-        assert all(cluster.shared_memory(node) == [] for node in cluster.nodes)
+    cluster.nothing_left(*cluster.nodes)
 
 
 def test_options_of_a_container_reach_srun_alone_and_train_checks_in_the_step(site: Site) -> None:

@@ -28,7 +28,7 @@ def test_a_run_to_its_end(whole: tuple[Site, int]) -> None:
     assert "quickstart: nothing is wrong." in said and "after RL" in said
     assert [row["step"] for row in site.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
     assert (site.folder / "runs" / "latest").resolve() == site.folder / "runs" / "held"
-    assert site.cluster.left_over() == []
+    site.cluster.nothing_left()
 
 
 def test_stopped_by_its_time_limit_and_by_preemption_it_ends_as_if_nothing_had_been(
@@ -123,8 +123,7 @@ def test_scancel_leaves_nothing(site: Site) -> None:
     cluster.run("scancel", str(job))
     assert cluster.wait(job, "CANCELLED")["Restarts"] == "0"
     cluster.until(lambda: not cluster.processes(node), "processes are left")
-    if cluster.apart:
-        assert cluster.shared_memory(node) == []
+    cluster.nothing_left(node)
 
 
 def test_an_array_trains_each_seed_and_each_line_of_a_file(site: Site) -> None:

@@ -30,7 +30,7 @@ def test_both_nodes_train(whole: Site) -> None:
     manifest = json.loads((whole.folder / "runs/held/manifest.json").read_text())
     assert [row["step"] for row in whole.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
     assert manifest["attempts"][0]["ended"]["code"] == 0
-    assert whole.cluster.left_over() == []
+    whole.cluster.nothing_left()
     left = [path.name for path in (whole.folder / "runs").iterdir() if path.name.startswith(".held.")]
     assert left == []  # what the nodes met by
 
@@ -39,7 +39,7 @@ def test_one_trains_and_the_other_generates(site: Site) -> None:
     job = site.train("quickstart", "--rollout-nodes", "1", *SMALL, options=TWO)
     site.cluster.wait(job, "COMPLETED")
     assert [row["step"] for row in site.metrics("quickstart") if row["stage"] == "rl"] == [1, 2, 3, 4]
-    assert site.cluster.left_over() == []
+    site.cluster.nothing_left()
 
 
 def test_stopped_on_two_nodes_it_is_requeued_and_ends_as_if_nothing_had_been(whole: Site, site: Site) -> None:
@@ -83,7 +83,7 @@ def test_a_lost_node_requeues_the_job_which_goes_on(whole: Site, site: Site, wha
     cluster.wait(job, "COMPLETED")
     assert site.attempts("held")[-1] == 0 and len(site.attempts("held")) == 2
     assert site.metrics("held") == whole.metrics("held")
-    assert cluster.left_over() == []
+    cluster.nothing_left()
     assert not list(Path(site.folder, "runs").glob(".held.*"))
 
 
@@ -111,9 +111,7 @@ def test_one_trains_and_a_real_sglang_server_on_two_others_generates(three: Clus
     logs = {path.name for path in (site.folder / "runs/quickstart/logs/1").iterdir()}
     assert {"rank0.log", "rank1.log", "sglang0.log", "sglang0-1.log"} <= logs
     assert site.attempts("quickstart") == [0]
-    assert three.left_over() == []
-    if three.apart:
-        assert all(three.shared_memory(node) == [] for node in three.nodes)
+    three.nothing_left(*three.nodes)
 
 
 def test_a_lost_rollout_node_is_done_without(three: Cluster, tmp_path: Path) -> None:
@@ -133,4 +131,4 @@ def test_a_lost_rollout_node_is_done_without(three: Cluster, tmp_path: Path) -> 
     assert [row["step"] for row in site.metrics("held") if row["stage"] == "rl"] == [1, 2, 3, 4]
     assert site.attempts("held") == [0]
     assert three.job(job)["Restarts"] == "0"
-    assert three.left_over() == []
+    three.nothing_left()

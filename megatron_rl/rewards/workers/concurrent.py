@@ -11,6 +11,7 @@ any more and ends the worker.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_rl.data.task import Report, Sample
@@ -34,10 +35,12 @@ class _Batch:
     async def lane(self, write: Write) -> None:
         """Score one sample after the other while there are any."""
         for place, sample in self.left:
-            seconds = self.limits[self.warm]
+            seconds, began = self.limits[self.warm], time.monotonic()
             scoring = asyncio.ensure_future(score_concurrently(self.terms, sample))
             try:
                 await asyncio.wait({scoring}, timeout=seconds)
+                if not scoring.done():  # the loop, or the machine, stood still for so long
+                    await asyncio.wait({scoring}, timeout=max(0.0, time.monotonic() - began - seconds))
                 if self.failed:
                     return
                 if not scoring.done():

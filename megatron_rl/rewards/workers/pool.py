@@ -3,6 +3,7 @@
 import selectors
 import signal
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from megatron_rl.rewards.workers.process import WorkerProcess
 from megatron_rl.rewards.workers.terms import RewardError, bind
 
 LOOKS = 20  # at what the workers have written, per deadline: a sample is killed at most 5 % late
+LONGEST_LOOK = 0.5  # seconds between two, at most: the pool may be closed meanwhile
 FRUITLESS_ENDS = 3  # workers that may end in a row before they have begun a batch
 FIRST_SLACK = 4  # times the longest first sample of a worker so far, on top of the deadline, for those to come
 HOPELESS = 16  # samples that may fail before the first succeeds: a whole step of them could take hours
@@ -53,7 +55,8 @@ class RewardPool:
         if violations := rewards + (check_report(report) if report else []):
             raise InputError(" ".join(violations))
         self.config, self.report = config, report
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a call that fails closes the pool
+        self._closing = False
         self._error: BaseException | None = None  # what closed it
         self._fruitless = 0
         self._concurrent = any(term.asynchronous for term in bind(config))
@@ -91,12 +94,14 @@ class RewardPool:
             return [scored.report for scored in self._work(samples, rewarded=False)]
 
     def close(self) -> None:
-        """End the workers, and whatever they had started. Closing twice does nothing."""
-        for worker in self._workers:
-            worker.end()
-        self._workers.clear()
-        self._selector.close()
-        self._starter.shutdown()
+        """End the workers, and whatever they had started, and the call under way. Closing twice does nothing."""
+        self._closing = True
+        with self._lock:
+            for worker in self._workers:
+                worker.end()
+            self._workers.clear()
+            self._selector.close()
+            self._starter.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +110,7 @@ class RewardPool:
         self.close()
 
     def _work(self, samples: Sequence[Sample], rewarded: bool) -> list[Scored]:
-        if not self._workers:
+        if self._closing:
             if isinstance(self._error, RewardError):  # in another thread, which may not have been asked for it yet
                 raise self._error
             raise RuntimeError("the reward pool is closed")
@@ -113,6 +118,8 @@ class RewardPool:
         self._enqueue(range(len(samples)))
         try:
             while len(self._scored) < len(samples):
+                if self._closing:
+                    raise RuntimeError("the reward pool was closed by another thread")
                 self._dispatch()
                 self._advance()
             self._warn()
@@ -144,8 +151,12 @@ class RewardPool:
     def _advance(self) -> None:
         """Wait until a worker has finished its batch or may be overdue; replace those that ended or are."""
         patience = min(worker.allowance() for worker in self._workers)
-        self._selector.select(max(0.0, min(patience, self.config.deadline / LOOKS)))
+        patience, began = max(0.0, min(patience, self.config.deadline / LOOKS, LONGEST_LOOK)), time.monotonic()
+        self._selector.select(patience)
+        # A machine that stood still, or has no core for this process, has none for its workers: that is not theirs.
+        stalled = max(0.0, time.monotonic() - began - patience)
         for worker in list(self._workers):
+            worker.since += stalled
             self._collect(worker)
             if worker.ended:
                 self._replace(worker, timed_out=False)

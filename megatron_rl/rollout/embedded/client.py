@@ -165,7 +165,7 @@ class EnginePool:
 
     def __init__(self, engines: Sequence[EmbeddedEngine], folder: Path | None = None) -> None:
         self.engines, self.folder = list(engines), folder
-        self._threads = ThreadPoolExecutor(len(engines))
+        self._threads, self._losing = ThreadPoolExecutor(len(engines)), threading.Lock()
         self._batches = Batches()
 
     def reach(self, places: Sequence[str]) -> Reach:
@@ -236,23 +236,26 @@ class EnginePool:
         """The answers in the order of the work, of n engines engine i takes pieces i, i + n, …; again what is lost."""
         results: dict[int, _T] = {}
         while left := [i for i in range(len(work)) if i not in results]:
-            dealt = {engine: left[n :: len(self.engines)] for n, engine in enumerate(self.engines)}
+            engines = tuple(self.engines)  # another thread may find one lost
+            dealt = {engine: left[n :: len(engines)] for n, engine in enumerate(engines)}
 
             def answers(engine: EmbeddedEngine, dealt: dict[EmbeddedEngine, list[int]] = dealt) -> dict[int, _T]:
                 return dict(zip(dealt[engine], ask(engine, [work[i] for i in dealt[engine]]), strict=True))
 
-            for found in self._all(answers):
+            for found in self._all(answers, engines):
                 results |= found
         return [results[i] for i in range(len(work))]
 
-    def _all(self, call: Callable[[EmbeddedEngine], _T]) -> list[_T]:
+    def _all(self, call: Callable[[EmbeddedEngine], _T], engines: Sequence[EmbeddedEngine] = ()) -> list[_T]:
         """Call every engine at the same time and wait for all, also when one fails; what those say that are left."""
-        futures = {engine: self._threads.submit(call, engine) for engine in self.engines}
+        futures = {engine: self._threads.submit(call, engine) for engine in engines or tuple(self.engines)}
         wait(futures.values())
         lost = {e: error for e, future in futures.items() if isinstance(error := future.exception(), ConnectionError)}
         if len(lost) == len(futures) or any(not engine.far for engine in lost):
             raise next(iter(lost.values()))
         for engine, error in lost.items():
-            print(f"warning: {error}; its requests go to the other engines", flush=True)
-            self.engines.remove(engine)
+            with self._losing:
+                if engine in self.engines:
+                    print(f"warning: {error}; its requests go to the other engines", flush=True)
+                    self.engines.remove(engine)
         return [future.result() for engine, future in futures.items() if engine not in lost]

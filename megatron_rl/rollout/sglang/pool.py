@@ -5,9 +5,10 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,7 @@ class SGLangEngines:
         self.replicas = self._started.replicas
         self.router: Router | None = None
         self.source: SwapSource | None = None
+        self._plan = ""  # its hash
         self._way: FullTensors | None = None  # how weights get into a server; None: its workers pull them
         self.proof: tuple[int, np.ndarray] | None = None  # of the last swap: its version and its owners' hashes
         self.failed = "no complete swap yet"  # why nothing is served; empty: the last swap was proved
@@ -117,6 +119,7 @@ class SGLangEngines:
         attached = self._do(self._attach())
         if len({each.plan_hash for each in attached}) > 1:
             raise SwapError("the engines made different plans: are they servers of one kind?")
+        self._plan = attached[0].plan_hash
         return attached[0]
 
     def begin_swap(self, version: int) -> None:
@@ -141,11 +144,9 @@ class SGLangEngines:
             self.failed = f"swap {version} failed: {error}"
             raise
         self.proof, self.failed, self._still = (version, hashes), "", True
-        attached = next(replica.attached for replica in self.replicas if not replica.off)
-        assert attached is not None
         phases = {name: max(each.seconds.get(name, 0.0) for each in done) for name in done[0].seconds}
         size = sum(each.bytes for each in done)
-        return SwapReport(version, attached.plan_hash, size, phases.pop("copy"), phases)
+        return SwapReport(version, self._plan, size, phases.pop("copy"), phases)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """See ``protocol.Engine``. Raises ConnectionError when no server is left."""
@@ -212,8 +213,8 @@ class SGLangEngines:
         self._watching = [asyncio.ensure_future(self._watch(replica)) for replica in self.replicas]
         if len(self.replicas) > 1:
             seconds = self.options.start_seconds
-            self.router = Router(machine.free_port(), self.key, self.logs / "router.log", seconds)
-            self._watching.append(asyncio.ensure_future(self.router.watch(self.options.restarts, self._route_all)))
+            self.router = Router(machine.free_low_port(), self.key, self.logs / "router.log", seconds)
+            self._watching.append(asyncio.ensure_future(self.router.watch(self.options.restarts, self._serving)))
 
     def _start(self) -> None:
         for replica in self.replicas:
@@ -261,6 +262,8 @@ class SGLangEngines:
         assert self.source is not None
         async with replica.lock:
             while True:
+                if self.router is not None and (replica.gone or replica.failed is not None):
+                    await self.router.remove(replica.url)
                 try:
                     await replica.prepare(self.source, self.dtype)
                     swapped = await replica.bring(version, asyncio.shield(hashes), self._way)
@@ -272,17 +275,9 @@ class SGLangEngines:
                     raise SwapError(f"{replica.name} could not be swapped: {error}") from error
                 except _RECOVERABLE as error:
                     replica.failed = error
-            await self._route(replica)
+            if self.router is not None:
+                await self.router.add(replica.url, lambda: replica.serving)
             return swapped
-
-    async def _route(self, replica: Replica) -> None:
-        """Have the router send requests to a server; one that is just started again gets all that are armed."""
-        if self.router is not None and self.router.ready:
-            try:
-                await self.router.add(replica.url, api_key(self.key))
-            except ServerError as error:
-                print(f"warning: the router does not answer: {error}", flush=True)
-                self.router.ready = False
 
     async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if self.failed:
@@ -313,7 +308,7 @@ class SGLangEngines:
     async def _available(self) -> None:
         """Wait for a server that can generate. Raises ServerError when all are lost."""
         router = self.router
-        while not any(replica.armed for replica in self.replicas) or (router is not None and not router.ready):
+        while not any(r.armed and (router is None or router.serves(r.url)) for r in self.replicas):
             if all(replica.lost for replica in self.replicas):
                 raise ServerError("; ".join(replica.lost for replica in self.replicas))
             if router is not None and router.lost:
@@ -345,10 +340,9 @@ class SGLangEngines:
                 async with replica.lock:
                     await self._revive(replica, why)
 
-    async def _route_all(self) -> None:
-        for replica in self.replicas:
-            if replica.armed:
-                await self._route(replica)
+    def _serving(self) -> list[tuple[str, Callable[[], bool]]]:
+        """For a router that has none."""
+        return [(r.url, partial(getattr, r, "serving")) for r in self.replicas if r.serving]
 
     async def _revive(self, replica: Replica, why: str) -> None:
         """Restart a server and bring it back to the weights that are served; at the next swap if they are changing."""
@@ -356,8 +350,7 @@ class SGLangEngines:
         try:
             if why:
                 if self.router is not None:
-                    with suppress(ServerError):
-                        await self.router.remove(replica.url)
+                    await self.router.remove(replica.url)
                 await replica.restart(why)
             if not self._still:
                 return
@@ -366,7 +359,8 @@ class SGLangEngines:
             expected: asyncio.Future[np.ndarray] = self._loop.create_future()
             expected.set_result(hashes)
             await replica.bring(version, expected, self._way)
-            await self._route(replica)
+            if self.router is not None:
+                await self.router.add(replica.url, lambda: replica.serving)
         except SwapError as error:  # the trainer went on meanwhile
             print(f"{replica.name} waits for the next swap: {error}", flush=True)
         except Exception as error:
@@ -377,6 +371,8 @@ class SGLangEngines:
     def _lose(self, replica: Replica, error: Exception) -> None:
         if not replica.lost:
             print(f"{replica.name} is lost: {error}", flush=True)
+        if replica.off and self._generating and self.router is not None:  # it waits for a machine that is not there
+            self.router.ready = False
         replica.lost = str(error)
 
     async def _each(self, call: Any) -> list[Any]:

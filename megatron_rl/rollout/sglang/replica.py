@@ -62,6 +62,11 @@ class Replica:
         return self.version >= 0
 
     @property
+    def serving(self) -> bool:
+        """Whether it can be asked for completions."""
+        return self.armed and not self.gone
+
+    @property
     def gone(self) -> bool:
         return self.process is not None and self.process.ended
 

@@ -29,7 +29,8 @@ import os, signal, sys
 from itertools import count
 from megatron_rl.cli import main
 from megatron_rl.resharding.convert import parts, run
-from megatron_rl.commands import convert
+from megatron_rl.commands import convert, waiting
+waiting.FIRST = 3600  # seconds until it says how far it is
 source, target, kind, number, sent = sys.argv[1:6]
 parts.PART, parts.SHORTEST_RUN, parts.BAND = 4096, 256, 1024
 begin = run.Conversion.run

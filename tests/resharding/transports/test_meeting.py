@@ -212,7 +212,7 @@ def test_whoever_does_not_come_is_missed(cluster: Cluster, ranks: list[Worker]) 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_rank_alone_gives_up_at_the_deadline(backend: str) -> None:
     place = MeetingPlace("127.0.0.1")
-    with pytest.raises(LinkError, match=f"Process 0 of a swap over {backend} found no way to the others: .*timeout"):
+    with pytest.raises(LinkError, match=f"Process 0 of a swap over {backend} found no way to the others: .*time"):
         place.meeting(backend, 1, [0], 1, 0.5).join(0)
 
 

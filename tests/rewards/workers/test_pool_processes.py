@@ -50,6 +50,31 @@ def test_calls_from_several_threads_are_served_one_after_the_other(user_module):
     assert len(scored) == 8
 
 
+@pytest.mark.parametrize("attempt", range(4))
+def test_a_pool_is_closed_while_another_thread_has_samples_scored(user_module, attempt):
+    """That thread is told, and neither ends a worker that the other ends."""
+    pool, told = RewardPool(config(user_module, workers=2, deadline=3600.0, first_deadline=3600.0)), []
+
+    def ask() -> None:
+        try:
+            pool.score(samples("sleep", "sleep-too"))
+        except BaseException as error:
+            told.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    deadline = time.monotonic() + PATIENCE
+    while not user_module.exists() or len(user_module.read_text().split()) < 2:
+        assert asking.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    pool.close()
+    asking.join()
+    assert [str(error) for error in told] == ["the reward pool was closed by another thread"]
+    assert workers() == []
+    with pytest.raises(RuntimeError, match="the reward pool is closed"):
+        pool.score(samples("a"))
+
+
 def test_workers_that_cannot_start(tmp_path, monkeypatch):
     (tmp_path / "rewards_broken_in_workers.py").write_text(BROKEN_IN_WORKERS)
     monkeypatch.syspath_prepend(tmp_path)

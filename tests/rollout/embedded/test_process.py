@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,6 +221,29 @@ def test_a_pool_is_one_engine(started, engines, models, trainer):
         swap(pool, ranks, 5, hashes)
     assert [health["weight_version"] for health in pool.health()["engines"]] == [-1, -1]
     swap(pool, ranks, 6)
+
+
+def test_two_rounds_at_once_find_an_engine_lost(engines, models, trainer, monkeypatch):
+    """On another machine; each asks the other engine for what that one owed it."""
+    model, both = models["qwen3"][0], threading.Barrier(2, timeout=PATIENCE)
+    pool, ranks = EnginePool(engines), trainer(model, ParallelSizes())
+    pool.attach(ranks.source())
+    swap(pool, ranks, 4)
+    lost = engines[1]
+
+    def lose(requests, sampling):
+        both.wait()
+        raise ConnectionError("the rollout engine is lost")
+
+    monkeypatch.setattr(lost, "generate", lose)
+    monkeypatch.setattr(lost, "far", True)
+    monkeypatch.setattr(pool, "_threads", ThreadPoolExecutor(4))  # both rounds ask it at the same time
+    with ThreadPoolExecutor(2) as rounds:
+        asked = [rounds.submit(pool.generate, REQUESTS, SAMPLING) for _ in range(2)]
+    expected = [[c.tokens for c in group] for group in generate(model, REQUESTS, SAMPLING, version=4)]
+    for each in asked:
+        assert [[c.tokens for c in group] for group in each.result()] == expected
+    assert pool.engines == [engines[0]]
 
 
 def test_requests_awaited_one_by_one_are_completed_as_one_batch(engines, models, trainer):

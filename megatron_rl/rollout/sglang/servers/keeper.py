@@ -29,7 +29,7 @@ from megatron_rl.system.control import Worker, WorkerError, answer_calls, call_i
 from megatron_rl.system.processes import run
 
 SESSION = "keepers"
-START_SECONDS = 300.0  # in which rank 0 must listen, and then all keepers have called
+START_SECONDS = 300.0  # in which all keepers must have called when rank 0 listens
 _METHODS = ("place", "prepare", "free_address", "start", "kill", "ended", "last_words", "note_parts")
 _ASK_SECONDS = 60.0
 _LOOK = 0.5  # seconds between looks at the servers of a machine
@@ -203,14 +203,12 @@ def main() -> None:
     stop.leave_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, number, address = sys.argv[1:]
-    key, deadline = key_from_environment(), time.monotonic() + START_SECONDS
-    while True:
+    key = key_from_environment()
+    while True:  # until rank 0 listens, which reads its data first; this machine's supervisor ends what waits in vain
         try:
             connection = call_in(control, key, SESSION, int(number))
             break
         except (OSError, EOFError, AuthenticationError):
-            if time.monotonic() > deadline:
-                raise
             time.sleep(_RETRY)
     with scratch.made(os.environ.get(scratch.SCRATCH)) as folder:
         keeper = Keeper(address, key, folder)

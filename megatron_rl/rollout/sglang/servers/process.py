@@ -109,7 +109,7 @@ def arguments(
         "dtype": served.dtype,
         "host": host,
         "port": port,
-        "nccl_port": machine.free_port(),
+        "nccl_port": machine.free_low_port(),
         "tp_size": options.tensor_parallel,
         "ep_size": options.expert_parallel,
         "max_running_requests": rollout.max_running,
@@ -212,7 +212,7 @@ class ServerProcess:
     def note_parts(self) -> None:
         """It is ready: from now on it has ended when one of its schedulers, or its detokenizer, has."""
         children = psutil.Process(self.pid).children()
-        self._parts = [child for child in children if any(word.startswith("sglang::") for word in child.cmdline())]
+        self._parts = [child for child in children if _is_part(child)]
 
     @property
     def started(self) -> bool:
@@ -260,6 +260,13 @@ class ServerProcess:
             leader = psutil.Process(self.pid)
             return [*leader.children(recursive=True), leader]
         return []
+
+
+def _is_part(process: psutil.Process) -> bool:
+    try:
+        return any(word.startswith("sglang::") for word in process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return True
 
 
 def _gone(process: psutil.Process) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from megatron_rl.system.channel import KEY, api_key, key_from_environment
 from megatron_rl.system.processes import run, tied_to_this_process
 
 _WATCH = 0.5  # seconds between looks at the process
+_ASK_SECONDS = 60.0  # for an answer
 _LONGEST_REQUEST = 24 * 3600  # seconds; the trainer's own deadline is shorter
 
 
@@ -30,9 +31,12 @@ class Router:
     """The router's process and the servers behind it."""
 
     def __init__(self, port: int, key: bytes, log: Path, seconds: float) -> None:
-        """``seconds`` are given to it to start, and to take a server."""
+        """``seconds`` are given to it to start, and to take a server.
+
+        It takes no requests for a server before it lists it (``serves``).
+        """
         self.url, self.log, self._key, self._seconds = f"http://127.0.0.1:{port}", log, key, seconds
-        self._options = [f"--port={port}", f"--metrics-port={machine.free_port()}"]
+        self._options = [f"--port={port}", f"--metrics-port={machine.free_low_port()}"]
         self.server: Server | None = None
         self.ready = False  # to take requests
         self.lost = ""  # why it will not come back
@@ -71,30 +75,49 @@ class Router:
                 await asyncio.sleep(0.2)
         self.server, self.ready = server, True
 
-    async def add(self, url: str, key: str) -> None:
-        """Send requests to the server at ``url`` from now on."""
-        assert self.server is not None
-        if url in self._ids:
+    def serves(self, url: str) -> bool:
+        """Whether it sends requests to the server at ``url``."""
+        return self.ready and url in self._ids
+
+    async def add(self, url: str, serving: Callable[[], bool]) -> None:
+        """Send requests to the server at ``url`` from now on, as long as it is ``serving``.
+
+        A router that does not take it is started again, and then gets all servers.
+        """
+        if not self.ready:
             return
-        await self.server.call("POST", "/workers", {"url": url, "api_key": key}, seconds=30)
-        deadline = time.monotonic() + self._seconds
-        while url not in self._ids:
-            listed = await self.server.call("GET", "/workers", seconds=30)
+        try:
+            await self._add(url, serving)
+        except ServerError as error:
+            print(f"warning: the router does not answer: {error}", flush=True)
+            self.ready = False
+
+    async def _add(self, url: str, serving: Callable[[], bool]) -> None:
+        assert self.server is not None
+        deadline, asked = time.monotonic() + self._seconds, False
+        while url not in self._ids and serving():
+            listed = await self.server.call("GET", "/workers", seconds=_ASK_SECONDS)
             self._ids |= {worker["url"]: worker["id"] for worker in listed["workers"] if worker["url"] == url}
+            if url in self._ids:
+                break
+            if not asked:
+                body = {"url": url, "api_key": api_key(self._key)}
+                await self.server.call("POST", "/workers", body, seconds=_ASK_SECONDS)
+                asked = True
             if time.monotonic() > deadline:
                 raise ServerError(f"the router does not take {url}")
             await asyncio.sleep(0.05)
 
     async def remove(self, url: str) -> None:
-        """Send it no more."""
-        assert self.server is not None
+        """Send the server at ``url`` no more, as far as the router answers."""
         name = self._ids.pop(url, None)
-        if name is not None:
-            await self.server.call("DELETE", f"/workers/{name}", seconds=30)
+        if name is not None and self.server is not None:
+            with suppress(ServerError):
+                await self.server.call("DELETE", f"/workers/{name}", seconds=_ASK_SECONDS)
 
-    async def watch(self, restarts: int, route: Callable[[], Awaitable[None]]) -> None:
-        """Start it again when it ends or does not answer, so often in a run; ``route`` then adds the servers that are
-        armed."""
+    async def watch(self, restarts: int, servers: Callable[[], Iterable[tuple[str, Callable[[], bool]]]]) -> None:
+        """Start it again when it ends or does not answer, so often in a run, and add the ``servers`` that there are:
+        the address of each, and whether it is still serving."""
         for _ in range(restarts):
             await self._while_it_answers()
             assert self.server is not None
@@ -104,7 +127,7 @@ class Router:
             self.start()
             with suppress(InputError):  # it is tried again
                 await self.connect(self.server)
-                await route()
+                await asyncio.gather(*(self.add(url, serving) for url, serving in servers()))
         await self._while_it_answers()
         self.ready = False
         self.lost = f"the router ended too often (rollout.sglang.restarts); {self.log} says why"
