@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing.connection
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from tests import forked
 from tests.forked import ROOT as ROOT
 
 PATIENCE = 3600.0  # seconds, of every wait in a test: it guards against waiting for ever, and measures nothing
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a shell's background: runs would not be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if importlib.util.find_spec("hypothesis"):  # a machine that tests a GPU need not have it
     from hypothesis import HealthCheck, settings

@@ -35,12 +35,12 @@ def test_a_server_on_a_node_of_its_own(tmp_path: Path) -> None:
 def test_a_node_with_a_server_is_lost_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing is generated: the router must not be left with a server that the next swap finds lost."""
     monkeypatch.setenv("GATE", str(tmp_path))
-    gate, said = tmp_path / "closed-1", tmp_path / "node0.log"
+    gate, said = tmp_path / "closed-2", tmp_path / "node0.log"
     gate.touch()
-    more = ["rollout.engines=2", "run.steps=3", "actor.tensor_parallel=1", *HELD]
+    more = ["rollout.engines=2", "run.steps=4", "actor.tensor_parallel=1", *HELD]
     nodes = start_on(3, tmp_path, "train", "quickstart", "--rollout-nodes", "2", *SMALL, *more)
     deadline = time.monotonic() + PATIENCE
-    while not (tmp_path / "reached-1").exists():  # all completions of the step are there
+    while not (tmp_path / "reached-2").exists():  # all completions of the step are there
         assert nodes[0].poll() is None and time.monotonic() < deadline, said.read_text()
         time.sleep(0.05)
     nodes[2].kill()
@@ -50,5 +50,5 @@ def test_a_node_with_a_server_is_lost_and_the_others_go_on(tmp_path: Path, monke
     assert codes == [0, 0, -9], said.read_text()
     rows = [json.loads(line) for line in (tmp_path / "runs/quickstart/metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["stage"] == "rl"]
-    assert [row["weight_version"] for row in steps] == [2, 3, 4]
+    assert [row["weight_version"] for row in steps] == [2, 3, 4, 5]
     assert "sglang1 is lost: " in said.read_text()
