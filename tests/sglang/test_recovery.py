@@ -189,10 +189,20 @@ def test_a_router_that_ends_is_started_again(pair: SGLangEngines, model_folder: 
 
 
 def test_a_swap_brings_back_an_engine_that_died(
-    pair: SGLangEngines, trainer: ServedTrainer, model_folder: Models
+    pair: SGLangEngines, trainer: ServedTrainer, model_folder: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether or not it was to give back its memory first."""
-    killed = pair.replicas[1]
+    """Whether or not it was to give back its memory first; the router asks it for nothing meanwhile."""
+    killed, served = pair.replicas[1], []
+    restart, router = killed.restart, pair.router
+    assert router is not None and router.serves(killed.url)
+
+    async def note(why: str) -> None:
+        assert router.server is not None
+        listed = await router.server.call("GET", "/workers", seconds=PATIENCE)
+        served.append(killed.url in {worker["url"] for worker in listed["workers"]})
+        await restart(why)
+
+    monkeypatch.setattr(killed, "restart", note)
     before, process = killed.restarted, scheduler(killed)
     process.kill()
     wait_until(lambda: killed.gone, pair)
@@ -202,6 +212,7 @@ def test_a_swap_brings_back_an_engine_that_died(
     assert gap(model_folder("qwen3")[1], REQUESTS, groups) < EXACT
     assert {c.versions for group in groups for c in group} == {((2, 16),)}
     assert killed.restarted == before + 1
+    assert served == [False] and router.serves(killed.url)
 
 
 def test_completions_of_lost_engines_are_made_after_the_next_swap(
