@@ -38,7 +38,6 @@ pytestmark = pytest.mark.usefixtures("forked_look")
         (["data.curriculum.low=0.2"], "data.curriculum.low does nothing without data.curriculum.by=accuracy"),
         (["data.split=dev"], ""),
         (["algorithm.correction_high=5"], "algorithm.correction_high does nothing without algorithm.correction"),
-        (["rollout.engine=sglang"], "rollout.embedded.true_on_policy does nothing without rollout.engine=embedded"),
         (["run.steps=10", "actor.optimizer.warmup_steps=20"], ""),
     ],
 )
@@ -59,6 +58,11 @@ def test_many_ranks_for_the_cores_of_a_machine_without_gpus(tmp_path: Path, monk
     ]
     config.launch.nodes = 2
     assert warnings(config) == []
+
+
+def test_what_the_other_engine_would_use(tmp_path: Path) -> None:
+    (said,) = warnings(quickstart(tmp_path, "rollout.engine=sglang"))
+    assert said.startswith("rollout.embedded.true_on_policy does nothing without rollout.engine=embedded: set it")
 
 
 def test_a_recipe_sets_nothing_that_nothing_uses() -> None:
