@@ -22,6 +22,10 @@ def gpus() -> Config:
 def tiny() -> Config:
     """The same on a CPU, to try rows and rewards out; set model.path (tools/make_tiny_model.py) and data.path."""
     config = on_cpu(_usual("grpo_tiny"))
+    config.actor.optimizer = OptimizerConfig(lr=1e-4, beta2=0.95, warmup_steps=2)
+    config.sft_optimizer = OptimizerConfig(  # of a warm start, which random weights need
+        lr=3e-3, beta2=0.95, weight_decay=0.1, warmup_steps=20, decay="cosine", min_lr_ratio=0.1
+    )
     config.rollout.prompts_per_step, config.rollout.max_new_tokens = 8, 64
     return config
 

@@ -20,7 +20,7 @@ from megatron_rl.system import machine
 
 _BOUNDS = ("low", "high", "explore")
 _CORRECTING = ("correction_level", "correction_low", "correction_high")
-_CROWDED = 8  # processes that compute on one core
+_CROWDED = 4  # processes that compute on one core
 
 
 def check_run_folder(run: RunConfig) -> list[str]:
@@ -64,11 +64,14 @@ def warnings(config: Config) -> list[str]:
             f"rollout.engine=embedded generates on the CPU, and the trainer computes on {_counted(gpus, 'GPU')}: "
             "nearly all of the time will go there. rollout.engine=sglang generates on GPUs."
         )
-    cores, here = machine.cores(), config.actor.sizes().world // max(config.launch.nodes, 1)
+    cores, nodes = machine.cores(), max(config.launch.nodes, 1)
+    started = config.rollout.engines if config.generates() and not sglang.urls else 0
+    here = (config.actor.sizes().world + started) // nodes
     if not gpus and not machine.elsewhere() and here > _CROWDED * cores:
         found.append(
-            f"The parallel sizes make {here:,} ranks on this machine, which has {_counted(cores, 'core')}: they will "
-            "wait for each other most of the time. Lower a size."
+            f"{here:,} ranks and engines would share {_counted(cores, 'core')} of this machine, which has no GPU: they "
+            "will wait for each other most of the time. Lower the parallel sizes or rollout.engines, or start it where "
+            "there are GPUs (check --gpu predicts that)."
         )
     return found + _idle(config) + _unlearning(config)
 

@@ -47,3 +47,6 @@ def test_the_best_of_one_is_no_choice(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "note:" not in capsys.readouterr().out
     assert main([*made(tmp_path / "third", ONE[:1])]) == 2
     assert "None of them has what is asked for with --reward-at-least 1." in capsys.readouterr().err
+    cut = [row | {"finish_reason": "length"} for row in ONE]
+    assert main([*made(tmp_path / "cut", cut)]) == 2
+    assert "All of them were cut off, and those are left out: train with more" in capsys.readouterr().err

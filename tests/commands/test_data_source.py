@@ -138,6 +138,9 @@ def test_what_cannot_be_used_is_said(write, tmp_path, capsys):
         ([good], ["data.columns.answer=no"], "has no column 'no'"),
         ([good], ["run.steps=1"], "run.steps=1: only options of data are of use here."),
         ([good], ["data.promt=raw"], "data.promt"),
+        ([good], ["data.path=other.jsonl"], "data.path=other.jsonl: the file is named by the command"),
+        ([good], ["data.task=false_belief"], "data.task=false_belief makes its own questions and reads no file"),
+        ([good], ["data.template=fixed"], "must have a {column} in it"),
         ([good], ["--out", "rows.csv"], "--out rows.csv: the name must end in .jsonl or .parquet."),
         ([{"story": "S.", "question": "Q?", "answer": "x"}], [], "has a column 'story', and the prompt would be"),
         ([{"messages": MESSAGES}, {"messages": MESSAGES[:1]}], [], "row 2, column 'messages'"),
@@ -188,6 +191,7 @@ def test_rows_of_parquet_keep_their_types_where_some_are_bad(tmp_path, capsys):
     ("row", "given", "words"),
     [
         ({"question": "Two?", "answer": 2}, ["data.limit=1"], ["data.limit=1"]),
+        ({"question": "Two?", "answer": 2, "target": "2"}, [], ["sft.steps=100"]),
         ({"story": "S.", "question": "Q?", "answer": "b", "options": ["a", "b"]}, [], ["data.task=multiple_choice"]),
     ],
 )

@@ -67,6 +67,8 @@ def _nothing(found: Selection, options: argparse.Namespace, config: Config) -> s
     """Why no row was selected."""
     asked = f"--reward-at-least {options.reward_at_least:g}"
     if not options.pairs:
+        if found.cut_off == found.completions:
+            return "All of them were cut off, and those are left out: train with more rollout.max_new_tokens."
         return f"None of them has what is asked for with {asked}."
     lacking = NO_TWO if found.most < 2 else f"no prompt has one for {asked} and one below it among those kept"
     return f"There are no pairs: {lacking}. {_more(config)}"

@@ -13,7 +13,8 @@ from megatron_rl.data.config import DataConfig
 from megatron_rl.data.files import Table, read_table
 from megatron_rl.data.inspection import prepare_all, warnings
 from megatron_rl.data.prepared import ENDLESS, Characters, Prepared
-from megatron_rl.data.registry import TASKS
+from megatron_rl.data.registry import TASKS, file_columns
+from megatron_rl.data.rows.fill import template_problems
 from megatron_rl.data.rows.kinds import Kind, nearest, recognise
 from megatron_rl.data.rows.messages import short
 from megatron_rl.data.rows.parts import benchmark
@@ -71,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
     _show(table, prepared, tokenizer, "tokens" if options.model else "characters")
     if kind.use in TASKS and not benchmark(table):
         task = [] if kind.use == "prompt_answer" else [f"data.task={kind.use}"]
-        words = [f"model.path={options.model or 'FOLDER'}", f"data.path={options.source}", *task, *options.overrides]
+        warm = ["sft.steps=100"] if table.find("target", config.columns) else []  # a random model starts with them
+        words = [f"model.path={options.model or 'FOLDER'}", f"data.path={options.source}", *task, *warm]
+        words += options.overrides
         print(f"  to train   megatron-rl train grpo.tiny {shlex.join(words)}")
     if out is not None:
         if name := benchmark(table):
@@ -100,6 +103,13 @@ def _config(options: argparse.Namespace) -> tuple[DataConfig, set[str]]:
     if problems:
         raise InputError(" ".join(problems))
     data = config.data
+    task = data.task.partition(":")[0]
+    if "data.path" in {override.partition("=")[0] for override in options.overrides}:
+        raise InputError(f"data.path={data.path}: the file is named by the command, {options.source}; leave it out.")
+    if task in TASKS and not file_columns(data):
+        raise InputError(f"data.task={data.task} makes its own questions and reads no file: name one of files.")
+    if data.template and (problems := template_problems(data.template)):
+        raise InputError(" ".join(problems))
     data.path = options.source
     given = {override.partition("=")[0].split(".")[1] for override in options.overrides}
     if "max_prompt_tokens" not in given and not options.model:
