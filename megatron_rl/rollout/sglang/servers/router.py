@@ -40,12 +40,14 @@ class Router:
         self.server: Server | None = None
         self.ready = False  # to take requests
         self.lost = ""  # why it will not come back
-        self._ids: dict[str, str] = {}  # the router's names of the servers, by address
+        self._asked: set[str] = set()  # addresses of the servers that it was told to take
+        self._listed: set[str] = set()  # of those that it sends requests to
         self.start()
 
     def start(self) -> None:
         """Start the process, with no servers behind it. It dies with the thread that calls this."""
-        self._ids.clear()
+        self._listed.clear()
+        self._asked.clear()
         with open_log(self.log) as file:
             self._process = subprocess.Popen(
                 tied_to_this_process(
@@ -77,7 +79,7 @@ class Router:
 
     def serves(self, url: str) -> bool:
         """Whether it sends requests to the server at ``url``."""
-        return self.ready and url in self._ids
+        return self.ready and url in self._listed
 
     async def add(self, url: str, serving: Callable[[], bool]) -> None:
         """Send requests to the server at ``url`` from now on, as long as it is ``serving``.
@@ -94,26 +96,38 @@ class Router:
 
     async def _add(self, url: str, serving: Callable[[], bool]) -> None:
         assert self.server is not None
-        deadline, asked = time.monotonic() + self._seconds, False
-        while url not in self._ids and serving():
-            listed = await self.server.call("GET", "/workers", seconds=_ASK_SECONDS)
-            self._ids |= {worker["url"]: worker["id"] for worker in listed["workers"] if worker["url"] == url}
-            if url in self._ids:
+        deadline = time.monotonic() + self._seconds
+        while url not in self._listed and serving():
+            if await self._names(url):
+                self._listed.add(url)
                 break
-            if not asked:
+            if url not in self._asked:  # by another task neither: it refuses one that it is about to take
+                self._asked.add(url)
                 body = {"url": url, "api_key": api_key(self._key)}
                 await self.server.call("POST", "/workers", body, seconds=_ASK_SECONDS)
-                asked = True
             if time.monotonic() > deadline:
                 raise ServerError(f"the router does not take {url}")
             await asyncio.sleep(0.05)
 
     async def remove(self, url: str) -> None:
-        """Send the server at ``url`` no more, as far as the router answers."""
-        name = self._ids.pop(url, None)
-        if name is not None and self.server is not None:
-            with suppress(ServerError):
-                await self.server.call("DELETE", f"/workers/{name}", seconds=_ASK_SECONDS)
+        """Send the server at ``url`` no more, as far as the router answers, and wait until it knows of it no more."""
+        self._listed.discard(url)
+        self._asked.discard(url)
+        if self.server is None:
+            return
+        deadline, told = time.monotonic() + _ASK_SECONDS, set[str]()
+        with suppress(ServerError):
+            while (names := await self._names(url)) and time.monotonic() < deadline:
+                for name in names - told:
+                    await self.server.call("DELETE", f"/workers/{name}", seconds=_ASK_SECONDS)
+                told |= names
+                await asyncio.sleep(0.05)
+
+    async def _names(self, url: str) -> set[str]:
+        """The router's own, of the server at ``url``."""
+        assert self.server is not None
+        listed = await self.server.call("GET", "/workers", seconds=_ASK_SECONDS)
+        return {worker["id"] for worker in listed["workers"] if worker["url"] == url}
 
     async def watch(self, restarts: int, servers: Callable[[], Iterable[tuple[str, Callable[[], bool]]]]) -> None:
         """Start it again when it ends or does not answer, so often in a run, and add the ``servers`` that there are:
